@@ -1,0 +1,205 @@
+"""The command line ``egd``: domain-agnostic; experiments and further commands come by entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from egd.errors import UserError
+
+app = typer.Typer(
+    name="egd",
+    help="Energy-guided diffusion: run recipes, evaluate runs, list components.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Show what the user can put right on one screen, with exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        complain(error)
+        raise typer.Exit(2) from None
+
+
+def complain(error: UserError, where: str = "") -> None:
+    """One clear message: place, what is wrong, remedy."""
+    place = " ".join(part for part in (where, error.key or "") if part)
+    head = f"[bold red]error[/] [bold]{escape(place)}[/]: " if place else "[bold red]error[/]: "
+    errors.print(head + escape(str(error)), highlight=False, soft_wrap=True)
+
+
+def show(rows: Sequence[Any], title: str) -> None:
+    """A results table with whatever columns the rows have."""
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("task", "policy") else "right")
+    before = None
+    for row in rows:
+        if before is not None and row.get("task") != before:
+            table.add_section()
+        before = row.get("task")
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")],
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated.")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", "-b", help="A named budget of the recipe, such as smoke, quick or full.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key: a.b=c. May be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with runs found in the folder; show those that are complete.")] = False,
+) -> None:
+    """Train, guide and evaluate the tasks of a recipe."""
+    from egd import experiments
+    from egd.config import read_yaml
+    from egd.progress import Reporter
+
+    with user_errors():
+        tree = read_yaml(recipe)
+        options = experiments.Options(
+            out=out or default_out(recipe),
+            tasks=task or (),
+            budget=budget,
+            seed=seed,
+            device=device,
+            resume=resume,
+            settings=settings or (),
+            source=str(recipe),
+        )
+        jobs = experiments.load(tree.get("experiment"), str(recipe)).plan(tree, options)
+    rows, failed = _run_all(jobs, Reporter(console))
+    show(rows, "Results: normalised scores (plain returns where a task has no reference score)")
+    console.print(f"Runs are in {options.out}/", highlight=False, soft_wrap=True)
+    if failed:
+        errors.print(f"[red]{len(failed)} of {len(jobs)} failed: {', '.join(failed)}[/]", soft_wrap=True)
+        raise typer.Exit(2)
+
+
+def default_out(recipe: Path) -> Path:
+    """runs/<recipe>; a run's own config.yaml repeats into runs/<task>-repeat."""
+    name = recipe.stem if recipe.name != "config.yaml" else f"{recipe.resolve().parent.parent.name}-repeat"
+    return Path("runs") / name
+
+
+def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str]]:
+    rows: list[Any] = []
+    failed: list[str] = []
+    for job in jobs:
+        reporter.console.rule(job.label, align="left")
+        try:
+            rows += job.run(reporter)
+        except UserError as error:
+            complain(error, job.label)
+            failed.append(job.label)
+    return rows, failed
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder: OUT/<task>/seed-<n>.")],
+    omega: Annotated[str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3. All are rolled out in one batched pass.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Evaluate the checkpoints of a run again."""
+    from egd import experiments
+    from egd.config import read_yaml
+    from egd.progress import Reporter
+
+    with user_errors():
+        config = run / "config.yaml"
+        if not config.exists():
+            raise UserError(f"{run} is not a run folder: it has no config.yaml; give OUT/<task>/seed-<n>")
+        settings = {"omegas": _numbers(omega), "episodes": episodes, "seed": seed, "device": device}
+        tree = read_yaml(config)
+        rows = experiments.load(tree.get("experiment"), str(config)).evaluate(run, settings, Reporter(console))
+    show(rows, f"Evaluation of {run}")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"'{text}' is not a list of numbers such as 0.1,1,3", key="--omega") from None
+    if any(n < 0 for n in numbers):
+        raise UserError(f"'{text}': a guidance scale is not negative", key="--omega")
+    return numbers
+
+
+@app.command("list")
+def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes")) -> None:
+    """List experiments, components and recipes."""
+    from egd import experiments
+    from egd.config import read_yaml
+
+    for name, entry in experiments.found().items():
+        with user_errors():
+            kinds = experiments.load(name, "list").components()
+        table = Table("kind", "name", "what it is", title=f"experiment {name} ({entry.value})", title_justify="left", show_lines=False)
+        for kind, components in kinds.items():
+            table.add_section()
+            for i, (component, line) in enumerate(sorted(components.items())):
+                table.add_row(kind if i == 0 else "", component, escape(line))
+        console.print(table)
+    table = Table("recipe", "experiment", "budgets", "tasks", "description", title=f"recipes in {folder}/", title_justify="left")
+    for path in sorted(folder.rglob("*.yaml")):
+        with user_errors():
+            tree = read_yaml(path)
+        cells = (" ".join(tree.get(key) or ()) for key in ("budgets", "tasks"))
+        table.add_row(path.name, str(tree.get("experiment")), *cells, str(tree.get("description", "")).strip())
+    console.print(table)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False) -> None:
+    """Energy-guided diffusion."""
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print(f"egd {installed('egd')}", highlight=False)
+        raise typer.Exit
+
+
+def add_commands() -> None:
+    """Add the sub-commands that installed packages offer in the entry-point group ``egd.commands``."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="egd.commands"):
+        sub: typer.Typer | Callable[..., Any] = entry.load()
+        if isinstance(sub, typer.Typer):
+            app.add_typer(sub, name=entry.name)
+        else:
+            app.command(entry.name)(sub)
+
+
+def entry() -> None:
+    """The console script."""
+    add_commands()
+    app()
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,138 @@
+"""Components by name: how a recipe's ``{name: ..., key: value}`` becomes an object.
+
+A component is any class (or function returning a callable) in one file. Its constructor's parameters are of two kinds:
+**parts**, which the experiment supplies by parameter name (``energy``, ``denoiser``, ``posterior``, ``schedule``,
+``support``, ``beta``, ``omega``, ``data_range``), and **settings**, which the recipe supplies and which are checked against their type
+hints. Within the library a file in ``egd/energies`` (or ``objectives``, ``rules``, ``posteriors``) is found by itself; a
+stranger's class is named ``package.module:Name`` or ``path/to/file.py:Name``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+
+from egd.errors import UserError, nearest
+
+Component = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A component's name and settings as a recipe gives them."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The components of one kind: every class or function that the modules of a package define in public."""
+
+    kind: str
+    package: str
+
+    def names(self) -> dict[str, Component]:
+        """Short name -> component, names in snake case: ``FirstOrder`` is ``first_order``."""
+        return _scan(self.package)
+
+    def find(self, name: str, key: str) -> Component:
+        """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
+        if ":" in name:
+            return _load(name, key)
+        try:
+            return self.names()[name]
+        except KeyError:
+            raise UserError(f"no {self.kind} is called '{name}'; {nearest(name, self.names())}", key=key) from None
+
+
+@cache
+def _scan(package: str) -> dict[str, Component]:
+    found: dict[str, Component] = {}
+    root = importlib.import_module(package)
+    modules = [f"{package}.{m.name}" for m in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
+    for module in [importlib.import_module(name) for name in modules] or [root]:
+        for name in getattr(module, "__all__", ()):
+            found[re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()] = getattr(module, name)
+    return found
+
+
+def _load(path: str, key: str) -> Component:
+    place, _, name = path.rpartition(":")
+    try:
+        module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, FileNotFoundError) as error:
+        raise UserError(f"cannot import '{place}' of '{path}': {error}; is it on PYTHONPATH?", key=key) from error
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"'{place}' has no '{name}'; {nearest(name, public)}", key=key)
+    component: Component = getattr(module, name)
+    return component
+
+
+def _load_file(place: str) -> Any:
+    file = Path(place).expanduser().resolve()
+    name = f"egd_user_{file.stem}_{abs(hash(file))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no such file: {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def parameters(component: Component) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by name."""
+    return dict(inspect.signature(component).parameters)
+
+
+def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
+    """Find the component and check the settings against its type hints. UserError naming ``key`` and the setting."""
+    component = registry.find(spec.name, key)
+    _settings(component, spec, parts, key)
+    return component
+
+
+def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) -> Any:
+    """The component with its settings and those of ``parts`` that its constructor names; a setting wins over a part."""
+    component = registry.find(spec.name, key)
+    wanted = {name: parts[name] for name in parameters(component) if name in parts}
+    return component(**{**wanted, **_settings(component, spec, set(parts), key)})
+
+
+def _settings(component: Component, spec: Spec, parts: set[str], key: str) -> dict[str, Any]:
+    known = parameters(component)
+    for name in spec.settings:
+        if name not in known:
+            options = [k for k in known if k not in parts] or ["(it has no settings)"]
+            raise UserError(f"'{spec.name}' has no setting '{name}'; {nearest(name, options)}", key=f"{key}.{name}")
+    for name, parameter in known.items():
+        if name not in spec.settings and name not in parts and parameter.default is inspect.Parameter.empty:
+            raise UserError(
+                f"'{spec.name}' needs '{name}', which is neither a setting given nor a part supplied here "
+                f"({', '.join(sorted(parts))})",
+                key=f"{key}.{name}",
+            )
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    return {name: _check(hints.get(name, Any), value, f"{key}.{name}") for name, value in spec.settings.items()}
+
+
+def _check(hint: Any, value: Any, key: str) -> Any:
+    try:
+        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{value!r} does not fit: {error.errors()[0]['msg']}", key=key) from None

@@ -1,0 +1,27 @@
+"""The energy at the posterior mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from egd.types import Context, Denoiser, Energy
+
+__all__ = ["DPS"]
+
+
+@dataclass(frozen=True)
+class DPS:
+    """E_t ~ beta E(D(x_t, t)): diffusion posterior sampling (arXiv:2209.14687).
+
+    Exact as the posterior's spread goes to zero (t -> 0); biased elsewhere (AEPO Theorem 3.1).
+    """
+
+    energy: Energy
+    denoiser: Denoiser
+    beta: float = 1.0
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        return self.beta * self.energy(self.denoiser(x, t, c), c)

@@ -1,0 +1,35 @@
+"""AEPO's closed form: the energy to first order around a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from egd.tensors import inner, value_and_grad
+from egd.types import Context, Energy, Posterior
+
+__all__ = ["FirstOrder"]
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """E_t ~ beta E(xbar) + g^T (mu - xbar) - 1/2 g^T Sigma g,  g = beta grad E(xbar). AEPO Eq. 17, 25.
+
+    Exact when E is linear and the posterior N(mu, Sigma) is Gaussian. Without the last term (``variance: false``) it is
+    the linearised DPS. The expansion point xbar is mu, or ``at`` where the caller has a better one (AEPO's training: the data point).
+    """
+
+    energy: Energy
+    posterior: Posterior
+    beta: float = 1.0
+    variance: bool = True
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None, at: Tensor | None = None) -> Tensor:
+        """(B, ...), (B,), c, at (B, ...) -> (B,)"""
+        q = self.posterior(x, t, c)
+        point = q.mean if at is None else at
+        value, slope = value_and_grad(lambda p: self.energy(p, c), point, create_graph=point.requires_grad)
+        g = self.beta * slope
+        result = self.beta * value + (inner(g, q.mean - point) if at is not None else 0.0)
+        return result - 0.5 * q.quadratic(g) if self.variance else result

@@ -1,0 +1,42 @@
+"""The definition of E_t, averaged over samples of the Gaussian posterior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egd.tensors import repeat_context
+from egd.types import Context, Energy, Posterior
+
+__all__ = ["MonteCarlo"]
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """E_t ~ -log 1/K sum_k exp(-beta E(mu + Sigma^(1/2) z_k)), AEPO Eq. 11 over a Gaussian posterior.
+
+    Exact as K -> infinity when the posterior is Gaussian. The z_k come in antithetic pairs, drawn from a fixed ``seed`` and shared by
+    all rows, so that the estimate is one smooth function of x_t.
+    """
+
+    energy: Energy
+    posterior: Posterior
+    beta: float = 1.0
+    samples: int = 16
+    seed: int = 0
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        q = self.posterior(x, t, c)
+        points = q.sample(self._noise(x)).transpose(0, 1).flatten(0, 1)  # (B * K, ...)
+        energies = self.energy(points, repeat_context(c, self.samples)).reshape(len(x), self.samples)
+        return math.log(self.samples) - torch.logsumexp(-self.beta * energies, 1)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        half = (self.samples + 1) // 2
+        generator = torch.Generator().manual_seed(self.seed)
+        z = torch.randn(half, 1, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+        return torch.cat([z, -z])[: self.samples]

@@ -1,0 +1,76 @@
+"""What a domain offers to the command line: it plans jobs from a recipe. Found by the entry-point group ``egd.experiments``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from egd.errors import UserError, nearest
+from egd.progress import Reporter
+
+GROUP = "egd.experiments"
+COMMANDS = "egd.commands"
+
+Row = Mapping[str, str]
+"""One row of a results table: column -> text."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a recipe."""
+
+    out: Path
+    tasks: Sequence[str] = ()
+    budget: str | None = None
+    seed: int | None = None
+    device: str = "auto"
+    resume: bool = False
+    settings: Sequence[str] = field(default_factory=tuple)
+    source: str = "recipe"
+
+
+class Job(Protocol):
+    """One run: one task and seed, one folder."""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        ...
+
+    def run(self, reporter: Reporter) -> list[Row]:
+        """Do it (or go on with it) and return its rows of the results table. UserError where the user can help."""
+        ...
+
+
+class Experiment(Protocol):
+    """A domain: from a recipe to jobs, and from a finished run to fresh evaluations."""
+
+    def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
+        """The jobs of a recipe. UserError naming the key for whatever is wrong with it."""
+        ...
+
+    def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
+        """Evaluate the checkpoints of a run again; ``settings``: omegas, episodes, seed, device."""
+        ...
+
+    def components(self) -> dict[str, dict[str, str]]:
+        """Kind -> name -> one line, for ``egd list``; what the domain adds to the library's own."""
+        ...
+
+
+def found(group: str = GROUP) -> dict[str, EntryPoint]:
+    """The installed entry points of a group by name."""
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def load(name: Any, source: str) -> Experiment:
+    """The experiment a recipe names. UserError when none is installed by that name."""
+    known = found()
+    if not isinstance(name, str) or name not in known:
+        problem = "missing" if name is None else f"no experiment is called '{name}'"
+        raise UserError(f"experiment: {problem}; {nearest(str(name), known)}", key=source)
+    experiment: Experiment = known[name].load()
+    return experiment

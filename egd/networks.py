@@ -1,0 +1,98 @@
+"""Networks for flat events: a residual noise model and an energy network, conditioned on time and context."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from egd.tensors import flat_context
+from egd.types import Context
+
+ActivationName = Literal["relu", "silu", "mish", "tanh", "gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+}
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer: (B,) -> (B, dim)."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        half = dim // 2
+        self.register_buffer("frequencies", 1000 * torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
+        self.layer = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, dim)"""
+        angles = t[:, None] * self.frequencies
+        out: Tensor = nn.functional.silu(self.layer(torch.cat([angles.sin(), angles.cos()], 1)))
+        return out
+
+
+class NoiseMLP(nn.Module):
+    """eps(x_t, t, c) for flat events: ``blocks`` residual blocks h <- h + W act(LayerNorm(h)) of one width.
+
+    x (B, event), c any context whose flattened tensors have ``context`` entries a row in all. The last layer starts at zero.
+    """
+
+    def __init__(self, event: int, context: int = 0, *, width: int = 256, blocks: int = 7, time: int = 32) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(time)
+        self.first = nn.Linear(event + time + context, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
+        )
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, event))
+        nn.init.zeros_(self.last[-1].weight)
+        nn.init.zeros_(self.last[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, event), (B,), c -> (B, event)"""
+        h = self.first(torch.cat([x, self.time(t), *flat_context(c)], 1))
+        for block in self.blocks:
+            h = h + block(h)
+        out: Tensor = self.last(h)
+        return out
+
+
+class EnergyMLP(nn.Module):
+    """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out.
+
+    The output is centre + scale * network: two buffers, set from the targets before training (``standardise``), let the network work at unit
+    scale whatever the energy's units.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, event: int, context: int = 0, *, width: int = 256, layers: int = 3, time: int = 32, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(time)
+        sizes = [event + time + context] + [width] * layers
+        act = ACTIVATIONS[activation]
+        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), act())]
+        self.net = nn.Sequential(*hidden, nn.Linear(width, 1))
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardise(self, targets: Tensor) -> None:
+        """Take centre and scale from a sample of regression targets (B,)."""
+        self.centre.copy_(targets.mean())
+        self.scale.copy_(targets.std().clamp(min=1e-6))
+
+    def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, event), (B,), c -> (B,)"""
+        out: Tensor = self.net(torch.cat([x, self.time(t), *flat_context(c)], 1))
+        return self.centre + self.scale * out.squeeze(1)

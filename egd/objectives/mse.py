@@ -1,0 +1,29 @@
+"""The conditional expectation of the energy, learned by regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from egd.types import Context, Energy, TimedEnergy
+
+__all__ = ["MSE"]
+
+
+@dataclass(frozen=True)
+class MSE:
+    """mean (E_Theta(x_t, t, c) - beta E(x_0))^2, whose optimum is beta E[E(x_0) | x_t]: never below the exact E_t, by
+    Jensen (AEPO Theorem 3.1)."""
+
+    energy: Energy
+    beta: float = 1.0
+
+    def target(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """The regression target, (B,)."""
+        return self.beta * self.energy(x0, c).detach()
+
+    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
+        target = self.target(x0, x, t, c)
+        return (network(x, t, c) - target).square().mean(), {"target_mean": target.mean(), "target_std": target.std()}

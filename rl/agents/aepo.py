@@ -1,0 +1,283 @@
+"""AEPO (arXiv:2505.01822, Algorithm 1): behaviour diffusion, implicit Q-learning, an intermediate energy, guided sampling.
+
+The target policy is pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4); the energy handed to ``egd`` is E(a, s) = V(s) - Q(s, a), which differs from
+-Q by a function of s alone and so guides in the same way, but spares a network the job of learning V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.checkpoint import group, prefixed
+from egd.components import Registry, build, validate
+from egd.denoisers import Clip, EpsDenoiser
+from egd.errors import UserError, nearest
+from egd.networks import EnergyMLP, NoiseMLP
+from egd.phases import Phase, seed_of
+from egd.posteriors.moments import Moments, MomentPosterior, calibrate
+from egd.schedules import time_grid
+from egd.training import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics
+from egd.types import Context, Denoiser, Energy, Schedule, TimedEnergy
+from rl.config import GuidanceConfig, RunConfig
+from rl.critics import IQL, CriticLearner
+from rl.data import OfflineData
+from rl.policies import BehaviourSupport, GuidedPolicy, Sampler
+
+ENERGIES = Registry("energy", "egd.energies")
+OBJECTIVES = Registry("energy", "egd.objectives")
+RULES = Registry("guidance rule", "egd.rules")
+SCHEDULES = Registry("schedule", "egd.schedules")
+
+ENERGY_PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
+
+
+def is_trained(guidance: GuidanceConfig) -> bool:
+    """Whether the energy is an objective that trains a network, rather than a closed form."""
+    name = guidance.energy.name
+    if ":" in name:
+        return hasattr(ENERGIES.find(name, "guidance.energy"), "loss")
+    return name in OBJECTIVES.names()
+
+
+def check_components(config: RunConfig) -> None:
+    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    validate(SCHEDULES, config.schedule.spec, set(), "schedule")
+    known = {**ENERGIES.names(), **OBJECTIVES.names()}
+    for name, guidance in config.arms.items():
+        key = "guidance" if name == "guided" else f"variants.{name}"
+        if guidance.energy.name not in known and ":" not in guidance.energy.name:
+            raise UserError(f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy")
+        registry = OBJECTIVES if is_trained(guidance) else ENERGIES
+        validate(registry, guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
+        validate(RULES, guidance.rule.spec, {"omega"}, f"{key}.rule")
+
+
+class AEPO:
+    """All the parts of one run, and the phases that train them."""
+
+    def __init__(self, config: RunConfig, data: OfflineData, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        state, action = data.transitions.state.shape[1], data.transitions.action.shape[1]
+        self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+        d, c = config.denoiser, config.critic
+        noise_model = self._fresh("denoiser", lambda: NoiseMLP(action, state, width=d.width, blocks=d.blocks))
+        self.noise_fit = Fit(noise_model, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+        settings = c.model_dump(exclude={"name", "batch"})
+        self.critic = self._fresh("critic", lambda: IQL(state, action, device=device, **settings))
+        self.calibration = Calibration(self)
+        self.energies = {name: self._energy_learner(name, state, action) for name in self._networks().values()}
+        times = time_grid(self.schedule, config.sampler.steps, end=config.sampler.end, spacing=config.sampler.spacing)
+        self.sampler = Sampler(self.schedule, times.to(device), action, config.sampler.name)
+
+    def _fresh(self, name: str, make: Callable[[], Any]) -> Any:
+        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
+            made = make()
+        return made.to(self.device) if isinstance(made, torch.nn.Module) else made
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def denoiser(self, clip: bool) -> Denoiser:
+        """The behaviour policy's denoiser, its x_0 within the data's action range if ``clip``."""
+        plain = EpsDenoiser(self.noise_fit.model, self.schedule)
+        return Clip(plain, self.data.action_low, self.data.action_high) if clip else plain
+
+    def energy(self, scale: str = "raw") -> Energy:
+        """E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage."""
+        unit = self.calibration.advantage_std if scale == "advantage_std" else torch.ones((), device=self.device)
+
+        def energy(action: Tensor, state: Context) -> Tensor:
+            assert isinstance(state, Tensor)
+            return (self.critic.v(state).detach() - self.critic.q(state, action)) / unit
+
+        return energy
+
+    def parts(self, guidance: GuidanceConfig, generator: torch.Generator) -> dict[str, Any]:
+        """What an energy may ask for by name."""
+        denoiser = self.denoiser(guidance.clip_x0)
+        return {
+            "energy": self.energy(guidance.energy_scale),
+            "denoiser": denoiser,
+            "posterior": MomentPosterior(denoiser, self.calibration.moments[guidance.clip_x0], guidance.posterior),
+            "schedule": self.schedule,
+            "support": BehaviourSupport(self.sampler, denoiser, generator),
+            "beta": guidance.beta,
+        }
+
+    def timed_energy(self, name: str, generator: torch.Generator) -> TimedEnergy:
+        """The intermediate energy of an arm: its trained network, or its closed form."""
+        guidance = self.config.arms[name]
+        if is_trained(guidance):
+            network: TimedEnergy = self.energies[self._networks()[name]].fit.model
+            return network
+        closed_form: TimedEnergy = build(ENERGIES, guidance.energy.spec, self.parts(guidance, generator), f"{name}.energy")
+        return closed_form
+
+    def policy(self, name: str, omegas: Sequence[float], generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+        """act(states (n, S), which (n,)) -> (n, A), row i guided at omegas[which[i]]. The behaviour policy for 'behaviour'."""
+        guidance = self.config.arms["guided" if name == "behaviour" else name]
+        denoiser = self.denoiser(guidance.clip_x0)
+        bounds = (self.data.action_low, self.data.action_high) if guidance.clip_x0 else None
+        if name == "behaviour":
+            behaviour = GuidedPolicy(self.sampler, denoiser, generator, bounds=bounds)
+            return lambda states, which: behaviour(states)
+        timed, energy = self.timed_energy(name, generator), self.energy(guidance.energy_scale)
+        scales = torch.tensor(omegas, device=self.device)
+        k = guidance.candidates
+
+        def act(states: Tensor, which: Tensor) -> Tensor:
+            rule = build(RULES, guidance.rule.spec, {"omega": scales[which].repeat_interleave(k)}, f"{name}.rule")
+            guided = (timed, rule) if float(scales.max()) > 0 else (None, None)
+            return GuidedPolicy(self.sampler, denoiser, generator, *guided, energy, k, bounds)(states)
+
+        return act
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """Phased: each part on its converged predecessor. Joint: all in one loop, as Algorithm 1 is written."""
+        d, c, e = self.config.denoiser, self.config.critic, self.config.energy_network
+        denoiser = DenoiserLearner(self.noise_fit, self.schedule, self._actions, batch=d.batch)
+        critic = CriticLearner(self.critic, self.data, batch=c.batch)
+        if self.config.training == "joint":
+            joint = Joint(denoiser, critic, self.calibration, self.energies, self.config)
+            return [Phase("joint", max(d.steps, c.steps, e.steps if self.energies else 0), joint)]
+        energies = [Phase(f"energy_{name}", e.steps, learner) for name, learner in self.energies.items()]
+        return [
+            Phase("denoiser", d.steps, denoiser),
+            Phase("critic", c.steps, critic),
+            Phase("calibration", 1, self.calibration),
+            *energies,
+        ]
+
+    def _actions(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        batch = self.data.sample(n, generator)
+        return batch.action, batch.state
+
+    def _networks(self) -> dict[str, str]:
+        """Arm -> the arm whose network it uses: arms that differ only in rule or omega share one."""
+        owners: dict[str, str] = {}
+        seen: dict[str, str] = {}
+        for name, guidance in self.config.arms.items():
+            if is_trained(guidance):
+                what = guidance.model_dump_json(include={"energy", "beta", "posterior", "clip_x0", "energy_scale"})
+                owners[name] = seen.setdefault(what, name)
+        return owners
+
+    def _energy_learner(self, name: str, state: int, action: int) -> EnergyLearner:
+        e = self.config.energy_network
+        make = lambda: EnergyMLP(action, state, width=e.width, layers=e.layers, activation=e.activation)  # noqa: E731
+        fit = Fit(self._fresh(f"energy/{name}", make), lr=e.lr, steps=e.steps, decay=e.decay)
+        objective = LateObjective(self, self.config.arms[name])
+        return EnergyLearner(fit, self.schedule, self._actions, objective, batch=e.batch)
+
+
+class LateObjective:
+    """An objective built at its first use after a calibration: it needs the variances that the calibration finds."""
+
+    def __init__(self, agent: AEPO, guidance: GuidanceConfig) -> None:
+        self.agent, self.guidance = agent, guidance
+        self._built: tuple[int, Any] | None = None
+
+    def _objective(self) -> Any:
+        version = self.agent.calibration.version
+        if self._built is None or self._built[0] != version:
+            parts = self.agent.parts(self.guidance, torch.Generator(self.agent.device))
+            self._built = version, build(OBJECTIVES, self.guidance.energy.spec, parts, "guidance.energy")
+        return self._built[1]
+
+    def target(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """The regression target, (B,)."""
+        target: Tensor = self._objective().target(x0, x, t, c)
+        return target
+
+    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, Metrics]:
+        """Of the objective."""
+        loss: tuple[Tensor, Metrics] = self._objective().loss(network, x0, x, t, c)
+        return loss
+
+
+class Calibration:
+    """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over the data."""
+
+    def __init__(self, agent: AEPO) -> None:
+        self.agent = agent
+        self.moments: dict[bool, Moments] = {}
+        self.advantage_std = torch.ones((), device=agent.device)
+        self.version = 0
+
+    @torch.no_grad()
+    def update(self, generator: torch.Generator) -> Metrics:
+        """Estimate everything anew."""
+        agent, settings = self.agent, self.agent.config.calibration
+        for clip in (False, True):
+            self.moments[clip] = calibrate(
+                agent.denoiser(clip),
+                agent.schedule,
+                agent._actions,
+                generator=generator,
+                grid=settings.grid,
+                samples=settings.samples,
+            )
+        batch = agent.data.sample(settings.samples, generator)
+        advantage = agent.critic.q(batch.state, batch.action) - agent.critic.v(batch.state)
+        self.advantage_std = advantage.std().clamp(min=1e-6)
+        self.version += 1
+        return {"advantage_std": self.advantage_std}
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        moments = {k: v for clip, m in self.moments.items() for k, v in prefixed(f"clip{int(clip)}", m.state()).items()}
+        return {**moments, "advantage_std": self.advantage_std}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        for clip in (False, True):
+            if moments := group(f"clip{int(clip)}", state):
+                self.moments[clip] = Moments.load(moments)
+        self.advantage_std = state["advantage_std"]
+        self.version += 1
+
+
+class Joint:
+    """Algorithm 1 as one loop: every part takes one step an iteration, as long as it has steps left."""
+
+    def __init__(
+        self, denoiser: Learner, critic: Learner, calibration: Calibration, energies: dict[str, EnergyLearner], config: RunConfig
+    ) -> None:
+        self.calibration, self.every = calibration, config.calibration.every
+        self.learners: dict[str, Learner] = {"denoiser": denoiser, "critic": critic}
+        self.learners |= {f"energy_{name}": learner for name, learner in energies.items()}
+        self.limits = {"denoiser": config.denoiser.steps, "critic": config.critic.steps}
+        self.total = max(*self.limits.values(), config.energy_network.steps if energies else 0)
+        self.step = 0
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One iteration; the variances are estimated again every ``calibration.every`` of them, and after the last."""
+        metrics: Metrics = {}
+        for name, learner in self.learners.items():
+            if self.step < self.limits.get(name, self.total):
+                metrics |= {f"{name}/{key}": value for key, value in learner.update(generator).items()}
+            if name == "critic" and self.step % self.every == 0:  # the parts before the energies
+                self.calibration.update(generator)
+        self.step += 1
+        if self.step == self.total:
+            self.calibration.update(generator)
+        return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """Of all parts."""
+        parts = {k: v for name, learner in self.learners.items() for k, v in prefixed(name, learner.state()).items()}
+        return {**parts, **prefixed("calibration", self.calibration.state()), "step": torch.tensor(self.step)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        for name, learner in self.learners.items():
+            learner.load(group(name, state))
+        self.calibration.load(group("calibration", state))
+        self.step = int(state["step"])

@@ -1,0 +1,44 @@
+"""D4RL's antmaze for evaluation: start in one corner, one fixed goal, reward 1 and the end of the episode on reaching it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE
+
+ENV_ID = "egd/AntMaze-v0"
+
+
+def _fixed(walls: list[list[Any]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[Any]]:
+    """The maze with one reset cell and one goal cell (row, column)."""
+    cells = [[1 if cell == 1 else 0 for cell in row] for row in walls]
+    cells[start[0]][start[1]], cells[goal[0]][goal[1]] = "r", "g"
+    return cells
+
+
+MAPS = {
+    "umaze": _fixed(U_MAZE, (1, 1), (3, 1)),
+    "medium": _fixed(MEDIUM_MAZE, (1, 1), (6, 6)),
+    "large": _fixed(LARGE_MAZE, (1, 1), (7, 10)),
+}
+
+
+def make_env(map_name: str = "umaze", **kwargs: Any) -> gym.Env[Any, Any]:
+    """AntMaze with that map; observations stay a dict of observation, achieved_goal and desired_goal."""
+    return gym.make("AntMaze_UMaze-v5", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
+
+
+def goal_xy(map_name: str) -> Any:
+    """The centre of the goal cell, (2,), in metres."""
+    env = make_env(map_name)
+    try:
+        return env.unwrapped.maze.unique_goal_locations[0]  # type: ignore[attr-defined]
+    finally:
+        env.close()
+
+
+def register() -> None:
+    """Make ``egd/AntMaze-v0`` known to gymnasium."""
+    if ENV_ID not in gym.registry:
+        gym.register(ENV_ID, entry_point="rl.antmaze:make_env")

@@ -1,0 +1,151 @@
+"""The recipe of an offline run, typed. The defaults are the library's; what a paper states is in its recipe."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from egd.config import ComponentConfig, Strict
+from egd.networks import ActivationName
+from egd.posteriors.moments import MomentKind
+from egd.schedules import Spacing
+from rl.data import RewardScale
+
+
+class DataConfig(Strict):
+    """Where the transitions come from and how they are transformed."""
+
+    datasets: tuple[str, ...] = ()
+    """Minari ids, concatenated; empty: those of the task."""
+    download: bool = True
+    generator: ComponentConfig | None = None
+    """Makes the (one) dataset when it is not there; see ``rl.generators``."""
+    reward_scale: RewardScale = 1.0
+    """A factor, or ``range``: 1000 / (largest - smallest return)."""
+    reward_shift: float = 0.0
+    """Added to the reward first (antmaze: -1)."""
+    standardise_states: bool = True
+
+
+class DenoiserConfig(Strict):
+    """The noise model of the behaviour policy (AEPO Algorithm 1)."""
+
+    width: PositiveInt = 256
+    blocks: PositiveInt = 7
+    steps: NonNegativeInt = 600_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 3e-4
+    decay: bool = True
+    ema: float = Field(0.995, ge=0, lt=1)
+
+
+class CriticConfig(Strict):
+    """Implicit Q-learning."""
+
+    name: Literal["iql"] = "iql"
+    expectile: float = Field(0.7, gt=0, lt=1)
+    gamma: float = Field(0.99, ge=0, lt=1)
+    polyak: float = Field(0.005, gt=0, le=1)
+    width: PositiveInt = 256
+    layers: PositiveInt = 3
+    activation: ActivationName = "silu"
+    layer_norm: bool = True
+    ensemble: PositiveInt = 2
+    steps: NonNegativeInt = 1_000_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 3e-4
+    decay: bool = False
+
+
+class CalibrationConfig(Strict):
+    """Posterior variances on a grid of times; ``every`` matters in joint training only."""
+
+    grid: int = Field(50, ge=2)
+    samples: PositiveInt = 8192
+    every: PositiveInt = 1000
+
+
+class EnergyNetworkConfig(Strict):
+    """The network E_Theta of trained energies."""
+
+    width: PositiveInt = 256
+    layers: PositiveInt = 3
+    activation: ActivationName = "silu"
+    steps: NonNegativeInt = 1_000_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 3e-4
+    decay: bool = True
+
+
+class GuidanceConfig(Strict):
+    """From critic to guided actions."""
+
+    energy: ComponentConfig = ComponentConfig(name="support_samples")
+    """A closed form (``egd list``), or an objective that trains a network."""
+    rule: ComponentConfig = ComponentConfig(name="additive")
+    beta: PositiveFloat = 3.0
+    omega: NonNegativeFloat = 1.0
+    posterior: MomentKind = "residual"
+    clip_x0: bool = True
+    """Keep the denoiser's x_0 within the range of the data's actions."""
+    energy_scale: Literal["raw", "advantage_std"] = "raw"
+    """E = V - Q in the critic's units, or divided by the data's spread of Q - V so that beta means the same on every task."""
+    candidates: PositiveInt = 1
+    """Draw that many actions for every state and take the one of lowest energy."""
+
+
+class SamplerConfig(Strict):
+    """The reverse process."""
+
+    name: Literal["dpm_solver_pp_2m", "ddim"] = "dpm_solver_pp_2m"
+    steps: PositiveInt = 15
+    spacing: Spacing = "time"
+    end: float = Field(1e-3, ge=0, lt=1)
+
+
+class EvaluationConfig(Strict):
+    """Rollouts in the task's environment."""
+
+    episodes: PositiveInt = 30
+    omegas: tuple[NonNegativeFloat, ...] = ()
+    """Further guidance scales for every variant, beside its own."""
+    every: NonNegativeInt = 0
+    """Also evaluate every so many steps of the last phase (0: at the end only)."""
+    envs: PositiveInt = 30
+    """Environments a guidance scale runs at a time."""
+
+
+class RunConfig(Strict):
+    """One run: one task, one seed. ``config.yaml`` of a run folder holds exactly this."""
+
+    experiment: str
+    task: str
+    method: str = "aepo"
+    seed: NonNegativeInt = 0
+    device: str = "cpu"
+    training: Literal["phased", "joint"] = "phased"
+    data: DataConfig = DataConfig()
+    schedule: ComponentConfig = ComponentConfig(name="vp_linear")
+    denoiser: DenoiserConfig = DenoiserConfig()
+    critic: CriticConfig = CriticConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    variants: dict[str, GuidanceConfig] = {}
+    sampler: SamplerConfig = SamplerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint_every: PositiveInt = 5000
+    log_every: PositiveInt = 500
+
+    @field_validator("variants")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"behaviour", "guided"} & set(value):
+            raise ValueError(f"a variant cannot be called {taken.pop()}: that is a name of its own in the results")
+        return value
+
+    @property
+    def arms(self) -> dict[str, GuidanceConfig]:
+        """The headline guidance under the name ``guided``, and the variants."""
+        return {"guided": self.guidance, **self.variants}

@@ -1,0 +1,310 @@
+"""D4RL's HDF5 files as local Minari datasets, and the writer both share with ``rl.maze2d``.
+
+A D4RL file is one long table: ``observations`` (N, obs), ``actions`` (N, act), ``rewards`` (N,), ``terminals`` (N,)
+and, in most files, ``timeouts`` (N,) and ``next_observations`` (N, obs). Everything else (``infos/*``,
+``metadata/*``) is left behind. Source: Fu et al. 2020, D4RL, and its ``qlearning_dataset``.
+
+Arrays are stored in the dtype of the space they belong to: float32 without an environment, else what the
+environment's spaces say. Rewards are float32.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage import get_dataset_path
+from numpy.typing import NDArray
+
+from egd.errors import UserError
+
+REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
+OPTIONAL_KEYS = ("timeouts", "next_observations")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import made: counts of what was stored, and of the transitions that could not be."""
+
+    dataset_id: str
+    episodes: int
+    steps: int
+    dropped: int
+    """Transitions left out because the file does not hold their next observation."""
+    mean_return: float
+    """Mean undiscounted return of the stored episodes."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of a D4RL file: observations (N, obs), actions (N, act), the rest (N,)."""
+
+    observations: NDArray[Any]
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    terminals: NDArray[np.bool_]
+    timeouts: NDArray[np.bool_] | None
+    next_observations: NDArray[Any] | None
+
+
+def import_hdf5(
+    path: Path,
+    dataset_id: str,
+    *,
+    env_id: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    max_steps: int | None = None,
+) -> ImportReport:
+    """Turn the D4RL file at ``path`` into the local Minari dataset ``dataset_id``.
+
+    ``env_id`` (with ``env_kwargs``) names the environment to evaluate in: it gives the spaces, and
+    ``dataset.recover_environment()`` makes it again. ``max_steps`` is the length of an episode in rows, read only
+    where the file has no ``timeouts``; without it the step limit of the environment is used.
+
+    The coordinates stay the file's. D4RL's own maze2d files count x along the rows of the maze, ``rl.maze2d`` has the
+    origin in its middle: such a file is no data for ``egd/Maze2D-v0``.
+    """
+    check_new_id(dataset_id)
+    spec, spaces = _environment(env_id, env_kwargs)
+    table = _read(Path(path), spaces)
+    ends = _episode_ends(table, _step_limit(table, max_steps, spec))
+    buffers = list(_episodes(table, ends))
+    if not buffers:
+        raise UserError(f"'{path}' has no complete transition: nothing to import")
+    description = f"Imported from the D4RL file {Path(path).name}."
+    observation_space, action_space = spaces or (_box(table.observations, np.inf), _box(table.actions, 1.0))
+    write_dataset(dataset_id, buffers, observation_space, action_space, spec, {"description": description})
+    steps = sum(len(b.rewards) for b in buffers)
+    mean_return = float(np.mean([np.sum(b.rewards, dtype=np.float64) for b in buffers]))
+    return ImportReport(dataset_id, len(buffers), steps, len(table.rewards) - steps, mean_return)
+
+
+def check_new_id(dataset_id: str) -> Path:
+    """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: Minari's answer to an id without a version
+        raise UserError(
+            f"'{dataset_id}' is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
+        ) from error
+    path = Path(get_dataset_path(dataset_id))
+    if path.exists():
+        raise UserError(
+            f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"
+        )
+    return path
+
+
+def write_dataset(
+    dataset_id: str,
+    buffers: Iterable[EpisodeBuffer],
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    env_spec: EnvSpec | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Store ``buffers`` as a local dataset that appears under its name only when it is complete.
+
+    These are the steps of ``minari.create_dataset_from_buffers``, which writes the metadata first and in place: a
+    kill there leaves a folder that loads as a dataset. Here all is written to a hidden sibling folder, which Minari
+    does not list, and renamed at the end.
+    """
+    final = check_new_id(dataset_id)
+    _ensure_namespace(dataset_id)
+    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "data").mkdir(parents=True)
+    try:
+        storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+        storage.update_episodes(buffers)
+        partial.rename(final)
+    except BaseException:  # an interrupt too must not leave the folder behind
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _ensure_namespace(dataset_id: str) -> None:
+    """Minari wants a metadata file in every namespace folder."""
+    namespace = parse_dataset_id(dataset_id)[0]
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+
+
+def _environment(
+    env_id: str | None, env_kwargs: dict[str, Any] | None
+) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:
+    """The spec and the (observation, action) spaces of the environment, or (None, None) without one."""
+    if env_id is None:
+        if env_kwargs:
+            raise UserError(f"env_kwargs {env_kwargs} without an env_id: name the environment or leave them out")
+        return None, None
+    try:
+        env = gym.make(env_id, **(env_kwargs or {}))
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise UserError(
+            f"environment '{env_id}' cannot be made with {env_kwargs or {}}: {error} "
+            "(an environment of another package is named module:id)"
+        ) from error
+    spec, spaces = env.spec, (env.observation_space, env.action_space)
+    env.close()
+    if not (isinstance(spaces[0], Box) and isinstance(spaces[1], Box)):
+        raise UserError(f"environment '{env_id}' has spaces {spaces[0]} and {spaces[1]}: both must be a Box")
+    return spec, (spaces[0], spaces[1])
+
+
+def _read(path: Path, spaces: tuple[Box, Box] | None) -> _Table:
+    """The file's rows, checked against each other and against the spaces."""
+    raw = _load(path)
+    rows = raw["rewards"].size
+    for key in ("rewards", "terminals", "timeouts"):
+        _check(path, key, raw.get(key), 1, rows)
+    for key in ("observations", "actions", "next_observations"):
+        _check(path, key, raw.get(key), 2, rows)
+    if "next_observations" in raw and raw["next_observations"].shape != raw["observations"].shape:
+        raise UserError(f"'{path}': 'next_observations' and 'observations' differ in width: the file is damaged")
+    obs_dtype, act_dtype = (np.dtype(np.float32),) * 2 if spaces is None else (spaces[0].dtype, spaces[1].dtype)
+    _check_spaces(path, raw, spaces)
+    return _Table(
+        observations=raw["observations"].astype(obs_dtype),
+        actions=raw["actions"].astype(act_dtype),
+        rewards=raw["rewards"].astype(np.float32),
+        terminals=raw["terminals"].astype(bool),
+        timeouts=raw["timeouts"].astype(bool) if "timeouts" in raw else None,
+        next_observations=raw["next_observations"].astype(obs_dtype) if "next_observations" in raw else None,
+    )
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of the file that is used, as it is there."""
+    if not path.is_file():
+        raise UserError(f"no file '{path}': give the path of a D4RL .hdf5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            missing = [key for key in REQUIRED_KEYS if not isinstance(file.get(key), h5py.Dataset)]
+            if missing:
+                raise UserError(
+                    f"'{path}' lacks {', '.join(map(repr, missing))} (it has: {', '.join(file) or 'nothing'}): "
+                    f"a D4RL file holds the arrays {', '.join(REQUIRED_KEYS)}"
+                )
+            present = [k for k in REQUIRED_KEYS + OPTIONAL_KEYS if isinstance(file.get(k), h5py.Dataset)]
+            return {key: np.asarray(file[key]) for key in present}
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read as HDF5 ({error}): download it again or give a D4RL file") from error
+
+
+def _check(path: Path, key: str, array: NDArray[Any] | None, ndim: int, rows: int) -> None:
+    """UserError unless ``array`` is numbers in ``ndim`` axes, ``rows`` long."""
+    if array is None:
+        return
+    if array.dtype.kind not in "bfiu":
+        raise UserError(f"'{path}': '{key}' has type {array.dtype}, not numbers: a D4RL file holds numeric arrays")
+    if ndim == 1 and array.ndim == 2 and array.shape[1] == 1:
+        raise UserError(f"'{path}': '{key}' has shape {array.shape}: store it as ({array.shape[0]},)")
+    if array.ndim != ndim:
+        raise UserError(f"'{path}': '{key}' has {array.ndim} axes, not {ndim}: a D4RL file has one row a step")
+    if len(array) != rows:
+        raise UserError(f"'{path}': '{key}' has {len(array)} rows, 'rewards' {rows}: cut them to the same length")
+
+
+def _check_spaces(path: Path, raw: dict[str, NDArray[Any]], spaces: tuple[Box, Box] | None) -> None:
+    """UserError where the environment's spaces are not those of the file."""
+    for key, space in zip(("observations", "actions"), spaces or (), strict=False):
+        if raw[key].shape[1:] != space.shape:
+            raise UserError(
+                f"'{path}': a row of '{key}' has shape {raw[key].shape[1:]}, the environment's {space.shape}: "
+                "name the environment the file was recorded in"
+            )
+
+
+def _step_limit(table: _Table, max_steps: int | None, spec: EnvSpec | None) -> int | None:
+    """Rows after which an episode ends by the clock, or None where the file marks it itself."""
+    if max_steps is not None and max_steps < 1:
+        raise UserError(f"max_steps is {max_steps}: give 1 or more")
+    if table.timeouts is not None:
+        return None
+    limit = max_steps or (spec.max_episode_steps if spec is not None else None)
+    if limit is None:  # to guess would join the end of one episode to the start of the next
+        raise UserError("the file has no 'timeouts': give max_steps, the step limit it was recorded with")
+    return limit
+
+
+def _episode_ends(table: _Table, limit: int | None) -> list[int]:
+    """The row after the last one of every episode, ascending; the last entry is N."""
+    marked = table.terminals if table.timeouts is None else table.terminals | table.timeouts
+    bounds = sorted({*(np.flatnonzero(marked) + 1).tolist(), len(marked)} - {0})
+    if limit is None:
+        return bounds
+    ends: list[int] = []
+    for start, end in pairwise([0, *bounds]):
+        ends += [*range(start + limit, end, limit), end]
+    return ends
+
+
+def _episodes(table: _Table, ends: Sequence[int]) -> Iterator[EpisodeBuffer]:
+    """One buffer an episode that has at least one transition with a known next observation."""
+    for start, end in pairwise([0, *ends]):
+        terminal = bool(table.terminals[end - 1])
+        final = _final_observation(table, end - 1, terminal)
+        # No final observation: the last row's serves as one, and its own transition is dropped.
+        steps = end - start - (final is None)
+        if steps == 0:
+            continue
+        tail = [] if final is None else [final]
+        yield episode_buffer(
+            np.concatenate([table.observations[start:end], *tail]),
+            table.actions[start : start + steps],
+            table.rewards[start : start + steps],
+            terminal=terminal,
+        )
+
+
+def _final_observation(table: _Table, row: int, terminal: bool) -> NDArray[Any] | None:
+    """(1, obs): what follows the last row of an episode, or None where the file does not tell.
+
+    After a terminal row the value is never bootstrapped from, so that any observation does.
+    """
+    if table.next_observations is not None:
+        return table.next_observations[row : row + 1]
+    return table.observations[row : row + 1] if terminal else None
+
+
+def episode_buffer(
+    observations: NDArray[Any],
+    actions: NDArray[Any],
+    rewards: NDArray[np.float32],
+    *,
+    terminal: bool = False,
+    seed: int | None = None,
+) -> EpisodeBuffer:
+    """Observations (T+1, obs), actions (T, act) and rewards (T,) as an episode that ends in its last step."""
+    last = np.zeros(len(rewards), dtype=bool)
+    last[-1] = True
+    fields: dict[str, Any] = {  # arrays where Minari's annotations say lists: its storage takes both
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "terminations": last & terminal,
+        "truncations": last & (not terminal),
+    }
+    return EpisodeBuffer(seed=seed, **fields)
+
+
+def _box(rows: NDArray[Any], bound: float) -> Box:
+    """The Box(-bound, bound) of one row of ``rows`` (N, d)."""
+    return Box(-bound, bound, shape=rows.shape[1:], dtype=np.float32)

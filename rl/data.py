@@ -1,0 +1,200 @@
+"""Offline data: Minari episodes as flat tensors on the device, sampled by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import minari
+import numpy as np
+import torch
+from minari.storage.local import get_dataset_path
+from torch import Tensor
+
+import rl.antmaze
+import rl.maze2d
+from egd.errors import UserError, nearest
+from rl.envs import flat_keys, flatten_observation
+from rl.tasks import Task
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions: ``state`` and ``next_state`` (B, S) standardised, ``action`` (B, A), ``reward`` and ``terminal`` (B,).
+
+    ``terminal`` is 1 where the environment ended the episode, 0 at a time-limit truncation: that one must bootstrap.
+    """
+
+    state: Tensor
+    action: Tensor
+    reward: Tensor
+    next_state: Tensor
+    terminal: Tensor
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return Batch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Raw episodes: observations (T + 1, S), actions (T, A), rewards (T,), terminations (T,), in the order stored."""
+
+    observations: list[Array]
+    actions: list[Array]
+    rewards: list[Array]
+    terminations: list[Array]
+
+    @property
+    def returns(self) -> Array:
+        """Undiscounted return of every episode."""
+        return np.array([r.sum() for r in self.rewards])
+
+    @property
+    def lengths(self) -> Array:
+        """Steps of every episode."""
+        return np.array([len(r) for r in self.rewards])
+
+
+@dataclass(frozen=True)
+class OfflineData:
+    """What a run learns from: all transitions on the device, and how to standardise new states like them."""
+
+    transitions: Batch
+    state_mean: Tensor
+    state_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    dataset_return: float
+    episodes: int
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """n transitions, uniformly with replacement."""
+        return self.transitions[self.index(n, generator)]
+
+    def index(self, n: int, generator: torch.Generator) -> Tensor:
+        """n row numbers, (n,)."""
+        return torch.randint(len(self.transitions), (n,), generator=generator, device=generator.device)
+
+    def standardise(self, observation: Tensor) -> Tensor:
+        """(B, S) as the environment gives it -> (B, S) as the networks want it."""
+        return (observation - self.state_mean) / self.state_std
+
+
+def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, download: bool = True) -> Episodes:
+    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded."""
+    episodes = Episodes([], [], [], [])
+    for dataset_id in datasets:
+        dataset = open_dataset(dataset_id, download=download)
+        chosen = flat_keys(dataset.spec.observation_space, keys)
+        for episode in dataset.iterate_episodes():
+            episodes.observations.append(flatten_observation(episode.observations, chosen))
+            episodes.actions.append(np.asarray(episode.actions, dtype=np.float32))
+            episodes.rewards.append(np.asarray(episode.rewards, dtype=np.float32))
+            episodes.terminations.append(np.asarray(episode.terminations, dtype=bool))
+    return episodes
+
+
+def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariDataset:
+    """A Minari dataset from the local store, else from the hub. UserError naming the remedies when it is in neither."""
+    local = is_local(dataset_id)
+    try:
+        return minari.load_dataset(dataset_id, download=download and not local)
+    except Exception as error:  # the hub client raises whatever its transport does
+        if local:
+            raise UserError(f"dataset {dataset_id} is damaged: {error}; remove it and fetch it again", key="data.datasets") from error
+        raise UserError(_missing(dataset_id, error), key="data.datasets") from error
+
+
+def is_local(dataset_id: str) -> bool:
+    """Whether the dataset is in the local Minari store, whole."""
+    folder = Path(get_dataset_path(dataset_id)) / "data"
+    return (folder / "metadata.json").exists()
+
+
+def _missing(dataset_id: str, error: Exception) -> str:
+    local = list(minari.list_local_datasets())
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return (
+        f"dataset {dataset_id} is not in {get_dataset_path('')} and could not be downloaded ({reason}); "
+        f"{nearest(dataset_id, local) if local else 'no dataset is there'}\n"
+        f"Remedies: minari download {dataset_id} where there is a network; set MINARI_DATASETS_PATH to where it is; or\n"
+        f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file"
+    )
+
+
+def relabel(task: Task, episodes: Episodes) -> Episodes:
+    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is within 0.5 of it (dense: exp(-distance)).
+
+    In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
+    """
+    maze = rl.antmaze if task.family == "antmaze" else rl.maze2d
+    goal = np.asarray(maze.goal_xy(task.env_kwargs["map_name"]))
+    rewards, terminations = [], []
+    for observations, old in zip(episodes.observations, episodes.terminations, strict=True):
+        positions = observations[1:, :2]
+        rewards.append(rl.maze2d.reward_at(positions, goal, dense=bool(task.env_kwargs.get("dense"))).astype(np.float32))
+        terminations.append(rewards[-1] > 0 if task.family == "antmaze" else np.zeros_like(old))
+    return Episodes(episodes.observations, episodes.actions, rewards, terminations)
+
+
+RewardScale = Literal["range"] | float
+
+
+def reward_factor(scale: RewardScale, returns: Array) -> float:
+    """``range``: 1000 / (largest - smallest episode return), the convention of IQL and QGPO; else the number itself."""
+    if scale != "range":
+        return float(scale)
+    span = float(returns.max() - returns.min())
+    return 1000.0 / span if span > 0 else 1.0
+
+
+def to_offline_data(
+    episodes: Episodes,
+    score_return: float,
+    *,
+    scale: RewardScale = 1.0,
+    shift: float = 0.0,
+    standardise: bool = True,
+    device: torch.device | str = "cpu",
+) -> OfflineData:
+    """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention)."""
+    factor = reward_factor(scale, episodes.returns)
+
+    def flat(parts: list[Array]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
+
+    state = flat([o[:-1] for o in episodes.observations])
+    next_state = flat([o[1:] for o in episodes.observations])
+    mean, std = state.mean(0), state.std(0) + 1e-3
+    if not standardise:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    action = flat(episodes.actions).clamp(-1, 1)
+    transitions = Batch(
+        (state - mean) / std,
+        action,
+        (flat(episodes.rewards) + shift) * factor,
+        (next_state - mean) / std,
+        flat(episodes.terminations),
+    )
+    return OfflineData(transitions, mean, std, action.amin(0), action.amax(0), score_return, len(episodes.actions))
+
+
+def window_return(episodes: Episodes, steps: int | None, goal_reward: bool) -> float:
+    """The data's own mean return, comparable with an evaluation episode of ``steps``.
+
+    Where episodes are pieces of one walk with a reward that is relabelled (maze2d), it is the mean reward times the step limit.
+    """
+    if goal_reward and steps is not None:
+        return float(np.concatenate(episodes.rewards).mean() * steps)
+    return float(episodes.returns.mean())

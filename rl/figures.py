@@ -1,0 +1,99 @@
+"""Figures of a run: posterior variances over t, scores over omega, paths through a maze."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import rl.maze2d
+from egd.posteriors.moments import KINDS
+from rl.agents.aepo import AEPO
+
+Array = np.ndarray[Any, Any]
+LABELS = {"posterior1": "Posterior 1 (Eq. 22)", "posterior2": "Posterior 2 (Eq. 24)", "residual": "residual (Eq. 42)"}
+COLOURS = {"posterior1": "#d1495b", "posterior2": "#2e86ab", "residual": "#3a7d44"}
+
+
+def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: bool = False) -> tuple[Figure, list[Any]]:
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, sharey=share)[0]
+    return figure, list(axes)
+
+
+def posterior_figure(agent: AEPO, path: Path, title: str) -> None:
+    """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the range, logarithmic beyond."""
+    figure, axes = _figure(2, share=True)
+    for axis, (clip, moments) in zip(axes, agent.calibration.moments.items(), strict=True):
+        top = float(moments.data_var)
+        axis.axhspan(0, top, color="0.9", label=f"valid: 0 to Var(x₀) = {top:.3f}")
+        for kind in KINDS:
+            share = 100 * moments.clamp_share(kind)
+            label = f"{LABELS[kind]}, clamped at {share:.0f} % of t"
+            axis.plot(moments.t.cpu(), moments.raw[kind].cpu(), color=COLOURS[kind], label=label)
+        axis.set_yscale("symlog", linthresh=max(top, 1e-3))
+        axis.set_title("x₀ clipped to the data's range" if clip else "denoiser as trained")
+        axis.set_xlabel("t")
+        axis.legend(fontsize=7, frameon=False)
+    axes[0].set_ylabel("estimated variance of x₀ given x_t")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def omega_figure(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str) -> None:
+    """Score over the guidance scale, one line an arm, bars of one standard error."""
+    figure, axes = _figure(1, 5.2, 3.6)
+    mean, error = behaviour["mean"], behaviour["std"] / behaviour["episodes"] ** 0.5
+    axes[0].axhspan(mean - error, mean + error, color="0.88")
+    axes[0].axhline(mean, color="0.5", label="behaviour (omega = 0)")
+    for name, by_omega in scores.items():
+        omegas = sorted(by_omega, key=float)
+        means = [by_omega[o]["mean"] for o in omegas]
+        errors = [by_omega[o]["std"] / by_omega[o]["episodes"] ** 0.5 for o in omegas]
+        axes[0].errorbar([float(o) for o in omegas], means, errors, marker="o", ms=4, capsize=2, label=name)
+    axes[0].set(xlabel="guidance scale omega", ylabel="score", title=title)
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+@torch.no_grad()
+def maze_figure(agent: AEPO, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path) -> None:
+    """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
+    figure, axes = _figure(len(paths), 3.4, 3.6)
+    cells = rl.maze2d.MAPS[map_name]
+    half_x, half_y = len(cells[0]) / 2, len(cells) / 2
+    value = _value_map(agent, half_x, half_y, cells)
+    goal = rl.maze2d.goal_xy(map_name)
+    image = None
+    for axis, (name, walks) in zip(axes, paths.items(), strict=True):
+        extent = (-half_x, half_x, -half_y, half_y)
+        image = axis.imshow(value, extent=extent, origin="lower", cmap="viridis", alpha=0.85)
+        axis.set_facecolor("0.25")
+        for walk in walks:
+            axis.plot(walk[:, 0], walk[:, 1], color="white", lw=0.8, alpha=0.75)
+            axis.plot(*walk[0, :2], "o", color="white", ms=3)
+        axis.plot(*goal, "*", color="#ffd166", ms=14, mec="black")
+        axis.set(title=titles[name], xticks=[], yticks=[])
+    if image is not None:
+        figure.colorbar(image, ax=axes, label="learned value V(s), at rest", shrink=0.8)
+    figure.savefig(path, dpi=150)
+
+
+def _value_map(agent: AEPO, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20) -> Array:
+    """V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
+    xs = (np.arange(2 * half_x * resolution) + 0.5) / resolution - half_x
+    ys = (np.arange(2 * half_y * resolution) + 0.5) / resolution - half_y
+    grid_x, grid_y = np.meshgrid(xs, ys)
+    positions = np.stack([grid_x, grid_y, 0 * grid_x, 0 * grid_x], -1).reshape(-1, 4).astype(np.float32)
+    states = agent.data.standardise(torch.from_numpy(positions).to(agent.device))
+    value = agent.critic.v(states).cpu().numpy().reshape(grid_x.shape)
+    rows = np.floor(half_y - grid_y).astype(int).clip(0, len(cells) - 1)
+    columns = np.floor(grid_x + half_x).astype(int).clip(0, len(cells[0]) - 1)
+    walls = np.array([[cell == 1 for cell in row] for row in cells])
+    return np.where(walls[rows, columns], np.nan, value)

@@ -1,0 +1,217 @@
+"""D4RL files as Minari datasets: where episodes end, what is dropped, and what is refused."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from egd.errors import UserError
+
+gym = pytest.importorskip("gymnasium")
+h5py = pytest.importorskip("h5py")
+minari = pytest.importorskip("minari")
+d4rl_import = import_module("rl.d4rl_import")  # after the skips: it imports what they look for
+import_hdf5 = d4rl_import.import_hdf5
+
+OBS, ACT = 3, 2
+
+
+@pytest.fixture(autouse=True)
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "minari"
+    root.mkdir()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    return root
+
+
+def _rows(n: int, *, terminals: tuple[int, ...] = (), timeouts: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """A table of n rows: row i observes i, acts i / 100 and earns i + 0.5."""
+    at = np.arange(n, dtype=np.float64)
+    rows: dict[str, Any] = {
+        "observations": np.repeat(at[:, None], OBS, 1),
+        "actions": np.repeat(at[:, None] / 100, ACT, 1),
+        "rewards": at + 0.5,
+        "terminals": np.isin(at, terminals),
+    }
+    return rows if timeouts is None else {**rows, "timeouts": np.isin(at, timeouts)}
+
+
+def _file(tmp_path: Path, rows: dict[str, Any]) -> Path:
+    path = tmp_path / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, array in rows.items():
+            file[key] = array
+    return path
+
+
+def _episodes(dataset_id: str) -> list[Any]:
+    return list(minari.load_dataset(dataset_id).iterate_episodes())
+
+
+def _seen(episode: Any) -> list[int]:
+    return [int(x) for x in episode.observations[:, 0]]
+
+
+def test_without_next_observations_a_timeout_loses_its_last_transition(tmp_path: Path) -> None:
+    path = _file(tmp_path, {**_rows(10, terminals=(2,), timeouts=(6,)), "infos/qpos": np.zeros(10)})
+    report = import_hdf5(path, "d4rl/test-v0")
+    terminal, timeout, tail = _episodes("d4rl/test-v0")
+    assert [_seen(e) for e in (terminal, timeout, tail)] == [[0, 1, 2, 2], [3, 4, 5, 6], [7, 8, 9]]
+    assert terminal.terminations.tolist() == [False, False, True] and not terminal.truncations.any()
+    assert timeout.truncations.tolist() == [False, False, True] and not timeout.terminations.any()
+    assert tail.truncations.tolist() == [False, True]
+    assert timeout.rewards.tolist() == [3.5, 4.5, 5.5]
+    assert np.allclose(timeout.actions[:, 0], [0.03, 0.04, 0.05])
+    returns = [0.5 + 1.5 + 2.5, 3.5 + 4.5 + 5.5, 7.5 + 8.5]
+    assert report == d4rl_import.ImportReport("d4rl/test-v0", 3, 8, 2, pytest.approx(np.mean(returns)))
+
+
+def test_next_observations_end_every_episode_and_nothing_is_dropped(tmp_path: Path) -> None:
+    rows = _rows(7, terminals=(2,), timeouts=(4,))
+    rows["next_observations"] = rows["observations"] + 100
+    report = import_hdf5(_file(tmp_path, rows), "test-v0")
+    assert [_seen(e) for e in _episodes("test-v0")] == [[0, 1, 2, 102], [3, 4, 104], [5, 6, 106]]
+    assert (report.episodes, report.steps, report.dropped) == (3, 7, 0)
+
+
+def test_a_row_both_terminal_and_timed_out_is_terminal(tmp_path: Path) -> None:
+    import_hdf5(_file(tmp_path, _rows(3, terminals=(2,), timeouts=(2,))), "test-v0")
+    (episode,) = _episodes("test-v0")
+    assert episode.terminations[-1] and not episode.truncations.any()
+
+
+def test_without_timeouts_episodes_end_every_max_steps_rows_since_their_start(tmp_path: Path) -> None:
+    report = import_hdf5(_file(tmp_path, _rows(12, terminals=(1,))), "test-v0", max_steps=4)
+    # Rows 0-1 terminal, 2-5 and 6-9 timed out, 10-11 the tail.
+    assert [_seen(e) for e in _episodes("test-v0")] == [[0, 1, 1], [2, 3, 4, 5], [6, 7, 8, 9], [10, 11]]
+    assert report.dropped == 3
+
+
+def test_a_terminal_at_the_limit_stays_terminal(tmp_path: Path) -> None:
+    import_hdf5(_file(tmp_path, _rows(4, terminals=(3,))), "test-v0", max_steps=4)
+    (episode,) = _episodes("test-v0")
+    assert _seen(episode) == [0, 1, 2, 3, 3] and episode.terminations[-1]
+
+
+def test_an_episode_of_one_unfinished_row_is_dropped(tmp_path: Path) -> None:
+    report = import_hdf5(_file(tmp_path, _rows(4, terminals=(2,), timeouts=())), "test-v0")
+    assert (report.episodes, report.steps, report.dropped) == (1, 3, 1)
+
+
+def test_spaces_and_types_without_an_environment(tmp_path: Path) -> None:
+    import_hdf5(_file(tmp_path, _rows(4, terminals=(3,), timeouts=())), "test-v0")
+    dataset = minari.load_dataset("test-v0")
+    assert dataset.observation_space == gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+    assert dataset.action_space == gym.spaces.Box(-1, 1, (ACT,), np.float32)
+    episode = dataset[0]
+    assert episode.observations.dtype == episode.actions.dtype == episode.rewards.dtype == np.float32
+    assert dataset.observation_space.contains(episode.observations[0])
+    assert dataset.env_spec is None
+
+
+def test_the_environment_gives_spaces_limit_and_comes_back(tmp_path: Path) -> None:
+    rows = _rows(450)
+    rows["actions"] = rows["actions"][:, :1]
+    import_hdf5(_file(tmp_path, rows), "pendulum-v0", env_id="Pendulum-v1", env_kwargs={"g": 9.0})
+    dataset = minari.load_dataset("pendulum-v0")
+    env = dataset.recover_environment()
+    assert env.spec.id == "Pendulum-v1" and env.unwrapped.g == 9.0
+    assert dataset.action_space == env.action_space  # Box(-2, 2)
+    assert [len(e.actions) for e in dataset.iterate_episodes()] == [199, 199, 49]
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals"])
+def test_a_missing_key_is_named(key: str, tmp_path: Path, datasets: Path) -> None:
+    rows = _rows(4, timeouts=())
+    del rows[key]
+    with pytest.raises(UserError, match=f"lacks '{key}'.*it has: "):
+        import_hdf5(_file(tmp_path, rows), "test-v0")
+    assert list(datasets.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "terminals", "timeouts", "next_observations"])
+def test_mismatching_lengths_are_named(key: str, tmp_path: Path) -> None:
+    rows = _rows(6, timeouts=())
+    rows["next_observations"] = rows["observations"]
+    rows[key] = rows[key][:-1]
+    with pytest.raises(UserError, match=f"'{key}' has 5 rows, 'rewards' 6"):
+        import_hdf5(_file(tmp_path, rows), "test-v0")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros(6)}, "'actions' has 1 axes, not 2"),
+        ({"rewards": np.zeros((6, 1))}, r"'rewards' has shape \(6, 1\)"),
+        ({"rewards": np.float64(1)}, "'rewards' has 0 axes"),
+        ({"next_observations": np.zeros((6, OBS + 1))}, "differ in width"),
+        ({"actions": np.array([b"x"] * 6)}, "not numbers"),
+    ],
+)
+def test_misshapen_arrays_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        import_hdf5(_file(tmp_path, {**_rows(6, timeouts=()), **change}), "test-v0")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file"):
+        import_hdf5(tmp_path / "absent.hdf5", "test-v0")
+    text = tmp_path / "text.hdf5"
+    text.write_text("not HDF5")
+    with pytest.raises(UserError, match="cannot be read as HDF5"):
+        import_hdf5(text, "test-v0")
+    with pytest.raises(UserError, match="no complete transition"):
+        import_hdf5(_file(tmp_path, _rows(0, timeouts=())), "test-v0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset_id": "no version"}, "name-v0"),
+        ({"dataset_id": "noversion"}, "name-v0"),
+        ({}, "no 'timeouts': give max_steps"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"env_id": "Absent-v0"}, "'Absent-v0' cannot be made"),
+        ({"env_id": "CartPole-v1"}, "must be a Box"),
+        ({"env_id": "Pendulum-v1"}, "a row of 'actions' has shape"),
+        ({"env_id": "Pendulum-v1", "env_kwargs": {"gravity": 1}}, "cannot be made with {'gravity': 1}"),
+        ({"env_kwargs": {"g": 1}}, "without an env_id"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str, tmp_path: Path, datasets: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        import_hdf5(_file(tmp_path, _rows(4)), **{"dataset_id": "test-v0", **arguments})
+    assert list(datasets.iterdir()) == []
+
+
+def test_an_existing_dataset_is_kept(tmp_path: Path) -> None:
+    path = _file(tmp_path, _rows(4, terminals=(3,), timeouts=()))
+    import_hdf5(path, "test-v0")
+    with pytest.raises(UserError, match="already exists"):
+        import_hdf5(path, "test-v0")
+    assert len(_episodes("test-v0")) == 1
+
+
+def test_a_write_that_breaks_off_leaves_no_dataset(
+    tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _file(tmp_path, _rows(6, terminals=(2, 5), timeouts=()))
+    update = d4rl_import.MinariStorage.update_metadata
+    seen: list[bool] = []
+
+    def interrupted(self: Any, metadata: dict[str, Any]) -> None:
+        seen.append((datasets / "test-v0").exists() or bool(minari.list_local_datasets()))
+        if "total_steps" in metadata:  # the last thing a write does
+            raise KeyboardInterrupt
+        update(self, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(d4rl_import.MinariStorage, "update_metadata", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_hdf5(path, "test-v0")
+    assert seen == [False, False] and list(datasets.iterdir()) == []
+    assert import_hdf5(path, "test-v0").episodes == 2
