@@ -1,4 +1,5 @@
-"""egd: energy-guided diffusion. Schedules, denoisers, posteriors, intermediate energies, guidance rules and samplers that know of nothing but
+"""egd: energy-guided diffusion. Schedules, denoisers, posteriors, intermediate energies, guidance rules and samplers
+that know of nothing but
 tensors.
 
 Names are imported on first use, so that ``egd --help`` need not wait for torch.

@@ -61,13 +61,20 @@ def show(rows: Sequence[Any], title: str) -> None:
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")],
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated.")] = None,
-    budget: Annotated[str | None, typer.Option("--budget", "-b", help="A named budget of the recipe, such as smoke, quick or full.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help="A named budget of the recipe, such as smoke, quick or full.")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key: a.b=c. May be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with runs found in the folder; show those that are complete.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with runs found in the folder; show those that are complete.")
+    ] = False,
 ) -> None:
     """Train, guide and evaluate the tasks of a recipe."""
     from egd import experiments
@@ -117,7 +124,9 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str]]:
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder: OUT/<task>/seed-<n>.")],
-    omega: Annotated[str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3. All are rolled out in one batched pass.")] = None,
+    omega: Annotated[
+        str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3. All are rolled out in one batched pass.")
+    ] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -158,13 +167,17 @@ def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipe
     for name, entry in experiments.found().items():
         with user_errors():
             kinds = experiments.load(name, "list").components()
-        table = Table("kind", "name", "what it is", title=f"experiment {name} ({entry.value})", title_justify="left", show_lines=False)
+        table = Table(
+            "kind", "name", "what it is", title=f"experiment {name} ({entry.value})", title_justify="left", show_lines=False
+        )
         for kind, components in kinds.items():
             table.add_section()
             for i, (component, line) in enumerate(sorted(components.items())):
                 table.add_row(kind if i == 0 else "", component, escape(line))
         console.print(table)
-    table = Table("recipe", "experiment", "budgets", "tasks", "description", title=f"recipes in {folder}/", title_justify="left")
+    table = Table(
+        "recipe", "experiment", "budgets", "tasks", "description", title=f"recipes in {folder}/", title_justify="left"
+    )
     for path in sorted(folder.rglob("*.yaml")):
         with user_errors():
             tree = read_yaml(path)

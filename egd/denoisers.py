@@ -34,8 +34,8 @@ class Clip:
     """A denoiser whose x_0 stays within [low, high], the data's own range: what clipping of samples amounts to."""
 
     denoiser: Denoiser
-    low: float | Tensor = -1.0
-    high: float | Tensor = 1.0
+    low: Tensor
+    high: Tensor
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B, ...)"""
@@ -58,9 +58,7 @@ def random_times(n: int, low: float, generator: torch.Generator) -> Tensor:
     return low + (1 - low) * torch.rand(n, generator=generator, device=generator.device)
 
 
-def eps_loss(
-    network: NoiseModel, schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor, c: Context = None
-) -> Tensor:
+def eps_loss(network: NoiseModel, schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor, c: Context = None) -> Tensor:
     """E ||noise - eps(x_t, t, c)||^2, summed over the event and averaged over the batch (DDPM; AEPO Eq. 7)."""
     error = network(diffuse(schedule, x0, t, noise), t, c) - noise
     return error.square().flatten(1).sum(1).mean()

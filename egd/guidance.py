@@ -11,7 +11,8 @@ from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
 def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Denoiser:
     """The denoiser whose score is rule(s, grad E_t, t): a sampler never hears of guidance.
 
-    s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the additive rule at omega = 1.
+    s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the
+    additive rule at omega = 1.
     """
 
     def guided(x: Tensor, t: Tensor, c: Context = None) -> Tensor:

@@ -21,7 +21,9 @@ class GaussianMixture:
     covs: Tensor
 
     @staticmethod
-    def random(components: int, dim: int, *, seed: int = 0, spread: float = 2.0, dtype: torch.dtype = torch.float64) -> GaussianMixture:
+    def random(
+        components: int, dim: int, *, seed: int = 0, spread: float = 2.0, dtype: torch.dtype = torch.float64
+    ) -> GaussianMixture:
         """Random weights, means ~ N(0, spread^2 I) and well-conditioned random covariances."""
         g = torch.Generator().manual_seed(seed)
         root = 0.3 * torch.randn(components, dim, dim, generator=g, dtype=dtype)
@@ -39,13 +41,15 @@ class GaussianMixture:
         """log q_t(x), (B, D) -> (B,); without alpha and sigma at t = 0."""
         one = torch.ones(len(x), dtype=x.dtype, device=x.device)
         means, covs = self.diffused(one if alpha is None else alpha, 0 * one if sigma is None else sigma)
-        return torch.logsumexp(self._log_joint(x, means, covs), 1)
+        joint = self._log_joint(x, means, covs)
+        return torch.logsumexp(joint, 1)
 
     def _log_joint(self, x: Tensor, means: Tensor, covs: Tensor) -> Tensor:
         root = torch.linalg.cholesky(covs)
         z = torch.linalg.solve_triangular(root, (x[:, None] - means)[..., None], upper=False)[..., 0]
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self.log_weights - 0.5 * z.square().sum(-1) - log_det - 0.5 * x.shape[1] * math.log(2 * math.pi)
+        joint: Tensor = self.log_weights - 0.5 * z.square().sum(-1) - log_det - 0.5 * x.shape[1] * math.log(2 * math.pi)
+        return joint
 
     def posterior(self, schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q(x_0 | x_t) is a mixture again: log-weights (B, K), means (B, K, D), covariances (B, K, D, D)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -22,7 +23,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer: (B,) -> (B, dim)."""
+    """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
+    (B,) -> (B, dim).
+    """
 
     frequencies: Tensor
 
@@ -52,9 +55,10 @@ class NoiseMLP(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
         )
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, event))
-        nn.init.zeros_(self.last[-1].weight)
-        nn.init.zeros_(self.last[-1].bias)
+        final = nn.Linear(width, event)
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), final)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, event), (B,), c -> (B, event)"""
@@ -68,7 +72,8 @@ class NoiseMLP(nn.Module):
 class EnergyMLP(nn.Module):
     """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out.
 
-    The output is centre + scale * network: two buffers, set from the targets before training (``standardise``), let the network work at unit
+    The output is centre + scale * network: two buffers, set from the targets before training (``standardise``), let the
+    network work at unit
     scale whatever the energy's units.
     """
 
@@ -82,7 +87,7 @@ class EnergyMLP(nn.Module):
         self.time = TimeEmbedding(time)
         sizes = [event + time + context] + [width] * layers
         act = ACTIVATIONS[activation]
-        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), act())]
+        hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), act())]
         self.net = nn.Sequential(*hidden, nn.Linear(width, 1))
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))

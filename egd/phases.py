@@ -22,7 +22,9 @@ Hook = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its results are kept."""
+    """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
+    results are kept.
+    """
 
     name: str
     steps: int
@@ -55,7 +57,9 @@ def run_phase(
     checkpoint_every: int,
     log_every: int,
 ) -> Progress:
-    """Train to the end, from the phase's checkpoint where there is one; bit-identical to a run that was never killed (on a CPU)."""
+    """Train to the end, from the phase's checkpoint where there is one; bit-identical to a run that was never killed
+    (on a CPU).
+    """
     generator = torch.Generator(device).manual_seed(seed_of(seed, phase.name))
     progress = _restore(phase, folder, generator, device)
     if progress.step >= phase.steps:

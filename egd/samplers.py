@@ -20,7 +20,8 @@ def check_times(times: Tensor) -> None:
 def dpm_solver_pp_2m(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, c: Context = None) -> Tensor:
     """DPM-Solver++(2M), arXiv:2211.01095 Algorithm 2: one denoiser call a step, deterministic given x.
 
-    x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases. A last time of 0 ends on the denoised x_0 (a first-order step). Returns (B, ...).
+    x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases. A last time of 0 ends on the denoised x_0 (a first-
+    order step). Returns (B, ...).
     """
     check_times(times)
     times = times.to(x.device)

@@ -65,9 +65,7 @@ def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
     return (schedule.alpha(t) / schedule.sigma(t)).log()
 
 
-def time_grid(
-    schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 1e-3, spacing: Spacing = "time"
-) -> Tensor:
+def time_grid(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 1e-3, spacing: Spacing = "time") -> Tensor:
     """``steps + 1`` decreasing times from ``start`` to ``end``, uniform in t (QGPO's choice) or in log-SNR.
 
     Raises ValueError unless 1 >= start > end >= 0, or when log-SNR spacing is asked of a schedule without ``time``.

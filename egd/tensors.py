@@ -22,7 +22,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm over the event dimensions: (B, ...) -> (B,)."""
-    return x.flatten(1).norm(dim=1)
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return length
 
 
 def map_context(f: Callable[[Tensor], Tensor], c: Context) -> Context:

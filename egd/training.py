@@ -45,15 +45,22 @@ class Objective(Protocol):
         ...
 
 
+def moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's parameters; its first update copies them."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
 class Fit:
-    """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional exponential moving average."""
+    """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional
+    exponential moving average.
+    """
 
     def __init__(
         self, module: nn.Module, *, lr: float, steps: int, decay: bool = False, ema: float = 0.0, clip: float = 0.0
     ) -> None:
         self.module, self.lr, self.steps, self.decay, self.clip = module, lr, steps, decay, clip
         self.optimiser = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.average = moving_average(module, ema) if ema else None
         self.step = 0
 
     @property

@@ -12,7 +12,7 @@ ENV_ID = "egd/AntMaze-v0"
 
 def _fixed(walls: list[list[Any]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[Any]]:
     """The maze with one reset cell and one goal cell (row, column)."""
-    cells = [[1 if cell == 1 else 0 for cell in row] for row in walls]
+    cells: list[list[Any]] = [[1 if cell == 1 else 0 for cell in row] for row in walls]
     cells[start[0]][start[1]], cells[goal[0]][goal[1]] = "r", "g"
     return cells
 

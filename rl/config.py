@@ -37,16 +37,16 @@ class DenoiserConfig(Strict):
     batch: PositiveInt = 256
     lr: PositiveFloat = 3e-4
     decay: bool = True
-    ema: float = Field(0.995, ge=0, lt=1)
+    ema: float = Field(default=0.995, ge=0, lt=1)
 
 
 class CriticConfig(Strict):
     """Implicit Q-learning."""
 
     name: Literal["iql"] = "iql"
-    expectile: float = Field(0.7, gt=0, lt=1)
-    gamma: float = Field(0.99, ge=0, lt=1)
-    polyak: float = Field(0.005, gt=0, le=1)
+    expectile: float = Field(default=0.7, gt=0, lt=1)
+    gamma: float = Field(default=0.99, ge=0, lt=1)
+    polyak: float = Field(default=0.005, gt=0, le=1)
     width: PositiveInt = 256
     layers: PositiveInt = 3
     activation: ActivationName = "silu"
@@ -61,7 +61,7 @@ class CriticConfig(Strict):
 class CalibrationConfig(Strict):
     """Posterior variances on a grid of times; ``every`` matters in joint training only."""
 
-    grid: int = Field(50, ge=2)
+    grid: int = Field(default=50, ge=2)
     samples: PositiveInt = 8192
     every: PositiveInt = 1000
 
@@ -86,6 +86,8 @@ class GuidanceConfig(Strict):
     rule: ComponentConfig = ComponentConfig(name="additive")
     beta: PositiveFloat = 3.0
     omega: NonNegativeFloat = 1.0
+    omegas: tuple[NonNegativeFloat, ...] = ()
+    """Further guidance scales to evaluate beside it, in the same batched pass."""
     posterior: MomentKind = "residual"
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions."""
@@ -101,15 +103,13 @@ class SamplerConfig(Strict):
     name: Literal["dpm_solver_pp_2m", "ddim"] = "dpm_solver_pp_2m"
     steps: PositiveInt = 15
     spacing: Spacing = "time"
-    end: float = Field(1e-3, ge=0, lt=1)
+    end: float = Field(default=1e-3, ge=0, lt=1)
 
 
 class EvaluationConfig(Strict):
     """Rollouts in the task's environment."""
 
     episodes: PositiveInt = 30
-    omegas: tuple[NonNegativeFloat, ...] = ()
-    """Further guidance scales for every variant, beside its own."""
     every: NonNegativeInt = 0
     """Also evaluate every so many steps of the last phase (0: at the end only)."""
     envs: PositiveInt = 30
@@ -132,7 +132,7 @@ class RunConfig(Strict):
     calibration: CalibrationConfig = CalibrationConfig()
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
     guidance: GuidanceConfig = GuidanceConfig()
-    variants: dict[str, GuidanceConfig] = {}
+    variants: dict[str, GuidanceConfig] = Field(default_factory=dict)
     sampler: SamplerConfig = SamplerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_every: PositiveInt = 5000

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from egd.checkpoint import group, prefixed
 from egd.networks import ACTIVATIONS
-from egd.training import Fit, Metrics
+from egd.training import Fit, Metrics, moving_average
 from rl.data import Batch, OfflineData
 
 
@@ -31,7 +31,8 @@ class EnsembleLinear(nn.Module):
 class EnsembleMLP(nn.Module):
     """``members`` MLPs with one output each: (B, in) -> (members, B).
 
-    A smooth activation (SiLU, Mish) matters here more than elsewhere: first-order guidance reads the critic's gradient at a point.
+    A smooth activation (SiLU, Mish) matters here more than elsewhere: first-order guidance reads the critic's gradient
+    at a point.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class EnsembleMLP(nn.Module):
         self.members = members
         sizes = [inputs] + [width] * layers
         parts: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             parts.append(EnsembleLinear(members, a, b))
             if layer_norm:
                 parts.append(nn.LayerNorm(b))
@@ -68,7 +69,7 @@ def expectile_loss(difference: Tensor, tau: float) -> Tensor:
 
 
 class IQL:
-    """Twin (or more) Q and one V by expectile regression, Polyak target. design: L_V + L_Q of AEPO Eq. 27."""
+    """Twin (or more) Q and one V by expectile regression, Polyak target. The losses of AEPO Eq. 27."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class IQL:
         v = EnsembleMLP(1, state, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
         self.values = _Values(q, v).to(device)
         self.fit = Fit(self.values, lr=lr, steps=steps, decay=decay)
-        self.target = AveragedModel(self.values.q, multi_avg_fn=get_ema_multi_avg_fn(1 - polyak))
+        self.target = moving_average(self.values.q, 1 - polyak)
         self.target.update_parameters(self.values.q)  # the first call copies
 
     def q(self, state: Tensor, action: Tensor) -> Tensor:

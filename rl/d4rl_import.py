@@ -146,9 +146,7 @@ def _ensure_namespace(dataset_id: str) -> None:
         create_namespace(namespace)
 
 
-def _environment(
-    env_id: str | None, env_kwargs: dict[str, Any] | None
-) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:
+def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:
     """The spec and the (observation, action) spaces of the environment, or (None, None) without one."""
     if env_id is None:
         if env_kwargs:

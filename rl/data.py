@@ -112,7 +112,9 @@ def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariData
         return minari.load_dataset(dataset_id, download=download and not local)
     except Exception as error:  # the hub client raises whatever its transport does
         if local:
-            raise UserError(f"dataset {dataset_id} is damaged: {error}; remove it and fetch it again", key="data.datasets") from error
+            raise UserError(
+                f"dataset {dataset_id} is damaged: {error}; remove it and fetch it again", key="data.datasets"
+            ) from error
         raise UserError(_missing(dataset_id, error), key="data.datasets") from error
 
 
@@ -134,7 +136,8 @@ def _missing(dataset_id: str, error: Exception) -> str:
 
 
 def relabel(task: Task, episodes: Episodes) -> Episodes:
-    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is within 0.5 of it (dense: exp(-distance)).
+    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is within 0.5 of
+    it (dense: exp(-distance)).
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """

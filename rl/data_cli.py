@@ -1,4 +1,6 @@
-"""``egd data``: what datasets there are, what is in them, and how to come by more. Heavy imports wait for the command that needs them."""
+"""``egd data``: what datasets there are, what is in them, and how to come by more. Heavy imports wait for the command
+that needs them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def list_datasets(
     from rl.tasks import TASKS
 
     local = minari.list_local_datasets()
-    tasks = Table("task", "datasets", "local", "environment", "steps", "reference min / max", title="tasks", title_justify="left")
+    tasks = Table(
+        "task", "datasets", "local", "environment", "steps", "reference min / max", title="tasks", title_justify="left"
+    )
     for task in TASKS.values():
         here = all(d in local for d in task.datasets)
         reference = " / ".join(f"{r:.1f}" for r in task.reference) if task.reference else "-"

@@ -1,4 +1,6 @@
-"""What tells a sound run from an unsound one: is the critic's gradient signal or noise, is the variance valid, does the model stay on support?"""
+"""What tells a sound run from an unsound one: is the critic's gradient signal or noise, is the variance valid, does the
+model stay on support?
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def diagnose(agent: AEPO, generator: torch.Generator, *, states: int = 512, cand
 
 
 def _critic(agent: AEPO, generator: torch.Generator, states: int) -> dict[str, float]:
-    """Spread of the advantage against what its gradient, taken at face value over the spread of the actions, would make of it."""
+    """Spread of the advantage against what its gradient, taken at face value over the spread of the actions, would make
+    of it.
+    """
     batch = agent.data.sample(states, generator)
     values, slope = value_and_grad(lambda a: agent.energy()(a, batch.state), batch.action)
     spread = batch.action.std(0).norm()

@@ -54,7 +54,9 @@ def make_env(task: Task, keys: tuple[str, ...] = (), **kwargs: Any) -> Env:
             warnings.simplefilter("ignore")
             env = _make(task, **kwargs)
     except (gym.error.Error, ImportError, FileNotFoundError, TypeError) as error:
-        raise UserError(f"cannot make the environment of {task.name} ({task.env_id or 'stored with its data'}): {error}") from error
+        raise UserError(
+            f"cannot make the environment of {task.name} ({task.env_id or 'stored with its data'}): {error}"
+        ) from error
     chosen = flat_keys(env.observation_space, keys or task.observation_keys)
     size = len(flatten_observation(env.observation_space.sample(), chosen))
     space = Box(-np.inf, np.inf, (size,), np.float32)

@@ -18,7 +18,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Arm:
-    """Several policies that act in one batch: ``names`` (A of them), ``act(states (n, S), which (n,) in [0, A)) -> (n, actions)``."""
+    """Several policies that act in one batch: ``names`` (A of them), ``act(states (n, S), which (n,) in [0, A)) -> (n,
+    actions)``.
+    """
 
     names: Sequence[str]
     act: Callable[[Tensor, Tensor], Tensor]
@@ -81,9 +83,10 @@ def _act(
     n: int,
     standardise: Callable[[Tensor], Tensor],
     device: torch.device | str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
 ) -> Array:
     """Actions of the running environments; zeros for those that are done."""
+    assert shape is not None  # a vector of Box action spaces
     actions = np.zeros(shape, dtype=np.float32)
     first = 0
     for arm in arms:

@@ -15,7 +15,7 @@ from egd.phases import Phase, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl.agents import AGENTS
-from rl.agents.aepo import ENERGIES, OBJECTIVES, RULES, SCHEDULES, AEPO, check_components
+from rl.agents.aepo import AEPO, ENERGIES, OBJECTIVES, RULES, SCHEDULES, check_components
 from rl.config import RunConfig
 from rl.job import Evaluator, OfflineJob, load_data, rows, scales, split_by_omega, statistics
 from rl.tasks import find_task
@@ -113,12 +113,12 @@ class OfflineRL:
 
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""
-        kinds = {
+        kinds: dict[str, dict[str, Any]] = {
             "schedule": SCHEDULES.names(),
             "energy (closed form)": ENERGIES.names(),
             "energy (trained)": OBJECTIVES.names(),
             "guidance rule": RULES.names(),
-            "method": AGENTS,
+            "method": dict(AGENTS),
         }
         return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
 

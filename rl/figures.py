@@ -28,7 +28,9 @@ def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: boo
 
 
 def posterior_figure(agent: AEPO, path: Path, title: str) -> None:
-    """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the range, logarithmic beyond."""
+    """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the
+    range, logarithmic beyond.
+    """
     figure, axes = _figure(2, share=True)
     for axis, (clip, moments) in zip(axes, agent.calibration.moments.items(), strict=True):
         top = float(moments.data_var)
@@ -46,7 +48,9 @@ def posterior_figure(agent: AEPO, path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def omega_figure(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str) -> None:
+def omega_figure(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str
+) -> None:
     """Score over the guidance scale, one line an arm, bars of one standard error."""
     figure, axes = _figure(1, 5.2, 3.6)
     mean, error = behaviour["mean"], behaviour["std"] / behaviour["episodes"] ** 0.5
@@ -63,7 +67,9 @@ def omega_figure(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviou
 
 
 @torch.no_grad()
-def maze_figure(agent: AEPO, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path) -> None:
+def maze_figure(
+    agent: AEPO, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
+) -> None:
     """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
     cells = rl.maze2d.MAPS[map_name]

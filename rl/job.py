@@ -20,7 +20,7 @@ from egd.runs import RunFolder
 from rl import figures
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO
-from rl.config import RunConfig
+from rl.config import GuidanceConfig, RunConfig
 from rl.data import Episodes, OfflineData, is_local, load_episodes, relabel, to_offline_data, window_return
 from rl.diagnostics import diagnose
 from rl.envs import env_factory
@@ -111,10 +111,16 @@ class Evaluator:
         )
 
 
-def scales(config: RunConfig, extra: Sequence[float] | None = None) -> dict[str, list[float]]:
-    """The guidance scales of every arm: its own first, then the evaluation's (or ``extra``), without 0 (that is the behaviour policy)."""
-    more = config.evaluation.omegas if extra is None else extra
-    return {name: list(dict.fromkeys(o for o in [g.omega, *more] if o > 0 or g.candidates > 1)) for name, g in config.arms.items()}
+def scales(config: RunConfig, only: Sequence[float] | None = None) -> dict[str, list[float]]:
+    """The guidance scales of every arm: its own and its further ones, or ``only``. Without 0: that is the behaviour policy,
+    unless the arm also selects among candidates.
+    """
+
+    def wanted(g: GuidanceConfig) -> list[float]:
+        omegas = [g.omega, *g.omegas] if only is None else only
+        return list(dict.fromkeys(omega for omega in omegas if omega > 0 or g.candidates > 1))
+
+    return {name: found for name, g in config.arms.items() if (found := wanted(g))}
 
 
 def split_by_omega(task: Task, returns: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
@@ -208,7 +214,13 @@ class OfflineJob:
     ) -> dict[str, Any]:
         config = self.config
         by_arm = {name: split_by_omega(task, result.returns, name) for name in config.arms}
-        headline = by_arm["guided"].get(f"{config.guidance.omega:g}") or statistics(task, result.returns["behaviour"])
+        behaviour = statistics(task, result.returns["behaviour"])
+
+        def own(name: str) -> dict[str, Any]:
+            """At the arm's own guidance scale; 0 is the behaviour policy."""
+            return by_arm[name].get(f"{config.arms[name].omega:g}") or behaviour
+
+        headline = own("guided")
         last = {"step": sum(p.steps for p in agent.phases()), "score": headline["mean"]}
         return {
             "task": config.task,
@@ -218,12 +230,10 @@ class OfflineJob:
             "versions": {name: version(name) for name in ("egd", "torch", "gymnasium", "minari", "numpy")},
             "dataset_score": task.score(agent.data.dataset_return),
             "normalised": task.reference is not None,
-            "behaviour": statistics(task, result.returns["behaviour"]),
+            "behaviour": behaviour,
             "guided": headline,
-            "guided_by_omega": by_arm.pop("guided"),
-            "variants": {
-                name: {"guided": scores[f"{config.arms[name].omega:g}"], "guided_by_omega": scores} for name, scores in by_arm.items()
-            },
+            "guided_by_omega": by_arm["guided"],
+            "variants": {name: {"guided": own(name), "guided_by_omega": by_arm[name]} for name in config.variants},
             "best": max([*notes, last], key=lambda n: n["score"]),
             "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},
         }
@@ -235,8 +245,12 @@ class OfflineJob:
         figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", self.label)
         if task.family == "maze2d":
             chosen = {"behaviour": "behaviour", **{f"{n}@{g.omega:g}": n for n, g in self.config.arms.items()}}
-            paths = {key: [np.stack(w) for w in result.paths[key] if w] for key in chosen if key in result.paths}
-            titles = {key: f"{name}: score {statistics(task, result.returns[key])['mean']:.1f}" for key, name in chosen.items() if key in paths}
+            paths = {key: [np.array(w) for w in result.paths[key] if w] for key in chosen if key in result.paths}
+            titles = {
+                key: f"{name}: score {statistics(task, result.returns[key])['mean']:.1f}"
+                for key, name in chosen.items()
+                if key in paths
+            }
             figures.maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
 
 

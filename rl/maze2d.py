@@ -55,9 +55,7 @@ _CELL_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 def _with_goal(maze: list[list[int]], goal: Cell) -> MazeMap:
     """``maze`` with 'g' in the goal cell and 'r', a start, in all other free ones."""
-    return [
-        [1 if wall else GOAL if (i, j) == goal else RESET for j, wall in enumerate(row)] for i, row in enumerate(maze)
-    ]
+    return [[1 if wall else GOAL if (i, j) == goal else RESET for j, wall in enumerate(row)] for i, row in enumerate(maze)]
 
 
 MAPS: dict[str, MazeMap] = {

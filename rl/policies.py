@@ -40,7 +40,7 @@ class BehaviourSupport:
         """(N, S) -> (N, K, A)"""
         assert isinstance(c, Tensor)  # states
         drawn = self.sampler.draw(self.denoiser, c.repeat_interleave(k, 0), len(c) * k, self.generator)
-        return drawn.unflatten(0, (len(c), k))
+        return drawn.reshape(len(c), k, -1)
 
 
 @dataclass(frozen=True)

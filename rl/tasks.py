@@ -1,6 +1,7 @@
 """The tasks of AEPO's tables under D4RL's names: where their data, environments, step limits and reference scores are.
 
-Reference scores are D4RL's by task name, never a dataset's own metadata (some of those are wrong). Today's environments (MuJoCo -v5,
+Reference scores are D4RL's by task name, never a dataset's own metadata (some of those are wrong). Today's environments
+(MuJoCo -v5,
 Adroit -v1) differ from the ones the references were measured on: scores are comparable, not equal.
 """
 
@@ -18,7 +19,9 @@ Family = Literal["gym-mujoco", "adroit", "maze2d", "antmaze", "other"]
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark task. ``reference`` is (min, max) return: score = 100 (R - min) / (max - min). Without it the score is the return."""
+    """One benchmark task. ``reference`` is (min, max) return: score = 100 (R - min) / (max - min). Without it the score
+    is the return.
+    """
 
     name: str
     family: Family
@@ -55,7 +58,14 @@ _MAZE2D = {
     "large": (800, (6.7, 273.99)),
     "large-dense": (800, (30.569041, 303.4857382709002)),
 }
-_ANTMAZE = {"umaze": 700, "umaze-diverse": 700, "medium-play": 1000, "medium-diverse": 1000, "large-play": 1000, "large-diverse": 1000}
+_ANTMAZE = {
+    "umaze": 700,
+    "umaze-diverse": 700,
+    "medium-play": 1000,
+    "medium-diverse": 1000,
+    "large-play": 1000,
+    "large-diverse": 1000,
+}
 
 
 def _adroit(env: str, quality: str, datasets: tuple[str, ...], name: str) -> Task:
@@ -89,7 +99,15 @@ def _antmaze(variant: str) -> Task:
     datasets = (f"D4RL/antmaze/{variant}-v1",)
     keys = ("achieved_goal", "observation")
     return Task(
-        f"antmaze-{variant}", "antmaze", datasets, "egd/AntMaze-v0", kwargs, _ANTMAZE[variant], (0.0, 1.0), keys, goal_reward=True
+        f"antmaze-{variant}",
+        "antmaze",
+        datasets,
+        "egd/AntMaze-v0",
+        kwargs,
+        _ANTMAZE[variant],
+        (0.0, 1.0),
+        keys,
+        goal_reward=True,
     )
 
 
@@ -115,7 +133,9 @@ def find_task(name: str) -> Task:
         return TASKS[short]
     if "/" in name:
         return _by_dataset(name)
-    raise UserError(f"no task is called '{name}'; {nearest(name, TASKS)} (or give a Minari id: namespace/name-v0)", key="--task")
+    raise UserError(
+        f"no task is called '{name}'; {nearest(name, TASKS)} (or give a Minari id: namespace/name-v0)", key="--task"
+    )
 
 
 def _by_dataset(dataset: str) -> Task:

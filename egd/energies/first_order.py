@@ -17,7 +17,8 @@ class FirstOrder:
     """E_t ~ beta E(xbar) + g^T (mu - xbar) - 1/2 g^T Sigma g,  g = beta grad E(xbar). AEPO Eq. 17, 25.
 
     Exact when E is linear and the posterior N(mu, Sigma) is Gaussian. Without the last term (``variance: false``) it is
-    the linearised DPS. The expansion point xbar is mu, or ``at`` where the caller has a better one (AEPO's training: the data point).
+    the linearised DPS. The expansion point xbar is mu, or ``at`` where the caller has a better one (AEPO's training:
+    the data point).
     """
 
     energy: Energy

@@ -18,7 +18,8 @@ __all__ = ["MonteCarlo"]
 class MonteCarlo:
     """E_t ~ -log 1/K sum_k exp(-beta E(mu + Sigma^(1/2) z_k)), AEPO Eq. 11 over a Gaussian posterior.
 
-    Exact as K -> infinity when the posterior is Gaussian. The z_k come in antithetic pairs, drawn from a fixed ``seed`` and shared by
+    Exact as K -> infinity when the posterior is Gaussian. The z_k come in antithetic pairs, drawn from a fixed ``seed``
+    and shared by
     all rows, so that the estimate is one smooth function of x_t.
     """
 

@@ -18,7 +18,8 @@ __all__ = ["SupportSamples"]
 class SupportSamples:
     """E_t ~ -log sum_i w_i exp(-beta E(x^i)),  w_i = softmax_i(-||x_t - alpha_t x^i||^2 / (2 sigma_t^2)),  x^i ~ q(. | c).
 
-    Consistent in the number K of ``samples``; best at high noise, where many w_i count. ``prepare`` draws the x^i once for a whole sampling
+    Consistent in the number K of ``samples``; best at high noise, where many w_i count. ``prepare`` draws the x^i once
+    for a whole sampling
     run; called directly the class draws them anew each time.
     """
 

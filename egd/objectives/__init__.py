@@ -3,4 +3,4 @@
 from egd.objectives.analytic import Analytic
 from egd.objectives.mse import MSE
 
-__all__ = ["Analytic", "MSE"]
+__all__ = ["MSE", "Analytic"]

@@ -18,7 +18,8 @@ __all__ = ["Analytic"]
 class Analytic:
     """mean (E_Theta(x_t, t, c) - target)^2 with the first-order closed form as target. AEPO Eq. 26.
 
-    The target is expanded at the data point moved by ``nu`` up the energy, xbar = x_0 + nu grad E / ||grad E|| with the gradient taken at
+    The target is expanded at the data point moved by ``nu`` up the energy, xbar = x_0 + nu grad E / ||grad E|| with the
+    gradient taken at
     x_0: Eq. 46's a - nu Q'/||Q'|| in our sign (E = -Q). ``expand_at: mean`` expands at the posterior mean instead.
     """
 

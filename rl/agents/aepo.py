@@ -1,6 +1,7 @@
 """AEPO (arXiv:2505.01822, Algorithm 1): behaviour diffusion, implicit Q-learning, an intermediate energy, guided sampling.
 
-The target policy is pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4); the energy handed to ``egd`` is E(a, s) = V(s) - Q(s, a), which differs from
+The target policy is pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4); the energy handed to ``egd`` is E(a, s) = V(s) - Q(s,
+a), which differs from
 -Q by a function of s alone and so guides in the same way, but spares a network the job of learning V.
 """
 
@@ -18,7 +19,7 @@ from egd.denoisers import Clip, EpsDenoiser
 from egd.errors import UserError, nearest
 from egd.networks import EnergyMLP, NoiseMLP
 from egd.phases import Phase, seed_of
-from egd.posteriors.moments import Moments, MomentPosterior, calibrate
+from egd.posteriors.moments import MomentPosterior, Moments, calibrate
 from egd.schedules import time_grid
 from egd.training import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics
 from egd.types import Context, Denoiser, Energy, Schedule, TimedEnergy
@@ -50,7 +51,9 @@ def check_components(config: RunConfig) -> None:
     for name, guidance in config.arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
         if guidance.energy.name not in known and ":" not in guidance.energy.name:
-            raise UserError(f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy")
+            raise UserError(
+                f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy"
+            )
         registry = OBJECTIVES if is_trained(guidance) else ENERGIES
         validate(registry, guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
         validate(RULES, guidance.rule.spec, {"omega"}, f"{key}.rule")
@@ -92,8 +95,9 @@ class AEPO:
         unit = self.calibration.advantage_std if scale == "advantage_std" else torch.ones((), device=self.device)
 
         def energy(action: Tensor, state: Context) -> Tensor:
-            assert isinstance(state, Tensor)
-            return (self.critic.v(state).detach() - self.critic.q(state, action)) / unit
+            assert isinstance(state, Tensor)  # contexts are states here
+            value: Tensor = (self.critic.v(state).detach() - self.critic.q(state, action)) / unit
+            return value
 
         return energy
 
@@ -132,8 +136,8 @@ class AEPO:
 
         def act(states: Tensor, which: Tensor) -> Tensor:
             rule = build(RULES, guidance.rule.spec, {"omega": scales[which].repeat_interleave(k)}, f"{name}.rule")
-            guided = (timed, rule) if float(scales.max()) > 0 else (None, None)
-            return GuidedPolicy(self.sampler, denoiser, generator, *guided, energy, k, bounds)(states)
+            energies = (timed, rule) if max(omegas) > 0 else (None, None)
+            return GuidedPolicy(self.sampler, denoiser, generator, energies[0], energies[1], energy, k, bounds)(states)
 
         return act
 
@@ -203,7 +207,9 @@ class LateObjective:
 
 
 class Calibration:
-    """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over the data."""
+    """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over
+    the data.
+    """
 
     def __init__(self, agent: AEPO) -> None:
         self.agent = agent
@@ -248,7 +254,12 @@ class Joint:
     """Algorithm 1 as one loop: every part takes one step an iteration, as long as it has steps left."""
 
     def __init__(
-        self, denoiser: Learner, critic: Learner, calibration: Calibration, energies: dict[str, EnergyLearner], config: RunConfig
+        self,
+        denoiser: Learner,
+        critic: Learner,
+        calibration: Calibration,
+        energies: dict[str, EnergyLearner],
+        config: RunConfig,
     ) -> None:
         self.calibration, self.every = calibration, config.calibration.every
         self.learners: dict[str, Learner] = {"denoiser": denoiser, "critic": critic}
