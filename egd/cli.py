@@ -48,7 +48,8 @@ def show(rows: Sequence[Any], title: str) -> None:
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("task", "policy") else "right")
+        left = column in ("task", "policy")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     before = None
     for row in rows:
         if before is not None and row.get("task") != before:
@@ -94,12 +95,13 @@ def run(
             source=str(recipe),
         )
         jobs = experiments.load(tree.get("experiment"), str(recipe)).plan(tree, options)
-    rows, failed = _run_all(jobs, Reporter(console))
-    show(rows, "Results: normalised scores (plain returns where a task has no reference score)")
+    rows, failed, crashed = _run_all(jobs, Reporter(console))
+    show(rows, "Results: normalised scores; the return itself where a task has no reference score")
     console.print(f"Runs are in {options.out}/", highlight=False, soft_wrap=True)
-    if failed:
-        errors.print(f"[red]{len(failed)} of {len(jobs)} failed: {', '.join(failed)}[/]", soft_wrap=True)
-        raise typer.Exit(2)
+    if failed or crashed:
+        names = [*failed, *crashed]
+        errors.print(f"[red]{len(names)} of {len(jobs)} failed: {', '.join(names)}[/]", soft_wrap=True)
+        raise typer.Exit(1 if crashed else 2)
 
 
 def default_out(recipe: Path) -> Path:
@@ -108,9 +110,11 @@ def default_out(recipe: Path) -> Path:
     return Path("runs") / name
 
 
-def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str]]:
+def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str], list[str]]:
+    """Rows of the results table, and the labels of the jobs that failed for the user's reasons and for ours."""
     rows: list[Any] = []
     failed: list[str] = []
+    crashed: list[str] = []
     for job in jobs:
         reporter.console.rule(job.label, align="left")
         try:
@@ -118,7 +122,10 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str]]:
         except UserError as error:
             complain(error, job.label)
             failed.append(job.label)
-    return rows, failed
+        except Exception:  # a defect of one job must not cost the others
+            errors.print_exception()
+            crashed.append(job.label)
+    return rows, failed, crashed
 
 
 @app.command("eval")

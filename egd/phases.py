@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -114,6 +115,11 @@ def _save(phase: Phase, folder: RunFolder, generator: torch.Generator, progress:
 
 def _log(phase: Phase, folder: RunFolder, progress: Progress, recent: _Recent, bar: Bar) -> None:
     means = recent.take()
+    if bad := [name for name, value in means.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"{', '.join(bad)} is not finite at step {progress.step} of {phase.name}; lower its lr, or look for outliers in the data",
+            key=phase.name,
+        )
     folder.log({"phase": phase.name, "step": progress.step, **means})
     loss = next((f"{k} {v:.4g}" for k, v in means.items() if k.endswith("loss")), "")
     bar.advance(progress.step - bar.done, loss)

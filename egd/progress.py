@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -47,12 +48,12 @@ class Reporter:
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A bar for the length of a with-block; finished bars stay on the screen."""
         columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(20),
+            TextColumn("{task.description:<20}"),
+            BarColumn(14),
             MofNCompleteColumn(),
             _Rate(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         with Progress(*columns, console=self.console) as progress:
             yield Bar(progress, progress.add_task(label, total=total, completed=done, note=""))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE
+
+from rl.robotics import gymnasium_robotics, maps
 
 ENV_ID = "egd/AntMaze-v0"
 
@@ -18,15 +19,16 @@ def _fixed(walls: list[list[Any]], start: tuple[int, int], goal: tuple[int, int]
 
 
 MAPS = {
-    "umaze": _fixed(U_MAZE, (1, 1), (3, 1)),
-    "medium": _fixed(MEDIUM_MAZE, (1, 1), (6, 6)),
-    "large": _fixed(LARGE_MAZE, (1, 1), (7, 10)),
+    "umaze": _fixed(maps.U_MAZE, (1, 1), (3, 1)),
+    "medium": _fixed(maps.MEDIUM_MAZE, (1, 1), (6, 6)),
+    "large": _fixed(maps.LARGE_MAZE, (1, 1), (7, 9)),
 }
 
 
 def make_env(map_name: str = "umaze", **kwargs: Any) -> gym.Env[Any, Any]:
-    """AntMaze with that map; observations stay a dict of observation, achieved_goal and desired_goal."""
-    return gym.make("AntMaze_UMaze-v5", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
+    """AntMaze with that map in version -v4, the data's; observations stay a dict with achieved_goal and desired_goal."""
+    gym.register_envs(gymnasium_robotics)
+    return gym.make("AntMaze_UMaze-v4", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
 
 
 def goal_xy(map_name: str) -> Any:

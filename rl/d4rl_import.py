@@ -1,4 +1,4 @@
-"""D4RL's HDF5 files as local Minari datasets, and the writer both share with ``rl.maze2d``.
+"""D4RL's HDF5 files as local Minari datasets.
 
 A D4RL file is one long table: ``observations`` (N, obs), ``actions`` (N, act), ``rewards`` (N,), ``terminals`` (N,)
 and, in most files, ``timeouts`` (N,) and ``next_observations`` (N, obs). Everything else (``infos/*``,
@@ -10,9 +10,7 @@ environment's spaces say. Rewards are float32.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,18 +18,14 @@ from typing import Any
 
 import gymnasium as gym
 import h5py
-import minari
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
-from minari.storage import get_dataset_path
 from numpy.typing import NDArray
 
 from egd.errors import UserError
+from rl.minari_store import check_new_id, episode_buffer, write_dataset
 
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
 OPTIONAL_KEYS = ("timeouts", "next_observations")
@@ -92,58 +86,6 @@ def import_hdf5(
     steps = sum(len(b.rewards) for b in buffers)
     mean_return = float(np.mean([np.sum(b.rewards, dtype=np.float64) for b in buffers]))
     return ImportReport(dataset_id, len(buffers), steps, len(table.rewards) - steps, mean_return)
-
-
-def check_new_id(dataset_id: str) -> Path:
-    """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: Minari's answer to an id without a version
-        raise UserError(
-            f"'{dataset_id}' is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
-        ) from error
-    path = Path(get_dataset_path(dataset_id))
-    if path.exists():
-        raise UserError(
-            f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"
-        )
-    return path
-
-
-def write_dataset(
-    dataset_id: str,
-    buffers: Iterable[EpisodeBuffer],
-    observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
-    env_spec: EnvSpec | None,
-    metadata: dict[str, Any],
-) -> None:
-    """Store ``buffers`` as a local dataset that appears under its name only when it is complete.
-
-    These are the steps of ``minari.create_dataset_from_buffers``, which writes the metadata first and in place: a
-    kill there leaves a folder that loads as a dataset. Here all is written to a hidden sibling folder, which Minari
-    does not list, and renamed at the end.
-    """
-    final = check_new_id(dataset_id)
-    _ensure_namespace(dataset_id)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
-    try:
-        storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
-        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
-        storage.update_episodes(buffers)
-        partial.rename(final)
-    except BaseException:  # an interrupt too must not leave the folder behind
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _ensure_namespace(dataset_id: str) -> None:
-    """Minari wants a metadata file in every namespace folder."""
-    namespace = parse_dataset_id(dataset_id)[0]
-    if namespace is not None and namespace not in list_local_namespaces():
-        create_namespace(namespace)
 
 
 def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:
@@ -280,27 +222,6 @@ def _final_observation(table: _Table, row: int, terminal: bool) -> NDArray[Any] 
     if table.next_observations is not None:
         return table.next_observations[row : row + 1]
     return table.observations[row : row + 1] if terminal else None
-
-
-def episode_buffer(
-    observations: NDArray[Any],
-    actions: NDArray[Any],
-    rewards: NDArray[np.float32],
-    *,
-    terminal: bool = False,
-    seed: int | None = None,
-) -> EpisodeBuffer:
-    """Observations (T+1, obs), actions (T, act) and rewards (T,) as an episode that ends in its last step."""
-    last = np.zeros(len(rewards), dtype=bool)
-    last[-1] = True
-    fields: dict[str, Any] = {  # arrays where Minari's annotations say lists: its storage takes both
-        "observations": observations,
-        "actions": actions,
-        "rewards": rewards,
-        "terminations": last & terminal,
-        "truncations": last & (not terminal),
-    }
-    return EpisodeBuffer(seed=seed, **fields)
 
 
 def _box(rows: NDArray[Any], bound: float) -> Box:

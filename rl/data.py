@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
 def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariDataset:
     """A Minari dataset from the local store, else from the hub. UserError naming the remedies when it is in neither."""
     local = is_local(dataset_id)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one message that matters
     try:
         return minari.load_dataset(dataset_id, download=download and not local)
     except Exception as error:  # the hub client raises whatever its transport does

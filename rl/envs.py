@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import gymnasium as gym
-import gymnasium_robotics
 import minari
 import numpy as np
 from gymnasium.spaces import Box, Dict
@@ -16,6 +15,7 @@ from gymnasium.wrappers import TransformObservation
 import rl.antmaze
 import rl.maze2d
 from egd.errors import UserError
+from rl.robotics import gymnasium_robotics
 from rl.tasks import Task
 
 Env = gym.Env[Any, Any]

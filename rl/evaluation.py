@@ -68,7 +68,7 @@ def rollout(
             observation, finished = play.step(observation, actions)
             if finished and advance is not None:
                 done = {name: play.returns[i * n : (i + 1) * n] for i, name in enumerate(names)}
-                advance(finished, _best_so_far(done))
+                advance(finished, _so_far(done))
     finally:
         vector.close()
     split = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
@@ -135,6 +135,7 @@ class _Play:
         return observation, int(ended.sum())
 
 
-def _best_so_far(returns: dict[str, list[list[float]]]) -> str:
+def _so_far(returns: dict[str, list[list[float]]]) -> str:
+    """Mean returns of the first two arms, for the progress bar."""
     means = {name: np.mean([r for rs in lists for r in rs]) for name, lists in returns.items() if any(lists)}
-    return " ".join(f"{name} {mean:.0f}" for name, mean in list(means.items())[:3])
+    return ", ".join(f"{name.partition('@')[0]} {mean:.0f}" for name, mean in list(means.items())[:2])

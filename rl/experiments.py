@@ -12,8 +12,10 @@ from egd.config import Tree, merge, override, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
 from egd.phases import Phase, run_phase
+from egd.posteriors.moments import DESCRIPTIONS
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.samplers import SAMPLERS
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO, ENERGIES, OBJECTIVES, RULES, SCHEDULES, check_components
 from rl.config import RunConfig
@@ -54,8 +56,7 @@ class OfflineRL:
         tree["task"] = find_task(name).name
         if options.seed is not None:
             tree["seed"] = options.seed
-        if options.device != "auto" or "device" not in tree:
-            tree["device"] = pick_device(options.device)
+        tree["device"] = pick_device(tree.get("device", "auto") if options.device == "auto" else options.device)
         headline = tree.get("guidance") or {}
         tree["variants"] = {k: merge(headline, v or {}) for k, v in (tree.get("variants") or {}).items()}
         config = validate(RunConfig, tree, options.source)
@@ -118,9 +119,11 @@ class OfflineRL:
             "energy (closed form)": ENERGIES.names(),
             "energy (trained)": OBJECTIVES.names(),
             "guidance rule": RULES.names(),
+            "sampler": dict(SAMPLERS),
             "method": dict(AGENTS),
         }
-        return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
+        lines = {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
+        return {**lines, "posterior variance": DESCRIPTIONS}
 
 
 def summary_line(component: Any) -> str:

@@ -39,7 +39,7 @@ def posterior_figure(agent: AEPO, path: Path, title: str) -> None:
             share = 100 * moments.clamp_share(kind)
             label = f"{LABELS[kind]}, clamped at {share:.0f} % of t"
             axis.plot(moments.t.cpu(), moments.raw[kind].cpu(), color=COLOURS[kind], label=label)
-        axis.set_yscale("symlog", linthresh=max(top, 1e-3))
+        axis.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(max(top, 1e-6))))
         axis.set_title("x₀ clipped to the data's range" if clip else "denoiser as trained")
         axis.set_xlabel("t")
         axis.legend(fontsize=7, frameon=False)
@@ -85,7 +85,8 @@ def maze_figure(
             axis.plot(walk[:, 0], walk[:, 1], color="white", lw=0.8, alpha=0.75)
             axis.plot(*walk[0, :2], "o", color="white", ms=3)
         axis.plot(*goal, "*", color="#ffd166", ms=14, mec="black")
-        axis.set(title=titles[name], xticks=[], yticks=[])
+        axis.set(title=titles[name], xticks=[], yticks=[], xlim=(1 - half_x, half_x - 1), ylim=(1 - half_y, half_y - 1))
+        axis.spines[["left", "bottom"]].set_visible(False)
     if image is not None:
         figure.colorbar(image, ax=axes, label="learned value V(s), at rest", shrink=0.8)
     figure.savefig(path, dpi=150)

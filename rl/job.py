@@ -244,7 +244,10 @@ class OfflineJob:
         by_arm = {"guided": summary["guided_by_omega"], **{k: v["guided_by_omega"] for k, v in summary["variants"].items()}}
         figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", self.label)
         if task.family == "maze2d":
-            chosen = {"behaviour": "behaviour", **{f"{n}@{g.omega:g}": n for n, g in self.config.arms.items()}}
+            chosen = {
+                "behaviour": "behaviour",
+                **{f"{n}@{g.omega:g}": f"{n} ({g.energy.name})" for n, g in self.config.arms.items()},
+            }
             paths = {key: [np.array(w) for w in result.paths[key] if w] for key in chosen if key in result.paths}
             titles = {
                 key: f"{name}: score {statistics(task, result.returns[key])['mean']:.1f}"
@@ -268,7 +271,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     def row(name: str, omega: str, s: Mapping[str, Any]) -> Row:
         error = s["std"] / s["episodes"] ** 0.5
         score = f"{s['mean']:.1f} ± {error:.1f}"
-        return {**first, "policy": name, "omega": omega, "score ± s.e.": score, "episodes": str(s["episodes"])}
+        return {**first, "policy": name, "omega": omega, "score ± s.e.": score, "n": str(s["episodes"])}
 
     result = [row("behaviour", "0", summary["behaviour"])]
     result += [row("guided", omega, s) for omega, s in summary["guided_by_omega"].items()]

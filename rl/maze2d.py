@@ -22,12 +22,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
-from gymnasium_robotics.envs.maze.maps import GOAL, LARGE_MAZE, MEDIUM_MAZE, RESET, U_MAZE
-from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 from numpy.typing import NDArray
 
 from egd.errors import UserError, nearest
-from rl.d4rl_import import check_new_id, episode_buffer, write_dataset
+from rl.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.robotics import PointMazeEnv, maps
 
 Array: TypeAlias = NDArray[np.float32]
 Points: TypeAlias = NDArray[np.float64]
@@ -55,13 +54,15 @@ _CELL_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 def _with_goal(maze: list[list[int]], goal: Cell) -> MazeMap:
     """``maze`` with 'g' in the goal cell and 'r', a start, in all other free ones."""
-    return [[1 if wall else GOAL if (i, j) == goal else RESET for j, wall in enumerate(row)] for i, row in enumerate(maze)]
+    return [
+        [1 if wall else maps.GOAL if (i, j) == goal else maps.RESET for j, wall in enumerate(row)] for i, row in enumerate(maze)
+    ]
 
 
 MAPS: dict[str, MazeMap] = {
-    "umaze": _with_goal(U_MAZE, (1, 1)),
-    "medium": _with_goal(MEDIUM_MAZE, (6, 6)),
-    "large": _with_goal(LARGE_MAZE, (7, 9)),
+    "umaze": _with_goal(maps.U_MAZE, (1, 1)),
+    "medium": _with_goal(maps.MEDIUM_MAZE, (6, 6)),
+    "large": _with_goal(maps.LARGE_MAZE, (7, 9)),
 }
 """Mazes by name, the goal where D4RL's ``U_MAZE``, ``MEDIUM_MAZE`` and ``LARGE_MAZE`` have their 'G'."""
 
@@ -82,7 +83,7 @@ class Maze2DEnv(gym.Env[Array, Array]):
         Path(self._sim.tmp_xml_file_path).unlink(missing_ok=True)  # loaded by now, and PointMaze never removes it
         self.map_name, self.dense, self.render_mode = map_name, dense, render_mode
         self.goal = goal_xy(map_name)
-        self._starts = _cells(map_name, RESET)
+        self._starts = _cells(map_name, maps.RESET)
         self.observation_space = Box(-np.inf, np.inf, shape=(4,), dtype=np.float32)
         self.action_space = Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
 
@@ -139,7 +140,7 @@ def register() -> None:
 
 def goal_xy(map_name: str) -> Points:
     """(2,): the centre of the map's goal cell, metres."""
-    return _centre(map_name, _cells(map_name, GOAL)[0])
+    return _centre(map_name, _cells(map_name, maps.GOAL)[0])
 
 
 def reward_at(positions: NDArray[Any], goal: Points, *, dense: bool = False) -> Points:
@@ -190,7 +191,7 @@ def value_iteration(free: NDArray[np.bool_], goal: Cell) -> Points:
 @lru_cache(maxsize=256)  # one a goal cell: 46 in the large maze
 def _next_cells(map_name: str, goal: Cell) -> dict[Cell, Cell]:
     """For every free cell but the goal, the neighbour of the highest value."""
-    cells = _cells(map_name, GOAL, RESET)
+    cells = _cells(map_name, maps.GOAL, maps.RESET)
     free = np.array([[kind != 1 for kind in row] for row in _map(map_name)])
     values = value_iteration(free, goal)
     return {
@@ -213,7 +214,7 @@ def waypoint_controller(
     """
     target = goal_xy(map_name) if goal is None else np.asarray(goal, dtype=np.float64)
     goal_cell = _cell_at(map_name, target)
-    if goal_cell not in _cells(map_name, GOAL, RESET):
+    if goal_cell not in _cells(map_name, maps.GOAL, maps.RESET):
         raise UserError(f"goal {target.tolist()} lies in a wall of '{map_name}': take a point in a free cell")
     plan = {cell: _centre(map_name, step) for cell, step in _next_cells(map_name, goal_cell).items()}
     generator = np.random.default_rng() if rng is None else rng
@@ -304,7 +305,7 @@ def _walk(
 
 def _random_goal(map_name: str, rng: np.random.Generator) -> Points:
     """(2,): a point near the centre of a random free cell, the map's own goal cell among them."""
-    cells = _cells(map_name, GOAL, RESET)
+    cells = _cells(map_name, maps.GOAL, maps.RESET)
     cell = cells[int(rng.integers(len(cells)))]
     return _centre(map_name, cell) + rng.uniform(-POSITION_NOISE, POSITION_NOISE, 2)
 

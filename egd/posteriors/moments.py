@@ -24,6 +24,11 @@ from egd.posteriors.base import IsotropicGaussian
 from egd.types import Context, Denoiser, Schedule
 
 MomentKind = Literal["posterior1", "posterior2", "residual"]
+DESCRIPTIONS: dict[str, str] = {
+    "posterior1": "(sigma^2/alpha^2) [1 - E||eps||^2 / d], from the predicted noise. AEPO Eq. 22.",
+    "posterior2": "Var(x_0) - E||mu - m||^2 / d, from the data's variance. AEPO Eq. 24.",
+    "residual": "E||x_0 - mu||^2 / d, from the denoiser's error: cannot be negative. AEPO Eq. 42.",
+}
 KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
 
 

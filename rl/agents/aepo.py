@@ -60,7 +60,7 @@ def check_components(config: RunConfig) -> None:
 
 
 class AEPO:
-    """All the parts of one run, and the phases that train them."""
+    """AEPO (arXiv:2505.01822): behaviour diffusion, implicit Q-learning, intermediate energy. All parts of one run."""
 
     def __init__(self, config: RunConfig, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device

@@ -15,6 +15,7 @@ gym = pytest.importorskip("gymnasium")
 h5py = pytest.importorskip("h5py")
 minari = pytest.importorskip("minari")
 d4rl_import = import_module("rl.d4rl_import")  # after the skips: it imports what they look for
+minari_store = import_module("rl.minari_store")
 import_hdf5 = d4rl_import.import_hdf5
 
 OBS, ACT = 3, 2
@@ -196,11 +197,9 @@ def test_an_existing_dataset_is_kept(tmp_path: Path) -> None:
     assert len(_episodes("test-v0")) == 1
 
 
-def test_a_write_that_breaks_off_leaves_no_dataset(
-    tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_breaks_off_leaves_no_dataset(tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _file(tmp_path, _rows(6, terminals=(2, 5), timeouts=()))
-    update = d4rl_import.MinariStorage.update_metadata
+    update = minari_store.MinariStorage.update_metadata
     seen: list[bool] = []
 
     def interrupted(self: Any, metadata: dict[str, Any]) -> None:
@@ -210,7 +209,7 @@ def test_a_write_that_breaks_off_leaves_no_dataset(
         update(self, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(d4rl_import.MinariStorage, "update_metadata", interrupted)
+        patch.setattr(minari_store.MinariStorage, "update_metadata", interrupted)
         with pytest.raises(KeyboardInterrupt):
             import_hdf5(path, "test-v0")
     assert seen == [False, False] and list(datasets.iterdir()) == []

@@ -1,0 +1,101 @@
+"""Writing datasets to the local Minari store, so that a kill leaves nothing that looks complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage import get_dataset_path
+from numpy.typing import NDArray
+
+from egd.errors import UserError
+
+
+def check_new_id(dataset_id: str) -> Path:
+    """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: Minari's answer to an id without a version
+        raise UserError(
+            f"'{dataset_id}' is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
+        ) from error
+    path = Path(get_dataset_path(dataset_id))
+    if path.exists():
+        raise UserError(
+            f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"
+        )
+    return path
+
+
+def write_dataset(
+    dataset_id: str,
+    buffers: Iterable[EpisodeBuffer],
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    env_spec: EnvSpec | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Store ``buffers`` as a local dataset that appears under its name only when it is complete.
+
+    These are the steps of ``minari.create_dataset_from_buffers``, which writes the metadata first and in place: a
+    kill there leaves a folder that loads as a dataset. Here all is written to a hidden sibling folder, which Minari
+    does not list, and renamed at the end.
+    """
+    final = check_new_id(dataset_id)
+    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    try:
+        _ensure_namespace(dataset_id)
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "data").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{dataset_id}' to {final.parent} ({error.strerror}): "
+            "set MINARI_DATASETS_PATH to a folder you can write to"
+        ) from error
+    try:
+        storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+        storage.update_episodes(buffers)
+        partial.rename(final)
+    except BaseException:  # an interrupt too must not leave the folder behind
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _ensure_namespace(dataset_id: str) -> None:
+    """Minari wants a metadata file in every namespace folder."""
+    namespace = parse_dataset_id(dataset_id)[0]
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+
+
+def episode_buffer(
+    observations: NDArray[Any],
+    actions: NDArray[Any],
+    rewards: NDArray[np.float32],
+    *,
+    terminal: bool = False,
+    seed: int | None = None,
+) -> EpisodeBuffer:
+    """Observations (T+1, obs), actions (T, act) and rewards (T,) as an episode that ends in its last step."""
+    last = np.zeros(len(rewards), dtype=bool)
+    last[-1] = True
+    fields: dict[str, Any] = {  # arrays where Minari's annotations say lists: its storage takes both
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "terminations": last & terminal,
+        "truncations": last & (not terminal),
+    }
+    return EpisodeBuffer(seed=seed, **fields)

@@ -1,0 +1,25 @@
+"""What tests share: schedules, a Gaussian mixture whose every quantity is known, and a seeded generator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from egd.mixtures import GaussianMixture
+from egd.schedules import VPCosine, VPLinear
+from egd.types import Schedule
+
+
+@pytest.fixture(params=[VPLinear(), VPCosine()], ids=["linear", "cosine"])
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return request.param
+
+
+@pytest.fixture
+def mixture() -> GaussianMixture:
+    return GaussianMixture.random(3, 2, seed=2)  # weights 0.40, 0.24, 0.37
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

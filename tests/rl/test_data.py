@@ -1,0 +1,98 @@
+"""Transitions from episodes: terminals, truncations, rewards, statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from egd.errors import UserError
+from rl.data import Episodes, load_episodes, relabel, reward_factor, to_offline_data, window_return
+from rl.maze2d import goal_xy
+from rl.tasks import find_task
+
+
+def episodes(lengths: list[int], terminal: list[bool], seed: int = 0) -> Episodes:
+    rng = np.random.default_rng(seed)
+    return Episodes(
+        [rng.normal(size=(n + 1, 3)).astype(np.float32) for n in lengths],
+        [rng.uniform(-1, 1, size=(n, 2)).astype(np.float32) for n in lengths],
+        [rng.normal(size=n).astype(np.float32) for n in lengths],
+        [np.arange(n) == n - 1 if end else np.zeros(n, dtype=bool) for n, end in zip(lengths, terminal, strict=True)],
+    )
+
+
+def test_a_truncation_bootstraps_and_a_terminal_does_not() -> None:
+    data = to_offline_data(episodes([4, 3], [True, False]), 0.0)
+    assert data.transitions.terminal.tolist() == [0, 0, 0, 1, 0, 0, 0]
+
+
+def test_next_states_never_cross_episodes() -> None:
+    raw = episodes([4, 3], [False, False])
+    data = to_offline_data(raw, 0.0, standardise=False)
+    torch.testing.assert_close(data.transitions.next_state[3], torch.from_numpy(raw.observations[0][4]))
+    torch.testing.assert_close(data.transitions.state[4], torch.from_numpy(raw.observations[1][0]))
+    torch.testing.assert_close(data.transitions.next_state[:3], data.transitions.state[1:4])
+
+
+def test_states_are_standardised_and_new_ones_alike() -> None:
+    raw = episodes([50, 60], [False, False])
+    data = to_offline_data(raw, 0.0)
+    assert data.transitions.state.mean(0).abs().max() < 1e-5
+    assert (data.transitions.state.std(0) - 1).abs().max() < 0.01
+    again = data.standardise(torch.from_numpy(raw.observations[0][:-1]))
+    torch.testing.assert_close(again, data.transitions.state[:50])
+
+
+def test_rewards_are_shifted_then_scaled() -> None:
+    raw = episodes([5, 9], [False, False])
+    factor = 1000 / (raw.returns.max() - raw.returns.min())
+    assert reward_factor("range", raw.returns) == pytest.approx(factor)
+    data = to_offline_data(raw, 0.0, scale="range", shift=-1.0)
+    torch.testing.assert_close(data.transitions.reward, torch.from_numpy((np.concatenate(raw.rewards) - 1) * factor).float())
+
+
+def test_maze_rewards_are_those_of_the_one_goal() -> None:
+    task = find_task("maze2d-umaze")
+    goal = goal_xy("umaze")
+    walk = np.concatenate([goal + [[3.0, 0]], goal + [[0.51, 0]], goal + [[0.49, 0]], goal + [[0, 0.3]]]).astype(np.float32)
+    raw = Episodes(
+        [np.c_[walk, 0 * walk]], [np.zeros((3, 2), np.float32)], [np.ones(3, np.float32)], [np.array([0, 0, 1], bool)]
+    )
+    labelled = relabel(task, raw)
+    assert labelled.rewards[0].tolist() == [0, 1, 1]
+    assert not labelled.terminations[0].any()
+    assert window_return(labelled, 300, goal_reward=True) == pytest.approx(200)
+
+
+def test_sampling_is_reproducible_and_within_the_data() -> None:
+    data = to_offline_data(episodes([40], [False]), 0.0)
+    one, two = (data.sample(64, torch.Generator().manual_seed(5)) for _ in range(2))
+    torch.testing.assert_close(one.action, two.action)
+    rows = {tuple(a) for a in data.transitions.action.tolist()}
+    assert all(tuple(a) in rows for a in one.action.tolist())
+
+
+def test_a_missing_dataset_names_its_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"(?s)mujoco/hopper/medium-v0.*minari download.*egd data import"):
+        load_episodes(["mujoco/hopper/medium-v0"], download=False)
+
+
+def test_data_commands(egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    made = egd("data", "generate", "egd/maze2d/umaze-v7", "--steps", "400")
+    assert made.exit_code == 0, made.output
+    assert "egd/maze2d/umaze-v7" in egd("data", "list").output
+    described = egd("data", "describe", "egd/maze2d/umaze-v7")
+    assert described.exit_code == 0
+    assert "400" in described.output
+    again = egd("data", "generate", "egd/maze2d/umaze-v7", "--steps", "400")
+    assert again.exit_code == 2
+    assert "already exists" in again.output
+    missing = egd("data", "import", tmp_path / "none.hdf5", "--id", "mine/file-v0")
+    assert missing.exit_code == 2
+    assert "none.hdf5" in missing.output

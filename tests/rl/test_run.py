@@ -1,0 +1,231 @@
+"""The product: a recipe in, a run folder and a table out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+SEED0 = Path("egd-maze2d-umaze-v0") / "seed-0"
+
+
+def weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {p.stem: load_file(p) for p in sorted((run / "checkpoints").glob("*.safetensors"))}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for phase, tensors in first.items():
+        assert tensors.keys() == second[phase].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, second[phase][name]), (phase, name)
+    results = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for key in ("behaviour", "guided", "guided_by_omega", "variants", "best", "dataset_score", "diagnostics"):
+        assert results[0][key] == results[1][key], key
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+def test_a_run_leaves_the_folder_it_promises(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    result = egd("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "out" / SEED0
+    summary = json.loads((run / "summary.json").read_text())
+    assert {
+        "task",
+        "method",
+        "seed",
+        "device",
+        "versions",
+        "dataset_score",
+        "behaviour",
+        "guided",
+        "guided_by_omega",
+        "best",
+        "seconds",
+    } <= summary.keys()
+    for statistics in (summary["behaviour"], summary["guided"], *summary["variants"]["literal"]["guided_by_omega"].values()):
+        assert statistics["episodes"] == len(statistics["returns"]) == 2
+        assert statistics["mean"] == pytest.approx(sum(statistics["returns"]) / 2)
+    assert set(summary["variants"]["literal"]["guided_by_omega"]) == {"1", "0.5"}
+    assert set(weights(run)) == {"denoiser", "critic", "calibration", "energy_literal"}
+    assert {p.name for p in (run / "figures").iterdir()} == {"posterior_variance.png", "omega.png", "maze.png"}
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in steps if r["phase"] == "critic"] == [7, 10, 14, 20, 21, 28, 30]
+
+
+def test_the_resolved_config_repeats_the_run(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    assert egd("run", recipe, "--out", tmp_path / "a", "--set", "evaluation.every=15").exit_code == 0
+    result = egd("run", tmp_path / "a" / SEED0 / "config.yaml", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert_same_run(tmp_path / "a" / SEED0, tmp_path / "b" / SEED0)
+
+
+def start(recipe: Path, out: Path, *extra: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from egd.cli import entry; entry()", "run", str(recipe), "--out", str(out), *extra]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+
+
+def kill_when(process: subprocess.Popen[bytes], reached: Path) -> None:
+    """kill -9 as soon as a file is there (or the process is done: then there is nothing to kill)."""
+    deadline = time.monotonic() + 120
+    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert reached.exists(), "the run ended before it reached the phase to be killed in"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+PHASES = {
+    "phased": ["denoiser", "critic", "calibration", "energy_literal"],
+    "joint": ["joint"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", ["phased", "joint"])
+def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_path: Path, training: str) -> None:
+    settings = ["--set", f"training={training}", "--set", "denoiser.steps=60", "--set", "evaluation.every=20"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(recipe, whole, *settings).wait() == 0
+    for phase in PHASES[training]:  # each kill comes at the phase's first checkpoint, before its end or just behind it
+        path = killed / SEED0 / "checkpoints" / f"{phase}.safetensors"
+        kill_when(start(recipe, killed, *settings, *(["--resume"] if killed.exists() else [])), path)
+        assert not (killed / SEED0 / "summary.json").exists()
+    assert start(recipe, killed, *settings, "--resume").wait() == 0
+    assert_same_run(whole / SEED0, killed / SEED0)
+
+
+def test_an_existing_run_is_never_overwritten(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert egd("run", recipe, "--out", out).exit_code == 0
+    before = (out / SEED0 / "summary.json").read_bytes()
+    again = egd("run", recipe, "--out", out)
+    assert again.exit_code == 2
+    assert "--resume" in again.output
+    shown = egd("run", recipe, "--out", out, "--resume")
+    assert shown.exit_code == 0
+    assert "behaviour" in shown.output
+    other = egd("run", recipe, "--out", out, "--resume", "--set", "critic.expectile=0.9")
+    assert other.exit_code == 2
+    assert "critic.expectile: 0.7 there, 0.9 now" in other.output
+    assert (out / SEED0 / "summary.json").read_bytes() == before
+
+
+def test_eval_rolls_out_other_scales_without_training(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
+    run = tmp_path / SEED0
+    before = weights(run)
+    result = egd("eval", run, "--omega", "0,0.25,4", "--episodes", "2")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines() if "egd/maze2d" in line and "│" in line]
+    found = [(row[7], row[9]) for row in rows]
+    assert found == [("behaviour", "0"), ("guided", "0.25"), ("guided", "4"), ("literal", "0.25"), ("literal", "4")]
+    assert all(torch.equal(before[p][n], t) for p, ts in weights(run).items() for n, t in ts.items())
+
+
+def test_eval_repeats_the_scores_of_the_run(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
+    summary = json.loads((tmp_path / SEED0 / "summary.json").read_text())
+    assert egd("eval", tmp_path / SEED0).exit_code == 0
+    last = json.loads((tmp_path / SEED0 / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["behaviour"] == pytest.approx(summary["behaviour"]["mean"])
+    assert last["literal@0.5"] == pytest.approx(summary["variants"]["literal"]["guided_by_omega"]["0.5"]["mean"])
+
+
+def test_a_dataset_that_cannot_be_had_fails_its_task_only(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import minari
+
+    def no_network(dataset_id: str) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(minari.storage.hosting, "download_dataset", no_network)
+    tree = yaml.safe_load(recipe.read_text())
+    tree["tasks"] = {"door-human": {"data": {"generator": None}}, "egd/maze2d/umaze-v0": {}}
+    recipe.write_text(yaml.safe_dump(tree))
+    result = egd("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    for words in ("door-human", "D4RL/door/human-v2", "no route to host", "egd data import", "MINARI_DATASETS_PATH"):
+        assert words in result.output
+    assert (tmp_path / "out" / SEED0 / "summary.json").exists()
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "critic.expectle=0.3"], ["critic.expectle", "expectile"]),
+        (["--set", "critic.expectile=high"], ["critic.expectile", "'high'"]),
+        (["--set", "critic.expectile=1.5"], ["critic.expectile", "1.5", "less than 1"]),
+        (["--set", "guidance.energy=frst_order"], ["guidance.energy", "frst_order", "first_order"]),
+        (["--set", "guidance.energy.sample=3"], ["guidance.energy.sample", "samples"]),
+        (["--set", "variants.literal.rule=rescale"], ["variants.literal.rule", "rescaled"]),
+        (["--set", "guidance.energy=nowhere.py:Mine"], ["nowhere.py", "no such file"]),
+        (["--set", "nonsense"], ["--set", "nonsense", "a.b=c"]),
+        (["--set", "variants.guided.beta=3"], ["variants", "guided"]),
+        (["--task", "dor-human"], ["--task", "dor-human", "door-human"]),
+        (["--budget", "smke"], ["--budget", "smke", "smoke"]),
+        (["--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["--set", "experiment=ofline_rl"], []),
+    ],
+)
+def test_bad_input_is_named_with_its_remedy(
+    egd: Any, recipe: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    if not words:
+        recipe.write_text(recipe.read_text().replace("offline_rl", "ofline_rl"))
+        arguments, words = [], ["experiment", "ofline_rl", "offline_rl"]
+    result = egd("run", recipe, "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in words), result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.splitlines()) < 15
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strangers_energy_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import Any\n"
+        "@dataclass\n"
+        "class Flat:\n"
+        "    denoiser: Any\n"
+        "    beta: float\n"
+        "    height: float = 0.0\n"
+        "    def __call__(self, x, t, c=None):\n"
+        "        return self.beta * self.height + 0 * x.sum(1)\n"
+    )
+    energy = f"{{name: '{tmp_path}/mine.py:Flat', height: 2}}"
+    result = egd("run", recipe, "--out", tmp_path / "out", "--set", f"guidance.energy={energy}")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / SEED0 / "summary.json").read_text())
+    assert summary["guided"]["episodes"] == 2
+
+
+def test_list_names_every_component_and_recipe(egd: Any) -> None:
+    output = egd("list").output
+    for name in (
+        "vp_linear",
+        "support_samples",
+        "first_order",
+        "dps",
+        "monte_carlo",
+        "analytic",
+        "mse",
+        "rescaled",
+        "residual",
+    ):
+        assert name in output
+    assert "aepo_adroit.yaml" in output

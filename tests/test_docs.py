@@ -1,0 +1,94 @@
+"""Every Python block of the documentation runs, a page at a time in one namespace; tables of keys match the code."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic_core import PydanticUndefined
+
+from egd.config import ComponentConfig, Strict
+from rl.agents.aepo import ENERGIES, OBJECTIVES, RULES, SCHEDULES
+from rl.config import RunConfig
+from rl.experiments import RECIPE_KEYS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """(line, source) of every Python block."""
+    text = page.read_text()
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in BLOCK.finditer(text)]
+
+
+def defaults(model: type[Strict], head: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, default as the documentation writes it) of every key below a section."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
+            yield from defaults(field.annotation, f"{head}{name}.")
+        else:
+            yield head + name, written(field.get_default(call_default_factory=True))
+
+
+def written(value: Any) -> str:
+    """A default as YAML would have it."""
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, ComponentConfig):
+        return value.name
+    if isinstance(value, float):
+        return f"{value:g}"
+    special = {"None": "none", "True": "true", "False": "false", "()": "[]"}
+    return special.get(str(value), str(value))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"docs_{page.stem.lower()}"
+    module = type(sys)(name)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    (tmp_path / "my_energy.py").write_text(blocks(page)[0][1])  # the file that CONTRIBUTING.md writes first
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng():
+            for line, source in blocks(page):
+                exec(compile("\n" * line + source, str(page), "exec"), vars(module))
+    finally:
+        torch.set_default_dtype(dtype)
+        sys.modules.pop("my_energy", None)
+
+
+@pytest.mark.parametrize(("key", "default"), defaults(RunConfig), ids=lambda v: v)
+def test_every_recipe_key_is_documented_with_its_default(key: str, default: str) -> None:
+    assert f"\n| `{key}` | `{default}` | " in (ROOT / "docs/recipes.md").read_text()
+
+
+def test_no_key_is_documented_that_does_not_exist() -> None:
+    documented = re.findall(r"^\| `([a-z_.0-9]+)` \| `[^`]+` \| ", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    known = {key for key, _ in defaults(RunConfig)} | set(RECIPE_KEYS)
+    components = {name for registry in (ENERGIES, OBJECTIVES, RULES, SCHEDULES) for name in registry.names()}
+    assert set(documented) <= known | components
+
+
+@pytest.mark.parametrize("registry", [ENERGIES, OBJECTIVES, RULES, SCHEDULES], ids=lambda r: r.package)
+def test_every_component_is_documented(registry: Any) -> None:
+    text = (ROOT / "docs/recipes.md").read_text()
+    assert [name for name in registry.names() if f"`{name}`" not in text] == []
+
+
+def test_every_diagnostic_is_documented() -> None:
+    tree = ast.parse((ROOT / "rl/diagnostics.py").read_text())
+    dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    keys = {k.value for d in dicts for k in d.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
+    text = (ROOT / "docs/diagnostics.md").read_text()
+    headings = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+    assert {key for key in keys if f"`{key}`" not in text} <= headings
