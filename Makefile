@@ -1,5 +1,5 @@
 # Set-up, tests and documentation. Everything is installed into $(VENV), from constraints.txt.
-#   make quickstart              make test              make PYTHON=python3.12 VENV=/tmp/egd test
+#   make quickstart              make test              make PYTHON=python3.12 VENV=.venv312 test
 PYTHON ?= python3
 VENV ?= .venv
 SITE ?= site

@@ -73,12 +73,14 @@ def _load(path: str, key: str) -> Component:
     place, _, name = path.rpartition(":")
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, FileNotFoundError) as error:
+    except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
         raise UserError(f"cannot import '{place}' of '{path}': {error}; is it on PYTHONPATH?", key=key) from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f"'{place}' has no '{name}'; {nearest(name, public)}", key=key)
     component: Component = getattr(module, name)
+    if not callable(component):
+        raise UserError(f"'{path}' is {component!r}, not a class or a function", key=key)
     return component
 
 
@@ -92,13 +94,18 @@ def _load_file(place: str) -> Any:
         raise FileNotFoundError(f"no such file: {file}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
 def parameters(component: Component) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters by name."""
-    return dict(inspect.signature(component).parameters)
+    """The constructor's parameters by name, without ``*args`` and ``**kwargs``."""
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in inspect.signature(component).parameters.items() if p.kind not in open_ended}
 
 
 def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
@@ -128,8 +135,15 @@ def _settings(component: Component, spec: Spec, parts: set[str], key: str) -> di
                 f"({', '.join(sorted(parts))})",
                 key=f"{key}.{name}",
             )
-    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    hints = _hints(component)
     return {name: _check(hints.get(name, Any), value, f"{key}.{name}") for name, value in spec.settings.items()}
+
+
+def _hints(component: Component) -> dict[str, Any]:
+    try:
+        return get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    except NameError:  # hints that exist for type checkers only: settings are then taken as they are
+        return {}
 
 
 def _check(hint: Any, value: Any, key: str) -> Any:

@@ -110,9 +110,9 @@ class Quadratic:
         H = beta * self.A
         g = beta * (mean @ self.A + self.b)
         M = torch.eye(H.shape[0], dtype=mean.dtype, device=mean.device) + cov @ H
-        sign, log_det = torch.linalg.slogdet(M)
-        if not bool((sign > 0).all()):
+        if not bool((torch.linalg.eigvals(M.detach()).real > 0).all()):
             raise ValueError(f"q exp(-beta E) has no finite integral at beta = {beta}; use a smaller beta")
+        log_det = torch.linalg.slogdet(M).logabsdet
         tilted_cov = torch.linalg.solve(M, cov)
         step = torch.einsum("...ij,...j->...i", tilted_cov, g)
         log_z = -beta * self(mean) + 0.5 * (g * step).sum(-1) - 0.5 * log_det

@@ -117,7 +117,7 @@ def _log(phase: Phase, folder: RunFolder, progress: Progress, recent: _Recent, b
     means = recent.take()
     if bad := [name for name, value in means.items() if not math.isfinite(value)]:
         raise UserError(
-            f"{', '.join(bad)} is not finite at step {progress.step} of {phase.name}; lower its lr, or look for outliers in the data",
+            f"{', '.join(bad)} is not finite at step {progress.step}; lower the phase's lr, or look for outliers in the data",
             key=phase.name,
         )
     folder.log({"phase": phase.name, "step": progress.step, **means})

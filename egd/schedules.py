@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ def time_grid(schedule: Schedule, steps: int, *, start: float = 1.0, end: float 
     """
     if not 1.0 >= start > end >= 0.0:
         raise ValueError(f"need 1 >= start > end >= 0, got start = {start}, end = {end}")
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing is '{spacing}'; use one of {', '.join(get_args(Spacing))}")
     t = torch.linspace(start, end, steps + 1)
     if spacing == "time":
         return t

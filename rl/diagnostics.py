@@ -40,7 +40,7 @@ def _critic(agent: AEPO, generator: torch.Generator, states: int) -> dict[str, f
         "advantage_std": float(values.std()),
         "gradient_norm": float(norm(slope).mean()),
         "linear_spread": float(norm(slope).mean() * spread / batch.action.shape[1] ** 0.5),
-        "q_mean": float(agent.critic.q(batch.state, batch.action).mean()),
+        "q_mean": float(agent.critic.q(batch.state, batch.action).detach().mean()),
     }
 
 

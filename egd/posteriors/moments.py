@@ -129,7 +129,7 @@ class MomentPosterior:
         grid, values = self.moments.t, self.moments.clamped(self.kind)
         place = ((t - grid[0]) / (grid[1] - grid[0])).clamp(0, len(grid) - 1)
         left = place.floor().long().clamp(max=len(grid) - 2)
-        return torch.lerp(values[left], values[left + 1], place - left)
+        return torch.lerp(values[left], values[left + 1], (place - left).to(values.dtype)).to(t.dtype)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> IsotropicGaussian:
         """(B, ...), (B,), c -> N(mean (B, ...), var (B,))"""

@@ -1,4 +1,4 @@
-"""Everything in float64, so that a tolerance means something; and the quadrature and the Gaussian that several tests compare against."""
+"""Everything in float64, so that a tolerance means something; a quadrature and a Gaussian to compare against."""
 
 from __future__ import annotations
 

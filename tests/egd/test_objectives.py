@@ -21,10 +21,10 @@ BOWL = Quadratic(torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([-0.5]
 SLOPE = Quadratic(torch.zeros(2, 2, dtype=torch.float64), torch.tensor([1.0, -2.0], dtype=torch.float64))
 
 
-def trained(objective: Objective, sample: Callable, dim: int, steps: int = 1200) -> EnergyMLP:
+def trained(objective: Objective, sample: Callable, dim: int, steps: int = 1500) -> EnergyMLP:
     network = EnergyMLP(dim, width=48, layers=2, time=8)
     fit = Fit(network, lr=5e-3, steps=steps, decay=True)
-    learner = EnergyLearner(fit, SCHEDULE, sample, objective, batch=256)
+    learner = EnergyLearner(fit, SCHEDULE, sample, objective, batch=512)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         learner.update(generator)

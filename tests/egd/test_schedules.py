@@ -44,7 +44,8 @@ def log_alpha2_error(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """log(alphas_cumprod) of diffusers less log alpha^2 at t = (n + 1)/N, and its bound.
 
     With b_i = (beta_min + i/(N-1) D)/N, D = beta_max - beta_min: sum_{i<=n} b_i = int_0^t beta - D t (1-t)/(2 (N-1)), and
-    |log(1 - b) + b| <= b^2 / (2 (1 - b)). The rest is the rounding of diffusers' float32: half an ulp of 1 for each factor and product.
+    |log(1 - b) + b| <= b^2 / (2 (1 - b)). The rest is the rounding of diffusers' float32: half an ulp of 1 for each
+    factor and for each product.
     """
     scheduler = DDPMScheduler(beta_schedule="linear", beta_start=0.1 / steps, beta_end=20 / steps, num_train_timesteps=steps)
     t = torch.arange(1, steps + 1) / steps

@@ -44,7 +44,7 @@ def test_ensemble_members_are_independent_networks() -> None:
 
 
 def chain() -> Batch:
-    """Three states in a row; action 0 goes on (reward 0, then 1 and the end), action 1 stays with reward 0 (a truncated loop)."""
+    """Three states in a row; action 0 goes on (reward 0, then 1 and the end), action 1 stays without reward."""
     rows = []
     for s in range(3):
         for a in (0.0, 1.0):
@@ -55,10 +55,11 @@ def chain() -> Batch:
     return Batch(eye[s.long()], a[:, None] * 2 - 1, r, eye[n.long()], d)
 
 
-def test_iql_finds_the_values_of_a_chain() -> None:
+@pytest.mark.parametrize("baseline", [False, True])
+def test_iql_finds_the_values_of_a_chain(baseline: bool) -> None:
     """With a high expectile V(s) nears max_a Q: gamma^2, gamma, 1 from the far end; the terminal does not bootstrap."""
     torch.manual_seed(0)
-    critic = IQL(3, 1, expectile=0.97, gamma=0.9, polyak=0.05, lr=3e-3, width=32, layers=2, steps=3000)
+    critic = IQL(3, 1, expectile=0.97, gamma=0.9, polyak=0.05, lr=3e-3, width=32, layers=2, baseline=baseline)
     batch = chain()
     for _ in range(3000):
         critic.update_on(batch)

@@ -58,7 +58,7 @@ def test_rewards_are_shifted_then_scaled() -> None:
 def test_maze_rewards_are_those_of_the_one_goal() -> None:
     task = find_task("maze2d-umaze")
     goal = goal_xy("umaze")
-    walk = np.concatenate([goal + [[3.0, 0]], goal + [[0.51, 0]], goal + [[0.49, 0]], goal + [[0, 0.3]]]).astype(np.float32)
+    walk = (goal + np.array([[3.0, 0], [0.51, 0], [0.49, 0], [0, 0.3]])).astype(np.float32)
     raw = Episodes(
         [np.c_[walk, 0 * walk]], [np.zeros((3, 2), np.float32)], [np.ones(3, np.float32)], [np.array([0, 0, 1], bool)]
     )

@@ -16,6 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rl.job import OfflineJob
+
 SEED0 = Path("egd-maze2d-umaze-v0") / "seed-0"
 
 
@@ -161,6 +163,28 @@ def test_a_dataset_that_cannot_be_had_fails_its_task_only(
         assert words in result.output
     assert (tmp_path / "out" / SEED0 / "summary.json").exists()
     assert "Traceback" not in result.output
+
+
+def test_a_diverging_run_says_so_and_a_crash_costs_no_other_task(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverged = egd("run", recipe, "--out", tmp_path / "nan", "--set", "critic.lr=1e30")
+    assert diverged.exit_code == 2
+    assert "not finite" in diverged.output
+    assert "critic" in diverged.output
+    run = OfflineJob.run
+
+    def crash_once(job: OfflineJob, reporter: Any) -> Any:
+        if job.config.task == "door-human":
+            raise ZeroDivisionError("a defect")
+        return run(job, reporter)
+
+    monkeypatch.setattr(OfflineJob, "run", crash_once)
+    recipe.write_text(recipe.read_text().replace("tasks: {", "tasks: {door-human: {}, "))
+    result = egd("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "a defect" in result.output
+    assert (tmp_path / "out" / SEED0 / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from egd.denoisers import EpsDenoiser, diffuse, eps_loss, random_times
+from egd.networks import ACTIVATIONS, EnergyMLP, NoiseMLP
+from egd.tensors import flat_context, map_context, repeat_context
+from egd.types import Schedule
+
+
+def test_a_fresh_noise_model_predicts_no_noise(generator: torch.Generator) -> None:
+    x, t = torch.randn(4, 3, generator=generator), torch.rand(4, generator=generator)
+    assert torch.equal(NoiseMLP(3, width=16, blocks=2)(x, t), torch.zeros(4, 3))
+
+
+def test_the_true_noise_makes_the_denoiser_exact(schedule: Schedule, generator: torch.Generator) -> None:
+    x0, noise = torch.randn(2, 5, 3, 4, 4, generator=generator)
+    t = random_times(5, 0.02, generator) * 0.98
+    x = diffuse(schedule, x0, t, noise)
+    torch.testing.assert_close(EpsDenoiser(lambda x, t, c: noise, schedule)(x, t), x0, rtol=1e-9, atol=1e-9)
+    assert eps_loss(lambda x, t, c: noise, schedule, x0, t, noise) == 0
+    loss = eps_loss(lambda x, t, c: torch.zeros_like(x), schedule, x0, t, noise)
+    torch.testing.assert_close(loss, noise.square().sum() / 5)
+
+
+def test_random_times_stay_above_the_lowest(generator: torch.Generator) -> None:
+    t = random_times(10_000, 0.3, generator)
+    assert 0.3 <= t.min() < 0.301 and 0.999 < t.max() <= 1
+
+
+@pytest.mark.parametrize("network", [NoiseMLP(2, 5, width=8, blocks=1), EnergyMLP(2, 5, width=8, layers=1)])
+def test_a_context_is_its_tensors_in_the_order_of_their_names(network: torch.nn.Module, generator: torch.Generator) -> None:
+    network = network.double()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, generator=generator)
+    x, t = torch.randn(4, 2, generator=generator), torch.rand(4, generator=generator)
+    a, b = torch.randn(4, 2, generator=generator), torch.randn(4, 3, 1, generator=generator)
+    want = network(x, t, torch.cat([a, b[..., 0]], 1))
+    assert torch.equal(network(x, t, {"b": b, "a": a}), want)
+    assert not torch.equal(network(x, t, {"a": a + 1, "b": b}), want)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_a_standardised_energy_network_starts_at_the_scale_of_its_targets(activation: str, generator: torch.Generator) -> None:
+    network = EnergyMLP(2, width=8, layers=2, activation=activation)
+    targets = 500 + 20 * torch.randn(1000, generator=generator)
+    x, t = torch.randn(50, 2, generator=generator), torch.rand(50, generator=generator)
+    before = network(x, t)
+    network.standardise(targets)
+    torch.testing.assert_close(network(x, t), targets.mean() + targets.std() * before)
+
+
+def test_contexts_repeat_row_by_row() -> None:
+    c = {"a": torch.tensor([[1.0], [2.0]]), "b": torch.tensor([3.0, 4.0])}
+    assert repeat_context(c, 2)["b"].tolist() == [3, 3, 4, 4]
+    assert repeat_context(c["a"], 2).tolist() == [[1], [1], [2], [2]]
+    assert repeat_context(None, 2) is None
+
+
+def test_contexts_map_and_flatten() -> None:
+    assert map_context(lambda v: v + 1, torch.zeros(1)).tolist() == [1]
+    assert flat_context(None) == []
+    assert [v.shape for v in flat_context({"b": torch.zeros(2, 3, 4), "a": torch.zeros(2, 5)})] == [(2, 5), (2, 12)]
+
+
+def test_time_is_seen_by_the_networks(generator: torch.Generator) -> None:
+    network, x = EnergyMLP(2, width=8, layers=1), torch.randn(1, 2, generator=generator)
+    values = [network(x, torch.tensor([t])).item() for t in (0.0, 0.001, 0.5, 1.0)]
+    assert len(set(values)) == 4

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint, write_atomic
+from egd.denoisers import EpsDenoiser
+from egd.errors import UserError
+from egd.mixtures import GaussianMixture
+from egd.networks import NoiseMLP
+from egd.schedules import VPLinear
+from egd.training import DenoiserLearner, Fit, moving_average
+
+
+def test_a_denoiser_learns_a_mixture(generator: torch.Generator) -> None:
+    m = GaussianMixture(
+        torch.tensor([0.3, 0.7]).log(), torch.tensor([[-1.0, 0.5], [1.0, -0.5]]), 0.05 * torch.eye(2).expand(2, 2, 2)
+    )
+    steps, schedule = 1500, VPLinear()
+    fit = Fit(NoiseMLP(2, width=64, blocks=2, time=16), lr=3e-3, steps=steps, decay=True, ema=0.99)
+    learner = DenoiserLearner(fit, schedule, lambda n, g: (m.sample(n, g), None), batch=256)
+    first = float(learner.update(generator)["loss"])
+    for _ in range(steps):
+        learner.update(generator)
+    t = 0.05 + 0.9 * torch.rand(2000, generator=generator)
+    x = m.noised(schedule, t, generator)
+    with torch.no_grad():
+        got = EpsDenoiser(fit.model, schedule)(x, t)
+    want = m.denoise(schedule, x, t)
+    noise = ((x - schedule.alpha(t)[:, None] * got) - (x - schedule.alpha(t)[:, None] * want)) / schedule.sigma(t)[:, None]
+    assert first == pytest.approx(1, abs=0.2)  # the fresh network predicts zero
+    assert noise.square().mean().sqrt() < 0.1
+    near = t < 0.5
+    assert (got - want)[near].square().mean().sqrt() < 0.1 * want.square().mean().sqrt()
+
+
+def learner(ema: float = 0.9, decay: bool = True, clip: float = 0.5) -> DenoiserLearner:
+    torch.manual_seed(1)
+    m = GaussianMixture.random(2, 2, seed=0)
+    fit = Fit(NoiseMLP(2, width=16, blocks=1), lr=1e-2, steps=12, decay=decay, ema=ema, clip=clip)
+    return DenoiserLearner(fit, VPLinear(), lambda n, g: (m.sample(n, g), None), batch=8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.0}, {"decay": False}, {"clip": 0.0}], ids=str)
+def test_a_loaded_fit_goes_on_bit_for_bit(settings: dict, tmp_path: Path) -> None:
+    whole, g = learner(**settings), torch.Generator().manual_seed(5)
+    for _ in range(12):
+        whole.update(g)
+    half, g = learner(**settings), torch.Generator().manual_seed(5)
+    for _ in range(5):
+        half.update(g)
+    save_checkpoint(tmp_path / "half.safetensors", half.state(), {})
+    torch.manual_seed(99)
+    again = learner(**settings)
+    with torch.no_grad():
+        for p in again.fit.module.parameters():
+            p.add_(1)
+    again.load(load_checkpoint(tmp_path / "half.safetensors")[0])
+    for _ in range(7):
+        again.update(g)
+    want, got = whole.state(), again.state()
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_the_learning_rate_decays_as_a_cosine_to_zero() -> None:
+    one, g = learner(), torch.Generator().manual_seed(0)
+    rates = []
+    for _ in range(13):
+        one.update(g)
+        rates.append(one.fit.optimiser.param_groups[0]["lr"])
+    torch.testing.assert_close(torch.tensor(rates), 1e-2 * 0.5 * (1 + torch.cos(torch.pi * torch.arange(13) / 12)))
+
+
+def test_gradients_are_clipped_to_their_norm() -> None:
+    one = learner(clip=0.01)
+    one.update(torch.Generator().manual_seed(0))
+    total = torch.stack([p.grad.square().sum() for p in one.fit.module.parameters()]).sum().sqrt()
+    assert float(total) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_follows_the_weights_exponentially() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = moving_average(module, 0.75)
+    for weight in (4.0, 8.0, 0.0):
+        torch.nn.init.constant_(module.weight, weight)
+        average.update_parameters(module)
+    assert average.module.weight.item() == pytest.approx(0.75 * (0.75 * 4 + 0.25 * 8))
+
+
+def test_the_model_to_use_is_the_average_where_there_is_one() -> None:
+    plain, averaged = learner(ema=0.0).fit, learner().fit
+    assert plain.model is plain.module
+    assert averaged.model is averaged.average.module
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+    base = torch.randn(4, 6)
+    tensors = {
+        "transposed": base.T,
+        "shared": base,
+        "scalar": torch.tensor(3),
+        "bytes": torch.Generator().get_state(),
+        "half": base.half(),
+        "grad": base.clone().requires_grad_(),
+    }
+    meta = {"step": 3, "notes": [{"score": 0.1, "name": "ä"}], "none": None}
+    path = tmp_path / "deep" / "er" / "a.safetensors"
+    save_checkpoint(path, tensors, meta)
+    got, got_meta = load_checkpoint(path)
+    assert got_meta == meta
+    assert got.keys() == tensors.keys()
+    assert all(torch.equal(got[name], tensors[name]) and got[name].dtype == tensors[name].dtype for name in tensors)
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "text", "empty", "missing", "foreign"])
+def test_what_is_no_checkpoint_is_refused_and_never_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.safetensors"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif kind == "torch":
+        torch.save({"weight": torch.zeros(2), "bomb": Bomb()}, path)
+    elif kind == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"weight": torch.zeros(2)}, path)
+    elif kind != "missing":
+        path.write_text("not a checkpoint" * (kind == "text"))
+    with pytest.raises(UserError, match=r"a\.safetensors is not a checkpoint of egd .*remove it and run again"):
+        load_checkpoint(path)
+    assert not Path("exploded").exists()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_atomic(path, b"old")
+
+    def interrupted(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_groups_come_out_as_they_went_in() -> None:
+    tensors = {"a": torch.zeros(1), "a.b": torch.ones(1)}
+    both = {**prefixed("one", tensors), **prefixed("one_more", {"c": torch.ones(2)})}
+    assert group("one", both).keys() == tensors.keys()
+    assert group("one_more", both).keys() == {"c"}
