@@ -91,7 +91,8 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str) -> T:
     try:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        first = {(p["loc"][-1], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # one of repeated ones
+        lines = [_explain(model, dict(problem)) for problem in reversed(first.values())]
         raise UserError("\n".join(lines), key=source) from None
 
 

@@ -52,8 +52,6 @@ class CriticConfig(Strict):
     activation: ActivationName = "silu"
     layer_norm: bool = True
     ensemble: PositiveInt = 2
-    baseline: bool = False
-    """Learn Q(s, a) as V_target(s) + A(s, a), A starting at zero, so that noise in A is on the scale of the advantages."""
     steps: NonNegativeInt = 1_000_000
     batch: PositiveInt = 256
     lr: PositiveFloat = 3e-4

@@ -49,13 +49,6 @@ class EnsembleMLP(nn.Module):
             parts.append(ACTIVATIONS[activation]())
         self.net = nn.Sequential(*parts, EnsembleLinear(members, width, 1))
 
-    def start_at_zero(self) -> None:
-        """Make the initial output zero: what depends on the inputs is then learnt, not left over from initialisation."""
-        last = self.net[-1]
-        assert isinstance(last, EnsembleLinear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
     def forward(self, *inputs: Tensor) -> Tensor:
         """Flat inputs (B, ...), concatenated -> (members, B)"""
         x = torch.cat(inputs, 1)
@@ -64,16 +57,9 @@ class EnsembleMLP(nn.Module):
 
 
 class _Values(nn.Module):
-    """V(s) and Q(s, a); with a baseline the second network is the advantage and Q(s, a) = V_target(s) + A(s, a)."""
-
-    def __init__(self, q: EnsembleMLP, v: EnsembleMLP, baseline: bool) -> None:
+    def __init__(self, q: EnsembleMLP, v: EnsembleMLP) -> None:
         super().__init__()
-        self.q, self.v, self.baseline = q, v, baseline
-
-    def q_values(self, state: Tensor, action: Tensor, target: _Values) -> Tensor:
-        """(B, S), (B, A) -> (members, B)"""
-        values: Tensor = self.q(state, action)
-        return values + target.v(state).detach() if self.baseline else values
+        self.q, self.v = q, v
 
 
 def expectile_loss(difference: Tensor, tau: float) -> Tensor:
@@ -101,38 +87,24 @@ class IQL:
         layers: int = 3,
         activation: str = "silu",
         layer_norm: bool = True,
-        baseline: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.expectile, self.gamma, self.baseline = expectile, gamma, baseline
+        self.expectile, self.gamma = expectile, gamma
         q = EnsembleMLP(ensemble, state + action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
         v = EnsembleMLP(1, state, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
-        if baseline:
-            q.start_at_zero()
-        self.values = _Values(q, v, baseline).to(device)
+        self.values = _Values(q, v).to(device)
         self.fit = Fit(self.values, lr=lr, steps=steps, decay=decay)
-        self.average = moving_average(self.values, 1 - polyak)
-        self.average.update_parameters(self.values)  # the first call copies
-
-    @property
-    def target(self) -> _Values:
-        """The Polyak average of both networks."""
-        module = self.average.module
-        assert isinstance(module, _Values)
-        return module
+        self.target = moving_average(self.values.q, 1 - polyak)
+        self.target.update_parameters(self.values.q)  # the first call copies
 
     def q(self, state: Tensor, action: Tensor) -> Tensor:
         """The pessimistic target value, min over members: (B, S), (B, A) -> (B,)"""
-        return self.target.q_values(state, action, self.target).amin(0)
+        values: Tensor = self.target(state, action)
+        return values.amin(0)
 
     def v(self, state: Tensor) -> Tensor:
         """(B, S) -> (B,)"""
         value: Tensor = self.values.v(state)
-        return value[0]
-
-    def next_v(self, state: Tensor) -> Tensor:
-        """V(s') for the target of Q; from the average where Q is an advantage over it, so that both move together."""
-        value: Tensor = (self.target if self.baseline else self.values).v(state)
         return value[0]
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -146,8 +118,8 @@ class IQL:
     def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """(r + gamma (1 - terminal) V(s') - Q(s, a))^2, averaged over members."""
         with torch.no_grad():
-            target = batch.reward + self.gamma * (1 - batch.terminal) * self.next_v(batch.next_state)
-        loss = (self.values.q_values(batch.state, batch.action, self.target) - target).square().mean()
+            target = batch.reward + self.gamma * (1 - batch.terminal) * self.v(batch.next_state)
+        loss = (self.values.q(batch.state, batch.action) - target).square().mean()
         return loss, {"q_loss": loss.detach()}
 
     def update_on(self, batch: Batch) -> Metrics:
@@ -155,17 +127,17 @@ class IQL:
         v_loss, v_info = self.value_loss(batch)
         q_loss, q_info = self.q_loss(batch)
         self.fit.descend(v_loss + q_loss)
-        self.average.update_parameters(self.values)
+        self.target.update_parameters(self.values.q)
         return {**v_info, **q_info}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides later updates."""
-        return {**prefixed("fit", self.fit.state()), **prefixed("target", self.average.state_dict())}
+        return {**prefixed("fit", self.fit.state()), **prefixed("target", self.target.state_dict())}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
         self.fit.load(group("fit", state))
-        self.average.load_state_dict(group("target", state))
+        self.target.load_state_dict(group("target", state))
 
 
 class CriticLearner:

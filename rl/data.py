@@ -184,7 +184,12 @@ def to_offline_data(
     mean, std = state.mean(0), state.std(0) + 1e-3
     if not standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    action = flat(episodes.actions).clamp(-1, 1)
+    action = flat(episodes.actions)
+    if (reach := float(action.abs().max())) > 1.05:
+        raise UserError(
+            f"actions reach {reach:.3g}, but must lie in [-1, 1]; rescale the action space first", key="data.datasets"
+        )
+    action = action.clamp(-1, 1)  # recordings overshoot by rounding
     transitions = Batch(
         (state - mean) / std,
         action,

@@ -74,7 +74,10 @@ def _targets(agent: AEPO, name: str, generator: torch.Generator, states: int) ->
     if target is None:
         return {}
     noise = torch.randn(batch.action.shape, generator=generator, device=agent.device)
-    result = {"beta_times_advantage_std": agent.config.arms[name].beta * float(agent.energy()(batch.action, batch.state).std())}
+    result = {
+        "beta_times_advantage_std": agent.config.arms[name].beta
+        * float(agent.energy()(batch.action, batch.state).detach().std())
+    }
     for label, t in (("low_noise", 0.1), ("middle", 0.5), ("high_noise", 1.0)):
         times = torch.full((states,), t, device=agent.device)
         spread: Tensor = target(batch.action, diffuse(agent.schedule, batch.action, times, noise), times, batch.state).std()

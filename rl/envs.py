@@ -35,7 +35,7 @@ def flat_keys(space: gym.Space[Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     keys = keys or tuple(space.spaces)
     for key in keys:
         if key not in space.spaces:
-            raise UserError(f"the observation has no '{key}', only {', '.join(space.spaces)}", key="data.observation_keys")
+            raise UserError(f"the observation has no '{key}', only {', '.join(space.spaces)}")
     return keys
 
 

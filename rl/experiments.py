@@ -22,11 +22,11 @@ from rl.config import RunConfig
 from rl.job import Evaluator, OfflineJob, load_data, rows, scales, split_by_omega, statistics
 from rl.tasks import find_task
 
-RECIPE_KEYS = ("description", "tasks", "budgets")
+RECIPE_KEYS = ("description", "tasks", "budgets", "default_budget")
 
 
 class OfflineRL:
-    """The entry point ``aepo`` of the group ``egd.experiments``."""
+    """The entry point ``offline_rl`` of the group ``egd.experiments``."""
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every task of the recipe, or for those of ``--task``."""
@@ -67,12 +67,13 @@ class OfflineRL:
 
     def _budget(self, recipe: Mapping[str, Any], options: Options) -> Tree:
         budgets: Mapping[str, Tree] = recipe.get("budgets") or {}
-        if options.budget is None:
+        name = options.budget or recipe.get("default_budget")
+        if name is None:
             return {}
-        if options.budget not in budgets:
-            known = nearest(options.budget, budgets) if budgets else "this recipe has none"
-            raise UserError(f"no budget is called '{options.budget}'; {known}", key="--budget")
-        return budgets[options.budget]
+        if name not in budgets:
+            known = nearest(name, budgets) if budgets else "this recipe has none"
+            raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
+        return budgets[name]
 
     def _job(self, config: RunConfig, options: Options) -> OfflineJob:
         folder = options.out / config.task.replace("/", "-") / f"seed-{config.seed}"

@@ -19,7 +19,7 @@ from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl import figures
 from rl.agents import AGENTS
-from rl.agents.aepo import AEPO
+from rl.agents.aepo import AEPO, component_parts
 from rl.config import GuidanceConfig, RunConfig
 from rl.data import Episodes, OfflineData, is_local, load_episodes, relabel, to_offline_data, window_return
 from rl.diagnostics import diagnose
@@ -94,10 +94,14 @@ class Evaluator:
     ) -> Rollouts:
         """Returns by arm: 'behaviour' and '<arm>@<omega>'. The seed is not the training's."""
         config, agent = self.agent.config, self.agent
-        generator = torch.Generator(agent.device).manual_seed(seed_of(seed, "evaluation"))
-        arms = [Arm(["behaviour"], agent.policy("behaviour", [], generator))]
+
+        def own(name: str) -> torch.Generator:
+            """An arm's random numbers do not depend on which others are there."""
+            return torch.Generator(agent.device).manual_seed(seed_of(seed, f"evaluation/{name}"))
+
+        arms = [Arm(["behaviour"], agent.policy("behaviour", [], own("behaviour")))]
         for name, scales in omegas.items():
-            arms.append(Arm([f"{name}@{omega:g}" for omega in scales], agent.policy(name, scales, generator)))
+            arms.append(Arm([f"{name}@{omega:g}" for omega in scales], agent.policy(name, scales, own(name))))
         return rollout(
             env_factory(self.task, self.task.observation_keys),
             arms,
@@ -191,8 +195,9 @@ class OfflineJob:
     def _finish(
         self, agent: AEPO, task: Task, seconds: dict[str, float], notes: list[dict[str, Any]], reporter: Reporter
     ) -> dict[str, Any]:
-        config, started = self.config, time.perf_counter()
+        config = self.config
         diagnostics = diagnose(agent, torch.Generator(agent.device).manual_seed(seed_of(config.seed, "diagnostics")))
+        started = time.perf_counter()
         omegas = scales(config)
         total = config.evaluation.episodes * (1 + sum(map(len, omegas.values())))
         with reporter.bar("evaluation", total) as bar:
@@ -203,11 +208,19 @@ class OfflineJob:
         summary = self._summary(agent, task, result, seconds, notes) | {"diagnostics": diagnostics}
         self._figures(agent, task, result, summary)
         self.folder.write_summary(summary)
-        for kind, share in diagnostics["posterior_clamped_share"].items():
-            used = any(("clipped_" if g.clip_x0 else "") + g.posterior == kind for g in config.arms.values())
-            if used and share:
-                reporter.console.print(f"[yellow]{self.label}: {kind} variance clamped at {100 * share:.0f} % of the times")
+        self._warn(diagnostics["posterior_clamped_share"], reporter)
         return summary
+
+    def _warn(self, shares: Mapping[str, float], reporter: Reporter) -> None:
+        """A clamp that acts is reported, for the posteriors that an arm uses."""
+        for name, arm in self.config.arms.items():
+            share = shares[("clipped_" if arm.clip_x0 else "") + arm.posterior]
+            if share and "posterior" in component_parts(arm):
+                reporter.console.print(
+                    f"[yellow]{name}: its {arm.posterior} variance was clamped at {100 * share:.0f} % of the times; "
+                    "see posterior_variance.png and docs/diagnostics.md",
+                    soft_wrap=True,
+                )
 
     def _summary(
         self, agent: AEPO, task: Task, result: Rollouts, seconds: dict[str, float], notes: list[dict[str, Any]]

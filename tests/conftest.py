@@ -9,6 +9,8 @@ from egd.mixtures import GaussianMixture
 from egd.schedules import VPCosine, VPLinear
 from egd.types import Schedule
 
+torch.set_num_threads(1)  # networks of tests are tiny: threads would cost more than they give
+
 
 @pytest.fixture(params=[VPLinear(), VPCosine()], ids=["linear", "cosine"])
 def schedule(request: pytest.FixtureRequest) -> Schedule:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from egd.checkpoint import group, prefixed
-from egd.components import Registry, build, validate
+from egd.components import Registry, build, parameters, validate
 from egd.denoisers import Clip, EpsDenoiser
 from egd.errors import UserError, nearest
 from egd.networks import EnergyMLP, NoiseMLP
@@ -42,6 +42,12 @@ def is_trained(guidance: GuidanceConfig) -> bool:
     if ":" in name:
         return hasattr(ENERGIES.find(name, "guidance.energy"), "loss")
     return name in OBJECTIVES.names()
+
+
+def component_parts(guidance: GuidanceConfig) -> set[str]:
+    """The parts that an arm's energy asks for."""
+    registry = OBJECTIVES if is_trained(guidance) else ENERGIES
+    return set(parameters(registry.find(guidance.energy.name, "guidance.energy"))) & ENERGY_PARTS
 
 
 def check_components(config: RunConfig) -> None:
