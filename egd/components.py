@@ -2,10 +2,9 @@
 
 A component is any class (or function returning a callable) in one file. Its constructor's parameters are of two kinds:
 **parts**, which the experiment supplies by parameter name (``energy``, ``denoiser``, ``posterior``, ``schedule``,
-``support``, ``beta``, ``omega``), and **settings**, which the recipe supplies and which are checked
-against their type
-hints. Within the library a file in ``egd/energies`` (or ``objectives``, ``rules``, ``posteriors``) is found by itself; a
-stranger's class is named ``package.module:Name`` or ``path/to/file.py:Name``.
+``support``, ``beta``, ``omega``), and **settings**, which the recipe supplies and which are checked against their type
+hints. Within the library a file in ``egd/energies``, ``objectives`` or ``rules`` is found by itself; a stranger's class
+is named ``package.module:Name`` or ``path/to/file.py:Name``.
 """
 
 from __future__ import annotations
