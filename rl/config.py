@@ -124,6 +124,8 @@ class RunConfig(Strict):
     method: str = "aepo"
     seed: NonNegativeInt = 0
     device: str = "cpu"
+    threads: PositiveInt = 1
+    """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
     training: Literal["phased", "joint"] = "phased"
     data: DataConfig = DataConfig()
     schedule: ComponentConfig = ComponentConfig(name="vp_linear")

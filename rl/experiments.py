@@ -85,6 +85,7 @@ class OfflineRL:
         config = validate(RunConfig, read_yaml(folder.config), str(folder.config))
         device = torch.device(pick_device(settings.get("device") or "auto"))
         config = config.model_copy(update={"device": device.type})
+        torch.set_num_threads(config.threads)
         agent, task = self._restore(config, folder, device, reporter)
         episodes = settings.get("episodes") or config.evaluation.episodes
         seed = config.seed if settings.get("seed") is None else settings["seed"]

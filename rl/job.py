@@ -148,6 +148,7 @@ class OfflineJob:
 
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, evaluate, write the summary; a complete run only shows its result."""
+        torch.set_num_threads(self.config.threads)
         self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
         summary = self.folder.read_summary()
         return rows(summary or self._train(reporter))
