@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from egd.components import validate as validate_component
 from egd.config import Tree, merge, override, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
@@ -19,7 +20,10 @@ from egd.samplers import SAMPLERS
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO, ENERGIES, OBJECTIVES, RULES, SCHEDULES, check_components
 from rl.config import RunConfig
-from rl.job import Evaluator, OfflineJob, load_data, rows, scales, split_by_omega, statistics
+from rl.evaluator import Evaluator, scales
+from rl.job import OfflineJob
+from rl.loading import GENERATOR_PARTS, GENERATORS, load_data
+from rl.results import rows, split_by_omega, statistics
 from rl.tasks import find_task
 
 RECIPE_KEYS = ("description", "tasks", "budgets", "default_budget")
@@ -63,6 +67,8 @@ class OfflineRL:
         if config.method not in AGENTS:
             raise UserError(f"no method is called '{config.method}'; {nearest(config.method, AGENTS)}", key="method")
         check_components(config)
+        if config.data.generator is not None:
+            validate_component(GENERATORS, config.data.generator.spec, GENERATOR_PARTS, "data.generator")
         return config
 
     def _budget(self, recipe: Mapping[str, Any], options: Options) -> Tree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from egd.components import Registry, build
 from egd.experiments import Row
 from egd.phases import Phase, Progress, restored_metrics_size, run_phase, seed_of
 from egd.progress import Reporter
@@ -20,117 +19,15 @@ from egd.runs import RunFolder
 from rl import figures
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO, component_parts
-from rl.config import GuidanceConfig, RunConfig
-from rl.data import Episodes, OfflineData, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.config import RunConfig
 from rl.diagnostics import diagnose
-from rl.envs import env_factory
-from rl.evaluation import Arm, Rollouts, rollout
-from rl.tasks import Task, find_task
+from rl.evaluation import Rollouts
+from rl.evaluator import Evaluator, scales
+from rl.loading import load_data
+from rl.results import rows, split_by_omega, statistics
+from rl.tasks import Task
 
-GENERATORS = Registry("generator", "rl.generators")
 PATHS = 8  # paths kept for the maze figure
-
-
-def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter | None = None) -> tuple[OfflineData, Task]:
-    """The task's transitions on the device; a dataset with a generator is made where it is missing."""
-    task = find_task(config.task)
-    names = config.data.datasets or task.datasets
-    _generate(config, names, reporter or Reporter())
-    episodes = load_episodes(names, task.observation_keys, download=config.data.download)
-    if task.goal_reward:
-        episodes = relabel(task, episodes)
-    return _offline(config, task, episodes, device), task
-
-
-def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> None:
-    generator = config.data.generator
-    if generator is None or is_local(names[0]):
-        return
-    steps = int(generator.spec.settings.get("steps", 100_000))
-    with reporter.bar(f"make {names[0]}", steps) as bar:
-        parts = {"dataset_id": names[0], "progress": lambda done: bar.advance(done - bar.done)}
-        build(GENERATORS, generator.spec, parts, "data.generator")
-
-
-def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.device | str) -> OfflineData:
-    d = config.data
-    return to_offline_data(
-        episodes,
-        window_return(episodes, task.max_steps, task.goal_reward),
-        scale=d.reward_scale,
-        shift=d.reward_shift,
-        standardise=d.standardise_states,
-        device=device,
-    )
-
-
-def statistics(task: Task, returns: Any) -> dict[str, Any]:
-    """Mean and standard deviation of normalised scores, with every episode's."""
-    scores = [task.score(float(r)) for r in returns]
-    return {
-        "mean": float(np.mean(scores)),
-        "std": float(np.std(scores)),
-        "episodes": len(scores),
-        "returns": scores,
-        "raw_returns": [float(r) for r in returns],
-    }
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Rolls out the behaviour policy and every arm at its guidance scales, all at once."""
-
-    agent: AEPO
-    task: Task
-
-    def run(
-        self,
-        omegas: Mapping[str, Sequence[float]],
-        *,
-        episodes: int,
-        seed: int,
-        advance: Callable[[int, str], None] | None = None,
-        paths: int = 0,
-    ) -> Rollouts:
-        """Returns by arm: 'behaviour' and '<arm>@<omega>'. The seed is not the training's."""
-        config, agent = self.agent.config, self.agent
-
-        def own(name: str) -> torch.Generator:
-            """An arm's random numbers do not depend on which others are there."""
-            return torch.Generator(agent.device).manual_seed(seed_of(seed, f"evaluation/{name}"))
-
-        arms = [Arm(["behaviour"], agent.policy("behaviour", [], own("behaviour")))]
-        for name, scales in omegas.items():
-            arms.append(Arm([f"{name}@{omega:g}" for omega in scales], agent.policy(name, scales, own(name))))
-        return rollout(
-            env_factory(self.task, self.task.observation_keys),
-            arms,
-            agent.data.standardise,
-            episodes=episodes,
-            envs=config.evaluation.envs,
-            seed=10_000 + 1000 * seed,
-            device=agent.device,
-            advance=advance,
-            paths=paths,
-        )
-
-
-def scales(config: RunConfig, only: Sequence[float] | None = None) -> dict[str, list[float]]:
-    """The guidance scales of every arm: its own and its further ones, or ``only``. Without 0: that is the behaviour policy,
-    unless the arm also selects among candidates.
-    """
-
-    def wanted(g: GuidanceConfig) -> list[float]:
-        omegas = [g.omega, *g.omegas] if only is None else only
-        return list(dict.fromkeys(omega for omega in omegas if omega > 0 or g.candidates > 1))
-
-    return {name: found for name, g in config.arms.items() if (found := wanted(g))}
-
-
-def split_by_omega(task: Task, returns: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """omega -> statistics of one arm."""
-    head = f"{name}@"
-    return {key.removeprefix(head): statistics(task, r) for key, r in returns.items() if key.startswith(head)}
 
 
 @dataclass(frozen=True)
@@ -169,18 +66,18 @@ class OfflineJob:
         every = self.config.evaluation.every
         if not every:
             return phases
-        last = phases[-1] if phases[-1].name != "calibration" else phases[-2]
-        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(agent, task), every)
+        last = last_phase(phases)
+        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(agent, task, last.name), every)
         return [hooked if p is last else p for p in phases]
 
-    def _interim(self, agent: AEPO, task: Task) -> dict[str, Any]:
-        """A headline evaluation in mid-training, on variances estimated for the occasion if there are none yet."""
-        if not agent.calibration.moments:
+    def _interim(self, agent: AEPO, task: Task, phase: str) -> dict[str, Any]:
+        """A headline evaluation in mid-training; while the critic trains, calibrated for the occasion."""
+        if phase == "critic" or not agent.calibration.moments:
             agent.calibration.update(torch.Generator(agent.device).manual_seed(self.config.seed))
         omegas = {"guided": [self.config.guidance.omega]}
         result = Evaluator(agent, task).run(omegas, episodes=self.config.evaluation.episodes, seed=self.config.seed)
         guided = next(v for k, v in result.returns.items() if k != "behaviour")
-        return {"score": statistics(task, guided)["mean"]}
+        return {"phase": phase, "score": statistics(task, guided)["mean"]}
 
     def _phase(self, phase: Phase, device: torch.device, reporter: Reporter) -> Progress:
         return run_phase(
@@ -235,7 +132,8 @@ class OfflineJob:
             return by_arm[name].get(f"{config.arms[name].omega:g}") or behaviour
 
         headline = own("guided")
-        last = {"step": sum(p.steps for p in agent.phases()), "score": headline["mean"]}
+        trained = last_phase(agent.phases())
+        last = {"step": trained.steps, "phase": trained.name, "score": headline["mean"]}
         return {
             "task": config.task,
             "method": config.method,
@@ -271,24 +169,13 @@ class OfflineJob:
             figures.maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
 
 
+def last_phase(phases: list[Phase]) -> Phase:
+    """The last one that trains something: its steps are those that evaluations are counted in."""
+    return next(p for p in reversed(phases) if p.name != "calibration")
+
+
 def device_name(device: torch.device) -> str:
     """For the summary."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The results table: one row for behaviour, one for every arm and guidance scale."""
-    first = {"task": summary["task"], "seed": str(summary["seed"]), "data": f"{summary['dataset_score']:.1f}"}
-
-    def row(name: str, omega: str, s: Mapping[str, Any]) -> Row:
-        error = s["std"] / s["episodes"] ** 0.5
-        score = f"{s['mean']:.1f} ± {error:.1f}"
-        return {**first, "policy": name, "omega": omega, "score ± s.e.": score, "n": str(s["episodes"])}
-
-    result = [row("behaviour", "0", summary["behaviour"])]
-    result += [row("guided", omega, s) for omega, s in summary["guided_by_omega"].items()]
-    for name, variant in summary["variants"].items():
-        result += [row(name, omega, s) for omega, s in variant["guided_by_omega"].items()]
-    return result

@@ -89,18 +89,19 @@ def kill_when(process: subprocess.Popen[bytes], reached: Path) -> None:
 
 
 PHASES = {
-    "phased": ["denoiser", "critic", "calibration", "energy_literal"],
-    "joint": ["joint"],
+    "training=phased": ["denoiser", "critic", "calibration", "energy_literal"],
+    "training=joint": ["joint"],
+    "variants.literal.energy=dps": ["denoiser", "critic", "calibration"],  # nothing but closed forms
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", ["phased", "joint"])
-def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_path: Path, training: str) -> None:
-    settings = ["--set", f"training={training}", "--set", "denoiser.steps=60", "--set", "evaluation.every=20"]
+@pytest.mark.parametrize("setting", PHASES)
+def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_path: Path, setting: str) -> None:
+    settings = ["--set", setting, "--set", "denoiser.steps=60", "--set", "evaluation.every=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(recipe, whole, *settings).wait() == 0
-    for phase in PHASES[training]:  # each kill comes at the phase's first checkpoint, before its end or just behind it
+    for phase in PHASES[setting]:  # each kill comes at the phase's first checkpoint, before its end or just behind it
         path = killed / SEED0 / "checkpoints" / f"{phase}.safetensors"
         kill_when(start(recipe, killed, *settings, *(["--resume"] if killed.exists() else [])), path)
         assert not (killed / SEED0 / "summary.json").exists()
@@ -197,6 +198,7 @@ def test_a_diverging_run_says_so_and_a_crash_costs_no_other_task(
         (["--set", "guidance.energy.sample=3"], ["guidance.energy.sample", "samples"]),
         (["--set", "variants.literal.rule=rescale"], ["variants.literal.rule", "rescaled"]),
         (["--set", "guidance.energy=nowhere.py:Mine"], ["nowhere.py", "no such file"]),
+        (["--set", "data.generator.step=9"], ["data.generator.step", "steps"]),
         (["--set", "nonsense"], ["--set", "nonsense", "a.b=c"]),
         (["--set", "variants.guided.beta=3"], ["variants", "guided"]),
         (["--task", "dor-human"], ["--task", "dor-human", "door-human"]),
