@@ -59,6 +59,14 @@ def show(rows: Sequence[Any], title: str) -> None:
     console.print(table)
 
 
+def listing(title: str, *columns: str) -> Table:
+    """An empty table whose first column, of names to be copied, is never cut; the others fold."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
+    return table
+
+
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")],
@@ -174,22 +182,18 @@ def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipe
     for name, entry in experiments.found().items():
         with user_errors():
             kinds = experiments.load(name, "list").components()
-        table = Table(
-            "kind", "name", "what it is", title=f"experiment {name} ({entry.value})", title_justify="left", show_lines=False
-        )
+        table = listing(f"experiment {name} ({entry.value})", "name", "kind", "what it is")
         for kind, components in kinds.items():
             table.add_section()
             for i, (component, line) in enumerate(sorted(components.items())):
-                table.add_row(kind if i == 0 else "", component, escape(line))
+                table.add_row(component, kind if i == 0 else "", escape(line))
         console.print(table)
-    table = Table(
-        "recipe", "experiment", "budgets", "tasks", "description", title=f"recipes in {folder}/", title_justify="left"
-    )
+    table = listing(f"recipes in {folder}/", "recipe", "tasks", "budgets", "description")
     for path in sorted(folder.rglob("*.yaml")):
         with user_errors():
             tree = read_yaml(path)
-        cells = (" ".join(tree.get(key) or ()) for key in ("budgets", "tasks"))
-        table.add_row(path.name, str(tree.get("experiment")), *cells, str(tree.get("description", "")).strip())
+        count = str(len(tree.get("tasks") or ()))
+        table.add_row(path.name, count, " ".join(tree.get("budgets") or ()), str(tree.get("description", "")).strip())
     console.print(table)
 
 

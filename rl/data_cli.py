@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from egd.cli import console, user_errors
+from egd.cli import console, listing, user_errors
 
 app = typer.Typer(help="Offline datasets: list, describe, generate, import.", no_args_is_help=True)
 
@@ -25,17 +25,15 @@ def list_datasets(
     from rl.tasks import TASKS
 
     local = minari.list_local_datasets()
-    tasks = Table(
-        "task", "datasets", "local", "environment", "steps", "reference min / max", title="tasks", title_justify="left"
-    )
+    tasks = listing("tasks", "task", "datasets", "here", "environment", "steps", "reference")
     for task in TASKS.values():
         here = all(d in local for d in task.datasets)
-        reference = " / ".join(f"{r:.1f}" for r in task.reference) if task.reference else "-"
+        reference = " to ".join(f"{r:.0f}" for r in task.reference) if task.reference else "-"
         tasks.add_row(
             task.name, " + ".join(task.datasets), "[green]yes[/]" if here else "no", task.env_id, str(task.max_steps), reference
         )
     console.print(tasks)
-    table = Table("dataset", "episodes", "steps", title="local datasets", title_justify="left")
+    table = listing("local datasets", "dataset", "episodes", "steps")
     for name, metadata in sorted(local.items()):
         table.add_row(name, str(metadata.get("total_episodes")), str(metadata.get("total_steps")))
     console.print(table)
