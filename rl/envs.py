@@ -69,6 +69,21 @@ def _make(task: Task, **kwargs: Any) -> Env:
     return cast(Env, minari.load_dataset(task.datasets[0]).recover_environment(eval_env=True, **kwargs))
 
 
+def check_env(task: Task, state: int, action: int) -> None:
+    """Make the environment once, before hours of training: UserError when it cannot be made or does not fit the data."""
+    env = make_env(task)
+    try:
+        sizes = int(np.prod(env.observation_space.shape or ())), int(np.prod(env.action_space.shape or ()))
+    finally:
+        env.close()
+    if sizes != (state, action):
+        raise UserError(
+            f"the environment of {task.name} has {sizes[0]} observation and {sizes[1]} action entries, its data {state} and "
+            f"{action}; check data.datasets",
+            key="task",
+        )
+
+
 def env_factory(task: Task, keys: tuple[str, ...]) -> Callable[[], Env]:
     """For gymnasium's vector environments."""
     return lambda: make_env(task, keys)

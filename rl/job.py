@@ -21,6 +21,7 @@ from rl.agents import AGENTS
 from rl.agents.aepo import AEPO, component_parts
 from rl.config import RunConfig
 from rl.diagnostics import diagnose
+from rl.envs import check_env
 from rl.evaluation import Rollouts
 from rl.evaluator import Evaluator, scales
 from rl.loading import load_data
@@ -55,6 +56,7 @@ class OfflineJob:
         device = torch.device(self.config.device)
         self.folder.truncate_metrics(restored_metrics_size(self.folder))
         data, task = load_data(self.config, device, reporter)
+        check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
         agent = AGENTS[self.config.method](self.config, data, device)
         seconds = {"data": time.perf_counter() - started}
         progress = {phase.name: self._phase(phase, device, reporter) for phase in self._phases(agent, task)}

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rl.job import OfflineJob
+from rl.tasks import TASKS, Task
 
 SEED0 = Path("egd-maze2d-umaze-v0") / "seed-0"
 
@@ -186,6 +187,41 @@ def test_a_diverging_run_says_so_and_a_crash_costs_no_other_task(
     assert result.exit_code == 1
     assert "a defect" in result.output
     assert (tmp_path / "out" / SEED0 / "summary.json").exists()
+
+
+def test_an_environment_that_does_not_fit_stops_the_run_before_it_trains(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert egd("data", "generate", "egd/maze2d/umaze-v5", "--steps", "300").exit_code == 0
+    monkeypatch.setitem(TASKS, "gone", Task("gone", "other", ("egd/maze2d/umaze-v5",), "NoSuchEnv-v0"))
+    monkeypatch.setitem(TASKS, "other", Task("other", "other", ("egd/maze2d/umaze-v5",), "Hopper-v5"))
+    for task, words in {"gone": ["gone", "NoSuchEnv"], "other": ["11 observation", "data 4 and 2", "data.datasets"]}.items():
+        result = egd("run", recipe, "--out", tmp_path / "out", "--task", task)
+        assert result.exit_code == 2
+        assert all(word in result.output for word in words), result.output
+        assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        "energy: first_order",
+        "energy: {name: first_order, variance: false}",
+        "energy: dps, rule: rescaled, omega: 3",
+        "energy: {name: monte_carlo, samples: 4}, posterior: posterior2",
+        "energy: mse, omega: 0.5",
+        "energy: {name: analytic, expand_at: mean, variance: false}, energy_scale: advantage_std",
+        "omega: 0, candidates: 4",
+    ],
+)
+def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path: Path, guidance: str) -> None:
+    tree = yaml.safe_load(recipe.read_text()) | {"guidance": yaml.safe_load(f"{{{guidance}}}"), "variants": {}}
+    recipe.write_text(yaml.safe_dump(tree))
+    settings = [x for key in ("denoiser", "critic", "energy_network") for x in ("--set", f"{key}.steps=3")]
+    result = egd("run", recipe, "--out", tmp_path, *settings)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / SEED0 / "summary.json").read_text())
+    assert len(summary["guided"]["returns"]) == 2
 
 
 @pytest.mark.parametrize(
