@@ -1,0 +1,34 @@
+"""The real recipes on whatever of the benchmark's datasets is in the local Minari store; skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl.data import is_local, load_episodes
+from rl.tasks import find_task
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TASKS = [("aepo_adroit", "door-human"), ("aepo_gym_mujoco", "hopper-medium-expert"), ("aepo_pointmaze", "maze2d-umaze")]
+
+
+@pytest.mark.parametrize(("recipe", "task"), TASKS)
+def test_a_recipe_runs_on_local_data(egd: Any, tmp_path: Path, recipe: str, task: str) -> None:
+    found = find_task(task)
+    if not all(is_local(d) for d in found.datasets):
+        pytest.skip(f"{' and '.join(found.datasets)} not in the local Minari store")
+    result = egd("run", RECIPES / f"{recipe}.yaml", "--task", task, "--budget", "smoke", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / task / "seed-0" / "summary.json").read_text())
+    assert summary["normalised"]
+    if not found.goal_reward:
+        returns = load_episodes(found.datasets).returns
+        low, high = found.reference or (0.0, 1.0)
+        assert summary["dataset_score"] == pytest.approx(100 * (np.mean(returns) - low) / (high - low), rel=1e-5)
+    policies = {"behaviour": summary["behaviour"], **{k: v["guided"] for k, v in summary["variants"].items()}}
+    assert all(np.isfinite(p["mean"]) for p in policies.values())
+    assert {"aepo_rescaled", "aepo_plain", "dps", "best_of_16"} <= policies.keys()
