@@ -52,7 +52,12 @@ def component_parts(guidance: GuidanceConfig) -> set[str]:
 
 def check_components(config: RunConfig) -> None:
     """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
-    validate(SCHEDULES, config.schedule.spec, set(), "schedule")
+    try:
+        time_grid(
+            build(SCHEDULES, config.schedule.spec, {}, "schedule"), 1, end=config.sampler.end, spacing=config.sampler.spacing
+        )
+    except ValueError as error:
+        raise UserError(str(error), key="sampler") from None
     known = {**ENERGIES.names(), **OBJECTIVES.names()}
     for name, guidance in config.arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"

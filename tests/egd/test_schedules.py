@@ -95,7 +95,7 @@ class WithoutInverse:
 
 @pytest.mark.parametrize(
     ("schedule", "end"),
-    [(WithoutInverse(), 0.1), (VPLinear(), 0.0), (VPCosine(), 0.1)],
+    [(WithoutInverse(), 0.1), (VPLinear(), 0.0), (VPCosine(s=1.0), 0.1)],
     ids=["no-time", "ends-at-0", "alpha-0"],
 )
 def test_log_snr_spacing_is_refused_where_it_has_no_end(schedule: Schedule, end: float) -> None:

@@ -212,10 +212,11 @@ def test_an_environment_that_does_not_fit_stops_the_run_before_it_trains(
         "energy: mse, omega: 0.5",
         "energy: {name: analytic, expand_at: mean, variance: false}, energy_scale: advantage_std",
         "omega: 0, candidates: 4",
+        "energy: dps}, schedule: vp_cosine, sampler: {spacing: log_snr, steps: 4",
     ],
 )
 def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path: Path, guidance: str) -> None:
-    tree = yaml.safe_load(recipe.read_text()) | {"guidance": yaml.safe_load(f"{{{guidance}}}"), "variants": {}}
+    tree = yaml.safe_load(recipe.read_text()) | {"variants": {}} | yaml.safe_load(f"{{guidance: {{{guidance}}}}}")
     recipe.write_text(yaml.safe_dump(tree))
     settings = [x for key in ("denoiser", "critic", "energy_network") for x in ("--set", f"{key}.steps=3")]
     result = egd("run", recipe, "--out", tmp_path, *settings)
@@ -235,6 +236,7 @@ def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
         (["--set", "variants.literal.rule=rescale"], ["variants.literal.rule", "rescaled"]),
         (["--set", "guidance.energy=nowhere.py:Mine"], ["nowhere.py", "no such file"]),
         (["--set", "data.generator.step=9"], ["data.generator.step", "steps"]),
+        (["--set", "sampler.spacing=log_snr", "--set", "sampler.end=0"], ["sampler", "end > 0"]),
         (["--set", "nonsense"], ["--set", "nonsense", "a.b=c"]),
         (["--set", "variants.guided.beta=3"], ["variants", "guided"]),
         (["--task", "dor-human"], ["--task", "dor-human", "door-human"]),
