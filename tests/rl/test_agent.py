@@ -1,0 +1,121 @@
+"""AEPO assembled: what its parts hand to one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from egd.tensors import value_and_grad
+from rl.agents.aepo import AEPO
+from rl.config import RunConfig
+from rl.data import Episodes, OfflineData, to_offline_data
+
+LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}
+
+
+def data() -> OfflineData:
+    rng = np.random.default_rng(0)
+    lengths = [60, 60]
+    return to_offline_data(
+        Episodes(
+            [rng.normal(size=(n + 1, 3)).astype(np.float32) for n in lengths],
+            [rng.uniform(-1, 1, size=(n, 2)).astype(np.float32) for n in lengths],
+            [rng.normal(size=n).astype(np.float32) for n in lengths],
+            [np.zeros(n, dtype=bool) for n in lengths],
+        ),
+        0.0,
+    )
+
+
+def agent(**over: Any) -> AEPO:
+    config = {
+        "experiment": "offline_rl",
+        "task": "hopper-medium",
+        "denoiser": {"width": 16, "blocks": 2, "steps": 5, "batch": 16},
+        "critic": {"width": 16, "layers": 2, "steps": 5, "batch": 16},
+        "energy_network": {"width": 16, "layers": 2, "steps": 5, "batch": 16},
+        "calibration": {"samples": 64, "grid": 4},
+        "sampler": {"steps": 4},
+    }
+    made = AEPO(RunConfig.model_validate(config | over), data(), torch.device("cpu"))
+    for phase in made.phases():
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(phase.steps):
+            phase.learner.update(generator)
+    return made
+
+
+def act(made: AEPO, name: str, omegas: list[float], states: torch.Tensor, seed: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return made.policy(name, omegas, generator)(states, torch.zeros(len(states), dtype=torch.long))
+
+
+def test_the_energy_is_minus_the_advantage_and_guides_like_minus_q() -> None:
+    made = agent()
+    batch = made.data.sample(20, torch.Generator().manual_seed(0))
+    values, slope = value_and_grad(lambda a: made.energy()(a, batch.state), batch.action)
+    q, q_slope = value_and_grad(lambda a: made.critic.q(batch.state, a), batch.action)
+    torch.testing.assert_close(values, made.critic.v(batch.state).detach() - q)
+    torch.testing.assert_close(slope, -q_slope)
+    scaled = made.energy("advantage_std")(batch.action, batch.state).detach()
+    torch.testing.assert_close(scaled * made.calibration.advantage_std, values)
+
+
+def test_arms_that_differ_only_in_rule_or_scale_share_a_network() -> None:
+    variants = {
+        "plain": LITERAL | {"rule": "additive", "omegas": [0.5, 2]},
+        "steep": LITERAL | {"beta": 5},
+        "closed": {"energy": "dps"},
+    }
+    made = agent(guidance=LITERAL, variants=variants)
+    assert set(made.energies) == {"guided", "steep"}
+    generator = torch.Generator()
+    assert made.timed_energy("plain", generator) is made.timed_energy("guided", generator)
+    assert [p.name for p in made.phases()] == ["denoiser", "critic", "calibration", "energy_guided", "energy_steep"]
+
+
+@pytest.mark.parametrize("energy", ["dps", "first_order", "analytic"])
+@pytest.mark.parametrize("rule", ["additive", "rescaled"])
+def test_guidance_fades_into_the_behaviour_policy(energy: str, rule: str) -> None:
+    made = agent(guidance={"energy": energy, "rule": rule, "clip_x0": False})  # a clipped x_0 has no gradient
+    states = made.data.transitions.state[:10]
+    behaviour = act(made, "behaviour", [], states)
+    torch.testing.assert_close(act(made, "guided", [1e-9], states), behaviour, atol=1e-5, rtol=0)
+    assert (act(made, "guided", [5.0], states) - behaviour).abs().max() > 1e-3
+
+
+def test_scale_zero_never_asks_the_energy() -> None:
+    made = agent(guidance={"energy": "dps", "omega": 0, "candidates": 3})
+    asked = []
+    plain = made.critic.q
+    made.critic.q = lambda s, a: asked.append(len(a)) or plain(s, a)  # type: ignore[method-assign, func-returns-value]
+    states = made.data.transitions.state[:4]
+    act(made, "behaviour", [], states)
+    assert asked == []
+    act(made, "guided", [0.0], states)
+    assert asked == [12]  # once, to choose among the candidates: never along the sampler
+
+
+def test_candidates_are_chosen_by_the_energy() -> None:
+    made = agent(guidance={"omega": 0, "candidates": 64, "clip_x0": False})
+    states = made.data.transitions.state[:8]
+    chosen = made.critic.q(states, act(made, "guided", [0.0], states)).detach()
+    drawn = torch.stack([made.critic.q(states, act(made, "behaviour", [], states, seed)).detach() for seed in range(64)])
+    assert (chosen > drawn.quantile(0.9, dim=0)).all()
+
+
+def test_actions_stay_within_the_range_of_the_data() -> None:
+    made = agent(guidance={"energy": "dps", "omega": 50})
+    actions = act(made, "guided", [50.0], made.data.transitions.state[:20])
+    assert (actions <= made.data.action_high + 1e-6).all()
+    assert (actions >= made.data.action_low - 1e-6).all()
+
+
+def test_joint_training_updates_every_part_and_calibrates() -> None:
+    made = agent(training="joint", guidance=LITERAL, calibration={"samples": 64, "grid": 4, "every": 2})
+    assert [p.name for p in made.phases()] == ["joint"]
+    assert made.noise_fit.step == made.critic.fit.step == made.energies["guided"].fit.step == 5
+    assert made.calibration.version == 4  # at steps 0, 2 and 4, and once after the last
