@@ -11,63 +11,117 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from egd.denoisers import Clip, EpsDenoiser, diffuse, eps_loss, score
-    from egd.energies import DPS, FirstOrder, MonteCarlo, SupportSamples
+    from egd.denoisers import NetworkDenoiser, convert, diffuse, prediction_loss, prediction_target, score
+    from egd.energies import DPS, FirstOrder, MonteCarlo, Sum, SupportSamples
     from egd.guidance import guide
     from egd.mixtures import GaussianMixture, Quadratic
     from egd.networks import EnergyMLP, NoiseMLP
-    from egd.objectives import MSE, Analytic
+    from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
+    from egd.particles import Particles, smc
+    from egd.pipelines import EnergyGuidedPipeline
     from egd.posteriors import IsotropicGaussian, MomentPosterior, Moments, calibrate
-    from egd.rules import Additive, Rescaled
-    from egd.samplers import ddim, dpm_solver_pp_2m
-    from egd.schedules import VPCosine, VPLinear, time_grid
+    from egd.rules import Additive, GradientClip, Interval, Rescaled, Scheduled
+    from egd.samplers import (
+        ancestral,
+        ddim,
+        dpm_solver_pp_1,
+        dpm_solver_pp_2m,
+        dpm_solver_pp_3m,
+        euler,
+        heun,
+        initial_noise,
+    )
+    from egd.schedules import EDM, VE, Diffusers, FlowMatching, VPCosine, VPLinear, from_diffusers, time_grid
+    from egd.selection import best_of, energy_weights, softmax_resample
     from egd.training import DenoiserLearner, EnergyLearner, Fit
+    from egd.wrappers import ClassifierFree, Clip, DynamicThreshold
 
 _HOME = {
-    "egd.denoisers": ("Clip", "EpsDenoiser", "diffuse", "eps_loss", "score"),
-    "egd.energies": ("DPS", "FirstOrder", "MonteCarlo", "SupportSamples"),
+    "egd.denoisers": ("NetworkDenoiser", "convert", "diffuse", "prediction_loss", "prediction_target", "score"),
+    "egd.energies": ("DPS", "FirstOrder", "MonteCarlo", "Sum", "SupportSamples"),
     "egd.guidance": ("guide",),
     "egd.mixtures": ("GaussianMixture", "Quadratic"),
     "egd.networks": ("EnergyMLP", "NoiseMLP"),
-    "egd.objectives": ("MSE", "Analytic"),
+    "egd.objectives": ("CEP", "MSE", "Analytic", "ExpMSE", "Ratio"),
+    "egd.particles": ("Particles", "smc"),
+    "egd.pipelines": ("EnergyGuidedPipeline",),
     "egd.posteriors": ("IsotropicGaussian", "MomentPosterior", "Moments", "calibrate"),
-    "egd.rules": ("Additive", "Rescaled"),
-    "egd.samplers": ("ddim", "dpm_solver_pp_2m"),
-    "egd.schedules": ("VPCosine", "VPLinear", "time_grid"),
+    "egd.rules": ("Additive", "GradientClip", "Interval", "Rescaled", "Scheduled"),
+    "egd.samplers": (
+        "ancestral",
+        "ddim",
+        "dpm_solver_pp_1",
+        "dpm_solver_pp_2m",
+        "dpm_solver_pp_3m",
+        "euler",
+        "heun",
+        "initial_noise",
+    ),
+    "egd.schedules": ("EDM", "VE", "Diffusers", "FlowMatching", "VPCosine", "VPLinear", "from_diffusers", "time_grid"),
+    "egd.selection": ("best_of", "energy_weights", "softmax_resample"),
     "egd.training": ("DenoiserLearner", "EnergyLearner", "Fit"),
+    "egd.wrappers": ("ClassifierFree", "Clip", "DynamicThreshold"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "CEP",
     "DPS",
+    "EDM",
     "MSE",
+    "VE",
     "Additive",
     "Analytic",
+    "ClassifierFree",
     "Clip",
     "DenoiserLearner",
+    "Diffusers",
+    "DynamicThreshold",
+    "EnergyGuidedPipeline",
     "EnergyLearner",
     "EnergyMLP",
-    "EpsDenoiser",
+    "ExpMSE",
     "FirstOrder",
     "Fit",
+    "FlowMatching",
     "GaussianMixture",
+    "GradientClip",
+    "Interval",
     "IsotropicGaussian",
     "MomentPosterior",
     "Moments",
     "MonteCarlo",
+    "NetworkDenoiser",
     "NoiseMLP",
+    "Particles",
     "Quadratic",
+    "Ratio",
     "Rescaled",
+    "Scheduled",
+    "Sum",
     "SupportSamples",
     "VPCosine",
     "VPLinear",
+    "ancestral",
+    "best_of",
     "calibrate",
+    "convert",
     "ddim",
     "diffuse",
+    "dpm_solver_pp_1",
     "dpm_solver_pp_2m",
-    "eps_loss",
+    "dpm_solver_pp_3m",
+    "energy_weights",
+    "euler",
+    "from_diffusers",
     "guide",
+    "heun",
+    "initial_noise",
+    "prediction_loss",
+    "prediction_target",
     "score",
+    "smc",
+    "softmax_resample",
     "time_grid",
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +48,7 @@ def show(rows: Sequence[Any], title: str) -> None:
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
-        left = column in ("task", "policy")
+        left = column in ("task", "policy", "estimator")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     before = None
     for row in rows:
@@ -177,17 +177,15 @@ def _numbers(text: str | None) -> list[float] | None:
 def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes")) -> None:
     """List experiments, components and recipes."""
     from egd import experiments
+    from egd.catalogue import CATALOGUE
     from egd.config import read_yaml
+    from egd.planning import summary_line
 
+    library = {kind: {n: summary_line(c) for n, c in registry.names().items()} for kind, registry in CATALOGUE.items()}
+    console.print(_components("the library", library))
     for name, entry in experiments.found().items():
         with user_errors():
-            kinds = experiments.load(name, "list").components()
-        table = listing(f"experiment {name} ({entry.value})", "name", "kind", "what it is")
-        for kind, components in kinds.items():
-            table.add_section()
-            for i, (component, line) in enumerate(sorted(components.items())):
-                table.add_row(component, kind if i == 0 else "", escape(line))
-        console.print(table)
+            console.print(_components(f"experiment {name} ({entry.value})", experiments.load(name, "list").components()))
     table = listing(f"recipes in {folder}/", "recipe", "tasks", "budgets", "description")
     for path in sorted(folder.rglob("*.yaml")):
         with user_errors():
@@ -195,6 +193,16 @@ def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipe
         count = str(len(tree.get("tasks") or ()))
         table.add_row(path.name, count, " ".join(tree.get("budgets") or ()), str(tree.get("description", "")).strip())
     console.print(table)
+
+
+def _components(title: str, kinds: Mapping[str, Mapping[str, str]]) -> Table:
+    """Kind -> name -> one line, as a table."""
+    table = listing(title, "name", "kind", "what it is")
+    for kind, components in kinds.items():
+        table.add_section()
+        for i, (component, line) in enumerate(sorted(components.items())):
+            table.add_row(component, kind if i == 0 else "", escape(line))
+    return table
 
 
 @app.callback(invoke_without_command=True)

@@ -15,15 +15,16 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pydantic
 
 from egd.errors import UserError, nearest
+from egd.types import Part
 
 Component = Callable[..., Any]
 
@@ -34,6 +35,15 @@ class Spec:
 
     name: str
     settings: Mapping[str, Any]
+
+    @staticmethod
+    def of(value: Any, key: str) -> Spec:
+        """From ``name`` or ``{name: ..., setting: ...}``. UserError naming ``key`` for anything else."""
+        if isinstance(value, str):
+            return Spec(value, {})
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            return Spec(value["name"], {k: v for k, v in value.items() if k != "name"})
+        raise UserError(f"{value!r} is no component; write its name, or {{name: ..., setting: ...}}", key=key)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def parameters(component: Component) -> dict[str, inspect.Parameter]:
 def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
     """Find the component and check the settings against its type hints. UserError naming ``key`` and the setting."""
     component = registry.find(spec.name, key)
-    _settings(component, spec, parts, key)
+    _settings(component, spec, parts, key, lambda r, s, k: validate(r, s, parts, k))
     return component
 
 
@@ -118,10 +128,30 @@ def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) ->
     """The component with its settings and those of ``parts`` that its constructor names; a setting wins over a part."""
     component = registry.find(spec.name, key)
     wanted = {name: parts[name] for name in parameters(component) if name in parts}
-    return component(**{**wanted, **_settings(component, spec, set(parts), key)})
+    settings = _settings(component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
+    return component(**{**wanted, **settings})
 
 
-def _settings(component: Component, spec: Spec, parts: set[str], key: str) -> dict[str, Any]:
+def bind(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
+    """The function itself, its settings filled in; ``parts`` are the arguments that it is called with later."""
+    component = registry.find(spec.name, key)
+    settings = _settings(component, spec, parts, key, lambda r, s, k: build(r, s, {}, k))
+    return partial(component, **settings) if settings else component
+
+
+def wanted_parts(registry: Registry, spec: Spec, parts: set[str], key: str) -> set[str]:
+    """Those of ``parts`` that the component, or one nested in its settings, takes from outside."""
+    component = registry.find(spec.name, key)
+    wanted = (set(parameters(component)) & parts) - set(spec.settings)
+    inner: list[set[str]] = []
+    _settings(component, spec, parts, key, lambda r, s, k: inner.append(wanted_parts(r, s, parts, k)))
+    return wanted.union(*inner)
+
+
+Make = Callable[[Registry, Spec, str], Any]
+
+
+def _settings(component: Component, spec: Spec, parts: set[str], key: str, make: Make) -> dict[str, Any]:
     known = parameters(component)
     for name in spec.settings:
         if name not in known:
@@ -135,12 +165,33 @@ def _settings(component: Component, spec: Spec, parts: set[str], key: str) -> di
                 key=f"{key}.{name}",
             )
     hints = _hints(component)
-    return {name: _check(hints.get(name, Any), value, f"{key}.{name}") for name, value in spec.settings.items()}
+    return {name: _setting(hints.get(name, Any), value, f"{key}.{name}", make) for name, value in spec.settings.items()}
+
+
+def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
+    part, many = _part(hint)
+    if part is None or value is None:
+        return _check(hint, value, key)
+    registry = Registry(part.kind, part.package)
+    if not many:
+        return make(registry, Spec.of(value, key), key)
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{value!r} is not a list of components", key=key)
+    return tuple(make(registry, Spec.of(v, f"{key}.{i}"), f"{key}.{i}") for i, v in enumerate(value))
+
+
+def _part(hint: Any, many: bool = False) -> tuple[Part | None, bool]:
+    """The contract that a type hint names, if any, and whether it asks for a sequence of them."""
+    if get_origin(hint) is Annotated:
+        return next((m for m in hint.__metadata__ if isinstance(m, Part)), None), many
+    sequence = inspect.isclass(get_origin(hint)) and issubclass(get_origin(hint), Sequence)
+    found = (_part(arg, many or sequence) for arg in get_args(hint) if not isinstance(arg, list))
+    return next((f for f in found if f[0] is not None), (None, False))
 
 
 def _hints(component: Component) -> dict[str, Any]:
     try:
-        return get_type_hints(component.__init__ if inspect.isclass(component) else component)
+        return get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
     except NameError:  # hints that exist for type checkers only: settings are then taken as they are
         return {}
 

@@ -1,45 +1,113 @@
-"""Noise-prediction networks as denoisers, and the loss that trains them."""
+"""Networks as denoisers, whatever they predict, and the loss that trains them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from egd.errors import nearest
 from egd.tensors import expand
 from egd.types import Context, Denoiser, Schedule
 
-NoiseModel: TypeAlias = Callable[[Tensor, Tensor, Context], Tensor]
-"""(x_t (B, ...), t (B,), c) -> the predicted noise eps, shaped like x_t."""
+Network: TypeAlias = Callable[[Tensor, Tensor, Context], Tensor]
+"""(x_t (B, ...), t (B,), c) -> a prediction or an energy; x_t at unit scale where the schedule has ``input_scale``."""
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
+"""What a network predicts of x_t = alpha x_0 + sigma eps, with r^2 = alpha^2 + sigma^2: the noise eps, the data x_0,
+v = (alpha eps - sigma x_0) / r (arXiv:2202.00512), or the velocity u = eps - x_0 (arXiv:2209.03003)."""
+
+COEFFICIENTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "epsilon": lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
+    "sample": lambda alpha, sigma: (torch.ones_like(alpha), torch.zeros_like(alpha)),
+    "v_prediction": lambda alpha, sigma: (-sigma / torch.hypot(alpha, sigma), alpha / torch.hypot(alpha, sigma)),
+    "flow": lambda alpha, sigma: (-torch.ones_like(alpha), torch.ones_like(alpha)),
+}
+"""a, b of each prediction a x_0 + b eps, shaped like alpha."""
 
 
 @dataclass(frozen=True)
-class EpsDenoiser:
-    """D(x_t, t) = (x_t - sigma_t eps(x_t, t)) / alpha_t. AEPO Eq. 18."""
+class NetworkDenoiser:
+    """D(x_t, t) = E[x_0 | x_t] of a network's prediction; with r^2 = alpha^2 + sigma^2:
 
-    network: NoiseModel
+        epsilon       (x_t - sigma eps) / alpha                 AEPO Eq. 18
+        sample        the prediction itself
+        v_prediction  (alpha x_t / r - sigma v) / r             arXiv:2202.00512
+        flow          (x_t - sigma u) / (alpha + sigma)         x_t - t u for alpha = 1 - t, sigma = t
+
+    Where alpha = 0 the noise says nothing of x_0, and ``epsilon`` gives x_t - sigma eps instead of dividing by it. Raises
+    ValueError for another prediction.
+    """
+
+    network: Network
     schedule: Schedule
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        _known(self.prediction)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B, ...)"""
-        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
-        return (x - sigma * self.network(x, t, c)) / alpha
+        output = at_unit_scale(self.network, self.schedule)(x, t, c)
+        return convert(output, x, t, self.schedule, self.prediction, "sample")
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A denoiser whose x_0 stays within [low, high], the data's own range: what clipping of samples amounts to."""
+def at_unit_scale(network: Network, schedule: Schedule) -> Network:
+    """The network as a function of x_t, which it sees multiplied by the schedule's ``input_scale`` where there is one."""
+    scale: Callable[[Tensor], Tensor] | None = getattr(schedule, "input_scale", None)
+    if scale is None:
+        return network
 
-    denoiser: Denoiser
-    low: Tensor
-    high: Tensor
+    def scaled(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return network(x * expand(scale(t), x), t, c)
 
-    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...)"""
-        return self.denoiser(x, t, c).clamp(self.low, self.high)
+    return scaled
+
+
+def convert(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, source: Prediction, to: Prediction) -> Tensor:
+    """A prediction of one kind as one of another, exactly; all tensors shaped like x (B, ...) but t (B,).
+
+    Solves x_t = alpha x_0 + sigma eps and output = a x_0 + b eps for both. Where these are the same equation (``epsilon``
+    at alpha = 0, ``sample`` at sigma = 0) the other unknown is not determined; it comes out finite.
+    """
+    if _known(source) == _known(to):
+        return output
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    a, b = COEFFICIENTS[source](alpha, sigma)
+    determinant = alpha * b - sigma * a
+    determinant = torch.where(determinant == 0, torch.ones_like(determinant), determinant)
+    to_a, to_b = COEFFICIENTS[to](alpha, sigma)
+    from_x, from_output = (to_a * b - to_b * a) / determinant, (to_b * alpha - to_a * sigma) / determinant
+    return expand(from_x, x) * x + expand(from_output, x) * output
+
+
+def prediction_target(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction = "epsilon") -> Tensor:
+    """What a network should predict of x_t = alpha x_0 + sigma noise: x0 and noise (B, ...), t (B,) -> (B, ...)."""
+    a, b = COEFFICIENTS[_known(prediction)](schedule.alpha(t), schedule.sigma(t))
+    return expand(a, x0) * x0 + expand(b, x0) * noise
+
+
+def prediction_loss(
+    network: Network,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    c: Context = None,
+    prediction: Prediction = "epsilon",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """E w ||network(x_t, t, c) - target||^2, summed over the event and averaged over the batch: ().
+
+    DDPM's loss (AEPO Eq. 7) for ``epsilon``, conditional flow matching (arXiv:2210.02747) for ``flow``. ``weight`` (B,) is
+    a weight of each x_0, such as exp(-beta E(x_0)) / mean: the denoiser is then that of the weighted data.
+    """
+    output = at_unit_scale(network, schedule)(diffuse(schedule, x0, t, noise), t, c)
+    error = (output - prediction_target(schedule, x0, t, noise, prediction)).square().flatten(1).sum(1)
+    return error.mean() if weight is None else (weight * error).mean()
 
 
 def score(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
@@ -58,7 +126,7 @@ def random_times(n: int, low: float, generator: torch.Generator) -> Tensor:
     return low + (1 - low) * torch.rand(n, generator=generator, device=generator.device)
 
 
-def eps_loss(network: NoiseModel, schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor, c: Context = None) -> Tensor:
-    """E ||noise - eps(x_t, t, c)||^2, summed over the event and averaged over the batch (DDPM; AEPO Eq. 7)."""
-    error = network(diffuse(schedule, x0, t, noise), t, c) - noise
-    return error.square().flatten(1).sum(1).mean()
+def _known(prediction: Prediction) -> Prediction:
+    if prediction not in COEFFICIENTS:
+        raise ValueError(f"no prediction is called '{prediction}'; {nearest(prediction, COEFFICIENTS)}")
+    return prediction

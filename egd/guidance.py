@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from egd.tensors import expand, value_and_grad
@@ -12,13 +13,25 @@ def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule:
     """The denoiser whose score is rule(s, grad E_t, t): a sampler never hears of guidance.
 
     s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the
-    additive rule at omega = 1.
+    additive rule at omega = 1. Where alpha_1 = 0 (flow matching), x_1 knows nothing of x_0 and grad E_1 = 0 while the guided
+    x_0 is not the plain one: the limit is taken at t = 0.999.
     """
+    last = 1.0 if float(schedule.alpha(torch.ones(()))) > 0 else 0.999
 
     def guided(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        alpha, var = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x) ** 2
-        score = (alpha * denoiser(x, t, c) - x) / var
+        t = t.clamp(max=last)
         _, slope = value_and_grad(lambda x: energy(x, t, c), x)
-        return (x + var * rule(score, slope, t)) / alpha
+        return steer(denoiser(x, t, c), slope, rule, schedule, x, t)
 
     return guided
+
+
+def steer(denoised: Tensor, slope: Tensor, rule: GuidanceRule, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """The guided x_0, D + sigma^2 / alpha (rule(s) - s), from the unguided one and grad E_t, both at x (B, ...), t (B,).
+
+    Where alpha_t = 0 it is the unguided one: x_t holds nothing about x_0 there, and the gradient is 0.
+    """
+    alpha, var = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x) ** 2
+    score = (alpha * denoised - x) / var
+    gain = torch.where(alpha > 0, var / alpha, 0.0)
+    return denoised + gain * (rule(score, slope, t) - score)

@@ -39,25 +39,27 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor, alpha: Tensor | None = None, sigma: Tensor | None = None) -> Tensor:
         """log q_t(x), (B, D) -> (B,); without alpha and sigma at t = 0."""
-        one = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        one = torch.ones(1, dtype=x.dtype, device=x.device)
         means, covs = self.diffused(one if alpha is None else alpha, 0 * one if sigma is None else sigma)
-        joint = self._log_joint(x, means, covs)
-        return torch.logsumexp(joint, 1)
+        return torch.logsumexp(self._log_joint(x, means, covs), 1)
 
     def _log_joint(self, x: Tensor, means: Tensor, covs: Tensor) -> Tensor:
         root = torch.linalg.cholesky(covs)
-        z = torch.linalg.solve_triangular(root, (x[:, None] - means)[..., None], upper=False)[..., 0]
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(root)
+        z = _apply(torch.linalg.solve_triangular(root, eye, upper=False), x[:, None] - means)
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         joint: Tensor = self.log_weights - 0.5 * z.square().sum(-1) - log_det - 0.5 * x.shape[1] * math.log(2 * math.pi)
         return joint
 
     def posterior(self, schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q(x_0 | x_t) is a mixture again: log-weights (B, K), means (B, K, D), covariances (B, K, D, D)."""
+        """q(x_0 | x_t) is a mixture again: log-weights (B, K), means (B, K, D), covariances (B, K, D, D), or (1, K, D, D)
+        where all times are the same: they do not depend on x_t."""
+        t = t[:1] if bool((t == t[0]).all()) else t
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         means, covs = self.diffused(alpha, sigma)
         log_w = self._log_joint(x, means, covs).log_softmax(1)
         gain = alpha[:, None, None, None] * torch.linalg.solve(covs, self.covs.expand_as(covs)).mT  # alpha S C^-1
-        mean = self.means + torch.einsum("bkij,bkj->bki", gain, x[:, None] - means)
+        mean = self.means + _apply(gain, x[:, None] - means)
         cov = self.covs - alpha[:, None, None, None] * gain @ self.covs
         return log_w, mean, cov
 
@@ -103,7 +105,7 @@ class Quadratic:
         return 0.5 * torch.einsum("...i,ij,...j->...", x, self.A, x) + x @ self.b + self.e
 
     def tilt(self, mean: Tensor, cov: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """log E[exp(-beta E)] under N(mean, cov), and mean and covariance of the tilted Gaussian; batched over leading axes.
+        """log E[exp(-beta E)] (B, K) under N(mean (B, K, D), cov (B | 1, K, D, D)), and the tilted mean and covariance.
 
         With H = beta A, g = beta (A mean + b): log Z = -beta E(mean) + 1/2 g^T (I + cov H)^-1 cov g - 1/2 log det(I + cov H).
         """
@@ -114,6 +116,13 @@ class Quadratic:
             raise ValueError(f"q exp(-beta E) has no finite integral at beta = {beta}; use a smaller beta")
         log_det = torch.linalg.slogdet(M).logabsdet
         tilted_cov = torch.linalg.solve(M, cov)
-        step = torch.einsum("...ij,...j->...i", tilted_cov, g)
+        step = _apply(tilted_cov, g)
         log_z = -beta * self(mean) + 0.5 * (g * step).sum(-1) - 0.5 * log_det
         return log_z, mean - step, tilted_cov
+
+
+def _apply(matrix: Tensor, v: Tensor) -> Tensor:
+    """Matrices (B, K, D, D), or (1, K, D, D) for all rows, times vectors (B, K, D)."""
+    if len(matrix) == 1:
+        return torch.einsum("kij,bkj->bki", matrix[0], v)
+    return torch.einsum("bkij,bkj->bki", matrix, v)

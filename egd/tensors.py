@@ -58,3 +58,33 @@ def flat_context(c: Context) -> list[Tensor]:
         return []
     values = [c] if isinstance(c, Tensor) else [c[key] for key in sorted(c)] if isinstance(c, Mapping) else []
     return [v.flatten(1) for v in values]
+
+
+def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:
+    """(df/dx) v_k in forward mode for directions v (K, d) of the flattened event: (K, B, d).
+
+    All K directions go through f as one batch of K * B rows; rows must be independent.
+    """
+    k, n = len(v), len(x)
+    tangent = v[:, None].expand(k, n, -1).reshape(k * n, *x.shape[1:])
+
+    def tiled(a: Tensor) -> Tensor:
+        return a.repeat(k, *[1] * (a.ndim - 1))
+
+    times, context = tiled(t), map_context(tiled, c)
+    _, out = torch.func.jvp(lambda p: f(p, times, context), (tiled(x),), (tangent,))  # type: ignore[misc]
+    columns: Tensor = out
+    return columns.reshape(k, n, -1)
+
+
+def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
+    """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; differentiable, rows independent."""
+
+    def gradient(p: Tensor, _: Tensor, context: Context) -> Tensor:
+        slope: Tensor = torch.func.grad(lambda p: f(p, context).sum())(p)
+        return slope
+
+    t = x.new_zeros(len(x))
+    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    hessian = jacobian_columns(gradient, x, t, c, eye).permute(1, 2, 0)
+    return f(x, c), gradient(x, t, c).flatten(1), hessian

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
-from egd.denoisers import diffuse, eps_loss, random_times
+from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss, random_times
 from egd.networks import EnergyMLP
-from egd.types import Context, Schedule, TimedEnergy
-
-Sample: TypeAlias = Callable[[int, torch.Generator], tuple[Tensor, Context]]
-"""(n, generator) -> n data points (n, ...) and their contexts."""
+from egd.types import Context, Sample, Schedule, TimedEnergy
 
 Metrics: TypeAlias = dict[str, Tensor]
 
@@ -38,10 +35,18 @@ class Learner(Protocol):
 
 
 class Objective(Protocol):
-    """A loss for an energy network; see ``egd.objectives``."""
+    """A loss for an energy network; see ``egd.objectives``.
 
-    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, Metrics]:
-        """The loss () and metrics; x0 and x (B, ...), t (B,)."""
+    Two members are optional: ``targets(x0, x, t, c)`` (B,), values with the location and the spread that E_Theta is
+    expected to have, from which an ``EnergyMLP`` takes its output scale; and ``dimensionless``, true of a loss that has
+    no unit. Any other loss is taken for a square of energies.
+    """
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """The loss () and metrics; x0 and x (B, ...), t (B,). Random numbers of its own come from ``generator``, which
+        a killed run restores."""
         ...
 
 
@@ -102,24 +107,43 @@ class Fit:
 
 
 class DenoiserLearner:
-    """Trains a noise model on the eps-loss (AEPO Algorithm 1, first part)."""
+    """Trains a network on the denoising loss of what it predicts (for noise AEPO Algorithm 1, first part).
 
-    def __init__(self, fit: Fit, schedule: Schedule, sample: Sample, *, batch: int, t_min: float = 1e-3) -> None:
+    ``weights`` (x_0, c) -> (B,) weighs the data: the denoiser learned is that of the weighted data (energy-weighted
+    training). See ``prediction_loss``.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        schedule: Schedule,
+        sample: Sample,
+        *,
+        batch: int,
+        t_min: float = 1e-3,
+        prediction: Prediction = "epsilon",
+        weights: Callable[[Tensor, Context], Tensor] | None = None,
+    ) -> None:
         self.fit, self.schedule, self.sample, self.batch, self.t_min = fit, schedule, sample, batch, t_min
+        self.prediction, self.weights = prediction, weights
         self.state, self.load = fit.state, fit.load
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One step; the loss is the mean over dimensions, 1 for a model that predicts nothing."""
+        """One step; the loss is the mean over dimensions, 1 for a noise model that predicts nothing."""
         x0, c = self.sample(self.batch, generator)
         t = random_times(self.batch, self.t_min, generator)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        loss = eps_loss(self.fit.module, self.schedule, x0, t, noise, c)
+        weight = None if self.weights is None else self.weights(x0, c).detach()
+        loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
         self.fit.descend(loss)
         return {"loss": loss.detach() / x0[0].numel()}
 
 
 class EnergyLearner:
-    """Trains an energy network on an objective (AEPO Algorithm 1, last part)."""
+    """Trains an energy network on an objective (AEPO Algorithm 1, last part).
+
+    Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained.
+    """
 
     def __init__(
         self, fit: Fit, schedule: Schedule, sample: Sample, objective: Objective, *, batch: int, t_min: float = 1e-3
@@ -136,16 +160,19 @@ class EnergyLearner:
         x = diffuse(self.schedule, x0, t, noise)
         if self.fit.step == 0 and isinstance(self.fit.module, EnergyMLP):
             self._standardise(x0, x, t, c)
-        loss, metrics = self.objective.loss(self.fit.module, x0, x, t, c)
-        self.fit.descend(loss / self.scale**2)
-        return {"loss": loss.detach() / self.scale**2, **metrics}
+        network = at_unit_scale(self.fit.module, self.schedule)
+        loss, metrics = self.objective.loss(network, x0, x, t, c, generator)
+        if not getattr(self.objective, "dimensionless", False):
+            loss = loss / self.scale**2
+        self.fit.descend(loss)
+        return {"loss": loss.detach(), **metrics}
 
     @property
     def scale(self) -> Tensor | float:
-        """The network's output scale: losses are reported and descended in these units."""
+        """The network's output scale: losses with a unit are reported and descended in its squares."""
         return self.fit.module.scale if isinstance(self.fit.module, EnergyMLP) else 1.0
 
     def _standardise(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> None:
-        target = getattr(self.objective, "target", None)
-        if target is not None and isinstance(self.fit.module, EnergyMLP):
-            self.fit.module.standardise(target(x0, x, t, c))
+        targets = getattr(self.objective, "targets", None)
+        if targets is not None and isinstance(self.fit.module, EnergyMLP):
+            self.fit.module.standardise(targets(x0, x, t, c))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from egd.components import Spec
 from egd.config import ComponentConfig, Strict
+from egd.denoisers import Prediction
 from egd.networks import ActivationName
-from egd.posteriors.moments import MomentKind
+from egd.samplers import choose
 from egd.schedules import Spacing
+from egd.types import Sampler
 from rl.data import RewardScale
 
 
@@ -29,8 +32,9 @@ class DataConfig(Strict):
 
 
 class DenoiserConfig(Strict):
-    """The noise model of the behaviour policy (AEPO Algorithm 1)."""
+    """The network of the behaviour policy (AEPO Algorithm 1)."""
 
+    prediction: Prediction = "epsilon"
     width: PositiveInt = 256
     blocks: PositiveInt = 7
     steps: NonNegativeInt = 600_000
@@ -88,9 +92,12 @@ class GuidanceConfig(Strict):
     omega: NonNegativeFloat = 1.0
     omegas: tuple[NonNegativeFloat, ...] = ()
     """Further guidance scales to evaluate beside it, in the same batched pass."""
-    posterior: MomentKind = "residual"
+    posterior: ComponentConfig = ComponentConfig(name="residual")
+    """Of the energies that name none of their own."""
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions."""
+    straight_through: bool = False
+    """Energies that look through the denoiser see the derivatives of the unclipped x_0."""
     energy_scale: Literal["raw", "advantage_std"] = "raw"
     """E = V - Q in the critic's units, or divided by the data's spread of Q - V so that beta means the same on every task."""
     candidates: PositiveInt = 1
@@ -98,12 +105,17 @@ class GuidanceConfig(Strict):
 
 
 class SamplerConfig(Strict):
-    """The reverse process."""
+    """The reverse process; keys beyond these are settings of the sampler."""
 
-    name: Literal["dpm_solver_pp_2m", "ddim"] = "dpm_solver_pp_2m"
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = "dpm_solver_pp_2m"
     steps: PositiveInt = 15
     spacing: Spacing = "time"
     end: float = Field(default=1e-3, ge=0, lt=1)
+
+    def chosen(self) -> Sampler:
+        """The sampler with its settings. UserError where it does not exist or does not have them."""
+        return choose(Spec(self.name, self.model_extra or {}), "sampler", others=type(self).model_fields)
 
 
 class EvaluationConfig(Strict):

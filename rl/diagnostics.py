@@ -7,9 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from egd.denoisers import diffuse, random_times
+from egd.denoisers import at_unit_scale, diffuse, random_times
 from egd.posteriors.moments import KINDS
 from egd.tensors import norm, value_and_grad
 from rl.agents.aepo import AEPO
@@ -67,11 +66,11 @@ def _behaviour(agent: AEPO, generator: torch.Generator, states: int, k: int) -> 
 
 
 def _targets(agent: AEPO, name: str, generator: torch.Generator, states: int) -> dict[str, float]:
-    """Spread of an energy network's regression targets at low and high noise, beside beta times the advantage's."""
+    """Spread of an energy network's targets at low and high noise, beside beta times the advantage's."""
     learner = agent.energies[name]
     batch = agent.data.sample(states, generator)
-    target = getattr(learner.objective, "target", None)
-    if target is None:
+    targets = getattr(learner.objective, "targets", None)
+    if targets is None:
         return {}
     noise = torch.randn(batch.action.shape, generator=generator, device=agent.device)
     result = {
@@ -80,10 +79,10 @@ def _targets(agent: AEPO, name: str, generator: torch.Generator, states: int) ->
     }
     for label, t in (("low_noise", 0.1), ("middle", 0.5), ("high_noise", 1.0)):
         times = torch.full((states,), t, device=agent.device)
-        spread: Tensor = target(batch.action, diffuse(agent.schedule, batch.action, times, noise), times, batch.state).std()
-        result[f"target_std_{label}"] = float(spread)
+        x = diffuse(agent.schedule, batch.action, times, noise)
+        result[f"target_std_{label}"] = float(targets(batch.action, x, times, batch.state).std())
     times = random_times(states, 1e-3, generator)
     x = diffuse(agent.schedule, batch.action, times, noise)
-    slope = value_and_grad(lambda x: learner.fit.model(x, times, batch.state), x)[1]
+    slope = value_and_grad(lambda x: at_unit_scale(learner.fit.model, agent.schedule)(x, times, batch.state), x)[1]
     result["network_gradient_norm"] = float(norm(slope).mean())
     return result

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 
 from egd.components import validate as validate_component
-from egd.config import Tree, merge, override, read_yaml, validate
+from egd.config import Tree, merge, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
 from egd.phases import Phase, run_phase
-from egd.posteriors.moments import DESCRIPTIONS
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
-from egd.samplers import SAMPLERS
 from rl.agents import AGENTS
-from rl.agents.aepo import AEPO, ENERGIES, OBJECTIVES, RULES, SCHEDULES, check_components
+from rl.agents.aepo import AEPO, check_components
 from rl.config import RunConfig
 from rl.evaluator import Evaluator, scales
 from rl.job import OfflineJob
@@ -26,41 +25,16 @@ from rl.loading import GENERATOR_PARTS, GENERATORS, load_data
 from rl.results import rows, split_by_omega, statistics
 from rl.tasks import find_task
 
-RECIPE_KEYS = ("description", "tasks", "budgets", "default_budget")
-
 
 class OfflineRL:
     """The entry point ``offline_rl`` of the group ``egd.experiments``."""
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every task of the recipe, or for those of ``--task``."""
-        return [self._job(self._resolve(recipe, task, options), options) for task in self._tasks(recipe, options)]
+        tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
+        return [self._job(self._config(resolve(recipe, task, over, options), options), options) for task, over in tasks.items()]
 
-    def _tasks(self, recipe: Mapping[str, Any], options: Options) -> dict[str, Tree]:
-        """Task -> its overrides in the recipe. A resolved config is a recipe of one task."""
-        table = recipe.get("tasks")
-        listed: dict[str, Tree] = {recipe["task"]: {}} if "task" in recipe else {}
-        if isinstance(table, Mapping):
-            listed |= {name: dict(over or {}) for name, over in table.items()}
-        elif isinstance(table, list):
-            listed |= {name: {} for name in table}
-        if not listed:
-            raise UserError("tasks: the recipe names no task", key=options.source)
-        if not options.tasks:
-            return listed
-        by_name = {find_task(name).name: over for name, over in listed.items()}
-        return {find_task(name).name: by_name.get(find_task(name).name, {}) for name in options.tasks}
-
-    def _resolve(self, recipe: Mapping[str, Any], task: tuple[str, Tree] | str, options: Options) -> RunConfig:
-        name = task if isinstance(task, str) else task[0]
-        tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
-        for part in (self._budget(recipe, options), self._tasks(recipe, options)[name]):
-            tree = merge(tree, part)
-        tree = override(tree, options.settings)
-        tree["task"] = find_task(name).name
-        if options.seed is not None:
-            tree["seed"] = options.seed
-        tree["device"] = pick_device(tree.get("device", "auto") if options.device == "auto" else options.device)
+    def _config(self, tree: Tree, options: Options) -> RunConfig:
         headline = tree.get("guidance") or {}
         tree["variants"] = {k: merge(headline, v or {}) for k, v in (tree.get("variants") or {}).items()}
         config = validate(RunConfig, tree, options.source)
@@ -70,16 +44,6 @@ class OfflineRL:
         if config.data.generator is not None:
             validate_component(GENERATORS, config.data.generator.spec, GENERATOR_PARTS, "data.generator")
         return config
-
-    def _budget(self, recipe: Mapping[str, Any], options: Options) -> Tree:
-        budgets: Mapping[str, Tree] = recipe.get("budgets") or {}
-        name = options.budget or recipe.get("default_budget")
-        if name is None:
-            return {}
-        if name not in budgets:
-            known = nearest(name, budgets) if budgets else "this recipe has none"
-            raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
-        return budgets[name]
 
     def _job(self, config: RunConfig, options: Options) -> OfflineJob:
         folder = options.out / config.task.replace("/", "-") / f"seed-{config.seed}"
@@ -122,32 +86,8 @@ class OfflineRL:
 
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""
-        kinds: dict[str, dict[str, Any]] = {
-            "schedule": SCHEDULES.names(),
-            "energy (closed form)": ENERGIES.names(),
-            "energy (trained)": OBJECTIVES.names(),
-            "guidance rule": RULES.names(),
-            "sampler": dict(SAMPLERS),
-            "method": dict(AGENTS),
-        }
-        lines = {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
-        return {**lines, "posterior variance": DESCRIPTIONS}
-
-
-def summary_line(component: Any) -> str:
-    """The first line of a docstring."""
-    return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is a GPU where there is one. UserError for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"'{name}' is not a device; use auto, cpu or cuda", key="--device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available here; use --device cpu", key="--device")
-    return name
+        kinds: dict[str, dict[str, Any]] = {"method": dict(AGENTS), "dataset generator": GENERATORS.names()}
+        return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
 
 
 offline_rl = OfflineRL()

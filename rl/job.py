@@ -114,10 +114,10 @@ class OfflineJob:
     def _warn(self, shares: Mapping[str, float], reporter: Reporter) -> None:
         """A clamp that acts is reported, for the posteriors that an arm uses."""
         for name, arm in self.config.arms.items():
-            share = shares[("clipped_" if arm.clip_x0 else "") + arm.posterior]
+            share = shares.get(("clipped_" if arm.clip_x0 else "") + arm.posterior.name, 0.0)  # Tweedie's is not clamped over t
             if share and "posterior" in component_parts(arm):
                 reporter.console.print(
-                    f"[yellow]{name}: its {arm.posterior} variance was clamped at {100 * share:.0f} % of the times; "
+                    f"[yellow]{name}: its {arm.posterior.name} variance was clamped at {100 * share:.0f} % of the times; "
                     "see posterior_variance.png and docs/diagnostics.md",
                     soft_wrap=True,
                 )

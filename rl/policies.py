@@ -9,8 +9,10 @@ from torch import Tensor
 
 from egd.energies.base import prepare
 from egd.guidance import guide
-from egd.samplers import SAMPLERS
+from egd.samplers import dpm_solver_pp_2m, initial_noise
+from egd.selection import best_of
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Schedule, TimedEnergy
+from egd.types import Sampler as Walk
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,12 @@ class Sampler:
     schedule: Schedule
     times: Tensor
     dim: int
-    name: str = "dpm_solver_pp_2m"
+    walk: Walk = dpm_solver_pp_2m
 
     def draw(self, denoiser: Denoiser, c: Context, n: int, generator: torch.Generator) -> Tensor:
         """n samples, one a row of c: (n, dim)."""
-        noise = torch.randn(n, self.dim, generator=generator, device=generator.device)
-        return SAMPLERS[self.name](denoiser, self.schedule, noise, self.times, c)
+        noise = initial_noise(self.schedule, (n, self.dim), self.times[0], generator)
+        return self.walk(denoiser, self.schedule, noise, self.times, c, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,7 @@ class GuidedPolicy:
             actions = actions.clamp(*self.bounds)
         if self.candidates == 1 or self.energy is None:
             return actions
-        with torch.no_grad():
-            energies = self.energy(actions, states).reshape(len(state), self.candidates)
-        best = energies.argmin(1)
-        return actions.reshape(len(state), self.candidates, -1)[torch.arange(len(state)), best]
+        return best_of(actions.reshape(len(state), self.candidates, -1), self.energy, state)
 
     def _denoiser(self, states: Tensor) -> Denoiser:
         if self.timed_energy is None or self.rule is None:

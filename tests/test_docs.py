@@ -11,10 +11,10 @@ import pytest
 import torch
 from pydantic_core import PydanticUndefined
 
+from egd.catalogue import CATALOGUE
 from egd.config import ComponentConfig, Strict
-from rl.agents.aepo import ENERGIES, OBJECTIVES, RULES, SCHEDULES
+from egd.planning import RECIPE_KEYS
 from rl.config import RunConfig
-from rl.experiments import RECIPE_KEYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -75,11 +75,11 @@ def test_every_recipe_key_is_documented_with_its_default(key: str, default: str)
 def test_no_key_is_documented_that_does_not_exist() -> None:
     documented = re.findall(r"^\| `([a-z_.0-9]+)` \| `[^`]+` \| ", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     known = {key for key, _ in defaults(RunConfig)} | set(RECIPE_KEYS)
-    components = {name for registry in (ENERGIES, OBJECTIVES, RULES, SCHEDULES) for name in registry.names()}
+    components = {name for registry in CATALOGUE.values() for name in registry.names()}
     assert set(documented) <= known | components
 
 
-@pytest.mark.parametrize("registry", [ENERGIES, OBJECTIVES, RULES, SCHEDULES], ids=lambda r: r.package)
+@pytest.mark.parametrize("registry", CATALOGUE.values(), ids=lambda r: r.package)
 def test_every_component_is_documented(registry: Any) -> None:
     text = (ROOT / "docs/recipes.md").read_text()
     assert [name for name in registry.names() if f"`{name}`" not in text] == []

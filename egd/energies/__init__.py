@@ -3,6 +3,7 @@
 from egd.energies.dps import DPS
 from egd.energies.first_order import FirstOrder
 from egd.energies.monte_carlo import MonteCarlo
+from egd.energies.sum import Sum
 from egd.energies.support import SupportSamples
 
-__all__ = ["DPS", "FirstOrder", "MonteCarlo", "SupportSamples"]
+__all__ = ["DPS", "FirstOrder", "MonteCarlo", "Sum", "SupportSamples"]

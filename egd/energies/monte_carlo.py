@@ -32,12 +32,12 @@ class MonteCarlo:
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
         q = self.posterior(x, t, c)
-        points = q.sample(self._noise(x)).transpose(0, 1).flatten(0, 1)  # (B * K, ...)
+        points = q.sample(antithetic(self.samples, x[:1], self.seed)).transpose(0, 1).flatten(0, 1)  # (B * K, ...)
         energies = self.energy(points, repeat_context(c, self.samples)).reshape(len(x), self.samples)
         return math.log(self.samples) - torch.logsumexp(-self.beta * energies, 1)
 
-    def _noise(self, x: Tensor) -> Tensor:
-        half = (self.samples + 1) // 2
-        generator = torch.Generator().manual_seed(self.seed)
-        z = torch.randn(half, 1, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
-        return torch.cat([z, -z])[: self.samples]
+
+def antithetic(n: int, like: Tensor, seed: int) -> Tensor:
+    """n standard normal draws shaped like ``like`` in pairs z, -z, always the same for a seed: (n, ...)"""
+    z = torch.randn((n + 1) // 2, *like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype).to(like.device)
+    return torch.cat([z, -z])[:n]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from egd.tensors import expand, repeat_context
-from egd.types import Context, Energy, Schedule, Support, TimedEnergy
+from egd.tensors import repeat_context
+from egd.types import Context, Energy, Schedule, Support
 
 __all__ = ["SupportSamples"]
 
@@ -29,12 +28,12 @@ class SupportSamples:
     beta: float = 1.0
     samples: int = 32
 
-    def prepare(self, c: Context) -> TimedEnergy:
+    def prepare(self, c: Context) -> DrawnSupport:
         """The same energy with K samples drawn for every row of c and their energies computed."""
         with torch.no_grad():
             points = self.support(c, self.samples)
             flat = self.energy(points.flatten(0, 1), repeat_context(c, self.samples))
-        return _Drawn(points, self.beta * flat.reshape(points.shape[:2]), self.schedule)
+        return DrawnSupport(points, self.beta * flat.reshape(points.shape[:2]), self.schedule)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
@@ -42,13 +41,24 @@ class SupportSamples:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    points: Tensor  # (B, K, ...), or (1, K, ...) for all rows
-    energies: Tensor  # (B, K) times beta
+class DrawnSupport:
+    """Support samples and beta times their energies: ``points`` (B, K, ...) or (1, K, ...) for all rows, ``energies`` alike."""
+
+    points: Tensor
+    energies: Tensor
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        centre = rearrange(expand(self.schedule.alpha(t), x), "b ... -> b 1 ...") * self.points
-        distance = (rearrange(x, "b ... -> b 1 ...") - centre).flatten(2).square().sum(2)  # (B, K)
-        log_w = torch.log_softmax(-distance / (2 * self.schedule.sigma(t)[:, None] ** 2), 1)
-        return -torch.logsumexp(log_w - self.energies, 1)
+        """(B, ...), (B,) -> (B,)"""
+        return -torch.logsumexp(self._log_weights(x, t) - self.energies, 1)
+
+    def ess(self, x: Tensor, t: Tensor) -> Tensor:
+        """The effective number of samples 1 / sum_i w_i^2 behind the posterior, between 1 and K: (B,)"""
+        return torch.exp(-torch.logsumexp(2 * self._log_weights(x, t), 1))
+
+    def _log_weights(self, x: Tensor, t: Tensor) -> Tensor:
+        """log w_i, (B, K). Distances as products: (B, K, d) is never made when all rows share the samples."""
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        points, flat = self.points.flatten(2), x.flatten(1)
+        cross = flat @ points[0].mT if len(points) == 1 else torch.einsum("bd,bkd->bk", flat, points)
+        return torch.log_softmax((alpha * cross - 0.5 * alpha**2 * points.square().sum(2)) / sigma**2, 1)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
 from egd.tensors import expand, norm, value_and_grad
 from egd.types import Context, Energy, Posterior, TimedEnergy
@@ -17,31 +18,46 @@ __all__ = ["Analytic"]
 
 @dataclass(frozen=True)
 class Analytic:
-    """mean (E_Theta(x_t, t, c) - target)^2 with the first-order closed form as target. AEPO Eq. 26.
+    """mean (E_Theta(x_t, t, c) - target)^2 with a closed form as target. AEPO Eq. 26.
 
-    The target is expanded at the data point moved by ``nu`` up the energy, xbar = x_0 + nu grad E / ||grad E|| with the
-    gradient taken at x_0: Eq. 46's a - nu Q'/||Q'|| in our sign (E = -Q). ``expand_at: mean`` expands at the posterior
-    mean instead.
+    Without ``target`` the form is AEPO's own, the first order, expanded at the data point moved by ``nu`` up the energy,
+    xbar = x_0 + nu grad E / ||grad E|| with the gradient taken at x_0: Eq. 46's a - nu Q'/||Q'|| in our sign (E = -Q).
+    ``expand_at: mean`` expands at the posterior mean instead. With ``target`` it is that energy at (x_t, t, c), whatever
+    it is: the network is then a fast copy of it, no more exact than it is, and the other settings are idle.
+
+    The optimum is E[target | x_t, t, c]. ValueError when there is neither a target nor an energy and a posterior.
     """
 
-    energy: Energy
-    posterior: Posterior
+    energy: Energy | None = None
+    posterior: Posterior | None = None
     beta: float = 1.0
+    target: TimedEnergy | None = None
     nu: float = 0.001
     variance: bool = True
     expand_at: Literal["data", "mean"] = "data"
 
-    @torch.no_grad()  # the energy's own gradient is taken all the same; the denoiser's graph is not kept
-    def target(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """The regression target, (B,)."""
+    def __post_init__(self) -> None:
+        if self.target is None and (self.energy is None or self.posterior is None):
+            raise ValueError("Analytic needs an energy and a posterior, or a target of its own")
+
+    @torch.no_grad()  # an energy's own gradient is taken all the same; the denoiser's graph is not kept
+    def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """The regression targets, (B,)."""
+        if self.target is not None:
+            return prepare(self.target, c)(x, t, c)
+        assert self.energy is not None
+        assert self.posterior is not None
         closed_form = FirstOrder(self.energy, self.posterior, self.beta, self.variance)
         if self.expand_at == "mean":
             return closed_form(x, t, c)
-        _, slope = value_and_grad(lambda p: self.energy(p, c), x0)
+        energy = self.energy
+        _, slope = value_and_grad(lambda p: energy(p, c), x0)
         unit = slope / expand(norm(slope).clamp(min=1e-12), slope)
         return closed_form(x, t, c, at=x0 + self.nu * unit)
 
-    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
-        target = self.target(x0, x, t, c)
-        return (network(x, t, c) - target).square().mean(), {"target_mean": target.mean(), "target_std": target.std()}
+        targets = self.targets(x0, x, t, c)
+        return (network(x, t, c) - targets).square().mean(), {"target_mean": targets.mean(), "target_std": targets.std()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from egd.types import Context, Energy, TimedEnergy
@@ -19,11 +20,13 @@ class MSE:
     energy: Energy
     beta: float = 1.0
 
-    def target(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """The regression target, (B,)."""
+    def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """The regression targets, (B,)."""
         return self.beta * self.energy(x0, c).detach()
 
-    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
-        target = self.target(x0, x, t, c)
-        return (network(x, t, c) - target).square().mean(), {"target_mean": target.mean(), "target_std": target.std()}
+        targets = self.targets(x0, x, t, c)
+        return (network(x, t, c) - targets).square().mean(), {"target_mean": targets.mean(), "target_std": targets.std()}

@@ -1,6 +1,21 @@
-"""Posterior estimators: which Gaussian stands for q(x_0 | x_t)? ``moments`` estimates variances that depend on t alone."""
+"""Which Gaussian stands for q(x_0 | x_t)? One estimator a file, each found by its name in a recipe."""
 
-from egd.posteriors.base import IsotropicGaussian
-from egd.posteriors.moments import MomentPosterior, Moments, calibrate
+from egd.posteriors.averaged import MomentPosterior, posterior1, posterior2, residual
+from egd.posteriors.base import DiagonalGaussian, FullGaussian, IsotropicGaussian
+from egd.posteriors.exact import Exact
+from egd.posteriors.moments import Moments, calibrate
+from egd.posteriors.tweedie import Tweedie
 
-__all__ = ["IsotropicGaussian", "MomentPosterior", "Moments", "calibrate"]
+__all__ = [
+    "DiagonalGaussian",
+    "Exact",
+    "FullGaussian",
+    "IsotropicGaussian",
+    "MomentPosterior",
+    "Moments",
+    "Tweedie",
+    "calibrate",
+    "posterior1",
+    "posterior2",
+    "residual",
+]

@@ -1,10 +1,11 @@
 """Posterior variances that depend on t alone, estimated once per denoiser on a grid of times.
 
-All three are averages over x_t ~ q_t and agree for an exact denoiser (v = posterior variance per dimension, d dimensions):
+All three are averages over x_t ~ q_t and agree for an exact denoiser. With mu = D(x_t, t), m the data mean, and each square
+read as an outer product (full), per coordinate (diagonal) or as the mean over the d coordinates (isotropic):
 
-    posterior1   (sigma^2/alpha^2) [1 - E||eps||^2 / d]                 AEPO Eq. 22
-    posterior2   Var(x_0) - E||mu - m||^2 / d,  m the data mean         AEPO Eq. 24
-    residual     E||x_0 - mu||^2 / d                                    AEPO Eq. 42, 43
+    posterior1   (sigma^2/alpha^2) [1 - E eps^2]      AEPO Eq. 22, full: Eq. 21
+    posterior2   Var(x_0) - E(mu - m)^2               AEPO Eq. 24, full: Eq. 41
+    residual     E(x_0 - mu)^2                        AEPO Eq. 42, 43
 
 A trained denoiser leaves the valid range [0, Var(x_0)] with the first two: at t = 1 sigma^2/alpha^2 is 2e4 for VP-linear, so a
 1 % error in E||eps||^2 / d is an error of 200. The residual form is a mean square and cannot be negative.
@@ -12,125 +13,146 @@ A trained denoiser leaves the valid range [0, Var(x_0)] with the first two: at t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from egd.checkpoint import group, prefixed
 from egd.denoisers import diffuse
-from egd.posteriors.base import IsotropicGaussian
-from egd.types import Context, Denoiser, Schedule
+from egd.posteriors.base import cholesky
+from egd.types import Context, Denoiser, Sample, Schedule
 
 MomentKind = Literal["posterior1", "posterior2", "residual"]
-DESCRIPTIONS: dict[str, str] = {
-    "posterior1": "(sigma^2/alpha^2) [1 - E||eps||^2 / d], from the predicted noise. AEPO Eq. 22.",
-    "posterior2": "Var(x_0) - E||mu - m||^2 / d, from the data's variance. AEPO Eq. 24.",
-    "residual": "E||x_0 - mu||^2 / d, from the denoiser's error: cannot be negative. AEPO Eq. 42.",
-}
 KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Raw (unclamped) variances on a grid of times: ``t`` (T,), each of ``raw`` (T,); ``data_var`` = Var(x_0), ()."""
+    """Raw (unclamped) estimates on a grid of times ``t`` (T,).
+
+    ``raw`` holds the isotropic variances (T,) of each kind and ``data_var`` = Var(x_0) (); ``matrices`` the covariances
+    (T, d, d), or where d is large the variances (T, d) alone, and ``data_cov`` the data's, (d, d) or (d,).
+    """
 
     t: Tensor
     raw: dict[str, Tensor]
     data_var: Tensor
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+    data_cov: Tensor | None = None
 
     def clamped(self, kind: str) -> Tensor:
-        """Clamped to [0, Var(x_0)], (T,)."""
+        """Isotropic, clamped to [0, Var(x_0)], (T,)."""
         return self.raw[kind].clamp(min=0).minimum(self.data_var)
 
+    def clamped_diagonal(self, kind: str) -> Tensor:
+        """Each coordinate clamped to [0, its variance in the data], (T, d)."""
+        if self.data_cov is None:
+            raise ValueError("these moments hold isotropic variances only; make them with calibrate()")
+        values, top = self.matrices[kind], self.data_cov
+        values = values.diagonal(dim1=1, dim2=2) if values.ndim == 3 else values
+        return values.clamp(min=0).minimum(top.diagonal() if top.ndim == 2 else top)
+
+    def clamped_full(self, kind: str) -> Tensor:
+        """Clamped to 0 <= Sigma <= Cov(x_0): in coordinates in which the data's covariance is I. (T, d, d)
+
+        Raises ValueError where only the diagonal was estimated (d above ``calibrate(full_up_to=)``).
+        """
+        if self.data_cov is None or self.data_cov.ndim == 1:
+            raise ValueError("no full covariances here; raise calibrate(full_up_to=) or use covariance='diagonal'")
+        root = cholesky(self.data_cov.double()[None])[0]  # data of lower rank (a constant coordinate) have a singular covariance
+        white = torch.linalg.solve_triangular(root, self.matrices[kind].to(root), upper=False)
+        white = torch.linalg.solve_triangular(root, white.mT, upper=False)
+        values, vectors = torch.linalg.eigh(0.5 * (white + white.mT))
+        half = root @ vectors
+        clamped: Tensor = (half * values.clamp(0, 1)[:, None, :]) @ half.mT
+        return clamped.to(self.data_cov)
+
     def clamp_share(self, kind: str) -> float:
-        """The share of grid times at which the clamp acts."""
+        """The share of grid times at which the isotropic clamp acts."""
         return float((self.raw[kind] != self.clamped(kind)).double().mean())
 
     def state(self) -> dict[str, Tensor]:
         """As flat tensors, for a checkpoint."""
-        return {"t": self.t, "data_var": self.data_var, **{f"raw.{k}": v for k, v in self.raw.items()}}
+        data = {"data_var": self.data_var, **({} if self.data_cov is None else {"data_cov": self.data_cov})}
+        return {"t": self.t, **data, **prefixed("raw", self.raw), **prefixed("matrices", self.matrices)}
 
     @staticmethod
     def load(state: dict[str, Tensor]) -> Moments:
         """The inverse of ``state``."""
-        raw = {k.removeprefix("raw."): v for k, v in state.items() if k.startswith("raw.")}
-        return Moments(state["t"], raw, state["data_var"])
+        return Moments(state["t"], group("raw", state), state["data_var"], group("matrices", state), state.get("data_cov"))
 
 
 @torch.no_grad()
 def calibrate(
     denoiser: Denoiser,
     schedule: Schedule,
-    sample: Callable[[int, torch.Generator], tuple[Tensor, Context]],
+    sample: Sample,
     *,
     generator: torch.Generator,
     grid: int = 50,
     samples: int = 8192,
     batch: int = 2048,
     t_min: float = 1e-3,
+    t_max: float = 1.0,
+    full_up_to: int = 128,
 ) -> Moments:
-    """Estimate all three variances at ``grid`` times from ``samples`` data points each.
+    """Estimate all three kinds at ``grid`` times from ``samples`` data points each; full covariances for events of at most
+    ``full_up_to`` entries, variances per coordinate above.
 
     ``sample(n, generator)`` draws n data points (n, ...) and their contexts. The averages accumulate in float64: the
     first two forms are small differences of large numbers.
     """
-    rounds = [min(batch, samples - i) for i in range(0, samples, batch)]
-    data = [sample(n, generator) for n in rounds]
-    everything = torch.cat([x0 for x0, _ in data]).double()
+    data = [sample(min(batch, samples - i), generator) for i in range(0, samples, batch)]
+    everything = torch.cat([x0.flatten(1) for x0, _ in data]).double()
     mean = everything.mean(0)
-    data_var = (everything - mean).square().mean()
-    t_grid = torch.linspace(t_min, 1.0, grid, device=everything.device)
+    full = len(mean) <= full_up_to
+    data_cov = _second([everything - mean], full)
+    times = torch.linspace(t_min, t_max, grid, device=mean.device)
+    one = torch.eye(len(mean)).to(data_cov) if full else torch.ones_like(data_cov)
     rows: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    for t in t_grid:
-        eps2, spread2, residual2 = _averages(denoiser, schedule, data, t, mean, generator)
-        ratio = (schedule.sigma(t) / schedule.alpha(t)).double() ** 2
-        rows["posterior1"].append(ratio * (1 - eps2))
-        rows["posterior2"].append(data_var - spread2)
-        rows["residual"].append(residual2)
-    raw = {kind: torch.stack(values).float() for kind, values in rows.items()}
-    return Moments(t_grid, raw, data_var.float())
+    for t in times:
+        alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
+        eps, spread, residual = _deviations(denoiser, schedule, data, t, mean, generator)
+        # alpha = 0: sigma^2/alpha^2 has no value, but x_t knows nothing of x_0 and the posterior is the data
+        rows["posterior1"].append((sigma / alpha) ** 2 * (one - _second(eps, full)) if alpha > 0 else data_cov)
+        rows["posterior2"].append(data_cov - _second(spread, full))
+        rows["residual"].append(_second(residual, full))
+    matrices = {kind: torch.stack(values) for kind, values in rows.items()}
+    flat = {kind: _mean_variance(values, full) for kind, values in matrices.items()}
+    matrices = {kind: values.float() for kind, values in matrices.items()}
+    return Moments(times, flat, _mean_variance(data_cov, full), matrices, data_cov.float())
 
 
-def _averages(
+def _mean_variance(second: Tensor, full: bool) -> Tensor:
+    """The mean over the coordinates of (..., d, d) if ``full``, else of (..., d)."""
+    return (second.diagonal(dim1=-2, dim2=-1) if full else second).mean(-1).float()
+
+
+def _second(rows: list[Tensor], full: bool) -> Tensor:
+    """E[v v^T] (d, d), or E[v^2] (d,), over all rows (N, d)."""
+    count = sum(len(v) for v in rows)
+    sums = [v.mT @ v if full else v.square().sum(0) for v in rows]
+    return torch.stack(sums).sum(0) / count
+
+
+def _deviations(
     denoiser: Denoiser,
     schedule: Schedule,
     data: list[tuple[Tensor, Context]],
     t: Tensor,
     mean: Tensor,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """E||eps||^2/d, E||mu - m||^2/d and E||x_0 - mu||^2/d at one time, each ()."""
-    total = torch.zeros(3, dtype=torch.float64, device=mean.device)
-    count = 0
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """eps, mu - m and x_0 - mu at one time, batch by batch, each (N, d) in float64."""
+    eps, spread, residual = [], [], []
     for x0, c in data:
         times = t.expand(len(x0))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         x = diffuse(schedule, x0, times, noise)
-        mu = denoiser(x, times, c).double()
-        eps = (x.double() - schedule.alpha(t).double() * mu) / schedule.sigma(t).double()
-        total += torch.stack([eps.square().sum(), (mu - mean).square().sum(), (x0.double() - mu).square().sum()])
-        count += x0.numel()
-    eps2, spread2, residual2 = (total / count).unbind()
-    return eps2, spread2, residual2
-
-
-@dataclass(frozen=True)
-class MomentPosterior:
-    """N(D(x_t, t), v(t) I) with v interpolated on the calibrated grid and clamped to [0, Var(x_0)]."""
-
-    denoiser: Denoiser
-    moments: Moments
-    kind: MomentKind = "posterior1"
-
-    def variance(self, t: Tensor) -> Tensor:
-        """v(t): (B,) -> (B,), linear between grid times."""
-        grid, values = self.moments.t, self.moments.clamped(self.kind)
-        place = ((t - grid[0]) / (grid[1] - grid[0])).clamp(0, len(grid) - 1)
-        left = place.floor().long().clamp(max=len(grid) - 2)
-        return torch.lerp(values[left], values[left + 1], (place - left).to(values.dtype)).to(t.dtype)
-
-    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> IsotropicGaussian:
-        """(B, ...), (B,), c -> N(mean (B, ...), var (B,))"""
-        return IsotropicGaussian(self.denoiser(x, t, c), self.variance(t))
+        mu = denoiser(x, times, c).flatten(1).double()
+        eps.append((x.flatten(1).double() - schedule.alpha(t).double() * mu) / schedule.sigma(t).double())
+        spread.append(mu - mean)
+        residual.append(x0.flatten(1).double() - mu)
+    return eps, spread, residual

@@ -13,27 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
 from egd.checkpoint import group, prefixed
-from egd.components import Registry, build, parameters, validate
-from egd.denoisers import Clip, EpsDenoiser
+from egd.components import Spec, build, validate, wanted_parts
+from egd.denoisers import NetworkDenoiser, at_unit_scale
 from egd.errors import UserError, nearest
 from egd.networks import EnergyMLP, NoiseMLP
 from egd.phases import Phase, seed_of
-from egd.posteriors.moments import MomentPosterior, Moments, calibrate
+from egd.posteriors import Moments, calibrate
 from egd.schedules import time_grid
 from egd.training import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics
 from egd.types import Context, Denoiser, Energy, Schedule, TimedEnergy
+from egd.wrappers import Clip
 from rl.config import GuidanceConfig, RunConfig
 from rl.critics import IQL, CriticLearner
 from rl.data import OfflineData
 from rl.policies import BehaviourSupport, GuidedPolicy, Sampler
 
-ENERGIES = Registry("energy", "egd.energies")
-OBJECTIVES = Registry("energy", "egd.objectives")
-RULES = Registry("guidance rule", "egd.rules")
-SCHEDULES = Registry("schedule", "egd.schedules")
-
-ENERGY_PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
+POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
+ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
 
 
 def is_trained(guidance: GuidanceConfig) -> bool:
@@ -45,19 +43,28 @@ def is_trained(guidance: GuidanceConfig) -> bool:
 
 
 def component_parts(guidance: GuidanceConfig) -> set[str]:
-    """The parts that an arm's energy asks for."""
+    """The parts that an arm's energy, or what is nested in it, asks for."""
     registry = OBJECTIVES if is_trained(guidance) else ENERGIES
-    return set(parameters(registry.find(guidance.energy.name, "guidance.energy"))) & ENERGY_PARTS
+    return wanted_parts(registry, guidance.energy.spec, ENERGY_PARTS, "guidance.energy")
+
+
+def make_schedule(spec: Spec) -> Schedule:
+    """The recipe's schedule. UserError for one that does not exist or settings that it does not take."""
+    try:
+        schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
+    except (ValueError, UserError) as error:
+        raise UserError(str(error), key=getattr(error, "key", None) or "schedule") from None
+    return schedule
 
 
 def check_components(config: RunConfig) -> None:
     """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    schedule = make_schedule(config.schedule.spec)
     try:
-        time_grid(
-            build(SCHEDULES, config.schedule.spec, {}, "schedule"), 1, end=config.sampler.end, spacing=config.sampler.spacing
-        )
+        time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
         raise UserError(str(error), key="sampler") from None
+    config.sampler.chosen()
     known = {**ENERGIES.names(), **OBJECTIVES.names()}
     for name, guidance in config.arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
@@ -67,7 +74,11 @@ def check_components(config: RunConfig) -> None:
             )
         registry = OBJECTIVES if is_trained(guidance) else ENERGIES
         validate(registry, guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
-        validate(RULES, guidance.rule.spec, {"omega"}, f"{key}.rule")
+        validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")
+        try:
+            build(RULES, guidance.rule.spec, {"omega": 1.0}, f"{key}.rule")
+        except ValueError as error:
+            raise UserError(str(error), key=f"{key}.rule") from None
 
 
 class AEPO:
@@ -76,7 +87,7 @@ class AEPO:
     def __init__(self, config: RunConfig, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
         state, action = data.transitions.state.shape[1], data.transitions.action.shape[1]
-        self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+        self.schedule = make_schedule(config.schedule.spec)
         d, c = config.denoiser, config.critic
         noise_model = self._fresh("denoiser", lambda: NoiseMLP(action, state, width=d.width, blocks=d.blocks))
         self.noise_fit = Fit(noise_model, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
@@ -85,7 +96,7 @@ class AEPO:
         self.calibration = Calibration(self)
         self.energies = {name: self._energy_learner(name, state, action) for name in self._networks().values()}
         times = time_grid(self.schedule, config.sampler.steps, end=config.sampler.end, spacing=config.sampler.spacing)
-        self.sampler = Sampler(self.schedule, times.to(device), action, config.sampler.name)
+        self.sampler = Sampler(self.schedule, times.to(device), action, config.sampler.chosen())
 
     def _fresh(self, name: str, make: Callable[[], Any]) -> Any:
         """Make a network with initial weights that depend on the run's seed and its own name alone."""
@@ -96,10 +107,10 @@ class AEPO:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def denoiser(self, clip: bool) -> Denoiser:
+    def denoiser(self, clip: bool, straight_through: bool = False) -> Denoiser:
         """The behaviour policy's denoiser, its x_0 within the data's action range if ``clip``."""
-        plain = EpsDenoiser(self.noise_fit.model, self.schedule)
-        return Clip(plain, self.data.action_low, self.data.action_high) if clip else plain
+        plain = NetworkDenoiser(self.noise_fit.model, self.schedule, self.config.denoiser.prediction)
+        return Clip(plain, self.data.action_low, self.data.action_high, straight_through) if clip else plain
 
     def energy(self, scale: str = "raw") -> Energy:
         """E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage."""
@@ -114,12 +125,12 @@ class AEPO:
 
     def parts(self, guidance: GuidanceConfig, generator: torch.Generator) -> dict[str, Any]:
         """What an energy may ask for by name."""
-        denoiser = self.denoiser(guidance.clip_x0)
+        denoiser = self.denoiser(guidance.clip_x0, guidance.straight_through)
+        of_posterior = {"denoiser": denoiser, "schedule": self.schedule, "moments": self.calibration.moments[guidance.clip_x0]}
         return {
+            **of_posterior,
             "energy": self.energy(guidance.energy_scale),
-            "denoiser": denoiser,
-            "posterior": MomentPosterior(denoiser, self.calibration.moments[guidance.clip_x0], guidance.posterior),
-            "schedule": self.schedule,
+            "posterior": build(POSTERIORS, guidance.posterior.spec, of_posterior, "guidance.posterior"),
             "support": BehaviourSupport(self.sampler, denoiser, generator),
             "beta": guidance.beta,
         }
@@ -128,8 +139,7 @@ class AEPO:
         """The intermediate energy of an arm: its trained network, or its closed form."""
         guidance = self.config.arms[name]
         if is_trained(guidance):
-            network: TimedEnergy = self.energies[self._networks()[name]].fit.model
-            return network
+            return at_unit_scale(self.energies[self._networks()[name]].fit.model, self.schedule)
         closed_form: TimedEnergy = build(ENERGIES, guidance.energy.spec, self.parts(guidance, generator), f"{name}.energy")
         return closed_form
 
@@ -157,7 +167,7 @@ class AEPO:
     def phases(self) -> list[Phase]:
         """Phased: each part on its converged predecessor. Joint: all in one loop, as Algorithm 1 is written."""
         d, c, e = self.config.denoiser, self.config.critic, self.config.energy_network
-        denoiser = DenoiserLearner(self.noise_fit, self.schedule, self._actions, batch=d.batch)
+        denoiser = DenoiserLearner(self.noise_fit, self.schedule, self._actions, batch=d.batch, prediction=d.prediction)
         critic = CriticLearner(self.critic, self.data, batch=c.batch)
         if self.config.training == "joint":
             joint = Joint(denoiser, critic, self.calibration, self.energies, self.config)
@@ -180,7 +190,8 @@ class AEPO:
         seen: dict[str, str] = {}
         for name, guidance in self.config.arms.items():
             if is_trained(guidance):
-                what = guidance.model_dump_json(include={"energy", "beta", "posterior", "clip_x0", "energy_scale"})
+                shared = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
+                what = guidance.model_dump_json(include=shared)
                 owners[name] = seen.setdefault(what, name)
         return owners
 
@@ -193,27 +204,35 @@ class AEPO:
 
 
 class LateObjective:
-    """An objective built at its first use after a calibration: it needs the variances that the calibration finds."""
+    """An objective built at its first use after a calibration: it needs the variances that the calibration finds. Support
+    samples are drawn from the generator of the running update, which a killed run restores.
+    """
 
     def __init__(self, agent: AEPO, guidance: GuidanceConfig) -> None:
         self.agent, self.guidance = agent, guidance
-        self._built: tuple[int, Any] | None = None
+        self._built: tuple[int, torch.Generator, Any] | None = None
+        component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
+        self.dimensionless: bool = getattr(component, "dimensionless", False)
+        if hasattr(component, "targets"):
+            self.targets = self._targets
 
-    def _objective(self) -> Any:
+    def _objective(self, generator: torch.Generator) -> Any:
         version = self.agent.calibration.version
-        if self._built is None or self._built[0] != version:
-            parts = self.agent.parts(self.guidance, torch.Generator(self.agent.device))
-            self._built = version, build(OBJECTIVES, self.guidance.energy.spec, parts, "guidance.energy")
-        return self._built[1]
+        if self._built is None or self._built[0] != version or self._built[1] is not generator:
+            parts = self.agent.parts(self.guidance, generator)
+            self._built = version, generator, build(OBJECTIVES, self.guidance.energy.spec, parts, "guidance.energy")
+        return self._built[2]
 
-    def target(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """The regression target, (B,)."""
-        target: Tensor = self._objective().target(x0, x, t, c)
-        return target
+    def _targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """Of the objective, with random numbers that are the same at every call."""
+        targets: Tensor = self._objective(torch.Generator(self.agent.device)).targets(x0, x, t, c)
+        return targets
 
-    def loss(self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
         """Of the objective."""
-        loss: tuple[Tensor, Metrics] = self._objective().loss(network, x0, x, t, c)
+        loss: tuple[Tensor, Metrics] = self._objective(generator).loss(network, x0, x, t, c, generator)
         return loss
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.denoisers import Clip, score
+from egd.denoisers import score
 from egd.guidance import guide
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.rules import Additive, Rescaled
@@ -107,14 +107,3 @@ def test_guiding_works_where_the_sampler_has_switched_gradients_off(mixture: Gau
         off = guided(x, t)
     assert torch.equal(off, guided(x, t))
     assert not off.requires_grad
-
-
-def test_a_clipped_denoiser_stays_in_the_range_of_the_data(mixture: GaussianMixture) -> None:
-    x, t = noised(mixture, VPLinear())
-    denoiser, _ = oracle(mixture, VPLinear())
-    low, high = torch.tensor([-1.0, 0.0]), torch.tensor([0.5, 0.2])
-    got, free = Clip(denoiser, low, high)(x, t), denoiser(x, t)
-    inside = (free >= low) & (free <= high)
-    assert ((got >= low) & (got <= high)).all()
-    assert inside.any() and not inside.all()
-    assert torch.equal(got[inside], free[inside])

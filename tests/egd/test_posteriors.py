@@ -10,6 +10,7 @@ from torch import Tensor
 from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.mixtures import GaussianMixture
 from egd.posteriors import IsotropicGaussian, MomentPosterior, Moments, calibrate
+from egd.posteriors.base import cholesky
 from egd.posteriors.moments import KINDS
 from egd.schedules import VPLinear
 from egd.types import Schedule
@@ -156,3 +157,11 @@ def test_an_isotropic_gaussian_has_its_quadratic_form_and_moments_over_any_event
     draws = q.sample(torch.randn(4000, *mean.shape, generator=generator))
     torch.testing.assert_close(draws.var(0).mean((1, 2, 3)), var, rtol=0.02, atol=0)
     assert ((draws.mean(0) - mean) / (var / 4000).sqrt()[:, None, None, None]).abs().max() < 4.5
+
+
+def test_covariances_without_a_positive_eigenvalue_are_repaired_in_single_precision(generator: torch.Generator) -> None:
+    vectors = torch.linalg.qr(torch.randn(500, 2, 2, generator=generator)).Q.float()
+    values = -10 * torch.rand(500, 2, generator=generator).float()
+    factor = cholesky((vectors * values[:, None]) @ vectors.mT)
+    assert factor.isfinite().all()
+    assert factor.abs().max() < 1e-3

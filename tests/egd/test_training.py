@@ -3,39 +3,83 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint, write_atomic
-from egd.denoisers import EpsDenoiser
+from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
-from egd.mixtures import GaussianMixture
+from egd.mixtures import GaussianMixture, Quadratic
 from egd.networks import NoiseMLP
-from egd.schedules import VPLinear
+from egd.schedules import EDM, VE, FlowMatching, VPCosine, VPLinear
 from egd.training import DenoiserLearner, Fit, moving_average
+from egd.types import Schedule
+
+
+def two() -> GaussianMixture:
+    means = torch.tensor([[-1.0, 0.5], [1.0, -0.5]])
+    return GaussianMixture(torch.tensor([0.3, 0.7]).log(), means, 0.05 * torch.eye(2).expand(2, 2, 2))
+
+
+def trained(schedule: Schedule, steps: int, generator: torch.Generator, **settings: Any) -> tuple[DenoiserLearner, list[float]]:
+    """A small network after ``steps`` on two Gaussians, and its losses."""
+    data = two()
+    fit = Fit(NoiseMLP(2, width=64, blocks=2, time=16), lr=3e-3, steps=steps, decay=True, ema=0.99)
+    made = DenoiserLearner(fit, schedule, lambda n, g: (data.sample(n, g), None), batch=256, **settings)
+    return made, [float(made.update(generator)["loss"]) for _ in range(steps)]
 
 
 def test_a_denoiser_learns_a_mixture(generator: torch.Generator) -> None:
-    m = GaussianMixture(
-        torch.tensor([0.3, 0.7]).log(), torch.tensor([[-1.0, 0.5], [1.0, -0.5]]), 0.05 * torch.eye(2).expand(2, 2, 2)
-    )
-    steps, schedule = 1500, VPLinear()
-    fit = Fit(NoiseMLP(2, width=64, blocks=2, time=16), lr=3e-3, steps=steps, decay=True, ema=0.99)
-    learner = DenoiserLearner(fit, schedule, lambda n, g: (m.sample(n, g), None), batch=256)
-    first = float(learner.update(generator)["loss"])
-    for _ in range(steps):
-        learner.update(generator)
+    m, schedule = two(), VPLinear()
+    made, losses = trained(schedule, 1500, generator)
     t = 0.05 + 0.9 * torch.rand(2000, generator=generator)
     x = m.noised(schedule, t, generator)
     with torch.no_grad():
-        got = EpsDenoiser(fit.model, schedule)(x, t)
+        got = NetworkDenoiser(made.fit.model, schedule)(x, t)
     want = m.denoise(schedule, x, t)
     noise = ((x - schedule.alpha(t)[:, None] * got) - (x - schedule.alpha(t)[:, None] * want)) / schedule.sigma(t)[:, None]
-    assert first == pytest.approx(1, abs=0.2)  # the fresh network predicts zero
+    assert losses[0] == pytest.approx(1, abs=0.2)  # the fresh network predicts zero
     assert noise.square().mean().sqrt() < 0.1
     near = t < 0.5
     assert (got - want)[near].square().mean().sqrt() < 0.1 * want.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        (VPCosine(), "v_prediction"),
+        (VPLinear(), "sample"),
+        (FlowMatching(), "flow"),
+        (EDM(sigma_max=20.0), "v_prediction"),
+        (VE(), "v_prediction"),
+    ],
+    ids=["cosine-v", "linear-sample", "flow", "edm-v", "ve-v"],
+)
+def test_every_prediction_is_learnt(schedule: Schedule, kind: Prediction, generator: torch.Generator) -> None:
+    made, _ = trained(schedule, 600, generator, prediction=kind)
+    t = 0.01 + 0.99 * torch.rand(4000, generator=generator)
+    data = two()
+    x = data.noised(schedule, t, generator)
+    with torch.no_grad():
+        got = NetworkDenoiser(made.fit.model, schedule, kind)(x, t)
+    want = data.denoise(schedule, x, t)
+    assert (got - want).square().mean().sqrt() < 0.15 * data.sample(4000, generator).square().mean().sqrt()
+
+
+def test_a_weighted_denoiser_is_that_of_the_weighted_data(generator: torch.Generator) -> None:
+    schedule, energy = VPLinear(), Quadratic(torch.zeros(2, 2), torch.tensor([1.0, 0.0]))
+    weights = lambda x0, c: torch.exp(-energy(x0))  # noqa: E731
+    made, _ = trained(schedule, 1500, generator, weights=weights)
+    target = two().tilted(energy, 1.0)
+    t = 0.3 + 0.7 * torch.rand(4000, generator=generator)
+    x = target.noised(schedule, t, generator)
+    with torch.no_grad():
+        got = NetworkDenoiser(made.fit.model, schedule)(x, t)
+    eps = lambda d: (x - schedule.alpha(t)[:, None] * d) / schedule.sigma(t)[:, None]  # noqa: E731
+    errors = [(eps(got) - eps(m.denoise(schedule, x, t))).square().mean().sqrt() for m in (target, two())]
+    assert errors[0] < 0.05 and errors[1] > 0.1
 
 
 def learner(ema: float = 0.9, decay: bool = True, clip: float = 0.5) -> DenoiserLearner:

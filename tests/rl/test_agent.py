@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from egd.errors import UserError
 from egd.tensors import value_and_grad
-from rl.agents.aepo import AEPO
+from rl.agents.aepo import AEPO, check_components
 from rl.config import RunConfig
 from rl.data import Episodes, OfflineData, to_offline_data
 
@@ -119,3 +120,66 @@ def test_joint_training_updates_every_part_and_calibrates() -> None:
     assert [p.name for p in made.phases()] == ["joint"]
     assert made.noise_fit.step == made.critic.fit.step == made.energies["guided"].fit.step == 5
     assert made.calibration.version == 4  # at steps 0, 2 and 4, and once after the last
+
+
+TRAINED = {
+    "cep": {"name": "cep", "samples": 4},
+    "exp_mse": "exp_mse",
+    "a closed form": {"name": "analytic", "target": "dps"},
+    "a closed form that draws": {"name": "analytic", "target": {"name": "support_samples", "samples": 4}},
+}
+
+
+@pytest.mark.parametrize("energy", TRAINED.values(), ids=TRAINED.keys())
+def test_any_objective_trains_a_network_and_goes_on_bit_for_bit(energy: Any) -> None:
+    made = agent(guidance={"energy": energy})
+    whole = made.energies["guided"]
+    assert whole.fit.step == 5
+    half, again = (made._energy_learner("guided", 3, 2) for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        half.update(generator)
+    restored = torch.Generator()
+    restored.set_state(generator.get_state())
+    again.load(half.state())
+    for _ in range(3):
+        again.update(restored)
+    assert again.state().keys() == whole.state().keys()
+    assert all(torch.equal(again.state()[name], tensor) for name, tensor in whole.state().items())
+    assert all(bool(tensor.isfinite().all()) for tensor in whole.state().values())
+
+
+def test_the_network_of_a_contrast_starts_at_the_scale_of_its_energies() -> None:
+    made = agent(guidance={"energy": "cep", "beta": 4})
+    batch = made.data.sample(512, torch.Generator().manual_seed(0))
+    spread = 4 * float(made.energy()(batch.action, batch.state).detach().std())
+    assert float(made.energies["guided"].scale) == pytest.approx(spread, rel=0.6)
+
+
+def test_a_density_ratio_has_no_wanted_samples_here() -> None:
+    with pytest.raises(UserError, match="'ratio' needs 'wanted'"):
+        check_components(RunConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"energy": "ratio"}}))
+
+
+def test_straight_through_changes_the_derivative_of_a_clipped_denoiser_and_no_value() -> None:
+    made = agent()
+    x, t, c = torch.full((6, 2), 3.0), torch.full((6,), 0.3), made.data.sample(6, torch.Generator().manual_seed(0)).state
+    (plain, no_push), (through, push) = (value_and_grad(lambda x, d=d: d(x, t, c).sum(1), x) for d in denoisers(made))
+    torch.testing.assert_close(plain, through)
+    saturated = (no_push == 0).all(1)
+    assert saturated.any()
+    assert (push[saturated] != 0).any(1).all()
+
+
+def denoisers(made: AEPO) -> list[Any]:
+    """What an energy is handed without and with ``straight_through``."""
+    guidance = made.config.guidance
+    both = [guidance.model_copy(update={"straight_through": through}) for through in (False, True)]
+    return [made.parts(g, torch.Generator())["denoiser"] for g in both]
+
+
+def test_a_rule_that_cannot_be_built_is_refused_before_training() -> None:
+    rule = {"name": "interval", "rule": {"name": "interval", "low": 0.9, "high": 0.1}}
+    with pytest.raises(UserError, match="low < high") as error:
+        check_components(RunConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"rule": rule}}))
+    assert error.value.key == "guidance.rule"

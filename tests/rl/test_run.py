@@ -213,6 +213,9 @@ def test_an_environment_that_does_not_fit_stops_the_run_before_it_trains(
         "energy: {name: analytic, expand_at: mean, variance: false}, energy_scale: advantage_std",
         "omega: 0, candidates: 4",
         "energy: dps}, schedule: vp_cosine, sampler: {spacing: log_snr, steps: 4",
+        "energy: dps}, schedule: flow_matching, denoiser: {prediction: flow}, sampler: {name: heun, steps: 3",
+        "energy: mse}, schedule: ve, denoiser: {prediction: sample}, sampler: {name: ancestral, spacing: karras, steps: 4",
+        "omega: 1}, schedule: {name: diffusers, scheduler: DDPMScheduler}, sampler: {name: ddim, eta: 0.5, steps: 3",
     ],
 )
 def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path: Path, guidance: str) -> None:
@@ -237,6 +240,12 @@ def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
         (["--set", "guidance.energy=nowhere.py:Mine"], ["nowhere.py", "no such file"]),
         (["--set", "data.generator.step=9"], ["data.generator.step", "steps"]),
         (["--set", "sampler.spacing=log_snr", "--set", "sampler.end=0"], ["sampler", "end > 0"]),
+        (["--set", "sampler.name=ddpm"], ["sampler", "no sampler is called 'ddpm'", "ddim"]),
+        (["--set", "sampler.step=5"], ["sampler.step", "no setting 'step'", "'steps'"]),
+        (["--set", "sampler={name: ddim, eta: much}"], ["sampler.eta", "'much'"]),
+        (["--set", "denoiser.prediction=noise"], ["denoiser.prediction", "'noise'", "epsilon"]),
+        (["--set", "schedule={name: diffusers, scheduler: DDPMSheduler}"], ["schedule", "DDPMScheduler"]),
+        (["--set", "schedule={name: ve, sigma_min: 60}"], ["schedule", "sigma_min < sigma_max"]),
         (["--set", "nonsense"], ["--set", "nonsense", "a.b=c"]),
         (["--set", "variants.guided.beta=3"], ["variants", "guided"]),
         (["--task", "dor-human"], ["--task", "dor-human", "door-human"]),

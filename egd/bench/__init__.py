@@ -1,0 +1,1 @@
+"""Benchmarks: how good the estimators are where the truth is known."""

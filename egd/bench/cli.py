@@ -1,0 +1,135 @@
+"""``egd bench``: measure, print a table, write JSON and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from egd.cli import console, user_errors
+from egd.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from egd.bench.energies import Curve, Row, Settings
+
+app = typer.Typer(help="Benchmarks with exact answers.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Benchmarks with exact answers."""
+
+
+@app.command()
+def energies(
+    case: Annotated[list[str] | None, typer.Option("--case", "-c", help="Only this case. May be repeated.")] = None,
+    beta: Annotated[str, typer.Option(help="Inverse temperatures.")] = "0.3,1,3,10",
+    denoiser: Annotated[str, typer.Option(help="exact, trained or both.")] = "both",
+    estimator: Annotated[list[str] | None, typer.Option("--estimator", "-e", help="Only this one. May be repeated.")] = None,
+    mine: Annotated[
+        str | None, typer.Option(help="A class of yours in the same table: path.py:MyEnergy, or package.module:MyEnergy.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
+    curves: Annotated[Path | None, typer.Option(help="Write the errors at each t as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write all rows as Markdown tables.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the figure (PNG, PDF or SVG).")] = None,
+    samples: Annotated[int, typer.Option(min=10, help="Guided samples of every estimator.")] = 1000,
+    steps: Annotated[int, typer.Option(min=2, help="Sampler steps.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Of cases, networks and samples.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Cases measured at a time, one process and one thread each.")] = 1,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A trial of a few seconds; its numbers mean nothing.")] = False,
+) -> None:
+    """Every estimator of E_t against the exact one, on Gaussian mixtures."""
+    with user_errors():
+        chosen, specs = _cases(case, seed), _estimators(estimator, mine)
+        betas, denoisers = _betas(beta), _denoisers(denoiser)
+    from egd.bench import energies as bench
+    from egd.bench import report
+
+    settings = bench.Settings(seed=seed, samples=samples, steps=steps)
+    settings = bench.smoke(settings) if smoke else settings
+    rows: list[Row] = []
+    lines: list[Curve] = []
+    for results in _measured(chosen, betas, denoisers, specs, settings, workers):
+        for group in report.grouped(row for row, _ in results):
+            console.print(report.table(group))
+        rows += [row for row, _ in results]
+        lines += [line for _, line in results]
+        if json is not None:  # after every case: what is measured is kept
+            report.write_json(json, rows)
+        if curves is not None:
+            report.write_json(curves, lines)
+    if markdown is not None:
+        markdown.write_text(report.markdown(rows))
+    if figure is not None:
+        report.figure(figure, lines, rows)
+
+
+Results = list[tuple["Row", "Curve"]]
+
+
+def _measured(
+    names: Sequence[str], betas: list[float], denoisers: list[str], specs: Mapping[str, Any], settings: Settings, workers: int
+) -> Iterator[Results]:
+    """The results of each case, in order."""
+    jobs = [(name, betas, denoisers, dict(specs), settings) for name in names]
+    if workers == 1:
+        yield from (_measure(job) for job in jobs)
+        return
+    from multiprocessing import get_context
+
+    with get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_measure, jobs)
+
+
+def _measure(job: tuple[str, list[float], list[str], dict[str, Any], Settings]) -> Results:
+    import torch
+
+    from egd.bench.cases import cases
+    from egd.bench.energies import run
+
+    torch.set_num_threads(1)
+    name, betas, denoisers, specs, settings = job
+    return list(run(cases(settings.seed)[name], betas, denoisers, specs, settings))
+
+
+def _cases(names: list[str] | None, seed: int) -> list[str]:
+    from egd.bench.cases import cases
+
+    known = list(cases(seed))
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"no case is called '{name}'; {nearest(name, known)}", key="--case")
+    return [name for name in known if name in (names or known)]
+
+
+def _estimators(names: list[str] | None, mine: str | None) -> dict[str, Any]:
+    from egd.bench.estimators import all_estimators, check
+
+    if mine is not None:
+        check(mine)
+    known = all_estimators(mine)
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"no estimator is called '{name}'; {nearest(name, known)}", key="--estimator")
+    own = mine.rpartition(":")[2] if mine else None
+    return {name: spec for name, spec in known.items() if name in (names or known) or name == own}
+
+
+def _betas(text: str) -> list[float]:
+    try:
+        betas = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"'{text}' is not a list of numbers such as 0.3,1,3,10", key="--beta") from None
+    if any(beta <= 0 or beta > 10 for beta in betas):
+        raise UserError(f"'{text}': beta must be above 0, and at most 10, up to which every target is finite", key="--beta")
+    return betas
+
+
+def _denoisers(text: str) -> list[str]:
+    options = {"exact": ["exact"], "trained": ["trained"], "both": ["exact", "trained"]}
+    if text not in options:
+        raise UserError(f"'{text}' is not one of {', '.join(options)}", key="--denoiser")
+    return options[text]

@@ -1,0 +1,233 @@
+"""Every estimator of E_t against the exact one: its gradient over t, and the samples it leads to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.bench.cases import Case
+from egd.bench.estimators import Training, closed_form, is_objective, single, trained
+from egd.denoisers import NetworkDenoiser
+from egd.energies.base import prepare
+from egd.guidance import guide
+from egd.metrics import sliced_wasserstein
+from egd.networks import NoiseMLP
+from egd.posteriors import Tweedie, calibrate
+from egd.rules import Additive
+from egd.samplers import dpm_solver_pp_2m
+from egd.schedules import VPLinear, time_grid
+from egd.tensors import value_and_grad
+from egd.training import DenoiserLearner, Fit
+from egd.types import Context, Denoiser, Schedule, TimedEnergy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work goes into a row."""
+
+    seed: int = 0
+    samples: int = 1000
+    """Guided samples, and exact ones to compare with."""
+    steps: int = 30
+    """Of DPM-Solver++(2M), uniform in log-SNR."""
+    points: int = 256
+    """States x_t ~ q_t at each time, where gradients are compared."""
+    times: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    projections: int = 200
+    denoiser_steps: int = 6000
+    energy: Training = field(default_factory=lambda: Training(3000))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator on one problem. Errors are means over t; ``nfe`` are evaluations of the denoiser a sample, columns of
+    its Jacobian included; ``seconds`` those of sampling. A distance or energy is None where samples have diverged."""
+
+    case: str
+    beta: float
+    denoiser: str
+    estimator: str
+    grad_rel_error: float
+    grad_cosine: float
+    sliced_w2: float | None
+    noise_floor: float
+    mean_energy: float | None
+    exact_mean_energy: float
+    nfe: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The gradient's error at each time behind a row."""
+
+    case: str
+    beta: float
+    denoiser: str
+    estimator: str
+    t: tuple[float, ...]
+    grad_rel_error: tuple[float, ...]
+    grad_cosine: tuple[float, ...]
+
+
+def finite(value: float) -> float | None:
+    """None, which JSON knows, for what is no number."""
+    return value if math.isfinite(value) else None
+
+
+class Counted:
+    """A denoiser that counts the rows it has been asked for."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.rows = denoiser, 0
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...)"""
+        self.rows += len(x)
+        return self.denoiser(x, t, c)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One case at one beta with one denoiser: the parts, and the truth to measure against."""
+
+    case: Case
+    beta: float
+    name: str
+    denoiser: Counted
+    schedule: Schedule
+    settings: Settings
+    parts: Mapping[str, Any]
+    states: list[tuple[Tensor, Tensor, Tensor]]  # x_t, t and the exact gradient
+    targets: list[Tensor]
+
+    def measure(self, label: str, energy: TimedEnergy) -> tuple[Row, Curve]:
+        """Gradients, then samples."""
+        energy = prepare(energy, None)
+        errors, cosines = zip(*[self._compare(energy, *state) for state in self.states], strict=True)
+        self.denoiser.rows, start = 0, time.perf_counter()
+        samples = self._sample(energy)
+        seconds, nfe = time.perf_counter() - start, self.denoiser.rows / len(samples)
+        where = (self.case.name, self.beta, self.name, label)
+        row = Row(
+            *where,
+            sum(errors) / len(errors),
+            sum(cosines) / len(cosines),
+            finite(self._distance(samples, self.targets[0])),
+            self._floor,
+            finite(self._mean_energy(samples)),
+            self._mean_energy(torch.cat(self.targets)),
+            nfe,
+            seconds,
+        )
+        return row, Curve(*where, tuple(self.settings.times), errors, cosines)
+
+    @cached_property
+    def _floor(self) -> float:
+        """The distance of two exact samples, on average."""
+        pairs = [self._distance(a, b) for a, b in pairwise(self.targets)]
+        return sum(pairs) / len(pairs)
+
+    def _distance(self, a: Tensor, b: Tensor) -> float:
+        return float(sliced_wasserstein(a, b, self.settings.projections, _generator(7)))
+
+    def _mean_energy(self, x: Tensor) -> float:
+        return float(self.case.energy(x, None).mean())
+
+    def _compare(self, energy: TimedEnergy, x: Tensor, t: Tensor, truth: Tensor) -> tuple[float, float]:
+        """Relative error (root mean square) and mean cosine of grad E_t at one time."""
+        _, slope = value_and_grad(lambda x: energy(x, t, None), x)
+        error = (slope - truth).square().sum().sqrt() / truth.square().sum().sqrt()
+        cosine = torch.nn.functional.cosine_similarity(slope, truth, eps=1e-12)  # 0 where a gradient has vanished
+        return float(error), float(cosine.mean())
+
+    def _sample(self, energy: TimedEnergy) -> Tensor:
+        s = self.settings
+        noise = torch.randn(s.samples, self.case.dim, generator=_generator(s.seed + 3), dtype=torch.float64)
+        times = time_grid(self.schedule, s.steps, spacing="log_snr").double()
+        guided = guide(self.denoiser, energy, Additive(), self.schedule)
+        # in pieces: tensors of hundreds of MB would be mapped and unmapped at every step
+        return torch.cat([dpm_solver_pp_2m(guided, self.schedule, part, times) for part in torch.split(noise, 250)])
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(
+    case: Case, betas: Sequence[float], denoisers: Sequence[str], estimators: Mapping[str, Any], settings: Settings
+) -> Iterator[tuple[Row, Curve]]:
+    """The rows of one case, in the order of their making. ``denoisers``: of ``exact`` and ``trained``."""
+    schedule = VPLinear()
+    exact = lambda x, t, c=None: case.mixture.denoise(schedule, x, t)  # noqa: E731
+    sample = lambda n, g: (case.mixture.sample(n, g), None)  # noqa: E731
+    support = lambda c, k: case.mixture.sample(k, _generator(settings.seed + 1))[None]  # noqa: E731
+    networks: dict[tuple[str, float, str], TimedEnergy] = {}
+    for name in denoisers:
+        plain = exact if name == "exact" else _train(case, schedule, settings)
+        counted = Counted(plain)
+        common = {"energy": case.energy, "denoiser": counted, "schedule": schedule, "support": support}
+        common["posterior"] = Tweedie(counted, schedule)
+        common["moments"] = calibrate(plain, schedule, sample, generator=_generator(settings.seed + 2))
+        for beta in betas:
+            problem = _problem(case, beta, name, counted, schedule, settings, {**common, "beta": beta})
+            yield problem.measure("exact", partial(_exact, case, schedule, beta))
+            for label, spec in estimators.items():
+                yield problem.measure(label, _make(problem, label, spec, networks, sample))
+
+
+def _exact(case: Case, schedule: Schedule, beta: float, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+    return case.exact(schedule, beta, x, t)
+
+
+def _make(problem: Problem, label: str, spec: Any, networks: dict[Any, TimedEnergy], sample: Any) -> TimedEnergy:
+    """A closed form, or a network; one whose objective asks nothing of the denoiser serves both denoisers."""
+    if not is_objective(spec):
+        return closed_form(spec, problem.parts)
+    key = (label, problem.beta, problem.name if label.startswith("AEPO") else "")
+    if key not in networks:
+        s = problem.settings
+        networks[key] = trained(spec, problem.parts, sample, s.energy, problem.case.dim, s.seed)
+    return networks[key]
+
+
+def _problem(
+    case: Case, beta: float, name: str, denoiser: Counted, schedule: Schedule, settings: Settings, parts: Mapping[str, Any]
+) -> Problem:
+    generator = _generator(settings.seed + 5)
+    states = []
+    for time_ in settings.times:
+        t = torch.full((settings.points,), time_, dtype=torch.float64)
+        x = case.mixture.noised(schedule, t, generator)
+        _, slope = value_and_grad(partial(_exact, case, schedule, beta, t=t), x)
+        states.append((x, t, slope))
+    targets = [case.target(beta, settings.samples, generator) for _ in range(6)]
+    return Problem(case, beta, name, denoiser, schedule, settings, parts, states, targets)
+
+
+def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
+    """A network for the case's distribution, from fresh samples. It predicts v: at high noise an error of the noise is
+    magnified by sigma / alpha in x_0 and in its Jacobian, an error of v is not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = NoiseMLP(case.dim, width=128, blocks=4)
+    fit = Fit(network, lr=1e-3, steps=settings.denoiser_steps, decay=True, ema=0.99)
+    sample = lambda n, g: (case.mixture.sample(n, g).float(), None)  # noqa: E731
+    learner = DenoiserLearner(fit, schedule, sample, batch=512, prediction="v_prediction")
+    generator = _generator(settings.seed)
+    for _ in range(settings.denoiser_steps):
+        learner.update(generator)
+    return single(NetworkDenoiser(fit.model.requires_grad_(False), schedule, "v_prediction"))
+
+
+def smoke(settings: Settings) -> Settings:
+    """Seconds instead of minutes: for trying the command out."""
+    return replace(settings, samples=200, steps=10, points=32, times=(0.1, 0.5, 0.9), denoiser_steps=100, energy=Training(50))

@@ -1,0 +1,119 @@
+"""What the benchmark compares: closed forms and objectives as a recipe would name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.catalogue import ENERGIES, OBJECTIVES
+from egd.components import Spec, build, validate
+from egd.networks import EnergyMLP
+from egd.training import EnergyLearner, Fit, Objective
+from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
+
+PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}
+
+TWEEDIE = {"name": "tweedie", "covariance": "full"}
+CLOSED_FORMS: dict[str, Any] = {
+    "dps": "dps",
+    "first_order, posterior1": {"name": "first_order", "posterior": "posterior1"},
+    "first_order, tweedie": {"name": "first_order", "posterior": TWEEDIE},
+    "second_order, residual": {"name": "second_order", "posterior": "residual"},
+    "second_order, tweedie": {"name": "second_order", "posterior": TWEEDIE},
+    "sigma_points, tweedie": {"name": "sigma_points", "posterior": TWEEDIE},
+    "monte_carlo, tweedie": {"name": "monte_carlo", "posterior": TWEEDIE, "samples": 32},
+    "support_samples": {"name": "support_samples", "samples": 4096},
+    "ess_blend": {"name": "ess_blend", "posterior": TWEEDIE, "samples": 4096},
+    "mixture_fit": {"name": "mixture_fit", "samples": 16384},
+}
+"""Estimators without a network, from the cheapest to the dearest."""
+TRAINED: dict[str, Any] = {
+    "AEPO": {"name": "analytic", "posterior": "posterior1"},
+    "MSE": "mse",
+    "exp-MSE": "exp_mse",
+    "CEP": "cep",
+    "CEP, batch labels": {"name": "cep", "labels": "batch"},
+    "analytic on support": {"name": "analytic", "target": {"name": "support_samples", "samples": 512}},
+}
+"""Objectives; each trains a network of its own."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Equal for all networks of the benchmark."""
+
+    steps: int
+    batch: int = 512
+    width: int = 128
+    layers: int = 3
+    lr: float = 1e-3
+
+
+def all_estimators(mine: str | None = None) -> dict[str, Any]:
+    """Label -> spec: closed forms, then objectives, then the user's own."""
+    return {**CLOSED_FORMS, **TRAINED, **({} if mine is None else {mine.rpartition(":")[2]: mine})}
+
+
+def is_objective(spec: Any) -> bool:
+    """Whether a spec names an objective, which trains a network, rather than a closed form."""
+    name = Spec.of(spec, "estimator").name
+    return name in OBJECTIVES.names() or (":" in name and hasattr(ENERGIES.find(name, "--mine"), "loss"))
+
+
+def check(mine: str) -> None:
+    """UserError when a user's class cannot be found or asks for what the benchmark has not."""
+    validate(ENERGIES, Spec.of(mine, "--mine"), PARTS, "--mine")
+
+
+def closed_form(spec: Any, parts: Mapping[str, Any]) -> TimedEnergy:
+    """A closed form with the parts of a problem."""
+    energy: TimedEnergy = build(ENERGIES, Spec.of(spec, "estimator"), parts, "estimator")
+    return energy
+
+
+def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Training, dim: int, seed: int) -> TimedEnergy:
+    """A network trained on an objective, at work in float32 whatever it is asked in."""
+    objective: Objective = build(OBJECTIVES, Spec.of(spec, "estimator"), parts, "estimator")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = EnergyMLP(dim, width=settings.width, layers=settings.layers)
+    fit = Fit(network, lr=settings.lr, steps=settings.steps, decay=True)
+    schedule: Schedule = parts["schedule"]
+    learner = EnergyLearner(fit, schedule, _single(sample), _Single(objective), batch=settings.batch)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(settings.steps):
+        learner.update(generator)
+    return single(network)
+
+
+def single(network: Callable[[Tensor, Tensor, Context], Tensor]) -> Denoiser:
+    """A float32 network that takes and gives whatever dtype x has."""
+
+    def called(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return network(x.float(), t.float(), c).to(x.dtype)
+
+    return called
+
+
+def _single(sample: Sample) -> Sample:
+    return lambda n, generator: (sample(n, generator)[0].float(), None)
+
+
+@dataclass(frozen=True)
+class _Single:
+    """An objective whose network lives in float32 and whose problem lives in float64."""
+
+    objective: Objective
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective.loss(single(network), x0.double(), x.double(), t.double(), c, generator)
+
+    def __getattr__(self, name: str) -> Any:  # what the learner asks of an objective beside its loss
+        value = getattr(self.objective, name)
+        return (lambda x0, x, t, c: value(x0.double(), x.double(), t.double(), c)) if callable(value) else value

@@ -1,0 +1,35 @@
+"""Clean energies E(x_0, c) made of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from egd.energies.sum import check_weights, weighted
+from egd.types import Context, Energy, TimedEnergy
+
+
+def combine(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
+    """sum_k w_k E^k(x_0, c), the weights 1 unless given; its target is q(x_0) prod_k exp(-beta w_k E^k). Any estimator may
+    be applied to it, and none is made worse by the adding, as a ``Sum`` of intermediate energies is.
+
+    ValueError when there are no energies, or not one weight for each.
+    """
+    check_weights(energies, weights)
+
+    def energy(x0: Tensor, c: Context) -> Tensor:
+        return weighted([member(x0, c) for member in energies], weights)
+
+    return energy
+
+
+def at_zero(energy: TimedEnergy) -> Energy:
+    """E(x_0, c) = E_t(x_0, 0, c): an intermediate energy at t = 0, such as a network that ``Ratio`` trained there
+    (``clean: true``), as a clean energy for any closed form.
+    """
+
+    def clean(x0: Tensor, c: Context) -> Tensor:
+        return energy(x0, x0.new_zeros(len(x0)), c)
+
+    return clean

@@ -1,0 +1,57 @@
+"""Support samples where there are enough of them, a local expansion where there are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from egd.energies.base import prepare
+from egd.energies.second_order import SecondOrder
+from egd.energies.support import DrawnSupport, SupportSamples
+from egd.types import Context, Energy, Posterior, Schedule, Support, TimedEnergy
+
+__all__ = ["EssBlend"]
+
+
+@dataclass(frozen=True)
+class EssBlend:
+    """w E_support + (1 - w) E_local,  w = n^4 / (n^4 + pivot^4), n the effective number of support samples.
+
+    Support samples are consistent at high noise, where many of them count; the local expansion (``second_order`` with the
+    given posterior unless ``local`` says otherwise) is exact as the posterior narrows. Both estimate the same E_t, so their
+    gradients are mixed: w is held constant under differentiation. n counts the weights of the posterior before the tilt:
+    one sample at the right place says more than an expansion that does not see it.
+    """
+
+    energy: Energy
+    posterior: Posterior
+    support: Support
+    schedule: Schedule
+    beta: float = 1.0
+    samples: int = 1024
+    pivot: float = 10.0
+    local: TimedEnergy | None = None
+
+    def prepare(self, c: Context) -> TimedEnergy:
+        """The same energy with its support drawn."""
+        local = self.local or SecondOrder(self.energy, self.posterior, self.beta)
+        support = SupportSamples(self.energy, self.support, self.schedule, self.beta, self.samples).prepare(c)
+        return _Blend(prepare(local, c), support, self.pivot)
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        return self.prepare(c)(x, t, c)
+
+
+@dataclass(frozen=True)
+class _Blend:
+    local: TimedEnergy
+    support: DrawnSupport
+    pivot: float
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        w = 1 / (1 + (self.pivot / self.support.ess(x.detach(), t)) ** 4)
+        if bool((w > 0.999).all()):  # high noise: nothing to expand, and a local form may be wild there
+            return self.support(x, t, c)
+        return w * self.support(x, t, c) + (1 - w) * self.local(x, t, c)

@@ -1,0 +1,111 @@
+"""The energy to second order around the posterior mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from egd.posteriors.base import finite_rows
+from egd.tensors import value_gradient_hessian
+from egd.types import Context, Energy, Posterior
+
+__all__ = ["SecondOrder"]
+
+
+@dataclass
+class ClipCount:
+    """How often a clip acted: rows whose curvature was clipped, of all rows."""
+
+    clipped: int = 0
+    total: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of all rows so far."""
+        return self.clipped / max(1, self.total)
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """E_t ~ beta E(mu) - 1/2 g^T (I + Sigma H)^-1 Sigma g + 1/2 log det(I + Sigma H),  g = beta grad E, H = beta Hess E at mu.
+
+    Exact for a Gaussian posterior N(mu, Sigma) and a quadratic E. With R R^T = Sigma, the eigenvalues of R^T H R are
+    clipped from below at -1 + ``delta``, where the integral would otherwise diverge; ``clips`` counts the rows. The Hessian
+    takes d products; ValueError above ``max_dim`` dimensions. A ReLU network's Hessian is zero: use a smooth activation.
+    """
+
+    energy: Energy
+    posterior: Posterior
+    beta: float = 1.0
+    delta: float = 0.05
+    max_dim: int = 256
+    clips: ClipCount = field(default_factory=ClipCount, compare=False)
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        if x[0].numel() > self.max_dim:
+            raise ValueError(
+                f"a Hessian of {x[0].numel()} dimensions: raise max_dim (now {self.max_dim}), or use dps or monte_carlo"
+            )
+        q = self.posterior(x, t, c)
+        value, slope, hessian = value_gradient_hessian(self.energy, q.mean, c)
+        model = LocalQuadratic.fit(self.beta * value, self.beta * slope, self.beta * hessian, q.root(), self.delta, self.clips)
+        return -model.log_partition()
+
+
+@dataclass(frozen=True)
+class LocalQuadratic:
+    """q(u) = ``value`` + ``slope``^T u + 1/2 u^T ``curvature`` u in whitened coordinates, x = mu + R u with u ~ N(0, I).
+
+    Shapes (N,), (N, d), (N, d, d); ``factor`` is the Cholesky factor of I + curvature.
+    """
+
+    value: Tensor
+    slope: Tensor
+    curvature: Tensor
+    factor: Tensor
+
+    @staticmethod
+    def fit(
+        value: Tensor, slope: Tensor, hessian: Tensor, root: Tensor, delta: float, clips: ClipCount | None = None
+    ) -> LocalQuadratic:
+        """From value, gradient and Hessian by x at mu, and R; the curvature below -1 + delta is replaced by that bound.
+
+        Eigenvectors are held constant under differentiation: exact for the log-determinant, and repeated eigenvalues do
+        no harm.
+        """
+        curvature = root.mT @ hessian @ root
+        sound, curvature = finite_rows(0.5 * (curvature + curvature.mT))
+        eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+        below = torch.linalg.cholesky_ex(curvature.detach() + (1 - delta) * eye).info > 0
+        if bool(below.any()):
+            with torch.no_grad():
+                values, vectors = torch.linalg.eigh(curvature)
+                keep = (vectors * (values > delta - 1).to(values)[:, None, :]) @ vectors.mT
+            clipped = keep @ curvature @ keep + (delta - 1) * (eye - keep)
+            curvature = torch.where(below[:, None, None], clipped, curvature)
+        if clips is not None:
+            clips.clipped, clips.total = clips.clipped + int(below.sum()), clips.total + len(below)
+        pull = torch.einsum("bij,bi->bj", root, slope)
+        value = torch.where(sound[:, 0, 0], value, torch.nan)
+        return LocalQuadratic(value, pull, curvature, torch.linalg.cholesky(curvature + eye))
+
+    def log_partition(self) -> Tensor:
+        """log E exp(-q(u)): (N,)"""
+        half: Tensor = torch.linalg.solve_triangular(self.factor, self.slope[..., None], upper=False)[..., 0]
+        log_det: Tensor = self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -self.value + 0.5 * half.square().sum(1) - log_det
+
+    def tilted(self, noise: Tensor) -> Tensor:
+        """Draws of the density ~ N(u; 0, I) exp(-q(u)) from standard normal noise (P, d): (N, P, d)"""
+        mean = -torch.cholesky_solve(self.slope[..., None], self.factor)
+        spread = torch.linalg.solve_triangular(self.factor.mT, noise.mT.expand(len(mean), -1, -1), upper=True)
+        drawn: Tensor = (mean + spread).mT
+        return drawn
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """q(u): (N, P, d) -> (N, P)"""
+        linear: Tensor = torch.einsum("npd,nd->np", u, self.slope)
+        return self.value[:, None] + linear + 0.5 * torch.einsum("npd,nde,npe->np", u, self.curvature, u)

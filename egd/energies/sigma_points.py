@@ -1,0 +1,45 @@
+"""The definition of E_t over the unscented points of the Gaussian posterior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egd.tensors import repeat_context
+from egd.types import Context, Energy, Posterior
+
+__all__ = ["SigmaPoints"]
+
+
+@dataclass(frozen=True)
+class SigmaPoints:
+    """E_t ~ -log sum_k w_k exp(-beta E(x_k)) over mu (weight kappa / (d + kappa)) and mu +- sqrt(d + kappa) R e_i
+    (weights 1 / (2 (d + kappa))), R R^T = Sigma: the unscented transform (Julier and Uhlmann, 1997).
+
+    Feels the energy at a distance and needs no second derivative; the points have the posterior's mean and covariance.
+    ValueError for a negative kappa: a negative weight has no logarithm.
+    """
+
+    energy: Energy
+    posterior: Posterior
+    beta: float = 1.0
+    kappa: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kappa < 0:
+            raise ValueError(f"need kappa >= 0, got {self.kappa}")
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        q = self.posterior(x, t, c)
+        d = x[0].numel()
+        arms = math.sqrt(d + self.kappa) * q.root().mT  # (B, d, d): one arm a row
+        offsets = torch.cat([torch.zeros_like(arms[:, :1]), arms, -arms], 1)
+        points = q.mean[:, None] + offsets.reshape(len(x), 2 * d + 1, *x.shape[1:])
+        energies = self.energy(points.flatten(0, 1), repeat_context(c, 2 * d + 1)).reshape(len(x), -1)
+        weights = torch.full((2 * d + 1,), 0.5 / (d + self.kappa), dtype=x.dtype, device=x.device)
+        weights[0] = self.kappa / (d + self.kappa)
+        return -torch.logsumexp(weights.log() - self.beta * energies, 1)

@@ -1,0 +1,53 @@
+"""A weighted sum of intermediate energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egd.energies.base import prepare
+from egd.types import Context, TimedEnergy
+
+__all__ = ["Sum"]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """sum_k w_k E_t^k(x_t, t, c), the ``weights`` 1 unless given: guidance by several energies at once.
+
+    The sum of the exact E_t's of two energies is not the E_t of their sum, -log E[exp(-beta (E^1 + E^2)) | x_t], unless the
+    two are independent given x_t (they act on coordinates that are, say), or t -> 0. Where the clean energies are at hand,
+    add those instead: ``egd.energies.clean.combine``. Weights that add up to 1 average estimates of one energy.
+
+    ValueError when there are no energies, or not one weight for each.
+    """
+
+    energies: Sequence[TimedEnergy]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_weights(self.energies, self.weights)
+
+    def prepare(self, c: Context) -> Sum:
+        """The sum of its energies, each prepared for the contexts."""
+        return Sum([prepare(energy, c) for energy in self.energies], self.weights)
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B,)"""
+        return weighted([energy(x, t, c) for energy in self.energies], self.weights)
+
+
+def check_weights(terms: Sequence[object], weights: Sequence[float] | None) -> None:
+    """ValueError when there are no terms, or not one weight for each."""
+    if not terms or (weights is not None and len(weights) != len(terms)):
+        given = "no weights" if weights is None else f"{len(weights)} weights"
+        raise ValueError(f"a sum needs one energy at least and a weight for each; got {len(terms)} energies and {given}")
+
+
+def weighted(values: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
+    """sum_k w_k v_k, for values (B,) and weights that are 1 unless given."""
+    stacked = torch.stack(list(values))
+    return stacked.sum(0) if weights is None else torch.tensordot(stacked.new_tensor(weights), stacked, 1)

@@ -1,0 +1,66 @@
+"""Guided images as an experiment of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egd.config import Tree, read_yaml, validate
+from egd.errors import UserError
+from egd.experiments import Job, Options, Row
+from egd.images.config import ImagesConfig
+from egd.images.evaluation import rows
+from egd.images.job import ImagesJob, evaluated, load_model, train
+from egd.images.model import DATA, IMAGE_ENERGIES, check_components
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.progress import Reporter
+from egd.runs import RunFolder
+
+
+class Images:
+    """The entry point ``images`` of the group ``egd.experiments``. A task is a name for a set of images and its settings."""
+
+    def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
+        """One job for every task of the recipe, or for those of ``--task``."""
+        known = listed_tasks(recipe, Options(out=options.out, source=options.source))
+        if unknown := [name for name in options.tasks if name not in known]:
+            raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
+        return [self._job(recipe, task, over, options) for task, over in listed_tasks(recipe, options).items()]
+
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> ImagesJob:
+        tree = resolve(recipe, task, over, options)
+        for key in ("targets", "estimators"):  # one set to null, by --set or a budget, is left out
+            if isinstance(tree.get(key), Mapping):
+                tree[key] = {name: value for name, value in tree[key].items() if value is not None}
+        config = validate(ImagesConfig, tree, options.source)
+        check_components(config)
+        return ImagesJob(config, RunFolder(options.out / task / f"seed-{config.seed}"), options.resume)
+
+    def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
+        """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
+        folder = RunFolder(run)
+        config = validate(ImagesConfig, read_yaml(folder.config), str(folder.config))
+        if folder.read_summary() is None:
+            raise UserError(f"{run} is not complete; finish it with egd run --resume")
+        config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})
+        torch.set_num_threads(config.threads)
+        model = load_model(config)
+        train(model, folder, reporter)  # complete: this only loads
+        seed = config.seed if settings.get("seed") is None else settings["seed"]
+        table: list[Row] = []
+        for omega in settings.get("omegas") or [None]:
+            result = evaluated(model, reporter, seed, omega, settings.get("episodes"))
+            column = {} if omega is None else {"omega": f"{omega:g}"}
+            table += [{**row, **column} for row in rows(config.task, result.results)]
+        return table
+
+    def components(self) -> dict[str, dict[str, str]]:
+        """Kind -> name -> the first line of its docstring."""
+        registries = {"set of images": DATA, "energy of images": IMAGE_ENERGIES}
+        return {kind: {name: summary_line(c) for name, c in r.names().items()} for kind, r in registries.items()}
+
+
+images = Images()

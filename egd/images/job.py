@@ -1,0 +1,111 @@
+"""One run: a set of images and a seed, from training to summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from egd.catalogue import ENERGIES
+from egd.components import build, wanted_parts
+from egd.experiments import Row
+from egd.images.classifier import accuracy
+from egd.images.config import ImagesConfig
+from egd.images.data import ImageSet
+from egd.images.evaluation import Evaluation, evaluate, rows
+from egd.images.figure import grid_figure
+from egd.images.model import DATA, PARTS, ImagesModel
+from egd.phases import restored_metrics_size, run_phase
+from egd.progress import Reporter
+from egd.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class ImagesJob:
+    """One run and its folder."""
+
+    config: ImagesConfig
+    folder: RunFolder
+    resume: bool
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.config.task} seed {self.config.seed}"
+
+    def run(self, reporter: Reporter) -> list[Row]:
+        """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
+        torch.set_num_threads(self.config.threads)
+        self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+        summary = self.folder.read_summary() or self._run(reporter)
+        return rows(self.config.task, summary["results"])
+
+    def _run(self, reporter: Reporter) -> dict[str, Any]:
+        self.folder.truncate_metrics(restored_metrics_size(self.folder))
+        model = load_model(self.config)
+        seconds = train(model, self.folder, reporter)
+        started = time.perf_counter()
+        evaluation = evaluated(model, reporter, self.config.seed)
+        seconds["evaluation"] = time.perf_counter() - started
+        grid_figure(evaluation.cells, self.folder.figures / "samples.png", self.config.evaluation.shown)
+        model.pipeline.save_pretrained(self.folder.path / "pipeline")
+        summary = self._summary(model, evaluation, seconds)
+        self.folder.write_summary(summary)
+        self._warn(model, evaluation, reporter)
+        return summary
+
+    def _summary(self, model: ImagesModel, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
+        found = {name: accuracy(learner.fit.model, model.test) for name, learner in model.classifiers.items()}
+        return {
+            "task": self.config.task,
+            "seed": self.config.seed,
+            "device": self.config.device,
+            "versions": {name: version(name) for name in ("egd", "torch", "diffusers")},
+            "images": {"train": len(model.train), "test": len(model.test)},
+            "test_accuracy": found,
+            "results": evaluation.results,
+            "seconds": seconds,
+        }
+
+    def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter) -> None:
+        """A clamp that acts, and samples that are not numbers, are reported."""
+        moments = model.calibration.moments
+        for name, estimator in self.config.estimators.items():
+            kind, own = estimator.posterior.name, moments[estimator.clip_x0]
+            used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, PARTS, name) and kind in own.raw
+            share = own.clamp_share(kind) if used else 0.0
+            if share:
+                text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"
+                reporter.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+        bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
+        if bad:
+            reporter.console.print(f"[yellow]samples are not finite: {', '.join(bad)}[/]", soft_wrap=True)
+
+
+def load_model(config: ImagesConfig) -> ImagesModel:
+    """The images of the recipe, and fresh networks for them."""
+    images: ImageSet = build(DATA, config.data.spec, {}, "data")
+    return ImagesModel(config, images, torch.device(config.device))
+
+
+def train(model: ImagesModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:
+    """All phases, from their checkpoints where there are some; seconds of each."""
+    c = model.config
+    every = {"checkpoint_every": c.checkpoint_every, "log_every": c.log_every}
+    seconds = {}
+    for phase in model.phases():
+        progress = run_phase(phase, folder, reporter, seed=c.seed, device=model.device, **every)
+        seconds[phase.name] = progress.seconds
+    return seconds
+
+
+def evaluated(
+    model: ImagesModel, reporter: Reporter, seed: int, omega: float | None = None, samples: int | None = None
+) -> Evaluation:
+    """``evaluate`` with a bar."""
+    cells = sum(len(target.betas) for target in model.config.targets.values()) * (1 + len(model.config.estimators))
+    with reporter.bar("sampling", cells) as bar:
+        return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)

@@ -1,0 +1,213 @@
+"""All trained parts of an image run, and the guided sampling made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.catalogue import ENERGIES, POSTERIORS, RULES
+from egd.checkpoint import group, prefixed
+from egd.components import Registry, build, validate, wanted_parts
+from egd.config import ComponentConfig
+from egd.errors import UserError
+from egd.images.classifier import Classifier, ClassifierLearner
+from egd.images.config import EstimatorConfig, ImagesConfig
+from egd.images.data import ImageSet
+from egd.phases import Phase, seed_of
+from egd.posteriors.moments import Moments, calibrate
+from egd.schedules import Diffusers
+from egd.training import DenoiserLearner, Fit, Metrics
+from egd.types import Context, Denoiser, Energy, Posterior, Support
+
+DATA = Registry("set of images", "egd.images.data")
+IMAGE_ENERGIES = Registry("energy of images", "egd.images.energies")
+POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
+PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
+M = TypeVar("M", bound=nn.Module)
+
+
+def check_components(config: ImagesConfig) -> None:
+    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    validate(DATA, config.data.spec, set(), "data")
+    _ = make_schedule(config).prediction
+    for name, target in config.targets.items():
+        validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
+    for name, estimator in config.estimators.items():
+        validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
+        validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
+        validate(RULES, estimator.rule.spec, {"omega"}, f"estimators.{name}.rule")
+
+
+def make_schedule(config: ImagesConfig) -> Diffusers:
+    """The forward process of the recipe's scheduler. UserError naming ``scheduler``."""
+    try:
+        return Diffusers(config.scheduler.name, config.scheduler.spec.settings)
+    except UserError as error:
+        raise UserError(str(error), key="scheduler") from None
+
+
+class ImagesModel:
+    """UNet, classifiers and posterior moments of one run."""
+
+    def __init__(self, config: ImagesConfig, images: ImageSet, device: torch.device) -> None:
+        from egd.images.unet import make_network
+
+        self.config, self.device = config, device
+        self.schedule = make_schedule(config)
+        split = torch.Generator().manual_seed(seed_of(config.seed, "split"))
+        train, test = images.split(1 - config.test_share, split)
+        for_guide, for_judge = train.split(0.5, split)
+        self.train, self.test = train.to(device), test.to(device)
+        channels, size = images.images.shape[1], images.images.shape[-1]
+        u = config.unet
+        network = self._fresh("unet", lambda: make_network(u, channels, size, self.schedule))
+        self.unet_fit = Fit(network, lr=u.lr, steps=u.steps, decay=u.decay, ema=u.ema)
+        self.classifiers: dict[str, ClassifierLearner] = {}
+        if images.labels is not None:
+            sets = {"classifier": for_guide, "judge": for_judge}
+            self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
+        self._check_labels(images)
+        self.calibration = Calibration(self)
+
+    def _fresh(self, name: str, make: Callable[[], M]) -> M:
+        """A network with initial weights that depend on the run's seed and its own name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
+            return make().to(self.device)
+
+    def _classifier(self, name: str, images: ImageSet) -> ClassifierLearner:
+        c = self.config.classifier
+        module = self._fresh(name, lambda: Classifier(images.images.shape[1], len(images.classes), c.width))
+        fit = Fit(module, lr=c.lr, steps=c.steps, decay=True)
+        return ClassifierLearner(fit, images, batch=c.batch, noise=c.noise)
+
+    def _check_labels(self, images: ImageSet) -> None:
+        for name, target in self.config.targets.items():
+            wanted = wanted_parts(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
+            if wanted and not self.classifiers:
+                raise UserError(
+                    "needs a classifier, and these images have no classes: put them in one sub-folder a class, or set the "
+                    "target to null",
+                    key=f"targets.{name}.energy",
+                )
+            label = target.energy.spec.settings.get("label")
+            if label is not None and not 0 <= label < len(images.classes):
+                last = len(images.classes) - 1
+                raise UserError(f"label {label} is not one of 0 to {last}", key=f"targets.{name}.energy.label")
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """UNet, the classifiers where there are classes, calibration."""
+        c = self.config
+        unet = DenoiserLearner(
+            self.unet_fit, self.schedule, self.sample_data, batch=c.unet.batch, prediction=self.schedule.prediction
+        )
+        classifiers = [Phase(name, c.classifier.steps, learner) for name, learner in self.classifiers.items()]
+        return [Phase("unet", c.unet.steps, unet), *classifiers, Phase("calibration", 1, self.calibration)]
+
+    def sample_data(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        """n training images."""
+        return self.train.draw(n, generator).images, None
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    @property
+    def judge(self) -> nn.Module | None:
+        """The classifier that no energy knows."""
+        return self.classifiers["judge"].fit.model if self.classifiers else None
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The trained UNet with its scheduler, an ``EnergyGuidedPipeline``."""
+        from egd.images.unet import UNetNetwork, make_pipeline
+
+        network = self.unet_fit.model
+        assert isinstance(network, UNetNetwork)
+        return make_pipeline(network.requires_grad_(False))
+
+    def energy(self, config: ComponentConfig, key: str) -> Energy:
+        """An energy of pictures."""
+        parts = {"classifier": self.classifiers["classifier"].fit.model.requires_grad_(False)} if self.classifiers else {}
+        energy: Energy = build(IMAGE_ENERGIES, config.spec, parts, key)
+        return energy
+
+    def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
+        """An estimator's, from the calibration with or without clipping."""
+        denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.clip_x0)
+        moments = self.calibration.moments[estimator.clip_x0]
+        parts = {"denoiser": denoiser, "moments": moments, "schedule": self.schedule}
+        posterior: Posterior = build(POSTERIORS, estimator.posterior.spec, parts, key)
+        return posterior
+
+    def support(self, generator: torch.Generator) -> Support:
+        """Training images as samples of q; the same ones for every row."""
+
+        def support(c: Context, k: int) -> Tensor:
+            drawn = self.train.draw(k, generator).images[None]
+            rows = len(next(iter(c.values()))) if isinstance(c, Mapping) else 1
+            return drawn.expand(rows, *drawn.shape[1:])
+
+        return support
+
+    def sample(
+        self, name: str | None, energy: Energy, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
+    ) -> Tensor:
+        """n images (n, C, S, S) in [-1, 1], guided by an estimator; unguided without a name."""
+        shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "pt", "generator": generator}
+        if name is None:
+            return _signed(self.pipeline(**shared).images)
+        estimator = self.config.estimators[name]
+        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, "support"))
+        images = self.pipeline(
+            energy=energy,
+            beta=beta,
+            context=c,
+            guidance=estimator.guidance.model_dump(),
+            posterior=self.posterior(estimator, f"estimators.{name}.posterior"),
+            support=self.support(own),
+            rule=estimator.rule.model_dump(),
+            omega=estimator.omega if omega is None else omega,
+            clip_x0=estimator.clip_x0,
+            **shared,
+        ).images
+        return _signed(images)
+
+
+def _signed(images: Tensor) -> Tensor:
+    return 2 * images - 1
+
+
+class Calibration:
+    """Posterior moments, with and without clipping of x_0 as the estimators ask for."""
+
+    def __init__(self, model: ImagesModel) -> None:
+        self.model = model
+        self.clips = sorted({e.clip_x0 for e in model.config.estimators.values()})
+        self.moments: dict[bool, Moments] = {}
+
+    @torch.no_grad()
+    def update(self, generator: torch.Generator) -> Metrics:
+        """Estimate everything anew."""
+        model, settings = self.model, self.model.config.calibration
+        for clip in self.clips:
+            self.moments[clip] = calibrate(
+                model.pipeline.denoiser(clip_x0=clip),
+                model.schedule,
+                model.sample_data,
+                generator=generator,
+                **settings.model_dump(),
+            )
+        return {"data_var": next(iter(self.moments.values())).data_var}
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {k: v for clip, m in self.moments.items() for k, v in prefixed(f"clip{int(clip)}", m.state()).items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.moments = {clip: Moments.load(group(f"clip{int(clip)}", state)) for clip in self.clips}

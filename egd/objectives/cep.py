@@ -1,0 +1,74 @@
+"""Contrastive energy prediction: which of K noised samples has the low energy?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from egd.denoisers import diffuse
+from egd.tensors import map_context, repeat_context
+from egd.types import Context, Energy, Schedule, Support, TimedEnergy
+
+__all__ = ["CEP"]
+
+
+@dataclass(frozen=True)
+class CEP:
+    """-sum_i softmax_i(-beta E(x_0^i)) log softmax_i(-E_Theta(x_t^i, t, c)) over groups of K ``samples`` of q(. | c) with
+    one t a group and a noise of its own for each. QGPO (arXiv:2304.12824).
+
+    Fixes E_Theta up to a function of (t, c), which guidance does not feel. Exact (AEPO Eq. 11) as K -> infinity: a group's
+    own weights divide its labels, which leaves the optimum between the exact E_t and that of ``MSE``, at a share of the
+    order of 1 / K from the former. ``labels: batch`` divides by the weights of the whole batch instead, as QGPO's theorem
+    has it: exact at any K, and noisier the more exp(-beta E) differs from group to group.
+
+    The K samples are rows of the batch, cut into groups, where there is no ``support`` or no context; with contexts and no
+    support the groups mix contexts, which is as right (E_Theta is then fixed up to a function of t) but asks the network to
+    learn the differences between them. Otherwise ``support`` draws them for the first B // K contexts. ValueError for
+    fewer than two samples.
+    """
+
+    energy: Energy
+    schedule: Schedule
+    support: Support | None = None
+    beta: float = 1.0
+    samples: int = 16
+    labels: Literal["group", "batch"] = "group"
+    dimensionless: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(f"CEP compares samples with one another: samples must be 2 or more, not {self.samples}")
+
+    def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """beta E(x_0), (B,): not regressed on, but E_Theta's spread is at most theirs."""
+        return self.beta * self.energy(x0, c).detach()
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () and its metrics; x0 (B, ...), t (B,). The groups are noised afresh, so x is not used."""
+        points, c, k = self._groups(x0, c)
+        groups = len(points) // k
+        times = t[:groups].repeat_interleave(k)
+        noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
+        with torch.no_grad():
+            logits = -self.beta * self.energy(points, c).reshape(groups, k)
+            labels = logits.softmax(1) if self.labels == "group" else groups * logits.flatten().softmax(0).reshape(groups, k)
+        guesses = -network(diffuse(self.schedule, points, times, noise), times, c).reshape(groups, k)
+        loss = -(labels * guesses.log_softmax(1)).sum(1).mean()
+        effective = 1 / logits.softmax(1).square().sum(1)
+        return loss, {"effective_samples": effective.mean()}
+
+    @torch.no_grad()
+    def _groups(self, x0: Tensor, c: Context) -> tuple[Tensor, Context, int]:
+        """G groups of K points in one batch (G K, ...), their contexts, and K."""
+        k = self.samples if self.support is not None and c is not None else min(self.samples, len(x0))
+        groups = max(1, len(x0) // k)
+        if self.support is None or c is None:
+            return x0[: groups * k], map_context(lambda v: v[: groups * k], c), k
+        chosen = map_context(lambda v: v[:groups], c)
+        return self.support(chosen, k).flatten(0, 1), repeat_context(chosen, k), k

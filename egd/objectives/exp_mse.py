@@ -1,0 +1,41 @@
+"""The definition of E_t as a regression: fit exp(-E_Theta) to exp(-beta E)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from egd.types import Context, Energy, TimedEnergy
+
+__all__ = ["ExpMSE"]
+
+
+@dataclass(frozen=True)
+class ExpMSE:
+    """mean (exp(-E_Theta(x_t, t, c)) - exp(-beta E(x_0)))^2, whose optimum is the exact E_t (AEPO Eq. 11), constant
+    included.
+
+    Both exponents are lowered by the largest one of the batch, so that none exceeds 0. That weights batches by the inverse
+    square of their largest term: without effect on the optimum as B -> infinity, if exp(-beta E) is bounded. The loss
+    hardly sees where E_t is more than a few units above its minimum: use it for small beta, or prefer CEP.
+    """
+
+    energy: Energy
+    beta: float = 1.0
+    dimensionless: ClassVar[bool] = True
+
+    def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """beta E(x_0), (B,): the network starts at their mean, and E_Theta's spread is at most theirs."""
+        return self.beta * self.energy(x0, c).detach()
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
+        targets, guesses = self.targets(x0, x, t, c), network(x, t, c)
+        floor = torch.minimum(targets.min(), guesses.detach().min())
+        loss = ((floor - guesses).exp() - (floor - targets).exp()).square().mean()
+        return loss, {"target_mean": targets.mean(), "target_std": targets.std()}

@@ -1,0 +1,58 @@
+"""A target given by samples: a noised discriminator is the intermediate energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from egd.denoisers import diffuse
+from egd.types import Context, Sample, Schedule, TimedEnergy
+
+__all__ = ["Ratio"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Tells noised samples of ``wanted`` (density p) from the batch's (the model's, density q) by the logit -E_Theta.
+
+    EDIS (arXiv:2407.12448): where the target is given by samples, the exact intermediate energy is
+    E_t(x_t) = -log p_t(x_t) / q_t(x_t), for which no clean energy and no posterior is needed.
+
+    ``kind: logistic``: mean softplus(E_Theta(wanted)) + mean softplus(-E_Theta(batch)), optimum E_t itself.
+    ``kind: info_nce``: each wanted sample against all of the batch, optimum E_t up to one constant that stays undetermined
+    (its guidance is the same). With contexts the densities are those of (x_t, c): -log p(c) / q(c) is added, which
+    guidance does not feel either.
+
+    ``clean`` compares at t = 0 only, without noise. The network then is the clean energy -log p / q at t = 0, for closed
+    forms: ``egd.energies.clean.at_zero``.
+
+    No energy can ask for more than the batch supports: where q holds a share f of p, -E_t is at most -log f.
+    """
+
+    schedule: Schedule
+    wanted: Sample
+    kind: Literal["logistic", "info_nce"] = "logistic"
+    clean: bool = False
+    dimensionless: ClassVar[bool] = True
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss () and its metrics; x0 and x (B, ...) samples of the model, t (B,)."""
+        with torch.no_grad():
+            y0, wanted_c = self.wanted(len(x0), generator)
+            noise = torch.randn(y0.shape, generator=generator, dtype=y0.dtype, device=y0.device)
+        x, y, t = (x0, y0, torch.zeros_like(t)) if self.clean else (x, diffuse(self.schedule, y0, t, noise), t)
+        wanted, model = -network(y, t, wanted_c), -network(x, t, c)  # logits (B,)
+        loss = softplus(-wanted).mean() + softplus(model).mean() if self.kind == "logistic" else info_nce(wanted, model)
+        above = (wanted > model).to(loss.dtype).mean()  # of pairs at the same t; 1/2: indistinguishable
+        return loss, {"auc": above, "gap": (wanted.mean() - model.mean()).detach()}
+
+
+def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:
+    """Mean over positives (P,) of -log softmax of its logit among itself and all negatives (N,): () (arXiv:1807.03748)."""
+    return (torch.logaddexp(positive, negatives.logsumexp(0)) - positive).mean()

@@ -1,0 +1,72 @@
+"""What domains share when they plan jobs from a recipe: its tasks, its budgets, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from egd.config import Tree, merge, override
+from egd.errors import UserError, nearest
+from egd.experiments import Options
+
+RECIPE_KEYS = ("description", "tasks", "budgets", "default_budget")
+"""The keys of a recipe that choose between settings; all others are settings."""
+
+
+def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callable[[str], str] = str) -> dict[str, Tree]:
+    """Task -> its overrides in the recipe, for those of ``--task`` where given. A resolved config is a recipe of one ``task``.
+
+    ``canonical`` maps what a user may call a task to its name. UserError when there is none.
+    """
+    table = recipe.get("tasks")
+    listed: dict[str, Tree] = {recipe["task"]: {}} if "task" in recipe else {}
+    if isinstance(table, Mapping):
+        listed |= {str(name): dict(over or {}) for name, over in table.items()}
+    elif isinstance(table, list):
+        listed |= {str(name): {} for name in table}
+    if not listed:
+        raise UserError("tasks: the recipe names no task", key=options.source)
+    named = {canonical(name): over for name, over in listed.items()}
+    wanted = [canonical(name) for name in options.tasks] or list(named)
+    return {name: named.get(name, {}) for name in wanted}
+
+
+def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
+    """The overrides of ``--budget``, or of the recipe's ``default_budget``. UserError for one that does not exist."""
+    budgets: Mapping[str, Tree] = recipe.get("budgets") or {}
+    name = options.budget or recipe.get("default_budget")
+    if name is None:
+        return {}
+    if name not in budgets:
+        known = nearest(name, budgets) if budgets else "this recipe has none"
+        raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
+    return budgets[name] or {}
+
+
+def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:
+    """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``."""
+    tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
+    tree = override(merge(merge(tree, chosen_budget(recipe, options)), over), options.settings)
+    tree["task"] = task
+    if options.seed is not None:
+        tree["seed"] = options.seed
+    tree["device"] = pick_device(tree.get("device", "auto") if options.device == "auto" else options.device)
+    return tree
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is a GPU where there is one. UserError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"'{name}' is not a device; use auto, cpu or cuda", key="--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available here; use --device cpu", key="--device")
+    return name
+
+
+def summary_line(component: Any) -> str:
+    """The first paragraph of a docstring in one line, for ``egd list``."""
+    return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())

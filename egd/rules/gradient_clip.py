@@ -1,0 +1,40 @@
+"""A bound on how hard an energy may push."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from egd.rules.base import wrapped
+from egd.tensors import expand, norm
+from egd.types import GuidanceRule
+
+__all__ = ["GradientClip"]
+
+
+@dataclass(frozen=True)
+class GradientClip:
+    """A gradient no longer than a limit: e min(1, limit / ||e||) in place of e = grad E_t, norms per sample.
+
+    With ``relative`` the bound is limit times ||s||. It changes nothing where the gradient is shorter, and so is exact
+    where the inner rule is. The inner ``rule`` (additive at ``omega`` where none is given) comes after it: its scale
+    multiplies the clipped gradient.
+    Raises ValueError unless limit > 0.
+    """
+
+    limit: PositiveFloat
+    relative: bool = False
+    rule: GuidanceRule | None = None
+    omega: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ValueError(f"limit must be positive, got {self.limit}; for no guidance at all take omega = 0")
+
+    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        bound = self.limit * norm(score) if self.relative else self.limit
+        shrink = (bound / norm(slope).clamp(min=1e-12)).clamp(max=1)
+        return wrapped(self.rule, self.omega)(score, expand(shrink, slope) * slope, t)

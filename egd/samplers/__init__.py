@@ -1,0 +1,24 @@
+"""Samplers: plain functions that walk x from noise to data and ask only for a denoiser. One a file, found by name."""
+
+from egd.samplers.ancestral import ancestral
+from egd.samplers.base import check_times, initial_noise
+from egd.samplers.choice import choose
+from egd.samplers.ddim import ddim
+from egd.samplers.dpm_solver_pp_1 import dpm_solver_pp_1
+from egd.samplers.dpm_solver_pp_2m import dpm_solver_pp_2m
+from egd.samplers.dpm_solver_pp_3m import dpm_solver_pp_3m
+from egd.samplers.euler import euler
+from egd.samplers.heun import heun
+
+__all__ = [
+    "ancestral",
+    "check_times",
+    "choose",
+    "ddim",
+    "dpm_solver_pp_1",
+    "dpm_solver_pp_2m",
+    "dpm_solver_pp_3m",
+    "euler",
+    "heun",
+    "initial_noise",
+]

@@ -1,0 +1,28 @@
+"""DDPM's ancestral sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from egd.samplers.ddim import ddim
+from egd.types import Context, Denoiser, Schedule
+
+__all__ = ["ancestral"]
+
+
+def ancestral(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    c: Context = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws x_s from q(x_s | x_t, x_0 = D(x_t, t)), DDPM (arXiv:2006.11239) Eq. 6 and 7, for any alpha and sigma.
+
+    The same as DDIM with eta = 1 (arXiv:2010.02502 section 4.1), and so computed. Its samples tend to q_0 as the steps get
+    finer; few steps suit it less than a deterministic sampler. Arguments, result and errors as ``ddim``.
+    """
+    return ddim(denoiser, schedule, x, times, c, eta=1.0, generator=generator)

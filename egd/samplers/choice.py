@@ -1,0 +1,30 @@
+"""A sampler by its name or file, as a recipe gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from egd.catalogue import SAMPLERS
+from egd.components import Spec, bind, parameters
+from egd.errors import UserError, nearest
+from egd.types import Sampler
+
+ARGUMENTS = {"denoiser", "schedule", "x", "times", "c", "generator"}
+"""What a sampler is called with; its other parameters are settings."""
+
+
+def choose(spec: Spec, key: str, *, others: Iterable[str] = ()) -> Sampler:
+    """The sampler of that short name or ``path.py:function``, with its settings.
+
+    Raises UserError (naming ``key``) where there is none, for a function that cannot be called as a ``Sampler``, and for a
+    setting that it does not have; ``others`` are the keys of the same section, to suggest for a misspelt one.
+    """
+    known = set(parameters(SAMPLERS.find(spec.name, key)))
+    if missing := ARGUMENTS - known:
+        raise UserError(f"'{spec.name}' is no sampler: it takes no {', '.join(sorted(missing))}", key=key)
+    for name in spec.settings:
+        if name not in known - ARGUMENTS:
+            options = {*others, *(known - ARGUMENTS)}
+            raise UserError(f"'{spec.name}' has no setting '{name}'; {nearest(name, options)}", key=f"{key}.{name}")
+    chosen: Sampler = bind(SAMPLERS, spec, ARGUMENTS, key)
+    return chosen

@@ -1,0 +1,58 @@
+"""DPM-Solver++ of third order, multistep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from egd.samplers.base import check_times, levels, shrink
+from egd.types import Context, Denoiser, Schedule
+
+__all__ = ["dpm_solver_pp_3m"]
+
+
+@torch.no_grad()
+def dpm_solver_pp_3m(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    c: Context = None,
+    *,
+    curvature: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """DPM-Solver++(3M): the integral of arXiv:2211.01095 Eq. 8 with x_0 quadratic in lambda through the last three calls.
+
+    ``curvature`` = 1 is that integral, of third order. The default 0.5 counts the second difference by half, as the authors'
+    code and ``diffusers`` do: that is of second order, with smaller errors than 2M. One denoiser call a step, deterministic
+    given x; the first two steps, and one to sigma = 0, are of lower order. x (B, ...) is noise at times[0]; ``times``
+    (N + 1,) decreases. Returns (B, ...). Raises ValueError for times that do not decrease.
+    """
+    check_times(times)
+    times = times.to(x.device)
+    alpha, sigma, lam = levels(schedule, times)
+    past: list[Tensor] = []
+    for i, t in enumerate(times[:-1]):
+        past = [denoiser(x, t.expand(len(x)), c), *past[:2]]
+        x = shrink(x, past[0], alpha, sigma, i)
+        if len(past) > 1 and sigma[i + 1] > 0:
+            x = x + alpha[i + 1] * _correction(past, lam[max(0, i - 2) : i + 2].flip(0), curvature)
+    return x
+
+
+def _correction(past: list[Tensor], lam: Tensor, curvature: float) -> Tensor:
+    """What the slope and curvature of x_0 in lambda add to a step; ``past`` newest first, ``lam`` the step's end before them.
+
+    int_0^h e^(s - h) [D1 s/h + D2 (s/h) (s/h + r0)] ds for differences D1, D2 in units of the step h.
+    """
+    h = lam[0] - lam[1]
+    r0 = (lam[1] - lam[2]) / h
+    slope = (past[0] - past[1]) / r0
+    first = 1 + torch.expm1(-h) / h
+    if len(past) < 3:
+        return 0.5 * -torch.expm1(-h) * slope  # as 2M has it
+    r1 = (lam[2] - lam[3]) / h
+    bend = (slope - (past[1] - past[2]) / r1) / (r0 + r1)
+    second = 1 - 2 * first / h
+    return first * slope + (curvature * second + r0 * first) * bend

@@ -1,0 +1,62 @@
+"""Times at which a sampler calls its denoiser."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from egd.types import Schedule
+
+Spacing = Literal["time", "log_snr", "karras"]
+RHO = 7.0
+"""Karras' spacing is uniform in (sigma/alpha)^(1/RHO): arXiv:2206.00364, Eq. 5."""
+
+
+def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
+    """lambda_t = log(alpha_t / sigma_t): (B,) -> (B,)"""
+    return (schedule.alpha(t) / schedule.sigma(t)).log()
+
+
+def first_time(schedule: Schedule) -> float:
+    """1, or where alpha_1 = 0 a time slightly below: that of alpha/sigma = 0.005 (0.995 if it cannot be told)."""
+    if schedule.alpha(torch.tensor(1.0)) > 1e-6:
+        return 1.0
+    inverse = getattr(schedule, "time", None)
+    return 0.995 if inverse is None else float(inverse(torch.tensor(5e-3).log()))
+
+
+def time_grid(
+    schedule: Schedule, steps: int, *, start: float | None = None, end: float = 1e-3, spacing: Spacing = "time"
+) -> Tensor:
+    """``steps + 1`` decreasing times from ``start`` to ``end``, uniform in t (QGPO's choice), in log-SNR, or in
+    (sigma/alpha)^(1/7) (``karras``).
+
+    ``start`` is 1 unless given, or slightly less where alpha_1 = 0, so that x_0 can be had from a noise prediction and the
+    score of a denoiser from it. Raises ValueError unless 1 >= start > end >= 0, or when a spacing other than ``time`` is
+    asked of a schedule without ``time``.
+    """
+    start = first_time(schedule) if start is None else start
+    if not 1.0 >= start > end >= 0.0:
+        raise ValueError(f"need 1 >= start > end >= 0, got start = {start}, end = {end}")
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing is '{spacing}'; use one of {', '.join(get_args(Spacing))}")
+    if spacing == "time":
+        return torch.linspace(start, end, steps + 1)
+    inverse = getattr(schedule, "time", None)
+    if inverse is None or end == 0.0 or not schedule.alpha(torch.tensor(start)) > 1e-6:
+        raise ValueError(
+            f"{spacing} spacing needs {type(schedule).__name__}.time(lam), end > 0 and alpha(start) > 0; use spacing='time'"
+        )
+    times: Tensor = inverse(_levels(log_snr(schedule, torch.tensor([start, end])), steps, spacing))
+    times[0], times[-1] = start, end
+    return times
+
+
+def _levels(lam: Tensor, steps: int, spacing: Spacing) -> Tensor:
+    """``steps + 1`` log-SNRs from lam[0] to lam[1]."""
+    if spacing == "log_snr":
+        return torch.linspace(float(lam[0]), float(lam[1]), steps + 1)
+    roots = torch.exp(-lam / RHO)
+    return -RHO * torch.linspace(float(roots[0]), float(roots[1]), steps + 1).log()

@@ -1,0 +1,115 @@
+"""Guided samples of every estimator and beta against exact samples of the target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.experiments import Row
+from egd.metrics import sliced_wasserstein
+from egd.phases import seed_of
+from egd.toy2d.exact import Draws
+from egd.toy2d.model import Toy2dModel
+
+EXACT, UNGUIDED = "exact", "unguided"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``samples[name][beta]`` (n, 2) and ``results[name][beta]`` for the exact samples, the unguided ones and every
+    estimator; ``ess[beta]`` of the exact ones.
+
+    A result has ``w2``, the sliced W2 to the reference (for exact samples: the noise floor), ``energy``, the mean E(x_0),
+    ``finite``, the share of samples that are, and ``seconds`` of sampling. ``w2`` and ``energy`` are None unless all are.
+    """
+
+    samples: Mapping[str, Mapping[float, Tensor]]
+    results: Mapping[str, Mapping[float, dict[str, Any]]]
+    ess: Mapping[float, float]
+
+
+def evaluate(
+    model: Toy2dModel, *, seed: int, omega: float, samples: int | None = None, advance: Callable[[int], None] = lambda n: None
+) -> Evaluation:
+    """Sample with every estimator at every beta, from the same initial noise; ``advance(1)`` after each."""
+    config, n = model.config, samples or model.config.evaluation.samples
+    judge = Judge.of(model, seed)
+    names = (EXACT, UNGUIDED, *config.estimators)
+    drawn: dict[str, dict[float, Tensor]] = {name: {} for name in names}
+    results: dict[str, dict[float, dict[str, Any]]] = {name: {} for name in names}
+    exact_seed = torch.Generator(model.device).manual_seed(seed_of(seed, "exact"))
+    for beta in config.betas:
+        for name in names:
+            started = time.perf_counter()
+            if name == EXACT:
+                x = judge.other.resample(beta, n, exact_seed)
+            else:
+                x = _sample(model, name if name != UNGUIDED and beta else None, beta, n, seed, omega)
+            seconds = time.perf_counter() - started
+            drawn[name][beta], results[name][beta] = x, judge(x, beta) | {"seconds": seconds}
+            advance(1)
+    return Evaluation(drawn, results, {beta: judge.reference.ess(beta) for beta in config.betas})
+
+
+def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int, omega: float) -> Tensor:
+    """Samples (n, 2); nan where an estimator's linear algebra breaks down on the way."""
+    generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
+    try:
+        return model.sample(name, beta, n, generator, omega)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return torch.full((n, 2), torch.nan, device=model.device)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Two independent sets of weighted draws: one to measure against, the other for exact samples to be measured."""
+
+    model: Toy2dModel
+    reference: Draws
+    other: Draws
+    seed: int
+
+    @staticmethod
+    def of(model: Toy2dModel, seed: int) -> Judge:
+        """Fresh draws of the model's data set."""
+        generator = torch.Generator(model.device).manual_seed(seed_of(seed, "draws"))
+        first, second = (Draws.of(model.data, model.config.evaluation.draws, generator) for _ in range(2))
+        return Judge(model, first, second, seed)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, beta: float) -> dict[str, Any]:
+        """The result of samples x (n, 2), without their seconds; always the same reference and projections."""
+        finite = float(x.isfinite().all(1).double().mean())
+        if finite < 1:
+            return {"w2": None, "energy": None, "finite": finite}
+        settings = self.model.config.evaluation
+        generator = torch.Generator(x.device).manual_seed(seed_of(self.seed, f"reference/{beta:g}"))
+        points = self.reference.resample(beta, settings.reference, generator)
+        w2 = sliced_wasserstein(x, points, settings.projections, generator)
+        return {"w2": float(w2), "energy": float(self.model.data.energy(x, None).mean()), "finite": finite}
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """As JSON-able trees: estimator -> beta (a string) -> result."""
+    return {
+        "ess": {f"{beta:g}": ess for beta, ess in evaluation.ess.items()},
+        "results": {n: {f"{b:g}": r for b, r in by_beta.items()} for n, by_beta in evaluation.results.items()},
+    }
+
+
+def rows(task: str, seed: int, summary: Mapping[str, Any]) -> list[Row]:
+    """The results table: a row an estimator; for every beta the sliced W2 and, in brackets, the mean energy."""
+    return [_row(f"{task} ({seed})" if seed else task, name, by_beta) for name, by_beta in summary["results"].items()]
+
+
+def _row(task: str, name: str, by_beta: Mapping[str, Mapping[str, Any]]) -> Row:
+    return {"task": task, "estimator": name, **{f"β={beta}: W2 (E)": _cell(r) for beta, r in by_beta.items()}}
+
+
+def _cell(result: Mapping[str, Any]) -> str:
+    return "diverged" if result["w2"] is None else f"{result['w2']:.3f} ({result['energy']:.2f})"

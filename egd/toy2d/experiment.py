@@ -1,0 +1,63 @@
+"""The 2-D data sets as an experiment of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egd.config import Tree, read_yaml, validate
+from egd.errors import UserError
+from egd.experiments import Job, Options, Row
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.progress import Reporter
+from egd.runs import RunFolder
+from egd.toy2d.config import Toy2dConfig
+from egd.toy2d.data import DATA_SETS, find_data_set
+from egd.toy2d.evaluation import rows, summarise
+from egd.toy2d.job import Toy2dJob, evaluated, train
+from egd.toy2d.model import Toy2dModel, check_components
+
+
+class Toy2d:
+    """The entry point ``toy2d`` of the group ``egd.experiments``."""
+
+    def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
+        """One job for every data set of the recipe, or for those of ``--task``."""
+        return [self._job(recipe, task, over, options) for task, over in listed_tasks(recipe, options).items()]
+
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> Toy2dJob:
+        find_data_set(task, "--task" if options.tasks else "tasks")
+        tree = resolve(recipe, task, over, options)
+        if isinstance(tree.get("estimators"), Mapping):  # one set to null, by --set or a budget, is left out
+            tree["estimators"] = {name: e for name, e in tree["estimators"].items() if e is not None}
+        config = validate(Toy2dConfig, tree, options.source)
+        check_components(config)
+        return Toy2dJob(config, RunFolder(options.out / task / f"seed-{config.seed}"), options.resume)
+
+    def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
+        """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
+        folder = RunFolder(run)
+        config = validate(Toy2dConfig, read_yaml(folder.config), str(folder.config))
+        if folder.read_summary() is None:
+            raise UserError(f"{run} is not complete; finish it with egd run --resume")
+        device = pick_device(settings.get("device") or "auto")
+        config = config.model_copy(update={"device": device})
+        torch.set_num_threads(config.threads)
+        model = Toy2dModel(config, find_data_set(config.task), torch.device(device))
+        train(model, folder, reporter)  # complete: this only loads
+        seed = config.seed if settings.get("seed") is None else settings["seed"]
+        table: list[Row] = []
+        for omega in settings.get("omegas") or [config.omega]:
+            result = evaluated(model, reporter, seed, omega, settings.get("episodes"))
+            table += [{**row, "omega": f"{omega:g}"} for row in rows(config.task, seed, summarise(result))]
+        return table
+
+    def components(self) -> dict[str, dict[str, str]]:
+        """Kind -> name -> the first line of its docstring."""
+        return {"data set": {name: summary_line(s.draw) for name, s in DATA_SETS.items()}}
+
+
+toy2d = Toy2d()

@@ -1,0 +1,98 @@
+"""One run: a data set and a seed, from training to summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from egd.experiments import Row
+from egd.phases import Phase, restored_metrics_size, run_phase
+from egd.progress import Reporter
+from egd.runs import RunFolder
+from egd.toy2d.config import Toy2dConfig
+from egd.toy2d.data import DataSet, find_data_set
+from egd.toy2d.evaluation import UNGUIDED, Evaluation, evaluate, rows, summarise
+from egd.toy2d.figure import samples_figure
+from egd.toy2d.model import Toy2dModel
+
+
+@dataclass(frozen=True)
+class Toy2dJob:
+    """One run and its folder."""
+
+    config: Toy2dConfig
+    folder: RunFolder
+    resume: bool
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.config.task} seed {self.config.seed}"
+
+    @property
+    def data(self) -> DataSet:
+        """The run's data set."""
+        return find_data_set(self.config.task)
+
+    def run(self, reporter: Reporter) -> list[Row]:
+        """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
+        torch.set_num_threads(self.config.threads)
+        self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+        summary = self.folder.read_summary() or self._run(reporter)
+        return rows(self.config.task, self.config.seed, summary)
+
+    def _run(self, reporter: Reporter) -> dict[str, Any]:
+        self.folder.truncate_metrics(restored_metrics_size(self.folder))
+        model = Toy2dModel(self.config, self.data, torch.device(self.config.device))
+        seconds = train(model, self.folder, reporter)
+        started = time.perf_counter()
+        evaluation = evaluated(model, reporter, self.config.seed, self.config.omega)
+        seconds["evaluation"] = time.perf_counter() - started
+        shown = {name: by_beta for name, by_beta in evaluation.samples.items() if name != UNGUIDED}
+        samples_figure(self.data, shown, self.folder.figures / "samples.png")
+        summary = self._summary(evaluation, seconds)
+        self.folder.write_summary(summary)
+        self._warn(evaluation, reporter)
+        return summary
+
+    def _summary(self, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
+        return {
+            "task": self.config.task,
+            "seed": self.config.seed,
+            "device": self.config.device,
+            "versions": {name: version(name) for name in ("egd", "torch")},
+            **summarise(evaluation),
+            "seconds": seconds,
+        }
+
+    def _warn(self, evaluation: Evaluation, reporter: Reporter) -> None:
+        """Exact samples that rest on few draws, and samples that are not numbers, are reported."""
+        for beta, ess in evaluation.ess.items():
+            if ess < self.config.evaluation.samples:
+                text = f"beta {beta:g}: the exact samples are worth {ess:.0f} independent ones only; raise evaluation.draws"
+                reporter.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+        for name, by_beta in evaluation.results.items():
+            if bad := [f"{beta:g}" for beta, result in by_beta.items() if result["finite"] < 1]:
+                reporter.console.print(f"[yellow]{name}: samples are not finite at beta {', '.join(bad)}[/]", soft_wrap=True)
+
+
+def train(model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:
+    """All phases, from their checkpoints where there are some; seconds of each."""
+    seconds = {phase.name: _phase(phase, model, folder, reporter) for phase in model.first_phases()}
+    return seconds | {phase.name: _phase(phase, model, folder, reporter) for phase in model.energy_phases()}
+
+
+def _phase(phase: Phase, model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> float:
+    c = model.config
+    every = {"checkpoint_every": c.checkpoint_every, "log_every": c.log_every}
+    return run_phase(phase, folder, reporter, seed=c.seed, device=model.device, **every).seconds
+
+
+def evaluated(model: Toy2dModel, reporter: Reporter, seed: int, omega: float, samples: int | None = None) -> Evaluation:
+    """``evaluate`` with a bar."""
+    with reporter.bar("sampling", (2 + len(model.config.estimators)) * len(model.config.betas)) as bar:
+        return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)

@@ -1,0 +1,173 @@
+"""All trained parts of a 2-D run, and the estimators of E_t made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
+from egd.components import Spec, build, validate
+from egd.denoisers import NetworkDenoiser, at_unit_scale
+from egd.energies.base import prepare
+from egd.errors import UserError, nearest
+from egd.guidance import guide
+from egd.networks import EnergyMLP, NoiseMLP
+from egd.phases import Phase, seed_of
+from egd.posteriors.moments import Moments, calibrate
+from egd.samplers import initial_noise
+from egd.samplers.choice import choose
+from egd.schedules import time_grid
+from egd.toy2d.config import Toy2dConfig
+from egd.toy2d.data import DataSet
+from egd.training import DenoiserLearner, EnergyLearner, Fit, Metrics
+from egd.types import Denoiser, Schedule, TimedEnergy
+from egd.wrappers import Clip
+
+POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
+PARTS = {"energy", "posterior", "support", "beta", *POSTERIOR_PARTS}
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_trained(name: str) -> bool:
+    """Whether an estimator is an objective that trains a network rather than a closed form."""
+    return hasattr(ENERGIES.find(name, "estimators"), "loss") if ":" in name else name in OBJECTIVES.names()
+
+
+def check_components(config: Toy2dConfig) -> None:
+    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+    try:
+        time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
+    except ValueError as error:
+        raise UserError(str(error), key="sampler") from None
+    choose(Spec(config.sampler.name, {}), "sampler.name")
+    validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
+    validate(RULES, config.rule.spec, {"omega"}, "rule")
+    for title, estimator in config.estimators.items():
+        known = {**ENERGIES.names(), **OBJECTIVES.names()}
+        if estimator.name not in known and ":" not in estimator.name:
+            raise UserError(
+                f"no energy is called '{estimator.name}'; {nearest(estimator.name, known)}", key=f"estimators.{title}"
+            )
+        validate(OBJECTIVES if is_trained(estimator.name) else ENERGIES, estimator.spec, PARTS, f"estimators.{title}")
+
+
+class Toy2dModel:
+    """The denoiser of a data set, its posterior, and the intermediate energies of a recipe."""
+
+    def __init__(self, config: Toy2dConfig, data: DataSet, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+        d, s = config.denoiser, config.sampler
+        network = self._fresh("denoiser", lambda: NoiseMLP(2, width=d.width, blocks=d.blocks))
+        self.denoiser_fit = Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+        self.calibration = Calibration(self)
+        self.networks: dict[tuple[str, float], nn.Module] = {}
+        self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
+
+    def _fresh(self, name: str, make: Callable[[], M]) -> M:
+        """A network with initial weights that depend on the run's seed and its own name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
+            return make().to(self.device)
+
+    def denoiser(self) -> Denoiser:
+        """The unguided one."""
+        return self._clipped(NetworkDenoiser(self.denoiser_fit.model, self.schedule, self.config.denoiser.prediction))
+
+    def _clipped(self, denoiser: Denoiser) -> Denoiser:
+        """x_0 within the data's range, in which every E[x_0 | x_t] lies, guided ones too; derivatives pass."""
+        low, high = self.calibration.low, self.calibration.high
+        return Clip(denoiser, low, high, straight_through=True) if self.config.denoiser.clip_x0 else denoiser
+
+    def parts(self, beta: float, generator: torch.Generator) -> dict[str, Any]:
+        """What an energy or a posterior may ask for by name, once calibrated."""
+        basic = {"denoiser": self.denoiser(), "moments": self.calibration.moments, "schedule": self.schedule}
+        return {
+            **basic,
+            "energy": self.data.energy,
+            "posterior": build(POSTERIORS, self.config.posterior.spec, basic, "posterior"),
+            "support": lambda c, k: self.data.sample(k, generator)[0][None],
+            "beta": beta,
+        }
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def first_phases(self) -> list[Phase]:
+        """The denoiser, then its calibration."""
+        d, sample = self.config.denoiser, self.data.sample
+        learner = DenoiserLearner(self.denoiser_fit, self.schedule, sample, batch=d.batch, prediction=d.prediction)
+        return [Phase("denoiser", d.steps, learner), Phase("calibration", 1, self.calibration)]
+
+    def energy_phases(self) -> list[Phase]:
+        """One for every trained estimator and beta > 0; after the calibration, on which objectives may depend."""
+        trained = [(name, e) for name, e in self.config.estimators.items() if is_trained(e.name)]
+        pairs = [(name, e, beta) for name, e in trained for beta in self.config.betas if beta]
+        return [self._energy_phase(name, e.spec, beta) for name, e, beta in pairs]
+
+    def _energy_phase(self, name: str, spec: Any, beta: float) -> Phase:
+        label, e = f"energy_{name}_beta{beta:g}", self.config.energy_network
+        network = self._fresh(label, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
+        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{label}/support"))
+        objective = build(OBJECTIVES, spec, self.parts(beta, own), f"estimators.{name}")
+        fit = Fit(network, lr=e.lr, steps=e.steps, decay=e.decay)
+        self.networks[name, beta] = network
+        return Phase(label, e.steps, EnergyLearner(fit, self.schedule, self.data.sample, objective, batch=e.batch))
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    def timed_energy(self, name: str, beta: float, generator: torch.Generator) -> TimedEnergy:
+        """The estimate of E_t, trained or closed form; ready for one sampling run."""
+        if (name, beta) in self.networks:
+            return at_unit_scale(self.networks[name, beta], self.schedule)
+        parts = self.parts(beta, generator)
+        closed_form: TimedEnergy = build(ENERGIES, self.config.estimators[name].spec, parts, f"estimators.{name}")
+        return prepare(closed_form, None)
+
+    def sample(self, name: str | None, beta: float, n: int, generator: torch.Generator, omega: float = 1.0) -> Tensor:
+        """n samples (n, 2) guided by an estimator; unguided without a name. The same initial noise for one generator state."""
+        noise, denoiser = initial_noise(self.schedule, (n, 2), self.times[0], generator), self.denoiser()
+        if name is not None:
+            rule = build(RULES, self.config.rule.spec, {"omega": omega}, "rule")
+            timed = self.timed_energy(name, beta, generator)
+            denoiser = self._clipped(guide(denoiser, timed, rule, self.schedule))
+        sampler = choose(Spec(self.config.sampler.name, {}), "sampler.name")
+        return sampler(denoiser, self.schedule, noise, self.times, generator=generator)
+
+
+class Calibration:
+    """A pass over the data for the posterior's moments and the range of x_0."""
+
+    def __init__(self, model: Toy2dModel) -> None:
+        self.model = model
+        self.low, self.high = torch.full((2,), -4.5, device=model.device), torch.full((2,), 4.5, device=model.device)
+        self.moments: Moments | None = None
+
+    @torch.no_grad()
+    def update(self, generator: torch.Generator) -> Metrics:
+        """Estimate everything anew."""
+        model, settings = self.model, self.model.config.calibration
+        points, _ = model.data.sample(100_000, generator)
+        self.low, self.high = points.amin(0), points.amax(0)
+        self.moments = calibrate(
+            model.denoiser(),
+            model.schedule,
+            model.data.sample,
+            generator=generator,
+            grid=settings.grid,
+            samples=settings.samples,
+        )
+        return {"data_var": self.moments.data_var}
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        moments = {} if self.moments is None else {f"moments.{k}": v for k, v in self.moments.state().items()}
+        return {**moments, "low": self.low, "high": self.high}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.low, self.high = state["low"], state["high"]
+        self.moments = Moments.load({k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")})

@@ -1,0 +1,96 @@
+"""Denoisers made of denoisers: a bound on x_0, or two contexts in one. They stack, and a sampler never hears of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from egd.tensors import expand, map_context
+from egd.types import Context, Denoiser
+
+__all__ = ["ClassifierFree", "Clip", "DynamicThreshold"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A denoiser whose x_0 stays within [low, high], the data's own range: what clipping of samples amounts to.
+
+    A clamped x_0 has no derivative by x_t, so energies that look through the denoiser (DPS, first order) do not push where
+    x_0 is out of range. With ``straight_through`` they do: values are clamped, derivatives are those of the bare denoiser.
+    """
+
+    denoiser: Denoiser
+    low: float | Tensor
+    high: float | Tensor
+    straight_through: bool = False
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...)"""
+        x0 = self.denoiser(x, t, c)
+        clamped = x0.clamp(min=self.low).clamp(max=self.high)
+        return clamped.detach() + (x0 - x0.detach()) if self.straight_through else clamped
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """clamp(x_0, -s, s) bound / s,  s = max(bound, the quantile of |x_0| over a sample's entries). Imagen (arXiv:2205.11487)
+    section 2.3.
+
+    For data in [-bound, bound] under strong guidance: a sample with many entries out of range is shrunk, where ``Clip``
+    would saturate it. Needs events of many entries, such as images. Raises ValueError unless 0 < quantile <= 1 and bound > 0.
+    """
+
+    denoiser: Denoiser
+    quantile: float = 0.995
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.quantile <= 1 and self.bound > 0):
+            raise ValueError(f"need 0 < quantile <= 1 and bound > 0, got {self.quantile} and {self.bound}")
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...)"""
+        x0 = self.denoiser(x, t, c)
+        s = expand(torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(min=self.bound), x0)
+        return torch.maximum(torch.minimum(x0, s), -s) * (self.bound / s)
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """D_null + scale (D_c - D_null): classifier-free guidance, arXiv:2207.12598 Eq. 6 with scale = 1 + w.
+
+    The same sum in x_0 as in eps or the score, since x_0 is affine in either. At scale 0 the unconditional denoiser, at 1
+    the conditional one; beyond, its samples follow no known density (not q(x_0) q(c | x_0)^scale). ``null`` is the context
+    that the network was trained to take for none: ``None``, or a row (1, ...), or a function from c to it. One call of
+    twice the batch, or two calls where the null context is ``None``.
+    """
+
+    denoiser: Denoiser
+    scale: float | Tensor
+    null: Context | Callable[[Context], Context] = None
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...); ``scale`` is a number or (B,)."""
+        null = self.null(c) if callable(self.null) else self.null
+        with_c, without = self._both(x, t, c, null)
+        scale = expand(self.scale, x) if isinstance(self.scale, Tensor) else self.scale
+        return without + scale * (with_c - without)
+
+    def _both(self, x: Tensor, t: Tensor, c: Context, null: Context) -> tuple[Tensor, Tensor]:
+        if c is None or null is None:
+            return self.denoiser(x, t, c), self.denoiser(x, t, null)
+        null = map_context(lambda v: v.expand(len(x), *v.shape[1:]), null)
+        both = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), _stacked(c, null))
+        return both[: len(x)], both[len(x) :]
+
+
+def _stacked(a: Context, b: Context) -> Context:
+    """Two contexts with the same entries, one below the other: (B, ...), (B, ...) -> (2 B, ...)."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.cat([a, b])
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
+        return {key: torch.cat([a[key], b[key]]) for key in a}
+    raise ValueError("the null context must be of the context's kind: a tensor, or a dict with the same keys")

@@ -1,0 +1,295 @@
+"""The image domain: data, energies against closed forms, and the product, a recipe in and a run folder out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from egd.errors import UserError
+from egd.images.data import ImageSet, digits, folder
+from egd.images.energies import Brightness, ClassProbability, Inpainting
+from egd.images.evaluation import Weighted, make_context
+from egd.images.figure import mosaic
+
+RECIPE = """
+experiment: images
+tasks: {digits: {}}
+steps: 3
+unet: {widths: [8, 8], steps: 6, batch: 8}
+classifier: {width: 4, steps: 6, batch: 8}
+calibration: {samples: 16, grid: 3}
+targets:
+  class: {energy: class_probability, betas: [1, 2]}
+  inpainting: {energy: {name: inpainting, hide: top}}
+estimators:
+  dps: {guidance: dps}
+  support: {guidance: {name: support_samples, samples: 8}, rule: rescaled, clip_x0: false}
+evaluation: {samples: 10, reference: 20, draws: 50, projections: 8}
+checkpoint_every: 3
+log_every: 2
+budgets: {longer: {unet: {steps: 8}}}
+"""
+RUN = Path("digits") / "seed-0"
+
+
+@pytest.fixture(autouse=True)
+def float32(float64: None) -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """run('--set', ...) -> the result of egd run on the recipe."""
+    from typer.testing import CliRunner
+
+    from egd import cli
+
+    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(cli.errors, "width", 200)
+    return lambda *extra: CliRunner().invoke(
+        cli.app, ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", *map(str, extra)]
+    )
+
+
+def summary(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / RUN / "summary.json").read_text())
+    return found
+
+
+def without_seconds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in result.items() if k != "seconds"} for result in results]
+
+
+# -- data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_lie_in_range_and_are_padded_with_black() -> None:
+    small, wide = digits(), digits(16)
+    assert small.images.shape == (1797, 1, 8, 8) and len(small.classes) == 10
+    assert (float(small.images.min()), float(small.images.max())) == (-1, 1)
+    assert torch.equal(wide.images[:, :, 4:12, 4:12], small.images)
+    assert bool((wide.images[:, :, :4] == -1).all())
+    with pytest.raises(UserError, match="would cut them"):
+        digits(4)
+
+
+def test_a_folder_of_images_is_read_with_its_classes(tmp_path: Path) -> None:
+    for name, value in (("dark", 0), ("light", 255)):
+        (tmp_path / name).mkdir()
+        array = np.full((10, 6, 3), value, dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / name / "a.png")
+    found = folder(tmp_path, size=4)
+    assert found.images.shape == (2, 3, 4, 4) and found.classes == ("dark", "light")
+    assert found.images.flatten(1).mean(1).tolist() == [-1, 1] and found.labels is not None
+    assert found.labels.tolist() == [0, 1]
+    assert folder(tmp_path / "dark", size=4, channels=1).images.shape == (1, 1, 4, 4)
+    assert folder(tmp_path / "dark").labels is None
+    (tmp_path / "dark" / "b.png").write_text("not a picture")
+    with pytest.raises(UserError, match="not an image"):
+        folder(tmp_path)
+    with pytest.raises(UserError, match="no images below"):
+        folder(tmp_path / "nowhere")
+
+
+def test_a_split_shares_no_image() -> None:
+    whole = ImageSet(torch.arange(10.0).reshape(10, 1, 1, 1))
+    one, other = whole.split(0.7, torch.Generator().manual_seed(0))
+    assert len(one) == 7 and sorted(torch.cat([one.images, other.images]).flatten().tolist()) == list(range(10))
+
+
+# -- energies ------------------------------------------------------------------------------------------------------------
+
+
+def test_energies_are_minus_log_likelihoods() -> None:
+    x0 = 2 * torch.rand(5, 1, 4, 4) - 1
+    image = torch.rand(5, 1, 4, 4)
+    bright = torch.distributions.Normal(0.4, 0.05)
+    want = bright.log_prob(torch.tensor(0.4)) - bright.log_prob((x0.mean((1, 2, 3)) + 1) / 2)
+    torch.testing.assert_close(Brightness(0.4, 0.05)(x0), want)
+    right = torch.distributions.Normal(image[..., 2:], 0.3)
+    want = (right.log_prob(image[..., 2:]) - right.log_prob(x0[..., 2:])).sum((1, 2, 3))
+    torch.testing.assert_close(Inpainting("left", 0.3)(x0, {"image": image}), want)
+    logits = torch.randn(5, 3)
+    label = torch.tensor([0, 2, 1, 1, 0])
+    want = -logits.softmax(1)[torch.arange(5), label].log()
+    torch.testing.assert_close(ClassProbability(lambda x: logits)(x0, {"label": label}), want)
+    torch.testing.assert_close(ClassProbability(lambda x: logits, label=2)(x0), -logits.log_softmax(1)[:, 2])
+
+
+@pytest.mark.parametrize("hide", ["left", "right", "top", "bottom", "centre", "random"])
+def test_what_is_hidden_is_neither_felt_nor_shown(hide: Any) -> None:
+    energy, image = Inpainting(hide), torch.zeros(2, 1, 8, 8)
+    hidden = energy.known(image)[0, 0] == 0
+    assert 0 < int(hidden.sum()) < 64
+    assert energy((hidden.float()).expand(2, 1, 8, 8), {"image": image}).tolist() == [0, 0]
+    assert torch.equal(energy.shown({"image": image})[0, 0].isnan(), hidden)
+    numbers = energy.measure(0.5 * hidden.float().expand(2, 1, 8, 8), {"image": image}, None)
+    assert numbers == {"known_rmse": 0, "hidden_rmse": 0.5}
+
+
+def test_energies_measure_what_they_want() -> None:
+    x0 = torch.cat([torch.zeros(3, 1, 2, 2), torch.ones(1, 1, 2, 2)])
+    numbers = Brightness().measure(x0, None, None)
+    assert numbers["brightness"] == pytest.approx(0.625) and numbers["std"] == pytest.approx(0.25)
+    judge = lambda x: torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 2]), 3).float()  # noqa: E731
+    assert ClassProbability(judge, label=1).measure(x0, None, judge) == {"accuracy": 0.5}
+    with pytest.raises(ValueError, match="context with 'label'"):
+        ClassProbability(judge)(x0)
+
+
+def test_every_row_is_measured_from_a_test_image_of_the_class_it_wants() -> None:
+    found = digits().rows(torch.arange(100))
+    c = make_context(found, 30)
+    assert c["label"].tolist() == [*range(10)] * 3
+    place = [int((found.images == image).flatten(1).all(1).nonzero()[0]) for image in c["image"]]
+    assert found.labels is not None and torch.equal(found.labels[place], c["label"])
+    assert len(set(place)) == 30
+
+
+def test_weighted_data_are_the_target() -> None:
+    energies = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    data = Weighted(torch.arange(3.0).reshape(3, 1, 1, 1), energies)
+    want = torch.exp(-2 * energies.double())
+    torch.testing.assert_close(data.weights(2.0), want / want.sum(1, keepdim=True))
+    drawn = data.resample(2.0, 20_000, seed=0).reshape(2, -1)
+    mean = (data.weights(2.0) @ torch.arange(3.0, dtype=torch.float64)).float()
+    torch.testing.assert_close(drawn.mean(1), mean, atol=0.02, rtol=0)
+    assert data.ess(0.0) == pytest.approx(3.0)
+
+
+def test_a_mosaic_keeps_every_image_in_its_place() -> None:
+    images = torch.rand(5, 1, 3, 3)
+    whole = mosaic(images, 3)
+    assert whole.shape == (1, 7, 11)
+    assert torch.equal(whole[:, 4:7, 4:7], images[4]) and bool((whole[:, 4:, 8:] == 1).all())
+
+
+# -- the product ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_figure_table_pipeline_and_summary(run: Callable[..., Any], tmp_path: Path) -> None:
+    result = run()
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    found = summary(out)
+    assert [(r["target"], r["beta"], r["estimator"]) for r in found["results"]] == [
+        (target, beta, estimator)
+        for target, beta in (("class", 1), ("class", 2), ("inpainting", 1))
+        for estimator in ("data, weighted", "unguided", "dps", "support")
+    ]
+    assert all(math.isfinite(r["energy"]) for r in found["results"] if "energy" in r)
+    assert {"known_rmse", "hidden_rmse"} <= set(found["results"][-1]) and "accuracy" in found["results"][1]
+    assert set(found["test_accuracy"]) == {"classifier", "judge"}
+    with Image.open(out / RUN / "figures" / "samples.png") as picture:
+        assert picture.width > picture.height > 100
+    for text in ("digits class, beta 2", "known rmse", "support"):
+        assert text in result.output
+    import egd
+
+    pipe = egd.EnergyGuidedPipeline.from_pretrained(out / RUN / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert run().exit_code == 0
+    whole = summary(tmp_path / "out")
+    metrics = (tmp_path / "out" / RUN / "metrics.jsonl").read_text()
+    again = run()
+    assert again.exit_code == 2 and "--resume" in again.output
+    (tmp_path / "out" / RUN / "summary.json").unlink()
+    for phase in ("calibration", "judge"):
+        (tmp_path / "out" / RUN / "checkpoints" / f"{phase}.safetensors").unlink()
+    assert run("--resume").exit_code == 0
+    assert without_seconds(summary(tmp_path / "out")["results"]) == without_seconds(whole["results"])
+    assert (tmp_path / "out" / RUN / "metrics.jsonl").read_text() == metrics
+    assert "known rmse" in run("--resume").output
+
+
+def test_seed_set_and_budget_decide_the_run(run: Callable[..., Any], tmp_path: Path) -> None:
+    result = run("--seed", 3, "--set", "targets.inpainting=null", "--set", "targets.class.betas=[1]", "--budget", "longer")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out" / "digits" / "seed-3"
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["unet"]["steps"] == 8 and set(config["targets"]) == {"class"}
+
+
+def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> None:
+    from egd.experiments import load
+    from egd.progress import Reporter
+
+    assert run("--set", "targets.class=null").exit_code == 0
+    experiment = load("images", "test")
+    settings = {"omegas": [0.0, 1.0], "episodes": 4, "device": "cpu"}
+    table = experiment.evaluate(tmp_path / "out" / RUN, settings, Reporter())
+    assert [row["omega"] for row in table] == ["0"] * 4 + ["1"] * 4
+    assert table[1]["result"] == table[5]["result"]  # unguided
+    assert table[2]["result"] != table[6]["result"]
+    assert {"energy of images", "set of images"} <= set(experiment.components())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("estimators.dps.guidance=dsp", "did you mean 'dps'"),
+        ("estimators.dps.rule={name: additive, omga: 1}", "has no setting 'omga'"),
+        ("targets.class.energy.label=11", "label 11 is not one of 0 to 9"),
+        ("targets.class.energy=class_probabilty", "did you mean 'class_probability'"),
+        ("scheduler.name=DDPMSchedulr", "did you mean 'DDPMScheduler'"),
+        ("data={name: folder, path: /nowhere}", "no images below"),
+        ("data.name=digit", "did you mean 'digits'"),
+        ("unet.widths=[8, 8, 8, 8, 8]", "8 pixels cannot be"),
+        ("unet.widths=[9]", "multiple of 8"),
+        ("unet.step=3", "did you mean 'steps'"),
+    ],
+)
+def test_mistakes_are_named(run: Callable[..., Any], setting: str, message: str) -> None:
+    result = run("--set", setting)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+
+
+def test_images_without_classes_can_be_guided_but_not_by_a_class(run: Callable[..., Any], tmp_path: Path) -> None:
+    for i in range(20):
+        value = np.full((8, 8), 10 * i, dtype=np.uint8)
+        Image.fromarray(value).save(tmp_path / f"{i}.png")
+    data = f"data={{name: folder, path: {tmp_path}, size: 8, channels: 1}}"
+    result = run("--set", data)
+    assert result.exit_code == 2 and "these images have no classes" in result.output
+    result = run("--set", data, "--set", "targets.class=null", "--out", tmp_path / "other")
+    assert result.exit_code == 0, result.output
+
+
+def test_an_unknown_task_is_refused(run: Callable[..., Any]) -> None:
+    result = run("--task", "faces")
+    assert result.exit_code == 2 and "no task 'faces'; known: digits" in result.output
+
+
+def test_support_samples_are_the_training_images(tmp_path: Path) -> None:
+    from egd.config import validate
+    from egd.images.config import ImagesConfig
+    from egd.images.job import load_model
+
+    tree = {k: v for k, v in yaml.safe_load(RECIPE).items() if k not in ("tasks", "budgets")} | {"task": "digits"}
+    model = load_model(validate(ImagesConfig, tree, "test"))
+    drawn: Tensor = model.support(torch.Generator().manual_seed(0))({"label": torch.zeros(3)}, 5)
+    assert drawn.shape == (3, 5, 1, 8, 8) and torch.equal(drawn[0], drawn[2])
+    assert all(bool((model.train.images == image).flatten(1).all(1).any()) for image in drawn[0])
+    assert not any(bool((model.test.images == image).flatten(1).all(1).any()) for image in drawn[0])
