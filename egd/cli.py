@@ -102,9 +102,10 @@ def run(
             settings=settings or (),
             source=str(recipe),
         )
-        jobs = experiments.load(tree.get("experiment"), str(recipe)).plan(tree, options)
+        experiment = experiments.load(tree.get("experiment"), str(recipe))
+        jobs = experiment.plan(tree, options)
     rows, failed, crashed = _run_all(jobs, Reporter(console))
-    show(rows, "Results: normalised scores; the return itself where a task has no reference score")
+    show(rows, f"Results: {experiment.caption}")
     console.print(f"Runs are in {options.out}/", highlight=False, soft_wrap=True)
     if failed or crashed:
         names = [*failed, *crashed]

@@ -48,6 +48,11 @@ class Job(Protocol):
 class Experiment(Protocol):
     """A domain: from a recipe to jobs, and from a finished run to fresh evaluations."""
 
+    @property
+    def caption(self) -> str:
+        """What the numbers of its results table are."""
+        ...
+
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """The jobs of a recipe. UserError naming the key for whatever is wrong with it."""
         ...

@@ -65,16 +65,31 @@ def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, 
 
     All K directions go through f as one batch of K * B rows; rows must be independent.
     """
-    k, n = len(v), len(x)
-    tangent = v[:, None].expand(k, n, -1).reshape(k * n, *x.shape[1:])
+    points, times, context, directions = _tiled(x, t, c, v)
+    _, out = torch.func.jvp(lambda p: f(p, times, context), (points,), (directions,))  # type: ignore[misc]
+    columns: Tensor = out
+    return columns.reshape(len(v), len(x), -1)
 
-    def tiled(a: Tensor) -> Tensor:
+
+def jacobian_rows(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:
+    """v_k^T (df/dx) in reverse mode, as ``jacobian_columns``; differentiable where gradients are on."""
+    points, times, context, directions = _tiled(x, t, c, v)
+    onward = torch.is_grad_enabled()
+    with torch.enable_grad():
+        points = points if points.requires_grad else points.detach().requires_grad_()
+        (rows,) = torch.autograd.grad(f(points, times, context), points, directions, create_graph=onward)
+    return rows.reshape(len(v), len(x), -1)
+
+
+def _tiled(x: Tensor, t: Tensor, c: Context, v: Tensor) -> tuple[Tensor, Tensor, Context, Tensor]:
+    """K copies of a batch of B rows one below the other, each with its own direction of v (K, d) for all its rows."""
+    k, n = len(v), len(x)
+
+    def copies(a: Tensor) -> Tensor:
         return a.repeat(k, *[1] * (a.ndim - 1))
 
-    times, context = tiled(t), map_context(tiled, c)
-    _, out = torch.func.jvp(lambda p: f(p, times, context), (tiled(x),), (tangent,))  # type: ignore[misc]
-    columns: Tensor = out
-    return columns.reshape(k, n, -1)
+    directions = v[:, None].expand(k, n, -1).reshape(k * n, *x.shape[1:])
+    return copies(x), copies(t), map_context(copies, c), directions
 
 
 def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:

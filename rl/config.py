@@ -82,6 +82,9 @@ class EnergyNetworkConfig(Strict):
     decay: bool = True
 
 
+Selection = Literal["best", "softmax", "smc"]
+
+
 class GuidanceConfig(Strict):
     """From critic to guided actions."""
 
@@ -101,7 +104,10 @@ class GuidanceConfig(Strict):
     energy_scale: Literal["raw", "advantage_std"] = "raw"
     """E = V - Q in the critic's units, or divided by the data's spread of Q - V so that beta means the same on every task."""
     candidates: PositiveInt = 1
-    """Draw that many actions for every state and take the one of lowest energy."""
+    """Draw that many actions for every state and keep one."""
+    selection: Selection = "best"
+    """Of the candidates: that of lowest energy; by softmax(-beta E); or by sequential Monte Carlo along the sampler, which
+    corrects whatever the intermediate energy gets wrong."""
 
 
 class SamplerConfig(Strict):

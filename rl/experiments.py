@@ -29,6 +29,8 @@ from rl.tasks import find_task
 class OfflineRL:
     """The entry point ``offline_rl`` of the group ``egd.experiments``."""
 
+    caption = "normalised scores; the return itself where a task has no reference score"
+
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every task of the recipe, or for those of ``--task``."""
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from egd.energies.base import prepare
 from egd.guidance import guide
+from egd.particles import smc
 from egd.samplers import dpm_solver_pp_2m, initial_noise
-from egd.selection import best_of
+from egd.selection import best_of, softmax_resample
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Schedule, TimedEnergy
 from egd.types import Sampler as Walk
+from rl.config import Selection
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,28 @@ class BehaviourSupport:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How one of ``candidates`` is kept: the best by ``energy``, one drawn by softmax(-beta energy), or one of as many
+    particles of a sequential Monte Carlo run, ``variance`` being that of x_0 over t."""
+
+    energy: Energy
+    beta: float
+    candidates: int
+    selection: Selection
+    variance: Callable[[Tensor], Tensor]
+
+    def of(self, actions: Tensor, state: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, K, A), (N, S) -> (N, A)"""
+        if self.selection == "best":
+            return best_of(actions, self.energy, state)
+        return softmax_resample(actions, self.energy, self.beta, 1, c=state, generator=generator)[:, 0]
+
+
+@dataclass(frozen=True)
 class GuidedPolicy:
     """Actions by guided sampling; without an energy, the behaviour policy.
 
-    ``rule`` must hold its guidance scale; ``low`` and ``high`` (A,) bound the samples when ``clip``.
+    ``rule`` must hold its guidance scale, one for each of N K rows if it is a tensor; ``bounds`` (A,) are those of samples.
     """
 
     sampler: Sampler
@@ -57,19 +78,41 @@ class GuidedPolicy:
     generator: torch.Generator
     timed_energy: TimedEnergy | None = None
     rule: GuidanceRule | None = None
-    energy: Energy | None = None
-    candidates: int = 1
+    choice: Choice | None = None
     bounds: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, state: Tensor) -> Tensor:
         """(N, S) standardised -> (N, A)"""
-        states = state.repeat_interleave(self.candidates, 0)
-        actions = self.sampler.draw(self._denoiser(states), states, len(states), self.generator)
-        if self.bounds is not None:
-            actions = actions.clamp(*self.bounds)
-        if self.candidates == 1 or self.energy is None:
-            return actions
-        return best_of(actions.reshape(len(state), self.candidates, -1), self.energy, state)
+        choice = self.choice if self.choice is not None and self.choice.candidates > 1 else None
+        if choice is not None and choice.selection == "smc":
+            return self._bounded(self._particles(state, choice))
+        k = 1 if choice is None else choice.candidates
+        states = state.repeat_interleave(k, 0)
+        actions = self._bounded(self.sampler.draw(self._denoiser(states), states, len(states), self.generator))
+        return actions if choice is None else choice.of(actions.reshape(len(state), k, -1), state, self.generator)
+
+    def _particles(self, state: Tensor, choice: Choice) -> Tensor:
+        """One draw of the weighted particles of every state, (N, A)."""
+        s = self.sampler
+        noise = initial_noise(s.schedule, (len(state), choice.candidates, s.dim), s.times[0], self.generator)
+        timed = self.timed_energy or (lambda x, t, c: 0 * x.sum(1))  # unguided: the weights come at the end
+        particles = smc(
+            self.denoiser,
+            s.schedule,
+            noise,
+            s.times,
+            state,
+            energy=choice.energy,
+            beta=choice.beta,
+            timed_energy=timed,
+            rule=self.rule,
+            variance=choice.variance,
+            generator=self.generator,
+        )
+        return particles.draw(1, generator=self.generator)[:, 0]
+
+    def _bounded(self, actions: Tensor) -> Tensor:
+        return actions if self.bounds is None else actions.clamp(*self.bounds)
 
     def _denoiser(self, states: Tensor) -> Denoiser:
         if self.timed_energy is None or self.rule is None:
@@ -77,5 +120,4 @@ class GuidedPolicy:
         guided = guide(self.denoiser, prepare(self.timed_energy, states), self.rule, self.sampler.schedule)
         if self.bounds is None:
             return guided
-        low, high = self.bounds
-        return lambda x, t, c: guided(x, t, c).clamp(low, high)
+        return lambda x, t, c: self._bounded(guided(x, t, c))

@@ -42,8 +42,8 @@ class Settings:
     """States x_t ~ q_t at each time, where gradients are compared."""
     times: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     projections: int = 200
-    denoiser_steps: int = 6000
-    energy: Training = field(default_factory=lambda: Training(3000))
+    denoiser_steps: int = 5000
+    energy: Training = field(default_factory=lambda: Training(2000))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Problem:
             *where,
             sum(errors) / len(errors),
             sum(cosines) / len(cosines),
-            finite(self._distance(samples, self.targets[0])),
+            finite(sum(self._distance(samples, target) for target in self.targets) / len(self.targets)),
             self._floor,
             finite(self._mean_energy(samples)),
             self._mean_energy(torch.cat(self.targets)),
@@ -221,7 +221,7 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
         network = NoiseMLP(case.dim, width=128, blocks=4)
     fit = Fit(network, lr=1e-3, steps=settings.denoiser_steps, decay=True, ema=0.99)
     sample = lambda n, g: (case.mixture.sample(n, g).float(), None)  # noqa: E731
-    learner = DenoiserLearner(fit, schedule, sample, batch=512, prediction="v_prediction")
+    learner = DenoiserLearner(fit, schedule, sample, batch=256, prediction="v_prediction")
     generator = _generator(settings.seed)
     for _ in range(settings.denoiser_steps):
         learner.update(generator)

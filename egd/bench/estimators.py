@@ -21,7 +21,6 @@ TWEEDIE = {"name": "tweedie", "covariance": "full"}
 CLOSED_FORMS: dict[str, Any] = {
     "dps": "dps",
     "first_order, posterior1": {"name": "first_order", "posterior": "posterior1"},
-    "first_order, tweedie": {"name": "first_order", "posterior": TWEEDIE},
     "second_order, residual": {"name": "second_order", "posterior": "residual"},
     "second_order, tweedie": {"name": "second_order", "posterior": TWEEDIE},
     "sigma_points, tweedie": {"name": "sigma_points", "posterior": TWEEDIE},
@@ -37,7 +36,6 @@ TRAINED: dict[str, Any] = {
     "exp-MSE": "exp_mse",
     "CEP": "cep",
     "CEP, batch labels": {"name": "cep", "labels": "batch"},
-    "analytic on support": {"name": "analytic", "target": {"name": "support_samples", "samples": 512}},
 }
 """Objectives; each trains a network of its own."""
 
@@ -47,7 +45,7 @@ class Training:
     """Equal for all networks of the benchmark."""
 
     steps: int
-    batch: int = 512
+    batch: int = 256
     width: int = 128
     layers: int = 3
     lr: float = 1e-3

@@ -23,6 +23,8 @@ from egd.runs import RunFolder
 class Images:
     """The entry point ``images`` of the group ``egd.experiments``. A task is a name for a set of images and its settings."""
 
+    caption = "what the energy is about, and the sliced W2 to reweighted data where there is enough of it"
+
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every task of the recipe, or for those of ``--task``."""
         known = listed_tasks(recipe, Options(out=options.out, source=options.source))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.posteriors.base import DiagonalGaussian, FullGaussian, IsotropicGaussian
-from egd.tensors import jacobian_columns
+from egd.tensors import jacobian_columns, jacobian_rows
 from egd.types import Context, Denoiser, Gaussian, Schedule
 
 __all__ = ["Tweedie"]
@@ -20,10 +20,11 @@ class Tweedie:
     """N(D, (sigma^2/alpha) dD/dx_t): the second-order Tweedie formula (arXiv:2206.06340 Eq. 7), exact for an exact denoiser.
 
     ``covariance``: ``full``, its ``diagonal``, or its ``trace`` over d (isotropic). The Jacobian is taken in forward mode,
-    one column a dimension; above ``probe_above`` dimensions the diagonal and the trace are averages over ``probes``
-    random signs (Hutchinson), and ``full`` is a ValueError. Negative variances, which an exact denoiser has not, are
-    raised to zero. ``detach`` leaves the covariance out of the gradient of the energy: cheaper, and no longer exact. Where
-    alpha_t = 0 the formula is 0 / 0, and the covariance is that of t = 0.999.
+    one column a dimension, or with ``reverse`` in reverse mode, for networks with parts that have no forward derivative
+    (fused attention): an exact denoiser's is symmetric. Above ``probe_above`` dimensions the diagonal and the trace are
+    averages over ``probes`` random signs (Hutchinson), and ``full`` is a ValueError. Negative variances, which an exact
+    denoiser has not, are raised to zero. ``detach`` leaves the covariance out of the gradient of the energy: cheaper, and
+    no longer exact. Where alpha_t = 0 the formula is 0 / 0, and the covariance is that of t = 0.999.
     """
 
     denoiser: Denoiser
@@ -33,6 +34,7 @@ class Tweedie:
     probes: int = 8
     seed: int = 0
     detach: bool = False
+    reverse: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Gaussian:
         """(B, ...), (B,), c -> mean (B, ...) and covariance of every row."""
@@ -46,7 +48,8 @@ class Tweedie:
     def _columns(self, x: Tensor, t: Tensor, c: Context, directions: Tensor) -> Tensor:
         """(sigma^2/alpha) dD/dx v for every direction v: (K, d) -> (K, B, d)"""
         t = torch.where(self.schedule.alpha(t) > 0, t, 0.999)
-        jacobian = jacobian_columns(self.denoiser, x, t, c, directions)
+        product = jacobian_rows if self.reverse else jacobian_columns
+        jacobian = product(self.denoiser, x, t, c, directions)
         gain = self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)
         return gain[None, :, None] * jacobian
 

@@ -24,6 +24,8 @@ from egd.toy2d.model import Toy2dModel, check_components
 class Toy2d:
     """The entry point ``toy2d`` of the group ``egd.experiments``."""
 
+    caption = "sliced W2 to exact samples, and the mean energy"
+
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every data set of the recipe, or for those of ``--task``."""
         return [self._job(recipe, task, over, options) for task, over in listed_tasks(recipe, options).items()]

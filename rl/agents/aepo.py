@@ -20,7 +20,7 @@ from egd.denoisers import NetworkDenoiser, at_unit_scale
 from egd.errors import UserError, nearest
 from egd.networks import EnergyMLP, NoiseMLP
 from egd.phases import Phase, seed_of
-from egd.posteriors import Moments, calibrate
+from egd.posteriors import Moments, calibrate, residual
 from egd.schedules import time_grid
 from egd.training import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics
 from egd.types import Context, Denoiser, Energy, Schedule, TimedEnergy
@@ -28,7 +28,7 @@ from egd.wrappers import Clip
 from rl.config import GuidanceConfig, RunConfig
 from rl.critics import IQL, CriticLearner
 from rl.data import OfflineData
-from rl.policies import BehaviourSupport, GuidedPolicy, Sampler
+from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Sampler
 
 POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
 ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
@@ -154,11 +154,13 @@ class AEPO:
         timed, energy = self.timed_energy(name, generator), self.energy(guidance.energy_scale)
         scales = torch.tensor(omegas, device=self.device)
         k = guidance.candidates
+        moments = self.calibration.moments[guidance.clip_x0]
+        choice = Choice(energy, guidance.beta, k, guidance.selection, residual(denoiser, moments).variance)
 
         def act(states: Tensor, which: Tensor) -> Tensor:
             rule = build(RULES, guidance.rule.spec, {"omega": scales[which].repeat_interleave(k)}, f"{name}.rule")
             energies = (timed, rule) if max(omegas) > 0 else (None, None)
-            return GuidedPolicy(self.sampler, denoiser, generator, energies[0], energies[1], energy, k, bounds)(states)
+            return GuidedPolicy(self.sampler, denoiser, generator, energies[0], energies[1], choice, bounds)(states)
 
         return act
 

@@ -9,11 +9,21 @@ from torch import Tensor
 
 from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.mixtures import GaussianMixture
-from egd.posteriors import IsotropicGaussian, MomentPosterior, Moments, calibrate
+from egd.posteriors import (
+    DiagonalGaussian,
+    FullGaussian,
+    IsotropicGaussian,
+    MomentPosterior,
+    Moments,
+    calibrate,
+    posterior1,
+    posterior2,
+    residual,
+)
 from egd.posteriors.base import cholesky
 from egd.posteriors.moments import KINDS
-from egd.schedules import VPLinear
-from egd.types import Schedule
+from egd.schedules import FlowMatching, VPLinear
+from egd.types import Gaussian, Schedule
 
 RUNS = 16
 GRID = 6
@@ -23,6 +33,8 @@ def calibrated(m: GaussianMixture, schedule: Schedule, seed: int, bias: float = 
     """Of the mixture's exact denoiser, with its eps scaled by ``bias``."""
 
     def denoiser(x: Tensor, t: Tensor, c: None) -> Tensor:
+        if bias == 1.0:
+            return m.denoise(schedule, x, t)
         alpha = schedule.alpha(t)[:, None]
         return (x - bias * (x - alpha * m.denoise(schedule, x, t))) / alpha
 
@@ -39,30 +51,61 @@ def calibrated(m: GaussianMixture, schedule: Schedule, seed: int, bias: float = 
     )
 
 
-def exact_variance(m: GaussianMixture, schedule: Schedule, t: Tensor, lattice: Callable) -> Tensor:
-    """E over x_t of trace Cov(x_0 | x_t) / d at one time t, by quadrature over x_t."""
+def over_x(m: GaussianMixture, schedule: Schedule, t: Tensor, lattice: Callable) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes x_t (N, d), the same time for each (N,), and q_t(x_t) dx (N,): averages over x_t by quadrature."""
     x, cell = lattice(m.means.shape[1], 11.0, 161)
     times = t.expand(len(x))
+    density = m.log_prob(x, schedule.alpha(times), schedule.sigma(times)).exp() * cell
+    assert float(density.sum()) == pytest.approx(1, abs=1e-6)
+    return x, times, density
+
+
+def exact_covariance(m: GaussianMixture, schedule: Schedule, t: Tensor, lattice: Callable) -> Tensor:
+    """E over x_t of Cov(x_0 | x_t) at one time t: (d, d)"""
+    x, times, density = over_x(m, schedule, t, lattice)
     log_w, mean, cov = m.posterior(schedule, x, times)
     w = log_w.exp()
     spread = mean - (w[..., None] * mean).sum(1, keepdim=True)
-    trace = (w * (cov.diagonal(dim1=-2, dim2=-1).sum(-1) + spread.square().sum(-1))).sum(1)
-    density = m.log_prob(x, schedule.alpha(times), schedule.sigma(times)).exp() * cell
-    assert float(density.sum()) == pytest.approx(1, abs=1e-6)
-    return (density * trace).sum() / x.shape[1]
+    return torch.einsum("b,bk,bkij->ij", density, w, cov + spread[..., :, None] * spread[..., None, :])
 
 
-def test_the_three_variances_of_an_exact_denoiser_are_the_average_posterior_variance(
+def test_the_three_covariances_of_an_exact_denoiser_are_the_average_posterior_covariance(
     mixture: GaussianMixture, schedule: Schedule, lattice: Callable
 ) -> None:
     runs = [calibrated(mixture, schedule, seed) for seed in range(RUNS)]
-    exact = torch.stack([exact_variance(mixture, schedule, t, lattice) for t in runs[0].t])
+    exact = torch.stack([exact_covariance(mixture, schedule, t.double(), lattice) for t in runs[0].t])
+    trace = exact.diagonal(dim1=1, dim2=2).mean(1)
     for kind in KINDS:
-        values = torch.stack([run.raw[kind].double() for run in runs])
-        error = (values.mean(0) - exact) / (values.std(0) / RUNS**0.5)
-        assert error.abs().max() < 5, kind
-    residual = torch.stack([run.raw["residual"] for run in runs]).mean(0).double()
-    torch.testing.assert_close(residual, exact, rtol=0.03, atol=0)
+        for values, want in (
+            (torch.stack([run.raw[kind].double() for run in runs]), trace),
+            (torch.stack([run.matrices[kind].double() for run in runs]), exact),
+        ):
+            error = (values.mean(0) - want) / (values.std(0) / RUNS**0.5)
+            assert error.abs().max() < 5, kind
+    average = torch.stack([run.matrices["residual"] for run in runs]).mean(0).double()
+    torch.testing.assert_close(average, exact, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(average.diagonal(dim1=1, dim2=2).mean(1), trace, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.4, 0.7])
+def test_the_three_full_forms_are_one_covariance_for_an_exact_denoiser(
+    mixture: GaussianMixture, schedule: Schedule, lattice: Callable, t: float
+) -> None:
+    """AEPO Eq. 21 and 41, their expectations over x_t taken by quadrature: no draws, hence many digits."""
+    time = torch.tensor(t)
+    x, times, density = over_x(mixture, schedule, time, lattice)
+    alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+    mu = mixture.denoise(schedule, x, times)
+    eps = (x - alpha * mu) / sigma
+    w = mixture.log_weights.exp()
+    mean = w @ mixture.means
+    offset = mixture.means - mean
+    data = torch.einsum("k,kij->ij", w, mixture.covs + offset[:, :, None] * offset[:, None])
+    first = (sigma / alpha) ** 2 * (torch.eye(2) - torch.einsum("b,bi,bj->ij", density, eps, eps))
+    second = data - torch.einsum("b,bi,bj->ij", density, mu - mean, mu - mean)
+    want = exact_covariance(mixture, schedule, time, lattice)
+    torch.testing.assert_close(first, want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(second, want, rtol=1e-5, atol=1e-6)
 
 
 def test_the_three_variances_agree_with_each_other_where_sigma_is_below_alpha(mixture: GaussianMixture) -> None:
@@ -146,7 +189,17 @@ def test_moments_survive_a_checkpoint(mixture: GaussianMixture, tmp_path) -> Non
     assert set(again.raw) == set(KINDS)
     assert torch.equal(again.t, moments.t)
     assert torch.equal(again.data_var, moments.data_var)
-    assert all(torch.equal(again.raw[kind], moments.raw[kind]) for kind in KINDS)
+    assert torch.equal(again.data_cov, moments.data_cov)
+    for kind in KINDS:
+        assert torch.equal(again.raw[kind], moments.raw[kind])
+        assert torch.equal(again.matrices[kind], moments.matrices[kind])
+        assert torch.equal(again.clamped_full(kind), moments.clamped_full(kind))
+
+
+def test_isotropic_moments_survive_without_matrices() -> None:
+    again = Moments.load(hand_made().state())
+    assert again.matrices == {} and again.data_cov is None
+    assert torch.equal(again.clamped("posterior1"), hand_made().clamped("posterior1"))
 
 
 def test_an_isotropic_gaussian_has_its_quadratic_form_and_moments_over_any_event_shape(generator: torch.Generator) -> None:
@@ -165,3 +218,192 @@ def test_covariances_without_a_positive_eigenvalue_are_repaired_in_single_precis
     factor = cholesky((vectors * values[:, None]) @ vectors.mT)
     assert factor.isfinite().all()
     assert factor.abs().max() < 1e-3
+
+
+def psd(d: int, generator: torch.Generator, batch: int = 1) -> Tensor:
+    root = torch.randn(batch, d, d, generator=generator)
+    return root @ root.mT + 0.1 * torch.eye(d)
+
+
+EVENT = (2, 3, 1)
+
+
+def gaussians(generator: torch.Generator) -> dict[str, tuple[Gaussian, Tensor]]:
+    """Each kind over events of shape (2, 3, 1), with its covariance (4, 6, 6)."""
+    mean, var = torch.randn(4, *EVENT, generator=generator), 0.1 + torch.rand(4, 6, generator=generator)
+    cov = psd(6, generator, 4)
+    return {
+        "isotropic": (IsotropicGaussian(mean, var[:, 0]), var[:, :1, None] * torch.eye(6)),
+        "diagonal": (DiagonalGaussian(mean, var.reshape(mean.shape)), var.diag_embed()),
+        "full": (FullGaussian.of(mean, cov), cov),
+    }
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
+def test_root_quadratic_form_and_draws_of_a_gaussian_belong_to_one_covariance(kind: str, generator: torch.Generator) -> None:
+    q, cov = gaussians(generator)[kind]
+    torch.testing.assert_close(q.root() @ q.root().mT, cov)
+    g = torch.randn(4, *EVENT, generator=generator)
+    torch.testing.assert_close(q.quadratic(g), torch.einsum("bi,bij,bj->b", g.flatten(1), cov, g.flatten(1)))
+    axes = torch.eye(6).reshape(6, 1, *EVENT).expand(6, 4, *EVENT)
+    columns = (q.sample(axes) - q.mean).flatten(2).permute(1, 2, 0)  # a draw is linear in its noise
+    torch.testing.assert_close(columns @ columns.mT, cov)
+    torch.testing.assert_close(q.sample(0 * axes), q.mean.expand(6, 4, *EVENT))
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
+def test_draws_have_the_moments_of_their_gaussian(kind: str, generator: torch.Generator) -> None:
+    q, cov = gaussians(generator)[kind]
+    n = 20_000
+    draws = q.sample(torch.randn(n, *q.mean.shape, generator=generator)).flatten(2)
+    error = (draws.mean(0) - q.mean.flatten(1)) / (cov.diagonal(dim1=1, dim2=2) / n).sqrt()
+    assert error.abs().max() < 4.5
+    for row in range(4):
+        torch.testing.assert_close(draws[:, row].mT.cov(), cov[row], rtol=0.05, atol=0.05 * float(cov[row].abs().max()))
+
+
+def test_a_covariance_that_is_not_positive_definite_is_repaired_and_the_others_are_left_alone(
+    generator: torch.Generator,
+) -> None:
+    good, vectors = psd(3, generator)[0], torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
+    bad = vectors @ torch.tensor([2.0, 0.5, -1.0]).diag() @ vectors.mT
+    factor = cholesky(torch.stack([good, bad, torch.full((3, 3), torch.nan)]))
+    torch.testing.assert_close(factor[0], torch.linalg.cholesky(good))
+    want = vectors @ torch.tensor([2.0, 0.5, 2e-6]).diag() @ vectors.mT
+    torch.testing.assert_close(factor[1] @ factor[1].mT, want)
+    assert factor[2].isnan().all()
+
+
+def test_an_asymmetric_matrix_is_repaired_by_its_symmetric_part(generator: torch.Generator) -> None:
+    cov, twist = psd(3, generator), torch.randn(1, 3, 3, generator=generator)
+    torch.testing.assert_close(cholesky(cov + twist - twist.mT), torch.linalg.cholesky(cov))
+
+
+def test_a_repair_leaves_the_gradient_of_sound_rows_alone_and_its_own_finite(generator: torch.Generator) -> None:
+    cov = torch.cat([psd(3, generator, 2), -torch.eye(3)[None]]).requires_grad_()  # one with a repeated eigenvalue
+    weight = torch.randn(3, 3, 3, generator=generator)
+    (got,) = torch.autograd.grad((cholesky(cov) * weight).sum(), cov)
+    alone = 0.5 * (cov[:2] + cov[:2].mT)
+    (want,) = torch.autograd.grad((torch.linalg.cholesky(alone) * weight[:2]).sum(), cov)
+    torch.testing.assert_close(got[:2], want[:2])
+    assert got.isfinite().all()
+
+
+def out_of_range(generator: torch.Generator, d: int = 3, dtype: torch.dtype = torch.float64) -> Moments:
+    """Covariances that are too large, negative, indefinite, and at last sound: half of the data's."""
+    data = psd(d, generator)[0]
+    wild = torch.randn(d, d, generator=generator)
+    matrices = torch.stack([5 * data, -data, wild + wild.mT, 0.5 * data]).to(dtype)
+    raw = {"residual": matrices.diagonal(dim1=1, dim2=2).mean(1)}
+    return Moments(torch.linspace(0, 1, 4), raw, data.trace().to(dtype) / d, {"residual": matrices}, data.to(dtype))
+
+
+def test_full_covariances_are_clamped_between_zero_and_the_datas(generator: torch.Generator) -> None:
+    moments = out_of_range(generator)
+    clamped = moments.clamped_full("residual")
+    assert torch.linalg.eigvalsh(clamped).min() > -1e-9
+    assert torch.linalg.eigvalsh(moments.data_cov - clamped).min() > -1e-9
+    torch.testing.assert_close(clamped[0], moments.data_cov)
+    torch.testing.assert_close(clamped[1], torch.zeros(3, 3))
+    torch.testing.assert_close(clamped[3], 0.5 * moments.data_cov)
+    assert moments.clamp_share("residual") >= 2 / 4
+
+
+def test_variances_are_clamped_coordinate_by_coordinate(generator: torch.Generator) -> None:
+    moments = out_of_range(generator)
+    top, values = moments.data_cov.diagonal(), moments.matrices["residual"].diagonal(dim1=1, dim2=2)
+    want = torch.stack([top, 0 * top, values[2].clamp(min=0).minimum(top), 0.5 * top])
+    torch.testing.assert_close(moments.clamped_diagonal("residual"), want)
+    flat = replace(moments, matrices={"residual": values}, data_cov=top)
+    torch.testing.assert_close(flat.clamped_diagonal("residual"), want)
+
+
+def test_data_of_lower_rank_have_a_clamped_covariance_too(generator: torch.Generator) -> None:
+    """Two equal coordinates and a constant one, in single precision."""
+
+    def sample(n: int, g: torch.Generator) -> tuple[Tensor, None]:
+        z = torch.randn(n, 6, generator=g, dtype=torch.float32) @ spread
+        return torch.cat([z, z[:, :1], torch.full_like(z[:, :1], 0.3)], 1), None
+
+    spread = torch.randn(6, 20, generator=generator).float()
+    moments = calibrate(lambda x, t, c: 0.5 * x, VPLinear(), sample, generator=generator, grid=4, samples=500)
+    for kind in KINDS:
+        clamped = moments.clamped_full(kind)
+        scale = 1e-4 * torch.linalg.eigvalsh(moments.data_cov)[-1]
+        assert torch.linalg.eigvalsh(clamped).min() > -scale
+        assert torch.linalg.eigvalsh(moments.data_cov - clamped).min() > -scale
+
+
+@pytest.mark.parametrize("make", [posterior1, posterior2, residual])
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+def test_a_recipes_posterior_gives_the_covariance_of_its_kind_and_time(
+    make: Callable, covariance: str, generator: torch.Generator
+) -> None:
+    grid = torch.tensor([0.0, 0.5, 1.0])
+    data = psd(6, generator)[0]
+    shares = {kind: s * torch.tensor([0.2, 0.4, 0.8]) for kind, s in zip(KINDS, (1.0, 0.9, 0.8), strict=True)}
+    matrices = {kind: share[:, None, None] * data for kind, share in shares.items()}
+    raw = {kind: m.diagonal(dim1=1, dim2=2).mean(1) for kind, m in matrices.items()}
+    moments = Moments(grid, raw, data.trace() / 6, matrices, data)
+    x, t = torch.randn(3, *EVENT, generator=generator), torch.tensor([0.0, 0.25, 0.9])
+    q = make(lambda x, t, c: 2 * x, moments, covariance)(x, t)
+    torch.testing.assert_close(q.mean, 2 * x)
+    share = shares[make.__name__][0] / 0.2 * torch.tensor([0.2, 0.3, 0.72])
+    cov = share[:, None, None] * data
+    diagonal = cov.diagonal(dim1=1, dim2=2)
+    want = {"isotropic": diagonal.mean(1)[:, None].expand(3, 6).diag_embed(), "diagonal": diagonal.diag_embed(), "full": cov}
+    torch.testing.assert_close(q.root() @ q.root().mT, want[covariance])
+
+
+def test_above_full_up_to_only_variances_are_estimated(mixture: GaussianMixture) -> None:
+    full, few = (
+        calibrate(
+            lambda x, t, c: mixture.denoise(VPLinear(), x, t),
+            VPLinear(),
+            lambda n, g: (mixture.sample(n, g), None),
+            generator=torch.Generator().manual_seed(0),
+            grid=GRID,
+            samples=3000,
+            full_up_to=up_to,
+        )
+        for up_to in (2, 1)
+    )
+    assert full.data_cov.shape == (2, 2) and few.data_cov.shape == (2,)
+    torch.testing.assert_close(few.data_cov, full.data_cov.diagonal())
+    torch.testing.assert_close(few.data_var, full.data_var)
+    for kind in KINDS:
+        torch.testing.assert_close(few.matrices[kind], full.matrices[kind].diagonal(dim1=1, dim2=2))
+        torch.testing.assert_close(few.raw[kind], full.raw[kind])
+        torch.testing.assert_close(few.clamped_diagonal(kind), full.clamped_diagonal(kind))
+    with pytest.raises(ValueError, match=r"raise calibrate\(full_up_to=\) or use covariance='diagonal'"):
+        few.clamped_full("residual")
+    with pytest.raises(ValueError, match=r"isotropic variances only; make them with calibrate\(\)"):
+        hand_made().clamped_diagonal("residual")
+
+
+def test_where_alpha_is_zero_the_posterior_is_the_data(mixture: GaussianMixture) -> None:
+    moments = calibrated(mixture, FlowMatching(), 0, samples=20_000)
+    for kind in KINDS:
+        torch.testing.assert_close(moments.matrices[kind][-1], moments.data_cov, rtol=1e-4, atol=0.01)
+        assert moments.matrices[kind].isfinite().all()
+
+
+def test_images_and_dicts_of_contexts_are_calibrated_like_vectors() -> None:
+    schedule = VPLinear()
+
+    def sample(n: int, g: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        shift = torch.randint(0, 2, (n,), generator=g).double()
+        return shift[:, None, None, None] + 0.5 * torch.randn(n, *EVENT, generator=g), {"shift": shift}
+
+    def denoiser(x: Tensor, t: Tensor, c: dict[str, Tensor]) -> Tensor:
+        alpha, sigma, mean = (v[:, None, None, None] for v in (schedule.alpha(t), schedule.sigma(t), c["shift"]))
+        return mean + 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * (x - alpha * mean)
+
+    moments = calibrate(
+        denoiser, schedule, sample, generator=torch.Generator().manual_seed(0), grid=3, samples=20_000, t_min=0.1, t_max=0.5
+    )
+    alpha, sigma = schedule.alpha(moments.t), schedule.sigma(moments.t)
+    want = (0.25 * sigma**2 / (0.25 * alpha**2 + sigma**2)).float()
+    torch.testing.assert_close(moments.raw["residual"], want.to(moments.raw["residual"]), rtol=0.02, atol=0)
+    eye = torch.eye(6, dtype=moments.matrices["residual"].dtype)
+    torch.testing.assert_close(moments.matrices["residual"], want[:, None, None] * eye, rtol=0.05, atol=0.005)

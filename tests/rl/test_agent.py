@@ -108,6 +108,18 @@ def test_candidates_are_chosen_by_the_energy() -> None:
     assert (chosen > drawn.quantile(0.9, dim=0)).all()
 
 
+@pytest.mark.parametrize("selection", ["softmax", "smc"])
+@pytest.mark.parametrize("omega", [0.0, 1.0])
+def test_selections_lean_towards_low_energy_and_differ_from_the_best(selection: str, omega: float) -> None:
+    settings = {"omega": omega, "candidates": 32, "energy": "dps", "energy_scale": "advantage_std", "beta": 5.0}
+    made = agent(guidance={**settings, "selection": selection})
+    states = made.data.transitions.state[:64]
+    q = lambda name: made.critic.q(states, act(made, name, [omega], states)).detach().mean()  # noqa: E731
+    best = agent(guidance={**settings, "omega": 0.0})
+    greedy = best.critic.q(states, act(best, "guided", [0.0], states)).detach().mean()
+    assert q("behaviour") < q("guided") < greedy
+
+
 def test_actions_stay_within_the_range_of_the_data() -> None:
     made = agent(guidance={"energy": "dps", "omega": 50})
     actions = act(made, "guided", [50.0], made.data.transitions.state[:20])

@@ -1,0 +1,210 @@
+"""The energies that know of several modes: exact, mixture_fit, and the blend of support samples with a local expansion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from egd.energies import SupportSamples
+from egd.energies.base import prepare
+from egd.energies.ess_blend import EssBlend
+from egd.energies.exact import Exact as ExactEnergy
+from egd.energies.mixture_fit import MixtureFit, fit_mixture
+from egd.energies.second_order import SecondOrder
+from egd.guidance import guide
+from egd.metrics import sliced_wasserstein
+from egd.mixtures import GaussianMixture, Quadratic
+from egd.posteriors import Exact
+from egd.rules import Additive
+from egd.samplers import dpm_solver_pp_2m
+from egd.schedules import VPLinear, time_grid
+from egd.tensors import value_and_grad
+from egd.types import Context, Energy, Schedule, Support, TimedEnergy
+
+F64 = {"dtype": torch.float64}
+BETA = 1.7
+BOWL = Quadratic(torch.tensor([[0.8, 0.3], [0.3, 0.5]], **F64), torch.tensor([1.0, -0.5], **F64), 0.7)
+
+
+def waves(x: Tensor, c: Context = None) -> Tensor:
+    """Far from quadratic over a posterior at high noise."""
+    return torch.sin(1.5 * x[:, 0]) + 0.02 * x.pow(4).sum(1)
+
+
+def support_of(m: GaussianMixture) -> Support:
+    return lambda c, n: m.sample(n, torch.Generator().manual_seed(1))[None]
+
+
+def points(m: GaussianMixture, schedule: Schedule, t: float, n: int = 200) -> tuple[Tensor, Tensor]:
+    times = torch.full((n,), t)
+    return m.noised(schedule, times, torch.Generator().manual_seed(3)), times
+
+
+def slope_of(energy: TimedEnergy, x: Tensor, t: Tensor) -> Tensor:
+    return value_and_grad(lambda x: energy(x, t, None), x)[1]
+
+
+def quadrature(m: GaussianMixture, schedule: Schedule, energy: Energy, x: Tensor, t: Tensor, lattice: Callable) -> Tensor:
+    """-log E[exp(-beta E(x_0)) | x_t] by a sum over x_0, for equal times."""
+    nodes, _ = lattice(2, 12.0, 241)
+    alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
+    log_w = (m.log_prob(nodes) - (x[:, None] - alpha * nodes).square().sum(2) / (2 * sigma**2)).log_softmax(1)
+    return -torch.logsumexp(log_w - BETA * energy(nodes, None), 1)
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+def test_the_exact_energy_is_that_of_quadrature(
+    mixture: GaussianMixture, schedule: Schedule, lattice: Callable, t: float
+) -> None:
+    x, times = points(mixture, schedule, t, 8)
+    want = quadrature(mixture, schedule, BOWL, x, times, lattice)
+    torch.testing.assert_close(ExactEnergy(BOWL, mixture, schedule, BETA)(x, times), want, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.2, 0.5, 0.9])
+def test_a_fitted_mixture_has_nearly_the_exact_gradient(mixture: GaussianMixture, schedule: Schedule, t: float) -> None:
+    energy = MixtureFit(BOWL, support_of(mixture), schedule, BETA, samples=8000, components=(1, 2, 3, 4))
+    x, times = points(mixture, schedule, t)
+    want = slope_of(ExactEnergy(BOWL, mixture, schedule, BETA), x, times)
+    assert (slope_of(energy, x, times) - want).norm() / want.norm() < 0.04
+
+
+def test_a_fitted_mixture_is_that_of_the_data_with_the_right_number_of_components(mixture: GaussianMixture) -> None:
+    fitted = fit_mixture(mixture.sample(8000, torch.Generator().manual_seed(1)), (1, 2, 3, 4, 5, 9000))
+    order, truth = fitted.means[:, 0].argsort(), mixture.means[:, 0].argsort()
+    torch.testing.assert_close(fitted.means[order], mixture.means[truth], rtol=0, atol=0.1)
+    torch.testing.assert_close(fitted.covs[order], mixture.covs[truth], rtol=0, atol=0.1)
+    torch.testing.assert_close(fitted.log_weights[order].exp(), mixture.log_weights[truth].exp(), rtol=0, atol=0.03)
+
+
+def test_of_a_quadratic_energy_the_correction_corrects_nothing(mixture: GaussianMixture) -> None:
+    """Every importance weight is one: the closed form is exact already, so the fitted mixture's exact energy comes out."""
+    energy = MixtureFit(BOWL, support_of(mixture), VPLinear(), BETA, samples=500, components=(3,), points=0)
+    x, t = points(mixture, VPLinear(), 0.4, 20)
+    fitted = fit_mixture(support_of(mixture)(None, 500)[0], (3,))
+    want = fitted.energy(VPLinear(), BOWL, BETA, x, t)
+    torch.testing.assert_close(energy(x, t), want)
+    torch.testing.assert_close(replace(energy, points=5)(x, t), want)
+
+
+def test_the_importance_correction_makes_other_energies_exact(mixture: GaussianMixture, lattice: Callable) -> None:
+    schedule = VPLinear()
+    data = support_of(mixture)
+    fitted = fit_mixture(data(None, 500)[0], (3,))
+    x, t = points(mixture, schedule, 0.5, 20)
+    want = quadrature(fitted, schedule, waves, x, t, lattice)
+    energy = MixtureFit(waves, data, schedule, BETA, samples=500, components=(3,))
+    error = {n: float((replace(energy, points=n)(x, t) - want).square().mean().sqrt()) for n in (0, 64, 4096)}
+    assert error[0] > 0.15 > 0.08 > error[64] > error[4096]
+    assert error[4096] < 0.01
+
+
+def test_the_fit_is_made_once_and_for_any_event_shape(mixture: GaussianMixture) -> None:
+    calls = []
+
+    def support(c: Context, n: int) -> Tensor:
+        calls.append(n)
+        return mixture.sample(n, torch.Generator().manual_seed(1)).reshape(1, n, 2, 1)
+
+    flat = MixtureFit(waves, support_of(mixture), VPLinear(), BETA, samples=500, components=(3,))
+    tall = replace(flat, energy=lambda x, c: waves(x[..., 0]), support=support)
+    x, t = points(mixture, VPLinear(), 0.4, 5)
+    for _ in range(2):
+        torch.testing.assert_close(tall(x[..., None], t), flat(x, t))
+    assert calls == [500]
+    assert prepare(tall, None) is prepare(tall, None)
+
+
+def test_a_fit_has_the_gradient_of_its_value(mixture: GaussianMixture) -> None:
+    energy = MixtureFit(waves, support_of(mixture), VPLinear(), BETA, samples=500, components=(3,))
+    x, t = points(mixture, VPLinear(), 0.4, 5)
+    got = slope_of(energy, x, t)
+    for i, h in enumerate(1e-5 * torch.eye(2)):
+        torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, got[:, i], rtol=1e-5, atol=1e-5)
+
+
+def test_one_fit_serves_one_distribution_and_refuses_a_context(mixture: GaussianMixture) -> None:
+    energy = MixtureFit(BOWL, support_of(mixture), VPLinear(), BETA)
+    with pytest.raises(ValueError, match=r"takes no context; use support_samples or ess_blend"):
+        prepare(energy, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match=r"takes no context"):
+        energy(torch.zeros(3, 2), torch.ones(3), torch.zeros(3, 1))
+
+
+def blended(m: GaussianMixture, schedule: Schedule, beta: float = BETA, samples: int = 1024) -> dict[str, TimedEnergy]:
+    posterior, support = Exact(m, schedule), support_of(m)
+    return {
+        "local": SecondOrder(BOWL, posterior, beta),
+        "support": prepare(SupportSamples(BOWL, support, schedule, beta, samples), None),
+        "blend": prepare(EssBlend(BOWL, posterior, support, schedule, beta, samples), None),
+    }
+
+
+def test_the_blend_is_local_at_low_noise_and_support_at_high_noise(mixture: GaussianMixture, schedule: Schedule) -> None:
+    forms = blended(mixture, schedule)
+    for t, name, tolerance in ((5e-4, "local", 0.1), (0.9, "support", 1e-3)):
+        x, times = points(mixture, schedule, t)
+        assert float(forms["support"].ess(x, times).median()) < 3 or t > 0.5
+        got, want = slope_of(forms["blend"], x, times), slope_of(forms[name], x, times)
+        assert (got - want).norm() / want.norm() < tolerance
+
+
+def test_the_blend_mixes_gradients_with_the_weight_of_its_definition(mixture: GaussianMixture, schedule: Schedule) -> None:
+    """w = n^2 / (n^2 + pivot^2), held constant under differentiation."""
+    forms = blended(mixture, schedule)
+    x, t = points(mixture, schedule, 0.05)
+    squared = forms["support"].ess(x, t) ** 2
+    w = squared / (squared + 100)
+    assert w.min() < 0.3 and w.max() > 0.7
+    torch.testing.assert_close(
+        forms["blend"](x, t, None), w * forms["support"](x, t, None) + (1 - w) * forms["local"](x, t, None)
+    )
+    parts = [slope_of(forms[name], x, t) for name in ("support", "local")]
+    torch.testing.assert_close(slope_of(forms["blend"], x, t), w[:, None] * parts[0] + (1 - w)[:, None] * parts[1])
+
+
+def test_the_blends_gradient_is_good_at_every_noise_level_as_neither_of_its_parts_is(
+    mixture: GaussianMixture, schedule: Schedule
+) -> None:
+    forms, exact = blended(mixture, schedule), ExactEnergy(BOWL, mixture, schedule, BETA)
+    worst = dict.fromkeys(forms, 0.0)
+    for t in (0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9):
+        x, times = points(mixture, schedule, t, 300)
+        want = slope_of(exact, x, times)
+        for name, form in forms.items():
+            error = float((slope_of(form, x, times) - want).norm() / want.norm())
+            worst[name] = max(worst[name], error)
+    assert worst["blend"] < 0.2
+    assert worst["local"] > 0.25 and worst["support"] > 1
+
+
+def test_samples_guided_by_the_blend_are_as_good_as_those_of_its_better_part(mixture: GaussianMixture) -> None:
+    schedule, beta = VPLinear(), 10.0
+    target = mixture.tilted(BOWL, beta).sample(2000, torch.Generator().manual_seed(5))
+    noise = torch.randn(800, 2, generator=torch.Generator().manual_seed(2))
+    times = time_grid(schedule, 20, spacing="log_snr")
+
+    def denoiser(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return mixture.denoise(schedule, x, t)
+
+    distance = {}
+    for name, form in blended(mixture, schedule, beta).items():
+        samples = dpm_solver_pp_2m(guide(denoiser, form, Additive(1.0), schedule), schedule, noise, times)
+        distance[name] = float(sliced_wasserstein(samples, target, 64, torch.Generator().manual_seed(0)))
+    assert distance["blend"] < 1.1 * min(distance["local"], distance["support"])
+
+
+def test_the_local_form_of_a_blend_may_be_any_energy_and_is_prepared_with_it(mixture: GaussianMixture) -> None:
+    schedule, support = VPLinear(), support_of(mixture)
+    local = SupportSamples(BOWL, lambda c, n: mixture.sample(n, torch.Generator())[None], schedule, BETA, 4)
+    blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9, local=local)
+    x, t = points(mixture, schedule, 0.4, 20)
+    bound = prepare(blend, None)
+    assert torch.equal(bound(x, t, None), bound(x, t, None))
+    plain = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9)
+    torch.testing.assert_close(plain(x, t), SecondOrder(BOWL, Exact(mixture, schedule), BETA)(x, t))
+    assert (bound(x, t, None) - plain(x, t)).abs().max() > 0.1
