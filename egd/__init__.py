@@ -12,14 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from egd.denoisers import NetworkDenoiser, convert, diffuse, prediction_loss, prediction_target, score
-    from egd.energies import DPS, FirstOrder, MonteCarlo, Sum, SupportSamples
+    from egd.energies import (
+        DPS,
+        EssBlend,
+        FirstOrder,
+        MixtureFit,
+        MonteCarlo,
+        SecondOrder,
+        SigmaPoints,
+        Sum,
+        SupportSamples,
+    )
     from egd.guidance import guide
     from egd.mixtures import GaussianMixture, Quadratic
     from egd.networks import EnergyMLP, NoiseMLP
     from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
     from egd.particles import Particles, smc
     from egd.pipelines import EnergyGuidedPipeline
-    from egd.posteriors import IsotropicGaussian, MomentPosterior, Moments, calibrate
+    from egd.posteriors import (
+        DiagonalGaussian,
+        FullGaussian,
+        IsotropicGaussian,
+        MomentPosterior,
+        Moments,
+        Tweedie,
+        calibrate,
+    )
     from egd.rules import Additive, GradientClip, Interval, Rescaled, Scheduled
     from egd.samplers import (
         ancestral,
@@ -38,14 +56,32 @@ if TYPE_CHECKING:
 
 _HOME = {
     "egd.denoisers": ("NetworkDenoiser", "convert", "diffuse", "prediction_loss", "prediction_target", "score"),
-    "egd.energies": ("DPS", "FirstOrder", "MonteCarlo", "Sum", "SupportSamples"),
+    "egd.energies": (
+        "DPS",
+        "EssBlend",
+        "FirstOrder",
+        "MixtureFit",
+        "MonteCarlo",
+        "SecondOrder",
+        "SigmaPoints",
+        "Sum",
+        "SupportSamples",
+    ),
     "egd.guidance": ("guide",),
     "egd.mixtures": ("GaussianMixture", "Quadratic"),
     "egd.networks": ("EnergyMLP", "NoiseMLP"),
     "egd.objectives": ("CEP", "MSE", "Analytic", "ExpMSE", "Ratio"),
     "egd.particles": ("Particles", "smc"),
     "egd.pipelines": ("EnergyGuidedPipeline",),
-    "egd.posteriors": ("IsotropicGaussian", "MomentPosterior", "Moments", "calibrate"),
+    "egd.posteriors": (
+        "DiagonalGaussian",
+        "FullGaussian",
+        "IsotropicGaussian",
+        "MomentPosterior",
+        "Moments",
+        "Tweedie",
+        "calibrate",
+    ),
     "egd.rules": ("Additive", "GradientClip", "Interval", "Rescaled", "Scheduled"),
     "egd.samplers": (
         "ancestral",
@@ -75,19 +111,23 @@ __all__ = [
     "ClassifierFree",
     "Clip",
     "DenoiserLearner",
+    "DiagonalGaussian",
     "Diffusers",
     "DynamicThreshold",
     "EnergyGuidedPipeline",
     "EnergyLearner",
     "EnergyMLP",
+    "EssBlend",
     "ExpMSE",
     "FirstOrder",
     "Fit",
     "FlowMatching",
+    "FullGaussian",
     "GaussianMixture",
     "GradientClip",
     "Interval",
     "IsotropicGaussian",
+    "MixtureFit",
     "MomentPosterior",
     "Moments",
     "MonteCarlo",
@@ -98,8 +138,11 @@ __all__ = [
     "Ratio",
     "Rescaled",
     "Scheduled",
+    "SecondOrder",
+    "SigmaPoints",
     "Sum",
     "SupportSamples",
+    "Tweedie",
     "VPCosine",
     "VPLinear",
     "ancestral",

@@ -35,7 +35,7 @@ class EssBlend:
 
     def prepare(self, c: Context) -> TimedEnergy:
         """The same energy with its support drawn."""
-        local = self.local or SecondOrder(self.energy, self.posterior, self.beta)
+        local = SecondOrder(self.energy, self.posterior, self.beta) if self.local is None else self.local
         support = SupportSamples(self.energy, self.support, self.schedule, self.beta, self.samples).prepare(c)
         return _Blend(prepare(local, c), support, self.pivot)
 

@@ -59,7 +59,9 @@ class MixtureFit:
 
 
 def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0) -> GaussianMixture:
-    """Expectation-maximisation (scikit-learn) with the number of components chosen by the BIC: samples (N, d)."""
+    """Expectation-maximisation (scikit-learn) with the number of components chosen by the BIC: samples (N, d). ValueError for
+    fewer samples than the entries of one mean.
+    """
     from sklearn.mixture import GaussianMixture as Fit
 
     data = samples.detach().cpu().double().numpy()
@@ -68,6 +70,8 @@ def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0) -> Ga
         for k in components
         if k * data.shape[1] < len(data)
     ]
+    if not fits:
+        raise ValueError(f"{len(data)} samples of {data.shape[1]} dimensions are too few for a mixture; raise samples")
     best = min(fits, key=lambda fit: fit.bic(data))
     weights, means, covs = (torch.as_tensor(a).to(samples) for a in (best.weights_, best.means_, best.covariances_))
     return GaussianMixture(weights.log(), means, covs)

@@ -61,9 +61,7 @@ class Moments:
         """
         if self.data_cov is None or self.data_cov.ndim == 1:
             raise ValueError("no full covariances here; raise calibrate(full_up_to=) or use covariance='diagonal'")
-        root = cholesky(self.data_cov.double()[None])[
-            0
-        ]  # data of lower rank (a constant coordinate) have a singular covariance
+        (root,) = cholesky(self.data_cov.double()[None])  # repaired: data with a constant coordinate have a singular covariance
         white = torch.linalg.solve_triangular(root, self.matrices[kind].to(root), upper=False)
         white = torch.linalg.solve_triangular(root, white.mT, upper=False)
         values, vectors = torch.linalg.eigh(0.5 * (white + white.mT))

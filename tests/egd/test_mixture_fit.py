@@ -99,8 +99,8 @@ def test_the_importance_correction_makes_other_energies_exact(mixture: GaussianM
     want = quadrature(fitted, schedule, waves, x, t, lattice)
     energy = MixtureFit(waves, data, schedule, BETA, samples=500, components=(3,))
     error = {n: float((replace(energy, points=n)(x, t) - want).square().mean().sqrt()) for n in (0, 64, 4096)}
-    assert error[0] > 0.15 > 0.08 > error[64] > error[4096]
-    assert error[4096] < 0.01
+    assert error[0] > 0.15
+    assert error[4096] < 0.01 < error[64] < 0.08
 
 
 def test_the_fit_is_made_once_and_for_any_event_shape(mixture: GaussianMixture) -> None:
@@ -154,11 +154,11 @@ def test_the_blend_is_local_at_low_noise_and_support_at_high_noise(mixture: Gaus
 
 
 def test_the_blend_mixes_gradients_with_the_weight_of_its_definition(mixture: GaussianMixture, schedule: Schedule) -> None:
-    """w = n^2 / (n^2 + pivot^2), held constant under differentiation."""
+    """w = n^4 / (n^4 + pivot^4), held constant under differentiation."""
     forms = blended(mixture, schedule)
-    x, t = points(mixture, schedule, 0.05)
-    squared = forms["support"].ess(x, t) ** 2
-    w = squared / (squared + 100)
+    x, t = points(mixture, schedule, 0.02 if isinstance(schedule, VPLinear) else 0.05)
+    power = forms["support"].ess(x, t) ** 4
+    w = power / (power + 10**4)
     assert w.min() < 0.3 and w.max() > 0.7
     torch.testing.assert_close(
         forms["blend"](x, t, None), w * forms["support"](x, t, None) + (1 - w) * forms["local"](x, t, None)
@@ -183,7 +183,7 @@ def test_the_blends_gradient_is_good_at_every_noise_level_as_neither_of_its_part
 
 
 def test_samples_guided_by_the_blend_are_as_good_as_those_of_its_better_part(mixture: GaussianMixture) -> None:
-    schedule, beta = VPLinear(), 10.0
+    schedule, beta = VPLinear(), 3.0
     target = mixture.tilted(BOWL, beta).sample(2000, torch.Generator().manual_seed(5))
     noise = torch.randn(800, 2, generator=torch.Generator().manual_seed(2))
     times = time_grid(schedule, 20, spacing="log_snr")
@@ -195,12 +195,13 @@ def test_samples_guided_by_the_blend_are_as_good_as_those_of_its_better_part(mix
     for name, form in blended(mixture, schedule, beta).items():
         samples = dpm_solver_pp_2m(guide(denoiser, form, Additive(1.0), schedule), schedule, noise, times)
         distance[name] = float(sliced_wasserstein(samples, target, 64, torch.Generator().manual_seed(0)))
-    assert distance["blend"] < 1.1 * min(distance["local"], distance["support"])
+    assert distance["blend"] < 1.05 * min(distance["local"], distance["support"])
 
 
 def test_the_local_form_of_a_blend_may_be_any_energy_and_is_prepared_with_it(mixture: GaussianMixture) -> None:
     schedule, support = VPLinear(), support_of(mixture)
-    local = SupportSamples(BOWL, lambda c, n: mixture.sample(n, torch.Generator())[None], schedule, BETA, 4)
+    stream = torch.Generator().manual_seed(0)
+    local = SupportSamples(BOWL, lambda c, n: mixture.sample(n, stream)[None], schedule, BETA, 4)  # others at every call
     blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9, local=local)
     x, t = points(mixture, schedule, 0.4, 20)
     bound = prepare(blend, None)
@@ -208,3 +209,21 @@ def test_the_local_form_of_a_blend_may_be_any_energy_and_is_prepared_with_it(mix
     plain = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9)
     torch.testing.assert_close(plain(x, t), SecondOrder(BOWL, Exact(mixture, schedule), BETA)(x, t))
     assert (bound(x, t, None) - plain(x, t)).abs().max() > 0.1
+
+
+def test_where_support_samples_have_all_the_weight_the_local_form_is_not_asked(mixture: GaussianMixture) -> None:
+    def wild(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        raise AssertionError("asked")
+
+    schedule, support = VPLinear(), support_of(mixture)
+    blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, local=wild)
+    x, t = points(mixture, schedule, 0.9)
+    plain = SupportSamples(BOWL, support, schedule, BETA, 1024)
+    assert torch.equal(blend(x, t), plain(x, t))
+    with pytest.raises(AssertionError, match="asked"):
+        blend(*points(mixture, schedule, 0.01))
+
+
+def test_too_few_samples_are_named() -> None:
+    with pytest.raises(ValueError, match="2 samples of 3 dimensions are too few"):
+        fit_mixture(torch.randn(2, 3), (1, 2))

@@ -14,7 +14,7 @@ from egd.energies.sigma_points import SigmaPoints
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.posteriors import Exact, FullGaussian, IsotropicGaussian
 from egd.schedules import VPLinear
-from egd.tensors import jacobian_columns, value_and_grad, value_gradient_hessian
+from egd.tensors import jacobian_columns, jacobian_rows, value_and_grad, value_gradient_hessian
 from egd.types import Context, Schedule, TimedEnergy
 
 F64 = {"dtype": torch.float64}
@@ -146,6 +146,7 @@ def test_jacobians_and_hessians_are_those_of_reverse_mode(generator: torch.Gener
     for i in range(3):
         want = torch.autograd.functional.jacobian(lambda p, i=i: f(p[None], t[i : i + 1], c[i : i + 1])[0], x[i])
         torch.testing.assert_close(got[i], want.reshape(4, 4))
+    torch.testing.assert_close(jacobian_rows(f, x, t, c, torch.eye(4)).permute(1, 0, 2), got)
     e = lambda x, c: (c * torch.sin(x.flatten(1).prod(1))).reshape(-1)  # noqa: E731
     value, slope, hessian = value_gradient_hessian(e, x, c)
     torch.testing.assert_close(value, e(x, c))

@@ -48,11 +48,15 @@ def test_the_exact_posterior_has_the_moments_of_quadrature(
     torch.testing.assert_close(covariance(q), torch.einsum("bn,bni,bnj->bij", w, offset, offset), rtol=1e-8, atol=1e-8)
 
 
-def test_tweedie_is_the_exact_covariance_its_diagonal_and_its_trace(mixture: GaussianMixture, schedule: Schedule) -> None:
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_tweedie_is_the_exact_covariance_its_diagonal_and_its_trace(
+    mixture: GaussianMixture, schedule: Schedule, reverse: bool
+) -> None:
     x, t = points(mixture, schedule)
     exact = Exact(mixture, schedule)(x, t)
     diagonal = covariance(exact).diagonal(dim1=1, dim2=2)
-    made = {kind: Tweedie(exact_denoiser(mixture, schedule), schedule, kind)(x, t) for kind in ("full", "diagonal", "trace")}
+    denoiser = exact_denoiser(mixture, schedule)
+    made = {kind: Tweedie(denoiser, schedule, kind, reverse=reverse)(x, t) for kind in ("full", "diagonal", "trace")}
     torch.testing.assert_close(covariance(made["full"]), covariance(exact), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(made["diagonal"].var, diagonal, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(made["trace"].var, diagonal.mean(1), rtol=1e-7, atol=1e-9)
@@ -75,17 +79,18 @@ def test_its_average_over_x_is_the_full_form_of_posterior_1(
     torch.testing.assert_close(torch.einsum("b,bij->ij", density, covariance(q)), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_energies_are_differentiated_through_the_covariance_unless_detached(
-    mixture: GaussianMixture, schedule: Schedule
+    mixture: GaussianMixture, schedule: Schedule, reverse: bool
 ) -> None:
     x, t = points(mixture, schedule, 8)
     denoiser = exact_denoiser(mixture, schedule)
     for kind in ("full", "diagonal", "trace"):
-        energy = FirstOrder(ENERGY, Tweedie(denoiser, schedule, kind))
+        energy = FirstOrder(ENERGY, Tweedie(denoiser, schedule, kind, reverse=reverse))
         _, slope = value_and_grad(lambda x, energy=energy: energy(x, t), x)
         for i, h in enumerate(1e-5 * torch.eye(2)):
             torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, slope[:, i], rtol=1e-5, atol=1e-5)
-        held = Tweedie(denoiser, schedule, kind, detach=True)
+        held = Tweedie(denoiser, schedule, kind, detach=True, reverse=reverse)
         torch.testing.assert_close(covariance(held(x, t)), covariance(Tweedie(denoiser, schedule, kind)(x, t)))
         leaf = x.clone().requires_grad_()
         assert held(leaf, t).mean.requires_grad and not held(leaf, t).root().requires_grad
@@ -133,6 +138,33 @@ def test_a_trained_denoisers_jacobian_is_symmetrised_and_repaired(generator: tor
     torch.testing.assert_close(covariance(q), want, rtol=1e-6, atol=1e-8)
     sign = Tweedie(linear(-torch.eye(4)), VPLinear(), "diagonal")(x, t, c)
     torch.testing.assert_close(sign.var, torch.full((3, 4), 1e-12))
+
+
+def test_a_network_without_a_forward_derivative_takes_the_reverse(generator: torch.Generator) -> None:
+    class Scale(torch.autograd.Function):
+        """2 x, with a backward pass only: as fused attention."""
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+            """Nothing to keep."""
+
+        @staticmethod
+        def backward(ctx: object, g: Tensor) -> Tensor:
+            return 2 * g
+
+    x, t = torch.randn(3, 2, generator=generator), torch.tensor([0.2, 0.5, 0.9])
+    denoiser = lambda x, t, c: Scale.apply(x)  # noqa: E731
+    gain = 2 * VPLinear().sigma(t) ** 2 / VPLinear().alpha(t)
+    q = Tweedie(denoiser, VPLinear(), reverse=True)(x, t)
+    torch.testing.assert_close(covariance(q), gain[:, None, None] * torch.eye(2))
+    with torch.no_grad():
+        torch.testing.assert_close(covariance(Tweedie(denoiser, VPLinear(), reverse=True)(x, t)), covariance(q))
+    with pytest.raises(RuntimeError, match="jvp"):
+        Tweedie(denoiser, VPLinear())(x, t)
 
 
 def test_probes_are_exact_for_a_diagonal_jacobian(generator: torch.Generator) -> None:
