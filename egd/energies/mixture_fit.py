@@ -26,7 +26,8 @@ class MixtureFit:
 
     Z_k is the second-order closed form, exact for a quadratic E, times an importance-sampling correction over ``points``
     draws of the Gaussian tilted by that quadratic (0: no correction). The number of components is the one of ``components``
-    with the least Bayesian information criterion. For unconditional models (c is None); the fit is made once. The price of
+    with the least Bayesian information criterion. For unconditional models (c is None); the fit is made once. Where E curves
+    downwards over a broad mode the correction starts from a bad proposal and may diverge: use ``ess_blend``. The price of
     seeing many modes is that the data must look like a mixture: ``egd bench energies`` shows by how much it does not.
     """
 
