@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from egd.energies.monte_carlo import antithetic
 from egd.energies.second_order import LocalQuadratic
 from egd.mixtures import GaussianMixture
 from egd.tensors import value_gradient_hessian
@@ -25,10 +23,10 @@ class MixtureFit:
     Z_k = E[exp(-beta E(x_0))] under its k-th Gaussian.
 
     Z_k is the second-order closed form, exact for a quadratic E, times an importance-sampling correction over ``points``
-    draws of the Gaussian tilted by that quadratic (0: no correction). The number of components is the one of ``components``
-    with the least Bayesian information criterion. For unconditional models (c is None); the fit is made once. Where E curves
-    downwards over a broad mode the correction starts from a bad proposal and may diverge: use ``ess_blend``. The price of
-    seeing many modes is that the data must look like a mixture: ``egd bench energies`` shows by how much it does not.
+    draws (0: no correction), half of them of the Gaussian and half of it tilted by the quadratic, whose curvatures below
+    -1 + ``delta`` count as none. The number of components is the one of ``components`` with the least Bayesian information
+    criterion. For unconditional models (c is None); the fit is made once. The price of seeing many modes is that the data
+    must look like a mixture: ``egd bench energies`` shows by how much it does not.
     """
 
     energy: Energy
@@ -37,7 +35,7 @@ class MixtureFit:
     beta: float = 1.0
     samples: int = 16384
     components: Sequence[int] = (1, 2, 4, 8, 16, 32)
-    points: int = 16
+    points: int = 64
     delta: float = 0.05
     seed: int = 0
 
@@ -93,15 +91,31 @@ class _Fitted:
         n, k, d = means.shape
         root = torch.linalg.cholesky(covs).expand(n, k, d, d).flatten(0, 1)
         mean = means.flatten(0, 1)
-        model = LocalQuadratic.fit(*value_gradient_hessian(self._tilt(x), mean, None), root, self.delta)
+        model = LocalQuadratic.fit(*value_gradient_hessian(self._tilt(x), mean, None), root, self.delta, instead=0.0)
         log_z = model.log_partition()
         if self.points:
-            u = model.tilted(antithetic(self.points, mean[0], self.seed))
-            at = mean[:, None] + u @ root.mT
-            log_w = model(u) - self._tilt(x)(at.flatten(0, 1), None).reshape(n * k, self.points)
-            log_z = log_z + torch.logsumexp(log_w, 1) - math.log(self.points)
+            log_z = log_z + self._correction(model, mean, root, x)
         return -torch.logsumexp(log_v + log_z.reshape(n, k), 1)
+
+    def _correction(self, model: LocalQuadratic, mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
+        """log of E exp(-beta E) / E exp(-q), both by the same draws: half of the prior, half of the prior tilted by q, so that
+        no weight exceeds two, and nothing is left of a quadratic E.
+        """
+        prior, tilted = _normal(self.points, mean, self.seed).tensor_split(2)
+        u = torch.cat([prior.expand(len(mean), -1, -1), model.tilted(tilted)], 1)
+        q = model(u)
+        log_w = -torch.nn.functional.softplus(-q - model.log_partition()[:, None])
+        events = mean[:, None] + u @ root.mT
+        energies = self._tilt(x)(events.flatten(0, 1), None).reshape(q.shape)
+        return torch.logsumexp(log_w - energies, 1) - torch.logsumexp(log_w - q, 1)
 
     def _tilt(self, x: Tensor) -> Energy:
         """beta E of flattened events."""
         return lambda p, _: self.beta * self.energy(p.reshape(-1, *x.shape[1:]), None)
+
+
+def _normal(n: int, like: Tensor, seed: int) -> Tensor:
+    """A scrambled Sobol sequence as standard normals: (n, d) of the d of ``like`` (..., d)."""
+    uniform = torch.quasirandom.SobolEngine(like.shape[-1], scramble=True, seed=seed).draw(n, dtype=torch.float64)  # type: ignore[no-untyped-call]
+    normal: Tensor = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).to(like)
+    return normal

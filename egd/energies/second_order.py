@@ -69,9 +69,15 @@ class LocalQuadratic:
 
     @staticmethod
     def fit(
-        value: Tensor, slope: Tensor, hessian: Tensor, root: Tensor, delta: float, clips: ClipCount | None = None
+        value: Tensor,
+        slope: Tensor,
+        hessian: Tensor,
+        root: Tensor,
+        delta: float,
+        clips: ClipCount | None = None,
+        instead: float | None = None,
     ) -> LocalQuadratic:
-        """From value, gradient and Hessian by x at mu, and R; the curvature below -1 + delta is replaced by that bound.
+        """From value, gradient and Hessian by x at mu, and R; curvatures below -1 + delta become ``instead`` (or that bound).
 
         Eigenvectors are held constant under differentiation: exact for the log-determinant, and repeated eigenvalues do
         no harm.
@@ -84,7 +90,7 @@ class LocalQuadratic:
             with torch.no_grad():
                 values, vectors = torch.linalg.eigh(curvature)
                 keep = (vectors * (values > delta - 1).to(values)[:, None, :]) @ vectors.mT
-            clipped = keep @ curvature @ keep + (delta - 1) * (eye - keep)
+            clipped = keep @ curvature @ keep + (delta - 1 if instead is None else instead) * (eye - keep)
             curvature = torch.where(below[:, None, None], clipped, curvature)
         if clips is not None:
             clips.clipped, clips.total = clips.clipped + int(below.sum()), clips.total + len(below)

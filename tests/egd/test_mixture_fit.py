@@ -35,6 +35,11 @@ def waves(x: Tensor, c: Context = None) -> Tensor:
     return torch.sin(1.5 * x[:, 0]) + 0.02 * x.pow(4).sum(1)
 
 
+def hill(x: Tensor, c: Context = None) -> Tensor:
+    """High at the centre, low on a circle."""
+    return (x.square().sum(1) / 4 - 1).square()
+
+
 def support_of(m: GaussianMixture) -> Support:
     return lambda c, n: m.sample(n, torch.Generator().manual_seed(1))[None]
 
@@ -100,7 +105,19 @@ def test_the_importance_correction_makes_other_energies_exact(mixture: GaussianM
     energy = MixtureFit(waves, data, schedule, BETA, samples=500, components=(3,))
     error = {n: float((replace(energy, points=n)(x, t) - want).square().mean().sqrt()) for n in (0, 64, 4096)}
     assert error[0] > 0.15
-    assert error[4096] < 0.01 < error[64] < 0.08
+    assert error[4096] < 1e-3 < error[64] < 0.02
+
+
+def test_a_hill_within_a_mode_is_no_harm(lattice: Callable) -> None:
+    """Where E curves downwards the quadratic of a broad mode has no integral; the correction starts from a slope instead."""
+    broad = GaussianMixture(torch.zeros(1, **F64), torch.zeros(1, 2, **F64), 1.5 * torch.eye(2, **F64)[None])
+    x, t = points(broad, VPLinear(), 0.5, 20)
+    data = support_of(broad)
+    energy = MixtureFit(hill, data, VPLinear(), BETA, samples=500, components=(1,))
+    want = quadrature(fit_mixture(data(None, 500)[0], (1,)), VPLinear(), hill, x, t, lattice)
+    assert (replace(energy, points=0)(x, t) - want).abs().mean() > 0.2
+    torch.testing.assert_close(energy(x, t), want, rtol=0, atol=0.15)
+    torch.testing.assert_close(replace(energy, points=4096)(x, t), want, rtol=0, atol=0.005)
 
 
 def test_the_fit_is_made_once_and_for_any_event_shape(mixture: GaussianMixture) -> None:
