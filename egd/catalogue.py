@@ -10,6 +10,7 @@ ENERGIES = Registry("energy", "egd.energies")
 OBJECTIVES = Registry("energy", "egd.objectives")
 RULES = Registry("guidance rule", "egd.rules")
 SAMPLERS = Registry("sampler", "egd.samplers")
+WRAPPERS = Registry("wrapper of a denoiser", "egd.wrappers")
 
 CATALOGUE = {
     "schedule": SCHEDULES,
@@ -18,5 +19,6 @@ CATALOGUE = {
     "energy (trained)": OBJECTIVES,
     "guidance rule": RULES,
     "sampler": SAMPLERS,
+    "wrapper of a denoiser": WRAPPERS,
 }
 """Kind, as ``egd list`` has it -> registry."""

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UN
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from egd.catalogue import ENERGIES, POSTERIORS, RULES
+from egd.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.components import Spec, build, parameters, wanted_parts
 from egd.denoisers import NetworkDenoiser, convert
 from egd.energies.base import prepare
@@ -103,7 +103,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         omega: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
-        clip_x0: bool = True,
+        clip_x0: bool | Component = True,
         class_labels: Tensor | None = None,
         context: Mapping[str, Tensor] | None = None,
         eta: float = 0.0,
@@ -118,8 +118,8 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         setting: ...}``, or a callable that is given those of energy, denoiser, posterior, schedule, support and beta that
         its parameters name, and returns a timed energy. ``posterior`` is a callable (see ``calibrate``) or a name, and
         ``support`` gives samples of the data; needed only where the guidance asks for them. ``rule`` is additive at
-        ``omega`` by default. ``clip_x0`` keeps x_0 in [-1, 1], before and after guidance. ``callback_on_step_end(pipe,
-        step, timestep, {"image": x})`` may return another image.
+        ``omega`` by default. ``clip_x0`` keeps x_0 in [-1, 1], before and after guidance; so does ``dynamic_threshold``, by
+        shrinking. ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return another image.
 
         Raises UserError for a name or setting that does not exist, ValueError for a missing posterior or support and for
         a UNet that also predicts variances.
@@ -154,10 +154,9 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         """The forward process of the scheduler."""
         return from_diffusers(self.scheduler)
 
-    def denoiser(self, *, clip_x0: bool = True) -> Denoiser:
+    def denoiser(self, *, clip_x0: bool | Component = True) -> Denoiser:
         """D(x_t, t, c) of the UNet under the present scheduler."""
-        plain = UNetDenoiser(self.unet, self.scheduler, self.schedule)
-        return Clip(plain, -1.0, 1.0) if clip_x0 else plain
+        return _bounded(UNetDenoiser(self.unet, self.scheduler, self.schedule), clip_x0)
 
     def calibrate(
         self,
@@ -208,7 +207,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         support: Support | None,
         rule: Component | None,
         omega: float,
-        clip_x0: bool,
+        clip_x0: bool | Component,
         c: Context,
     ) -> Denoiser:
         if self.unet.config.get("out_channels") not in (None, self.unet.config.in_channels):
@@ -217,8 +216,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         basic = {"denoiser": denoiser, "schedule": schedule}
         parts = {**basic, "energy": energy, "beta": beta, "support": support, "posterior": _posterior(posterior, basic)}
         timed = prepare(_timed_energy(guidance, {k: v for k, v in parts.items() if v is not None}), c)
-        guided = guide(denoiser, timed, _rule(rule, omega), schedule)
-        return Clip(guided, -1.0, 1.0) if clip_x0 else guided
+        return _bounded(guide(denoiser, timed, _rule(rule, omega), schedule), clip_x0)
 
     def _guided_output(self, guided: Denoiser, image: Tensor, scaled: Tensor, timestep: Any, c: Context) -> Tensor:
         """The prediction that makes the scheduler step towards the guided x_0."""
@@ -255,6 +253,14 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         image = image.float() if image.dtype == torch.bfloat16 else image  # numpy has none
         array = image.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def _bounded(denoiser: Denoiser, bound: bool | Component) -> Denoiser:
+    if isinstance(bound, bool):
+        return Clip(denoiser, -1.0, 1.0) if bound else denoiser
+    parts = {"denoiser": denoiser, "low": -1.0, "high": 1.0}
+    wrapped: Denoiser = bound(denoiser) if callable(bound) else build(WRAPPERS, Spec.of(bound, "clip_x0"), parts, "clip_x0")
+    return wrapped
 
 
 def _context(context: Mapping[str, Tensor] | None, labels: Tensor | None) -> Context:

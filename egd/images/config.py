@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -56,7 +56,13 @@ class EstimatorConfig(Strict):
     posterior: ComponentConfig = ComponentConfig(name="residual")
     rule: ComponentConfig = ComponentConfig(name="additive")
     omega: NonNegativeFloat = 1.0
-    clip_x0: bool = True
+    clip_x0: bool | ComponentConfig = True
+    """Keep x_0 in [-1, 1] by clipping, or by ``dynamic_threshold``."""
+
+    @property
+    def bound(self) -> bool | dict[str, Any]:
+        """``clip_x0`` as the pipeline takes it."""
+        return self.clip_x0 if isinstance(self.clip_x0, bool) else self.clip_x0.model_dump()
 
 
 class EvaluationConfig(Strict):

@@ -74,7 +74,7 @@ class ImagesJob:
         """A clamp that acts, and samples that are not numbers, are reported."""
         moments = model.calibration.moments
         for name, estimator in self.config.estimators.items():
-            kind, own = estimator.posterior.name, moments[estimator.clip_x0]
+            kind, own = estimator.posterior.name, moments[bool(estimator.clip_x0)]
             used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, PARTS, name) and kind in own.raw
             share = own.clamp_share(kind) if used else 0.0
             if share:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from egd.catalogue import ENERGIES, POSTERIORS, RULES
+from egd.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.checkpoint import group, prefixed
 from egd.components import Registry, build, validate, wanted_parts
 from egd.config import ComponentConfig
@@ -40,6 +40,8 @@ def check_components(config: ImagesConfig) -> None:
         validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
         validate(RULES, estimator.rule.spec, {"omega"}, f"estimators.{name}.rule")
+        if not isinstance(estimator.clip_x0, bool):
+            validate(WRAPPERS, estimator.clip_x0.spec, {"denoiser", "low", "high"}, f"estimators.{name}.clip_x0")
 
 
 def make_schedule(config: ImagesConfig) -> Diffusers:
@@ -138,8 +140,8 @@ class ImagesModel:
 
     def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
         """An estimator's, from the calibration with or without clipping."""
-        denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.clip_x0)
-        moments = self.calibration.moments[estimator.clip_x0]
+        denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.bound)
+        moments = self.calibration.moments[bool(estimator.clip_x0)]
         parts = {"denoiser": denoiser, "moments": moments, "schedule": self.schedule}
         posterior: Posterior = build(POSTERIORS, estimator.posterior.spec, parts, key)
         return posterior
@@ -172,7 +174,7 @@ class ImagesModel:
             support=self.support(own),
             rule=estimator.rule.model_dump(),
             omega=estimator.omega if omega is None else omega,
-            clip_x0=estimator.clip_x0,
+            clip_x0=estimator.bound,
             **shared,
         ).images
         return _signed(images)
@@ -187,7 +189,7 @@ class Calibration:
 
     def __init__(self, model: ImagesModel) -> None:
         self.model = model
-        self.clips = sorted({e.clip_x0 for e in model.config.estimators.values()})
+        self.clips = sorted({bool(e.clip_x0) for e in model.config.estimators.values()})
         self.moments: dict[bool, Moments] = {}
 
     @torch.no_grad()

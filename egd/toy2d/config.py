@@ -81,7 +81,8 @@ class Toy2dConfig(Strict):
     """For the estimators that name no posterior of their own."""
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
     estimators: dict[str, ComponentConfig] = Field(min_length=1)
-    """Title -> a closed form, or an objective that trains a network."""
+    """Title -> a closed form, or an objective that trains a network, or ``energy_weights``: an unguided denoiser of
+    the weighted data, trained like the first one."""
     betas: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 3.0, 10.0, 20.0), min_length=1)
     rule: ComponentConfig = ComponentConfig(name="additive")
     omega: NonNegativeFloat = 1.0

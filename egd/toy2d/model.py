@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
-from egd.components import Spec, build, validate
+from egd.components import Registry, Spec, build, validate
 from egd.denoisers import NetworkDenoiser, at_unit_scale
 from egd.energies.base import prepare
 from egd.errors import UserError, nearest
@@ -20,6 +20,7 @@ from egd.posteriors.moments import Moments, calibrate
 from egd.samplers import initial_noise
 from egd.samplers.choice import choose
 from egd.schedules import time_grid
+from egd.selection import Weights, energy_weights
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet
 from egd.training import DenoiserLearner, EnergyLearner, Fit, Metrics
@@ -28,12 +29,20 @@ from egd.wrappers import Clip
 
 POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
 PARTS = {"energy", "posterior", "support", "beta", *POSTERIOR_PARTS}
+WEIGHTS = Registry("weighting of the data", "egd.selection")
+WEIGHTED = "energy_weights"
+"""Instead of an estimate of E_t: a denoiser of the weighted data for every beta."""
 M = TypeVar("M", bound=nn.Module)
 
 
 def is_trained(name: str) -> bool:
     """Whether an estimator is an objective that trains a network rather than a closed form."""
     return hasattr(ENERGIES.find(name, "estimators"), "loss") if ":" in name else name in OBJECTIVES.names()
+
+
+def registry_of(name: str) -> Registry:
+    """Where an estimator is found by its name."""
+    return WEIGHTS if name == WEIGHTED else OBJECTIVES if is_trained(name) else ENERGIES
 
 
 def check_components(config: Toy2dConfig) -> None:
@@ -47,12 +56,12 @@ def check_components(config: Toy2dConfig) -> None:
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, {"omega"}, "rule")
     for title, estimator in config.estimators.items():
-        known = {**ENERGIES.names(), **OBJECTIVES.names()}
+        known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
         if estimator.name not in known and ":" not in estimator.name:
             raise UserError(
                 f"no energy is called '{estimator.name}'; {nearest(estimator.name, known)}", key=f"estimators.{title}"
             )
-        validate(OBJECTIVES if is_trained(estimator.name) else ENERGIES, estimator.spec, PARTS, f"estimators.{title}")
+        validate(registry_of(estimator.name), estimator.spec, PARTS, f"estimators.{title}")
 
 
 class Toy2dModel:
@@ -61,11 +70,11 @@ class Toy2dModel:
     def __init__(self, config: Toy2dConfig, data: DataSet, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
         self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
-        d, s = config.denoiser, config.sampler
-        network = self._fresh("denoiser", lambda: NoiseMLP(2, width=d.width, blocks=d.blocks))
-        self.denoiser_fit = Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+        s = config.sampler
+        self.denoiser_fit = self._denoiser_fit("denoiser")
         self.calibration = Calibration(self)
         self.networks: dict[tuple[str, float], nn.Module] = {}
+        self.weighted: dict[tuple[str, float], Fit] = {}
         self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
@@ -74,9 +83,15 @@ class Toy2dModel:
             torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
             return make().to(self.device)
 
-    def denoiser(self) -> Denoiser:
-        """The unguided one."""
-        return self._clipped(NetworkDenoiser(self.denoiser_fit.model, self.schedule, self.config.denoiser.prediction))
+    def _denoiser_fit(self, name: str) -> Fit:
+        d = self.config.denoiser
+        network = self._fresh(name, lambda: NoiseMLP(2, width=d.width, blocks=d.blocks))
+        return Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+
+    def denoiser(self, fit: Fit | None = None) -> Denoiser:
+        """The unguided one, of the data; or that of another fit."""
+        network = (fit or self.denoiser_fit).model
+        return self._clipped(NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction))
 
     def _clipped(self, denoiser: Denoiser) -> Denoiser:
         """x_0 within the data's range, in which every E[x_0 | x_t] lies, guided ones too; derivatives pass."""
@@ -98,17 +113,29 @@ class Toy2dModel:
 
     def first_phases(self) -> list[Phase]:
         """The denoiser, then its calibration."""
-        d, sample = self.config.denoiser, self.data.sample
-        learner = DenoiserLearner(self.denoiser_fit, self.schedule, sample, batch=d.batch, prediction=d.prediction)
-        return [Phase("denoiser", d.steps, learner), Phase("calibration", 1, self.calibration)]
+        return [self._denoiser_phase("denoiser", self.denoiser_fit, None), Phase("calibration", 1, self.calibration)]
+
+    def _denoiser_phase(self, label: str, fit: Fit, weights: Weights | None) -> Phase:
+        d = self.config.denoiser
+        learner = DenoiserLearner(fit, self.schedule, self.data.sample, batch=d.batch, prediction=d.prediction, weights=weights)
+        return Phase(label, d.steps, learner)
 
     def energy_phases(self) -> list[Phase]:
         """One for every trained estimator and beta > 0; after the calibration, on which objectives may depend."""
-        trained = [(name, e) for name, e in self.config.estimators.items() if is_trained(e.name)]
-        pairs = [(name, e, beta) for name, e in trained for beta in self.config.betas if beta]
-        return [self._energy_phase(name, e.spec, beta) for name, e, beta in pairs]
+        phases = []
+        for name, estimator in self.config.estimators.items():
+            make = self._weighted_phase if estimator.name == WEIGHTED else self._energy_phase
+            if estimator.name == WEIGHTED or is_trained(estimator.name):
+                phases += [make(name, estimator.spec, beta) for beta in self.config.betas if beta]
+        return phases
 
-    def _energy_phase(self, name: str, spec: Any, beta: float) -> Phase:
+    def _weighted_phase(self, name: str, spec: Spec, beta: float) -> Phase:
+        label = f"denoiser_{name}_beta{beta:g}"
+        fit = self.weighted[name, beta] = self._denoiser_fit(label)
+        weights = build(WEIGHTS, spec, {"energy": self.data.energy, "beta": beta}, f"estimators.{name}")
+        return self._denoiser_phase(label, fit, weights)
+
+    def _energy_phase(self, name: str, spec: Spec, beta: float) -> Phase:
         label, e = f"energy_{name}_beta{beta:g}", self.config.energy_network
         network = self._fresh(label, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
         own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{label}/support"))
@@ -129,8 +156,10 @@ class Toy2dModel:
 
     def sample(self, name: str | None, beta: float, n: int, generator: torch.Generator, omega: float = 1.0) -> Tensor:
         """n samples (n, 2) guided by an estimator; unguided without a name. The same initial noise for one generator state."""
-        noise, denoiser = initial_noise(self.schedule, (n, 2), self.times[0], generator), self.denoiser()
-        if name is not None:
+        noise = initial_noise(self.schedule, (n, 2), self.times[0], generator)
+        weighted = None if name is None else self.weighted.get((name, beta))
+        denoiser = self.denoiser(weighted)
+        if name is not None and weighted is None:
             rule = build(RULES, self.config.rule.spec, {"omega": omega}, "rule")
             timed = self.timed_energy(name, beta, generator)
             denoiser = self._clipped(guide(denoiser, timed, rule, self.schedule))

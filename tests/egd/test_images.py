@@ -208,6 +208,15 @@ def test_a_run_leaves_figure_table_pipeline_and_summary(run: Callable[..., Any],
     assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
 
 
+def test_x0_is_bounded_by_the_estimators_own_wrapper(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert run("--set", "estimators.dps.clip_x0={name: dynamic_threshold, quantile: 0.7}").exit_code == 0
+    sharp = without_seconds(summary(tmp_path / "out")["results"])
+    assert run("--out", tmp_path / "plain").exit_code == 0
+    plain = without_seconds(summary(tmp_path / "plain")["results"])
+    changed = {a["estimator"] for a, b in zip(sharp, plain, strict=True) if a != b}
+    assert changed == {"dps"}
+
+
 def test_a_killed_run_goes_on_to_the_same_result(run: Callable[..., Any], tmp_path: Path) -> None:
     assert run().exit_code == 0
     whole = summary(tmp_path / "out")
@@ -254,6 +263,8 @@ def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> No
         ("targets.class.energy=class_probabilty", "did you mean 'class_probability'"),
         ("scheduler.name=DDPMSchedulr", "did you mean 'DDPMScheduler'"),
         ("data={name: folder, path: /nowhere}", "no images below"),
+        ("estimators.dps.clip_x0=dynamic_treshold", "did you mean 'dynamic_threshold'"),
+        ("estimators.dps.clip_x0={name: dynamic_threshold, quantil: 1}", "has no setting 'quantil'"),
         ("data.name=digit", "did you mean 'digits'"),
         ("unet.widths=[8, 8, 8, 8, 8]", "8 pixels cannot be"),
         ("unet.widths=[9]", "multiple of 8"),

@@ -22,7 +22,11 @@ tasks: [moons, rings]
 denoiser: {width: 16, blocks: 1, steps: 30, batch: 32}
 calibration: {samples: 64, grid: 4}
 energy_network: {width: 16, layers: 1, steps: 20, batch: 32}
-estimators: {dps: dps, support_samples: {name: support_samples, samples: 50}, learned: mse}
+estimators:
+  dps: dps
+  support_samples: {name: support_samples, samples: 50}
+  learned: mse
+  efm: {name: energy_weights, clip: 5.0}
 betas: [0, 3]
 sampler: {steps: 3}
 evaluation: {samples: 50, reference: 200, draws: 2000, projections: 8}
@@ -132,13 +136,14 @@ def test_a_run_leaves_figure_table_and_summary(egd: Any, recipe: Path, tmp_path:
     for task in ("moons", "rings"):
         run = tmp_path / "out" / task / "seed-0"
         results = summary(run)["results"]
-        assert list(results) == ["exact", "unguided", "dps", "support_samples", "learned"]
+        assert list(results) == ["exact", "unguided", "dps", "support_samples", "learned", "efm"]
         assert results["dps"]["0"]["w2"] == results["unguided"]["0"]["w2"]  # beta = 0: no guidance
         assert results["dps"]["3"]["w2"] != results["unguided"]["3"]["w2"]
         assert results["exact"]["3"]["w2"] < results["unguided"]["3"]["w2"]
         assert summary(run)["ess"]["3"] < summary(run)["ess"]["0"] == pytest.approx(2000)
         assert (run / "figures" / "samples.png").stat().st_size > 1000
-        assert {p.stem for p in (run / "checkpoints").iterdir()} == {"denoiser", "calibration", "energy_learned_beta3"}
+        trained = {"denoiser", "calibration", "energy_learned_beta3", "denoiser_efm_beta3"}
+        assert {p.stem for p in (run / "checkpoints").iterdir()} == trained
     row = next(line for line in result.output.splitlines() if "support_samples" in line)
     first = summary(tmp_path / "out" / "moons" / "seed-0")["results"]["support_samples"]["3"]
     assert f"{first['w2']:.3f} ({first['energy']:.2f})" in row
@@ -160,6 +165,16 @@ def test_a_run_goes_on_where_it_was_and_its_config_repeats_it(egd: Any, recipe: 
     repeat = egd("run", whole / "config.yaml", "--out", tmp_path / "b")
     assert repeat.exit_code == 0, repeat.output
     assert comparable(tmp_path / "b" / "moons" / "seed-0") == before[0]
+
+
+def test_a_denoiser_of_the_weighted_data_finds_the_target_unguided(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    longer = ["-s", "denoiser.steps=800", "-s", "denoiser.width=32", "-s", "denoiser.batch=128", "-s", "evaluation.samples=500"]
+    few = ["-s", "estimators.learned=null", "-s", "sampler.steps=15", "-t", "moons"]
+    assert egd("run", recipe, "--out", tmp_path, *longer, *few).exit_code == 0
+    results = summary(tmp_path / "moons" / "seed-0")["results"]
+    assert results["efm"]["3"]["w2"] < 0.5 * results["unguided"]["3"]["w2"]
+    assert abs(results["efm"]["3"]["energy"] - results["exact"]["3"]["energy"]) < 0.1
+    assert results["efm"]["0"]["w2"] == results["unguided"]["0"]["w2"]
 
 
 def test_eval_samples_again_at_other_scales(egd: Any, recipe: Path, tmp_path: Path) -> None:
@@ -228,8 +243,18 @@ def test_bad_input_is_named_with_its_remedy(
 def test_estimators_set_to_null_are_left_out_and_none_at_all_is_refused(egd: Any, recipe: Path, tmp_path: Path) -> None:
     drop = ["--set", "estimators.learned=null", "--set", "estimators.dps=null", "--task", "rings"]
     assert egd("run", recipe, "--out", tmp_path, *drop).exit_code == 0
-    assert set(comparable(tmp_path / "rings" / "seed-0")) == {"exact", "unguided", "support_samples"}
-    nothing = egd("run", recipe, "--out", tmp_path / "none", *drop, "--set", "estimators.support_samples=null")
+    assert set(comparable(tmp_path / "rings" / "seed-0")) == {"exact", "unguided", "support_samples", "efm"}
+    nothing = egd(
+        "run",
+        recipe,
+        "--out",
+        tmp_path / "none",
+        *drop,
+        "--set",
+        "estimators.support_samples=null",
+        "--set",
+        "estimators.efm=null",
+    )
     assert nothing.exit_code == 2
     assert "estimators" in nothing.output
 
