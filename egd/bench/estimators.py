@@ -56,6 +56,12 @@ def all_estimators(mine: str | None = None) -> dict[str, Any]:
     return {**CLOSED_FORMS, **TRAINED, **({} if mine is None else {mine.rpartition(":")[2]: mine})}
 
 
+def small(specs: Mapping[str, Any], most: int = 256) -> dict[str, Any]:
+    """The same estimators with few samples each, for a trial."""
+    few = {k: {**s, "samples": min(s["samples"], most)} for k, s in specs.items() if isinstance(s, dict) and "samples" in s}
+    return {**specs, **few}
+
+
 def is_objective(spec: Any) -> bool:
     """Whether a spec names an objective, which trains a network, rather than a closed form."""
     name = Spec.of(spec, "estimator").name
