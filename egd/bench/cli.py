@@ -39,7 +39,7 @@ def energies(
     steps: Annotated[int, typer.Option(min=2, help="Sampler steps.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of cases, networks and samples.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Cases measured at a time, one process and one thread each.")] = 1,
-    smoke: Annotated[bool, typer.Option("--smoke", help="A trial of two minutes: the first beta, few samples. Its numbers mean nothing.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A trial of two minutes whose numbers mean nothing.")] = False,
 ) -> None:
     """Every estimator of E_t against the exact one, on Gaussian mixtures."""
     with user_errors():
