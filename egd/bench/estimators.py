@@ -27,7 +27,7 @@ CLOSED_FORMS: dict[str, Any] = {
     "monte_carlo, tweedie": {"name": "monte_carlo", "posterior": TWEEDIE, "samples": 32},
     "support_samples": {"name": "support_samples", "samples": 4096},
     "ess_blend": {"name": "ess_blend", "posterior": TWEEDIE, "samples": 4096},
-    "mixture_fit": {"name": "mixture_fit", "samples": 16384},
+    "mixture_fit": {"name": "mixture_fit", "samples": 65536},
 }
 """Estimators without a network, from the cheapest to the dearest."""
 TRAINED: dict[str, Any] = {

@@ -86,6 +86,17 @@ def test_a_fitted_mixture_is_that_of_the_data_with_the_right_number_of_component
     torch.testing.assert_close(fitted.log_weights[order].exp(), mixture.log_weights[truth].exp(), rtol=0, atol=0.03)
 
 
+def test_the_chosen_fit_goes_on_with_all_samples(mixture: GaussianMixture) -> None:
+    data = mixture.sample(20_000, torch.Generator().manual_seed(1))
+
+    def distance(fitted: GaussianMixture) -> float:
+        order, truth = fitted.means[:, 0].argsort(), mixture.means[:, 0].argsort()
+        return float((fitted.means[order] - mixture.means[truth]).norm())
+
+    few = fit_mixture(data[:400], (3,))
+    assert distance(fit_mixture(data, (3,), choose_on=400)) < 0.5 * distance(few)
+
+
 def test_of_a_quadratic_energy_the_correction_corrects_nothing(mixture: GaussianMixture) -> None:
     """Every importance weight is one: the closed form is exact already, so the fitted mixture's exact energy comes out."""
     energy = MixtureFit(BOWL, support_of(mixture), VPLinear(), BETA, samples=500, components=(3,), points=0)
