@@ -17,7 +17,7 @@ from egd.types import Context, Energy, Schedule, Support, TimedEnergy
 
 __all__ = ["MixtureFit"]
 
-PATIENCE = 2
+PATIENCE = 2  # numbers of components in a row that fit no better, after which no more are tried
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,17 @@ class _Fitted:
         model = LocalQuadratic.fit(*value_gradient_hessian(self._tilt(x), mean, None), root, self.delta, instead=0.0)
         log_z = model.log_partition()
         if self.points:
-            log_z = log_z + self._correction(model, mean, root, x)
+            log_z = log_z + self._correction(model, log_z, mean, root, x)
         return -torch.logsumexp(log_v + log_z.reshape(n, k), 1)
 
-    def _correction(self, model: LocalQuadratic, mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
-        """log of E exp(-beta E) / E exp(-q), both by the same draws: half of the prior, half of the prior tilted by q, so that
-        no weight exceeds two, and nothing is left of a quadratic E.
+    def _correction(self, model: LocalQuadratic, log_z: Tensor, mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
+        """log of E exp(-beta E) / E exp(-q), (N,), the latter's logarithm being ``log_z``; both by the same draws, half of the
+        prior and half of the prior tilted by q: no weight exceeds two, and of a quadratic E nothing is left.
         """
         prior, tilted = _normal(self.points, mean, self.seed).tensor_split(2)
         u = torch.cat([prior.expand(len(mean), -1, -1), model.tilted(tilted)], 1)
         q = model(u)
-        log_w = -torch.nn.functional.softplus(-q - model.log_partition()[:, None])
+        log_w = -torch.nn.functional.softplus(-q - log_z[:, None])
         events = mean[:, None] + u @ root.mT
         energies = self._tilt(x)(events.flatten(0, 1), None).reshape(q.shape)
         return torch.logsumexp(log_w - energies, 1) - torch.logsumexp(log_w - q, 1)
