@@ -49,7 +49,8 @@ def show(rows: Sequence[Any], title: str) -> None:
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         left = column in ("task", "policy", "estimator")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+        name = column in ("policy", "estimator")  # to be copied: never cut
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=name)
     before = None
     for row in rows:
         if before is not None and row.get("task") != before:
