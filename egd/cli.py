@@ -80,6 +80,12 @@ def run(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key: a.b=c. May be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Many runs, a seed each: 0-7, or 0,2,5. What can be is trained as one program.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", "-g", help="Runs for all values of a key: a.b=1,3,10. May be repeated.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")] = None,
     resume: Annotated[
@@ -98,6 +104,8 @@ def run(
             tasks=task or (),
             budget=budget,
             seed=seed,
+            seeds=_seeds(seeds, seed),
+            grid=dict(map(_axis, grid or ())),
             device=device,
             resume=resume,
             settings=settings or (),
@@ -112,6 +120,27 @@ def run(
         names = [*failed, *crashed]
         errors.print(f"[red]{len(names)} of {len(jobs)} failed: {', '.join(names)}[/]", soft_wrap=True)
         raise typer.Exit(1 if crashed else 2)
+
+
+def _seeds(text: str | None, seed: int | None) -> list[int]:
+    if text is None:
+        return []
+    if seed is not None:
+        raise UserError("give --seed or --seeds, not both", key="--seeds")
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+            raise UserError(f"'{text}' is not a list of seeds such as 0-7 or 0,2,5", key="--seeds")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    key, equals, values = text.partition("=")
+    if not (key and equals and values):
+        raise UserError(f"'{text}' is not of the form a.b=1,3,10", key="--grid")
+    return key, values.split(",")
 
 
 def default_out(recipe: Path) -> Path:

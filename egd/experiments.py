@@ -26,6 +26,10 @@ class Options:
     tasks: Sequence[str] = ()
     budget: str | None = None
     seed: int | None = None
+    seeds: Sequence[int] = ()
+    """Many runs that differ in their seed."""
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Key -> values: a run for every combination of them."""
     device: str = "auto"
     resume: bool = False
     settings: Sequence[str] = field(default_factory=tuple)

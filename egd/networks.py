@@ -22,6 +22,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32 whatever x has: autocast does so on GPUs, not on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shaped like x."""
+        return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
     (B,) -> (B, dim).
@@ -53,12 +61,12 @@ class NoiseMLP(nn.Module):
         self.time = TimeEmbedding(time)
         self.first = nn.Linear(event + time + context, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
+            nn.Sequential(LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
         )
         final = nn.Linear(width, event)
         nn.init.zeros_(final.weight)
         nn.init.zeros_(final.bias)
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), final)
+        self.last = nn.Sequential(LayerNorm(width), nn.SiLU(), final)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, event), (B,), c -> (B, event)"""

@@ -41,14 +41,24 @@ def repeat_context(c: Context, times: int) -> Context:
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
     """f(x) (B,) and its gradient by x (B, ...). Rows are independent, so one backward pass serves all.
 
-    With ``create_graph`` both stay differentiable by whatever x itself depends on.
+    With ``create_graph`` both stay differentiable by whatever x itself depends on. Composes with ``torch.func``.
     """
-    with torch.enable_grad():
-        leaf = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+    if create_graph or torch._C._functorch.peek_interpreter_stack() is not None:
+        return _functional_value_and_grad(f, x, create_graph)
+    with torch.enable_grad():  # half the operations of torch.func.grad, which keeps the gradient differentiable
+        leaf = x.detach().requires_grad_()
         value = f(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
-    if not create_graph:
-        value = value.detach()
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), slope
+
+
+def _functional_value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        value = f(x)
+        return value.sum(), value
+
+    with torch.set_grad_enabled(create_graph):
+        slope, value = torch.func.grad(total, has_aux=True)(x)
     return value, slope
 
 
@@ -74,10 +84,8 @@ def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, 
 def jacobian_rows(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:
     """v_k^T (df/dx) in reverse mode, as ``jacobian_columns``; differentiable where gradients are on."""
     points, times, context, directions = _tiled(x, t, c, v)
-    onward = torch.is_grad_enabled()
-    with torch.enable_grad():
-        points = points if points.requires_grad else points.detach().requires_grad_()
-        (rows,) = torch.autograd.grad(f(points, times, context), points, directions, create_graph=onward)
+    _, pull = torch.func.vjp(lambda p: f(p, times, context), points)  # type: ignore[misc]
+    rows: Tensor = pull(directions)[0]
     return rows.reshape(len(v), len(x), -1)
 
 

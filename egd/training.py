@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
+from egd.computing import Computing
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss, random_times
 from egd.networks import EnergyMLP
 from egd.types import Context, Sample, Schedule, TimedEnergy
@@ -55,6 +58,15 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
+@dataclass(frozen=True)
+class Follower:
+    """A moving average of a part of what is fitted."""
+
+    average: AveragedModel
+    part: nn.Module
+    decay: float
+
+
 class Fit:
     """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional
     exponential moving average.
@@ -65,27 +77,48 @@ class Fit:
     ) -> None:
         self.module, self.lr, self.steps, self.decay, self.clip = module, lr, steps, decay, clip
         self.optimiser = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
-        self.average = moving_average(module, ema) if ema else None
+        self.followers: list[Follower] = []
+        self.average = self.follow(module, ema) if ema else None
         self.step = 0
+
+    def follow(self, part: nn.Module, decay: float) -> AveragedModel:
+        """A moving average of a part of the module, updated with every step; its first update copies."""
+        average = moving_average(part, decay)
+        self.followers.append(Follower(average, part, decay))
+        return average
 
     @property
     def model(self) -> nn.Module:
         """The network to use: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are fitted, in the optimiser's order."""
+        return [p for settings in self.optimiser.param_groups for p in settings["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        """Of the module."""
+        return self.parameters()[0].device
+
     def descend(self, loss: Tensor) -> None:
         """One step down the loss ()."""
-        if self.decay:
-            for settings in self.optimiser.param_groups:
-                settings["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / max(1, self.steps))))
+        self.set_rate(self.optimiser)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self.optimiser.step()
-        if self.average is not None:
-            self.average.update_parameters(self.module)
+        for follower in self.followers:
+            follower.average.update_parameters(follower.part)
         self.step += 1
+
+    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
+        """The learning rate of this step."""
+        if self.decay:
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / max(1, self.steps))))
+            for settings in optimiser.param_groups:
+                settings["lr"] = rate
 
     def state(self) -> dict[str, Tensor]:
         """Weights, average, optimiser and step count."""
@@ -106,7 +139,60 @@ class Fit:
         self.step = int(state["step"])
 
 
-class DenoiserLearner:
+class StepLearner(ABC):
+    """A learner whose step is a draw, a loss and a descent: random numbers come in the draw, so that the rest can be compiled,
+    captured, or done for many runs at once (``egd.batched``).
+    """
+
+    fit: Fit
+    computing: Computing = Computing()
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Any:
+        """All that is random in a step, as tensors in tuples, mappings or the like."""
+
+    @abstractmethod
+    def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
+        """The loss () to descend, and the metrics, detached."""
+
+    def reads(self) -> dict[str, nn.Module]:
+        """The modules, beside the fitted one, whose tensors the loss reads and which are not the same in all runs."""
+        return {}
+
+    def begin(self, drawn: Any) -> None:  # noqa: B027
+        """What is to be set from the first draw of all."""
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One step."""
+        drawn = self.draw(generator)
+        if self.fit.step == 0:
+            self.begin(drawn)
+        with self.computing.autocast(self.fit.device):
+            loss, metrics = self.loss(drawn)
+        self.fit.descend(loss)
+        return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides later updates, as flat tensors."""
+        return self.fit.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.fit.load(state)
+
+
+Noised: TypeAlias = tuple[Tensor, Context, Tensor, Tensor]
+"""x_0 (B, ...), c, t (B,) and noise (B, ...): x_t is ``diffuse(schedule, x_0, t, noise)``."""
+
+
+def draw_noised(sample: Sample, batch: int, t_min: float, generator: torch.Generator) -> Noised:
+    """A batch of data with times t ~ U[t_min, 1] and standard normal noise."""
+    x0, c = sample(batch, generator)
+    t = random_times(batch, t_min, generator)
+    return x0, c, t, torch.randn(x0.shape, generator=generator, device=x0.device)
+
+
+class DenoiserLearner(StepLearner):
     """Trains a network on the denoising loss of what it predicts (for noise AEPO Algorithm 1, first part).
 
     ``weights`` (x_0, c) -> (B,) weighs the data: the denoiser learned is that of the weighted data (energy-weighted
@@ -126,20 +212,20 @@ class DenoiserLearner:
     ) -> None:
         self.fit, self.schedule, self.sample, self.batch, self.t_min = fit, schedule, sample, batch, t_min
         self.prediction, self.weights = prediction, weights
-        self.state, self.load = fit.state, fit.load
 
-    def update(self, generator: torch.Generator) -> Metrics:
-        """One step; the loss is the mean over dimensions, 1 for a noise model that predicts nothing."""
-        x0, c = self.sample(self.batch, generator)
-        t = random_times(self.batch, self.t_min, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    def draw(self, generator: torch.Generator) -> Noised:
+        """Data, times and noise."""
+        return draw_noised(self.sample, self.batch, self.t_min, generator)
+
+    def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
+        """The metric is the mean over dimensions, 1 for a noise model that predicts nothing."""
+        x0, c, t, noise = drawn
         weight = None if self.weights is None else self.weights(x0, c).detach()
         loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
-        self.fit.descend(loss)
-        return {"loss": loss.detach() / x0[0].numel()}
+        return loss, {"loss": loss.detach() / x0[0].numel()}
 
 
-class EnergyLearner:
+class EnergyLearner(StepLearner):
     """Trains an energy network on an objective (AEPO Algorithm 1, last part).
 
     Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained.
@@ -150,29 +236,36 @@ class EnergyLearner:
     ) -> None:
         self.fit, self.schedule, self.sample, self.objective = fit, schedule, sample, objective
         self.batch, self.t_min = batch, t_min
-        self.state, self.load = fit.state, fit.load
+        self._generator = torch.Generator()
 
-    def update(self, generator: torch.Generator) -> Metrics:
-        """One step; the network's output scale is set from the first batch's targets."""
-        x0, c = self.sample(self.batch, generator)
-        t = random_times(self.batch, self.t_min, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    def draw(self, generator: torch.Generator) -> Noised:
+        """Data, times and noise."""
+        self._generator = generator
+        return draw_noised(self.sample, self.batch, self.t_min, generator)
+
+    def begin(self, drawn: Noised) -> None:
+        """The network's output scale is set from the first batch's targets."""
+        x0, c, t, noise = drawn
+        targets = getattr(self.objective, "targets", None)
+        if targets is not None and isinstance(self.fit.module, EnergyMLP):
+            self.fit.module.standardise(targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
+
+    def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
+        """The objective's, in squares of the network's output scale where it has a unit."""
+        x0, c, t, noise = drawn
         x = diffuse(self.schedule, x0, t, noise)
-        if self.fit.step == 0 and isinstance(self.fit.module, EnergyMLP):
-            self._standardise(x0, x, t, c)
         network = at_unit_scale(self.fit.module, self.schedule)
-        loss, metrics = self.objective.loss(network, x0, x, t, c, generator)
+        loss, metrics = self.objective.loss(network, x0, x, t, c, self._generator)
         if not getattr(self.objective, "dimensionless", False):
             loss = loss / self.scale**2
-        self.fit.descend(loss)
-        return {"loss": loss.detach(), **metrics}
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def reads(self) -> dict[str, nn.Module]:
+        """Those that the objective says it reads."""
+        modules: dict[str, nn.Module] = getattr(self.objective, "modules", dict)()
+        return modules
 
     @property
     def scale(self) -> Tensor | float:
         """The network's output scale: losses with a unit are reported and descended in its squares."""
         return self.fit.module.scale if isinstance(self.fit.module, EnergyMLP) else 1.0
-
-    def _standardise(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> None:
-        targets = getattr(self.objective, "targets", None)
-        if targets is not None and isinstance(self.fit.module, EnergyMLP):
-            self.fit.module.standardise(targets(x0, x, t, c))

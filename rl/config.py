@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from egd.components import Spec
+from egd.computing import Computing, Precision
 from egd.config import ComponentConfig, Strict
 from egd.denoisers import Prediction
 from egd.networks import ActivationName
@@ -132,6 +133,8 @@ class EvaluationConfig(Strict):
     """Also evaluate every so many steps of the last phase (0: at the end only)."""
     envs: PositiveInt = 30
     """Environments a guidance scale runs at a time."""
+    workers: NonNegativeInt = 0
+    """Processes that step the environments while actions are sampled; 0: the main process, in between. Changes no result."""
 
 
 class RunConfig(Strict):
@@ -144,6 +147,10 @@ class RunConfig(Strict):
     device: str = "cpu"
     threads: PositiveInt = 1
     """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
+    precision: Precision = "float32"
+    """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
+    compile: bool = False
+    """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
     training: Literal["phased", "joint"] = "phased"
     data: DataConfig = DataConfig()
     schedule: ComponentConfig = ComponentConfig(name="vp_linear")
@@ -164,6 +171,11 @@ class RunConfig(Strict):
         if taken := {"behaviour", "guided"} & set(value):
             raise ValueError(f"a variant cannot be called {taken.pop()}: that is a name of its own in the results")
         return value
+
+    @property
+    def computing(self) -> Computing:
+        """``precision`` and ``compile``."""
+        return Computing(self.precision, self.compile)
 
     @property
     def arms(self) -> dict[str, GuidanceConfig]:

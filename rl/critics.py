@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from egd.checkpoint import group, prefixed
-from egd.networks import ACTIVATIONS
-from egd.training import Fit, Metrics, moving_average
+from egd.networks import ACTIVATIONS, LayerNorm
+from egd.training import Fit, Metrics, StepLearner
 from rl.data import Batch, OfflineData
 
 
@@ -45,7 +45,7 @@ class EnsembleMLP(nn.Module):
         for a, b in pairwise(sizes):
             parts.append(EnsembleLinear(members, a, b))
             if layer_norm:
-                parts.append(nn.LayerNorm(b))
+                parts.append(LayerNorm(b))
             parts.append(ACTIVATIONS[activation]())
         self.net = nn.Sequential(*parts, EnsembleLinear(members, width, 1))
 
@@ -57,12 +57,15 @@ class EnsembleMLP(nn.Module):
 
 
 class _Values(nn.Module):
-    def __init__(self, q: EnsembleMLP, v: EnsembleMLP) -> None:
+    expectile: Tensor
+
+    def __init__(self, q: EnsembleMLP, v: EnsembleMLP, expectile: float) -> None:
         super().__init__()
         self.q, self.v = q, v
+        self.register_buffer("expectile", torch.tensor(expectile), persistent=False)  # so that runs can differ in it
 
 
-def expectile_loss(difference: Tensor, tau: float) -> Tensor:
+def expectile_loss(difference: Tensor, tau: float | Tensor) -> Tensor:
     """E |tau - 1(u < 0)| u^2, u (B,). IQL (arXiv:2110.06169) Eq. 5; AEPO Eq. 27."""
     weight = torch.where(difference < 0, 1 - tau, tau)
     return (weight * difference.square()).mean()
@@ -89,12 +92,12 @@ class IQL:
         layer_norm: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.expectile, self.gamma = expectile, gamma
+        self.gamma = gamma
         q = EnsembleMLP(ensemble, state + action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
         v = EnsembleMLP(1, state, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
-        self.values = _Values(q, v).to(device)
+        self.values = _Values(q, v, expectile).to(device)
         self.fit = Fit(self.values, lr=lr, steps=steps, decay=decay)
-        self.target = moving_average(self.values.q, 1 - polyak)
+        self.target = self.fit.follow(self.values.q, 1 - polyak)
         self.target.update_parameters(self.values.q)  # the first call copies
 
     def q(self, state: Tensor, action: Tensor) -> Tensor:
@@ -112,7 +115,7 @@ class IQL:
         with torch.no_grad():
             q = self.q(batch.state, batch.action)
         advantage = q - self.v(batch.state)
-        loss = expectile_loss(advantage, self.expectile)
+        loss = expectile_loss(advantage, self.values.expectile)
         return loss, {"v_loss": loss.detach(), "advantage_std": advantage.detach().std(), "q_mean": q.mean()}
 
     def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -122,13 +125,17 @@ class IQL:
         loss = (self.values.q(batch.state, batch.action) - target).square().mean()
         return loss, {"q_loss": loss.detach()}
 
-    def update_on(self, batch: Batch) -> Metrics:
-        """One step of Q, V and the target on a batch."""
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Of Q and V, one step's."""
         v_loss, v_info = self.value_loss(batch)
         q_loss, q_info = self.q_loss(batch)
-        self.fit.descend(v_loss + q_loss)
-        self.target.update_parameters(self.values.q)
-        return {**v_info, **q_info}
+        return v_loss + q_loss, {**v_info, **q_info}
+
+    def update_on(self, batch: Batch) -> Metrics:
+        """One step of Q, V and the target on a batch."""
+        loss, metrics = self.loss(batch)
+        self.fit.descend(loss)
+        return metrics
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides later updates."""
@@ -140,13 +147,24 @@ class IQL:
         self.target.load_state_dict(group("target", state))
 
 
-class CriticLearner:
+class CriticLearner(StepLearner):
     """A critic and the data it learns from, as a learner."""
 
     def __init__(self, critic: IQL, data: OfflineData, *, batch: int) -> None:
-        self.critic, self.data, self.batch = critic, data, batch
-        self.state, self.load = critic.state, critic.load
+        self.critic, self.data, self.batch, self.fit = critic, data, batch, critic.fit
 
-    def update(self, generator: torch.Generator) -> Metrics:
-        """One step on a random batch."""
-        return self.critic.update_on(self.data.sample(self.batch, generator))
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Random transitions."""
+        return self.data.sample(self.batch, generator)
+
+    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
+        """Of Q and V."""
+        return self.critic.loss(drawn)
+
+    def state(self) -> dict[str, Tensor]:
+        """The critic's, its target included."""
+        return self.critic.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.critic.load(state)

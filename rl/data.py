@@ -47,6 +47,9 @@ class Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
+torch.export.register_dataclass(Batch)  # batches of many runs are stacked
+
+
 @dataclass(frozen=True)
 class Episodes:
     """Raw episodes: observations (T + 1, S), actions (T, A), rewards (T,), terminations (T,), in the order stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,15 @@ from egd.components import validate as validate_component
 from egd.config import Tree, merge, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
-from egd.phases import Phase, run_phase
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl.agents import AGENTS
-from rl.agents.aepo import AEPO, check_components
+from rl.agents.aepo import check_components
 from rl.config import RunConfig
 from rl.evaluator import Evaluator, scales
 from rl.job import OfflineJob
-from rl.loading import GENERATOR_PARTS, GENERATORS, load_data
+from rl.loading import GENERATOR_PARTS, GENERATORS, restore
 from rl.results import rows, split_by_omega, statistics
 from rl.tasks import find_task
 
@@ -32,9 +32,19 @@ class OfflineRL:
     caption = "normalised scores; the return itself where a task has no reference score"
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
-        """One job for every task of the recipe, or for those of ``--task``."""
+        """For every task of the recipe, or for those of ``--task``, a job of all runs that can be trained together."""
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
-        return [self._job(self._config(resolve(recipe, task, over, options), options), options) for task, over in tasks.items()]
+        return [job for task, over in tasks.items() for job in self._jobs(recipe, task, over, options)]
+
+    def _jobs(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> list[OfflineJob]:
+        alike: dict[str, OfflineJob] = {}
+        for below, own in variations(options):
+            config = self._config(resolve(recipe, task, over, own), own)
+            folder = options.out / task.replace("/", "-") / below / f"seed-{config.seed}"
+            job = alike.setdefault(_kind(config), OfflineJob([], [], options.resume))
+            job.configs.append(config)
+            job.folders.append(RunFolder(folder))
+        return list(alike.values())
 
     def _config(self, tree: Tree, options: Options) -> RunConfig:
         headline = tree.get("guidance") or {}
@@ -47,10 +57,6 @@ class OfflineRL:
             validate_component(GENERATORS, config.data.generator.spec, GENERATOR_PARTS, "data.generator")
         return config
 
-    def _job(self, config: RunConfig, options: Options) -> OfflineJob:
-        folder = options.out / config.task.replace("/", "-") / f"seed-{config.seed}"
-        return OfflineJob(config, RunFolder(folder), options.resume)
-
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh rollouts of a trained run: ``omegas`` for every arm in one batched pass, ``episodes``, ``seed``, ``device``."""
         folder = RunFolder(run)
@@ -58,7 +64,7 @@ class OfflineRL:
         device = torch.device(pick_device(settings.get("device") or "auto"))
         config = config.model_copy(update={"device": device.type})
         torch.set_num_threads(config.threads)
-        agent, task = self._restore(config, folder, device, reporter)
+        agent, task = restore(config, folder, device, reporter)
         episodes = settings.get("episodes") or config.evaluation.episodes
         seed = config.seed if settings.get("seed") is None else settings["seed"]
         omegas = scales(config, settings.get("omegas"))
@@ -76,20 +82,18 @@ class OfflineRL:
         folder.log({"phase": "eval", "episodes": episodes, **{k: float(r.mean()) for k, r in result.returns.items()}})
         return rows(summary)
 
-    def _restore(self, config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter) -> tuple[AEPO, Any]:
-        data, task = load_data(config, device, reporter)
-        agent = AGENTS[config.method](config, data, device)
-        for phase in agent.phases():
-            if not folder.checkpoint(phase.name).exists():
-                raise UserError(f"{folder.path} has no checkpoint of its phase '{phase.name}'; finish it with egd run --resume")
-            trained = Phase(phase.name, 0, phase.learner)
-            run_phase(trained, folder, reporter, seed=config.seed, device=device, checkpoint_every=1, log_every=1)
-        return agent, task
-
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""
         kinds: dict[str, dict[str, Any]] = {"method": dict(AGENTS), "dataset generator": GENERATORS.names()}
         return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
+
+
+def _kind(config: RunConfig) -> str:
+    """The settings in which runs that are trained together agree: all but seed, expectile, and how much they are guided."""
+    tree = config.model_dump(mode="json", exclude={"seed": True, "critic": {"expectile"}})
+    for arm in (tree["guidance"], *tree["variants"].values()):
+        arm.update(dict.fromkeys(("beta", "omega", "omegas")))
+    return json.dumps(tree, sort_keys=True)
 
 
 offline_rl = OfflineRL()

@@ -1,11 +1,11 @@
-"""One run: a task and a seed, from data to summary."""
+"""Runs of one task, from data to summaries."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from egd.experiments import Row
-from egd.phases import Phase, Progress, restored_metrics_size, run_phase, seed_of
+from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases, seed_of
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl import figures
@@ -33,47 +33,80 @@ PATHS = 8  # paths kept for the maze figure
 
 @dataclass(frozen=True)
 class OfflineJob:
-    """One run and its folder."""
+    """Runs of one task that differ in seed or in numbers alone, and their folders: their parts are trained together."""
 
-    config: RunConfig
-    folder: RunFolder
+    configs: list[RunConfig]
+    folders: list[RunFolder]
     resume: bool
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.config.task} seed {self.config.seed}"
+        seeds = ", ".join(str(config.seed) for config in self.configs)
+        return f"{self.configs[0].task} seed{'s' if len(self.configs) > 1 else ''} {seeds}"
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, evaluate, write the summary; a complete run only shows its result."""
-        torch.set_num_threads(self.config.threads)
-        self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-        summary = self.folder.read_summary()
-        return rows(summary or self._train(reporter))
+        """Train what is not trained yet, evaluate, write the summaries; a complete run only shows its result."""
+        torch.set_num_threads(self.configs[0].threads)
+        self.configs[0].computing.allow_tf32()
+        for config, folder in zip(self.configs, self.folders, strict=True):
+            folder.open(config.model_dump(mode="json"), resume=self.resume)
+        summaries = [folder.read_summary() for folder in self.folders]
+        open_ones = [i for i, summary in enumerate(summaries) if summary is None]
+        for i, summary in zip(open_ones, self._train(open_ones, reporter), strict=True):
+            summaries[i] = summary
+        return [row for summary in summaries if summary is not None for row in rows(summary)]
 
-    def _train(self, reporter: Reporter) -> dict[str, Any]:
+    def _train(self, which: Sequence[int], reporter: Reporter) -> list[dict[str, Any]]:
+        if not which:
+            return []
         started = time.perf_counter()
-        device = torch.device(self.config.device)
-        self.folder.truncate_metrics(restored_metrics_size(self.folder))
-        data, task = load_data(self.config, device, reporter)
+        configs, folders = [self.configs[i] for i in which], [self.folders[i] for i in which]
+        device = torch.device(configs[0].device)
+        for folder in folders:
+            folder.truncate_metrics(restored_metrics_size(folder))
+        data, task = load_data(configs[0], device, reporter)
         check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
-        agent = AGENTS[self.config.method](self.config, data, device)
-        seconds = {"data": time.perf_counter() - started}
-        progress = {phase.name: self._phase(phase, device, reporter) for phase in self._phases(agent, task)}
-        seconds |= {name: p.seconds for name, p in progress.items()}
-        return self._finish(agent, task, seconds, [n for p in progress.values() for n in p.notes], reporter)
+        runs = [Run(AGENTS[c.method](c, data, device), c, folder, task) for c, folder in zip(configs, folders, strict=True)]
+        for run in runs:
+            run.seconds["data"] = (time.perf_counter() - started) / len(runs)
+        for phases in zip(*(run.phases() for run in runs), strict=True):
+            self._phase(runs, phases, device, reporter)
+        return [run.finish(reporter) for run in runs]
 
-    def _phases(self, agent: AEPO, task: Task) -> list[Phase]:
-        phases = agent.phases()
+    def _phase(self, runs: Sequence[Run], phases: Sequence[Phase], device: torch.device, reporter: Reporter) -> None:
+        config = runs[0].config
+        every = {"checkpoint_every": config.checkpoint_every, "log_every": config.log_every}
+        parts = [PhaseRun(phase, run.folder, run.config.seed) for phase, run in zip(phases, runs, strict=True)]
+        for run, phase, progress in zip(runs, phases, run_phases(parts, reporter, device=device, **every), strict=True):
+            run.seconds[phase.name] = progress.seconds
+            run.notes.extend(progress.notes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run in training and evaluation."""
+
+    agent: AEPO
+    config: RunConfig
+    folder: RunFolder
+    task: Task
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+    def phases(self) -> list[Phase]:
+        """The agent's, with the evaluations in mid-training that the recipe wants."""
+        phases = self.agent.phases()
         every = self.config.evaluation.every
         if not every:
             return phases
         last = last_phase(phases)
-        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(agent, task, last.name), every)
+        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every)
         return [hooked if p is last else p for p in phases]
 
-    def _interim(self, agent: AEPO, task: Task, phase: str) -> dict[str, Any]:
+    def _interim(self, phase: str) -> dict[str, Any]:
         """A headline evaluation in mid-training; while the critic trains, calibrated for the occasion."""
+        agent, task = self.agent, self.task
         if phase == "critic" or not agent.calibration.moments:
             agent.calibration.update(torch.Generator(agent.device).manual_seed(self.config.seed))
         omegas = {"guided": [self.config.guidance.omega]}
@@ -81,20 +114,9 @@ class OfflineJob:
         guided = next(v for k, v in result.returns.items() if k != "behaviour")
         return {"phase": phase, "score": statistics(task, guided)["mean"]}
 
-    def _phase(self, phase: Phase, device: torch.device, reporter: Reporter) -> Progress:
-        return run_phase(
-            phase,
-            self.folder,
-            reporter,
-            seed=self.config.seed,
-            device=device,
-            checkpoint_every=self.config.checkpoint_every,
-            log_every=self.config.log_every,
-        )
-
-    def _finish(
-        self, agent: AEPO, task: Task, seconds: dict[str, float], notes: list[dict[str, Any]], reporter: Reporter
-    ) -> dict[str, Any]:
+    def finish(self, reporter: Reporter) -> dict[str, Any]:
+        """Diagnostics, evaluation, figures and summary."""
+        agent, task, seconds = self.agent, self.task, self.seconds
         config = self.config
         diagnostics = diagnose(agent, torch.Generator(agent.device).manual_seed(seed_of(config.seed, "diagnostics")))
         started = time.perf_counter()
@@ -105,8 +127,8 @@ class OfflineJob:
                 omegas, episodes=config.evaluation.episodes, seed=config.seed, advance=bar.advance, paths=PATHS
             )
         seconds["evaluation"] = time.perf_counter() - started
-        summary = self._summary(agent, task, result, seconds, notes) | {"diagnostics": diagnostics}
-        self._figures(agent, task, result, summary)
+        summary = self._summary(result) | {"diagnostics": diagnostics}
+        self._figures(result, summary)
         self.folder.write_summary(summary)
         self._warn(diagnostics["posterior_clamped_share"], reporter)
         return summary
@@ -122,10 +144,8 @@ class OfflineJob:
                     soft_wrap=True,
                 )
 
-    def _summary(
-        self, agent: AEPO, task: Task, result: Rollouts, seconds: dict[str, float], notes: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        config = self.config
+    def _summary(self, result: Rollouts) -> dict[str, Any]:
+        config, agent, task, seconds, notes = self.config, self.agent, self.task, self.seconds, self.notes
         by_arm = {name: split_by_omega(task, result.returns, name) for name in config.arms}
         behaviour = statistics(task, result.returns["behaviour"])
 
@@ -152,11 +172,12 @@ class OfflineJob:
             "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},
         }
 
-    def _figures(self, agent: AEPO, task: Task, result: Rollouts, summary: dict[str, Any]) -> None:
-        folder = self.folder.figures
-        figures.posterior_figure(agent, folder / "posterior_variance.png", self.label)
+    def _figures(self, result: Rollouts, summary: dict[str, Any]) -> None:
+        agent, task, folder = self.agent, self.task, self.folder.figures
+        label = f"{self.config.task} seed {self.config.seed}"
+        figures.posterior_figure(agent, folder / "posterior_variance.png", label)
         by_arm = {"guided": summary["guided_by_omega"], **{k: v["guided_by_omega"] for k, v in summary["variants"].items()}}
-        figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", self.label)
+        figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", label)
         if task.family == "maze2d":
             chosen = {
                 "behaviour": "behaviour",

@@ -1,4 +1,4 @@
-"""From a run's configuration to its transitions."""
+"""From a run's configuration to its transitions, and from its folder to what it trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from egd.components import Registry, build
+from egd.errors import UserError
+from egd.phases import Phase, run_phase
 from egd.progress import Reporter
+from egd.runs import RunFolder
+from rl.agents import AGENTS
+from rl.agents.aepo import AEPO
 from rl.config import RunConfig
 from rl.data import Episodes, OfflineData, is_local, load_episodes, relabel, to_offline_data, window_return
 from rl.tasks import Task, find_task
@@ -47,3 +52,16 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
         standardise=d.standardise_states,
         device=device,
     )
+
+
+def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[AEPO, Task]:
+    """The agent of a run with the weights of its checkpoints, and its task. UserError where a checkpoint is missing."""
+    reporter = reporter or Reporter()
+    data, task = load_data(config, device, reporter)
+    agent = AGENTS[config.method](config, data, device)
+    for phase in agent.phases():
+        if not folder.checkpoint(phase.name).exists():
+            raise UserError(f"{folder.path} has no checkpoint of its phase '{phase.name}'; finish it with egd run --resume")
+        trained = Phase(phase.name, 0, phase.learner)
+        run_phase(trained, folder, reporter, seed=config.seed, device=device, checkpoint_every=1, log_every=1)
+    return agent, task

@@ -15,7 +15,7 @@ from egd.images.config import ImagesConfig
 from egd.images.evaluation import rows
 from egd.images.job import ImagesJob, evaluated, load_model, train
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
 from egd.progress import Reporter
 from egd.runs import RunFolder
 
@@ -30,16 +30,17 @@ class Images:
         known = listed_tasks(recipe, Options(out=options.out, source=options.source))
         if unknown := [name for name in options.tasks if name not in known]:
             raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
-        return [self._job(recipe, task, over, options) for task, over in listed_tasks(recipe, options).items()]
+        tasks = listed_tasks(recipe, options).items()
+        return [self._job(recipe, task, over, own, below) for task, over in tasks for below, own in variations(options)]
 
-    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> ImagesJob:
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options, below: Path) -> ImagesJob:
         tree = resolve(recipe, task, over, options)
         for key in ("targets", "estimators"):  # one set to null, by --set or a budget, is left out
             if isinstance(tree.get(key), Mapping):
                 tree[key] = {name: value for name, value in tree[key].items() if value is not None}
         config = validate(ImagesConfig, tree, options.source)
         check_components(config)
-        return ImagesJob(config, RunFolder(options.out / task / f"seed-{config.seed}"), options.resume)
+        return ImagesJob(config, RunFolder(options.out / task / below / f"seed-{config.seed}"), options.resume)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""

@@ -11,7 +11,7 @@ import torch
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.toy2d.config import Toy2dConfig
@@ -28,16 +28,17 @@ class Toy2d:
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every data set of the recipe, or for those of ``--task``."""
-        return [self._job(recipe, task, over, options) for task, over in listed_tasks(recipe, options).items()]
+        tasks = listed_tasks(recipe, options).items()
+        return [self._job(recipe, task, over, own, below) for task, over in tasks for below, own in variations(options)]
 
-    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> Toy2dJob:
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options, below: Path) -> Toy2dJob:
         find_data_set(task, "--task" if options.tasks else "tasks")
         tree = resolve(recipe, task, over, options)
         if isinstance(tree.get("estimators"), Mapping):  # one set to null, by --set or a budget, is left out
             tree["estimators"] = {name: e for name, e in tree["estimators"].items() if e is not None}
         config = validate(Toy2dConfig, tree, options.source)
         check_components(config)
-        return Toy2dJob(config, RunFolder(options.out / task / f"seed-{config.seed}"), options.resume)
+        return Toy2dJob(config, RunFolder(options.out / task / below / f"seed-{config.seed}"), options.resume)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""

@@ -7,12 +7,13 @@ a), which differs from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from egd import batched
 from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
 from egd.checkpoint import group, prefixed
 from egd.components import Spec, build, validate, wanted_parts
@@ -28,7 +29,7 @@ from egd.wrappers import Clip
 from rl.config import GuidanceConfig, RunConfig
 from rl.critics import IQL, CriticLearner
 from rl.data import OfflineData
-from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Sampler
+from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness, Sampler
 
 POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
 ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
@@ -94,6 +95,7 @@ class AEPO:
         settings = c.model_dump(exclude={"name", "batch"})
         self.critic = self._fresh("critic", lambda: IQL(state, action, device=device, **settings))
         self.calibration = Calibration(self)
+        self.betas = nn.ParameterDict({name: torch.tensor(arm.beta) for name, arm in config.arms.items()}).requires_grad_(False)
         self.energies = {name: self._energy_learner(name, state, action) for name in self._networks().values()}
         times = time_grid(self.schedule, config.sampler.steps, end=config.sampler.end, spacing=config.sampler.spacing)
         self.sampler = Sampler(self.schedule, times.to(device), action, config.sampler.chosen())
@@ -103,7 +105,7 @@ class AEPO:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
             made = make()
-        return made.to(self.device) if isinstance(made, torch.nn.Module) else made
+        return made.to(self.device) if isinstance(made, nn.Module) else made
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class AEPO:
 
         return energy
 
-    def parts(self, guidance: GuidanceConfig, generator: torch.Generator) -> dict[str, Any]:
+    def parts(self, guidance: GuidanceConfig, generator: Randomness) -> dict[str, Any]:
         """What an energy may ask for by name."""
         denoiser = self.denoiser(guidance.clip_x0, guidance.straight_through)
         of_posterior = {"denoiser": denoiser, "schedule": self.schedule, "moments": self.calibration.moments[guidance.clip_x0]}
@@ -135,7 +137,7 @@ class AEPO:
             "beta": guidance.beta,
         }
 
-    def timed_energy(self, name: str, generator: torch.Generator) -> TimedEnergy:
+    def timed_energy(self, name: str, generator: Randomness) -> TimedEnergy:
         """The intermediate energy of an arm: its trained network, or its closed form."""
         guidance = self.config.arms[name]
         if is_trained(guidance):
@@ -143,7 +145,7 @@ class AEPO:
         closed_form: TimedEnergy = build(ENERGIES, guidance.energy.spec, self.parts(guidance, generator), f"{name}.energy")
         return closed_form
 
-    def policy(self, name: str, omegas: Sequence[float], generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+    def policy(self, name: str, omegas: Sequence[float], generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """act(states (n, S), which (n,)) -> (n, A), row i guided at omegas[which[i]]. The behaviour policy for 'behaviour'."""
         guidance = self.config.arms["guided" if name == "behaviour" else name]
         denoiser = self.denoiser(guidance.clip_x0)
@@ -164,6 +166,16 @@ class AEPO:
 
         return act
 
+    def modules(self) -> dict[str, nn.Module]:
+        """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
+        return {
+            "noise": self.noise_fit.model,
+            "critic": self.critic.values,
+            "target": self.critic.target.module,
+            "calibration": self.calibration,
+            "betas": self.betas,
+        }
+
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
@@ -171,6 +183,8 @@ class AEPO:
         d, c, e = self.config.denoiser, self.config.critic, self.config.energy_network
         denoiser = DenoiserLearner(self.noise_fit, self.schedule, self._actions, batch=d.batch, prediction=d.prediction)
         critic = CriticLearner(self.critic, self.data, batch=c.batch)
+        for learner in (denoiser, critic, *self.energies.values()):
+            learner.computing = self.config.computing
         if self.config.training == "joint":
             joint = Joint(denoiser, critic, self.calibration, self.energies, self.config)
             return [Phase("joint", max(d.steps, c.steps, e.steps if self.energies else 0), joint)]
@@ -201,7 +215,7 @@ class AEPO:
         e = self.config.energy_network
         make = lambda: EnergyMLP(action, state, width=e.width, layers=e.layers, activation=e.activation)  # noqa: E731
         fit = Fit(self._fresh(f"energy/{name}", make), lr=e.lr, steps=e.steps, decay=e.decay)
-        objective = LateObjective(self, self.config.arms[name])
+        objective = LateObjective(self, name)
         return EnergyLearner(fit, self.schedule, self._actions, objective, batch=e.batch)
 
 
@@ -210,20 +224,30 @@ class LateObjective:
     samples are drawn from the generator of the running update, which a killed run restores.
     """
 
-    def __init__(self, agent: AEPO, guidance: GuidanceConfig) -> None:
-        self.agent, self.guidance = agent, guidance
+    def __init__(self, agent: AEPO, name: str) -> None:
+        self.agent, self.name, self.guidance = agent, name, agent.config.arms[name]
+        guidance = self.guidance
         self._built: tuple[int, torch.Generator, Any] | None = None
         component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
         self.dimensionless: bool = getattr(component, "dimensionless", False)
         if hasattr(component, "targets"):
             self.targets = self._targets
 
+    def modules(self) -> dict[str, nn.Module]:
+        """What the energy, the posterior and the denoiser read."""
+        return self.agent.modules()
+
     def _objective(self, generator: torch.Generator) -> Any:
+        if batched.inside():  # made of the tensors of all runs: for this call alone
+            return self._make(generator, beta=self.agent.betas[self.name])
         version = self.agent.calibration.version
         if self._built is None or self._built[0] != version or self._built[1] is not generator:
-            parts = self.agent.parts(self.guidance, generator)
-            self._built = version, generator, build(OBJECTIVES, self.guidance.energy.spec, parts, "guidance.energy")
+            self._built = version, generator, self._make(generator)
         return self._built[2]
+
+    def _make(self, generator: torch.Generator, **instead: Any) -> Any:
+        parts = self.agent.parts(self.guidance, generator) | instead
+        return build(OBJECTIVES, self.guidance.energy.spec, parts, "guidance.energy")
 
     def _targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """Of the objective, with random numbers that are the same at every call."""
@@ -238,23 +262,32 @@ class LateObjective:
         return loss
 
 
-class Calibration:
+class Calibration(nn.Module):
     """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over
-    the data.
+    the data: buffers, so that those of many runs can be stacked.
     """
 
+    advantage_std: Tensor
+
     def __init__(self, agent: AEPO) -> None:
-        self.agent = agent
-        self.moments: dict[bool, Moments] = {}
-        self.advantage_std = torch.ones((), device=agent.device)
+        super().__init__()
+        self._agent = (agent,)  # in a tuple, as it is no part of this module
+        self.register_buffer("advantage_std", torch.ones((), device=agent.device))
+        self.clips = nn.ModuleDict()
         self.version = 0
+
+    @property
+    def moments(self) -> dict[bool, Moments]:
+        """Of the denoiser with x_0 clipped (True) and not."""
+        return {name == "clip1": Moments.load(_named(module)) for name, module in self.clips.items()}
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
         """Estimate everything anew."""
-        agent, settings = self.agent, self.agent.config.calibration
+        (agent,) = self._agent
+        settings = agent.config.calibration
         for clip in (False, True):
-            self.moments[clip] = calibrate(
+            moments = calibrate(
                 agent.denoiser(clip),
                 agent.schedule,
                 agent._actions,
@@ -262,24 +295,35 @@ class Calibration:
                 grid=settings.grid,
                 samples=settings.samples,
             )
+            self._keep(f"clip{int(clip)}", moments.state())
         batch = agent.data.sample(settings.samples, generator)
         advantage = agent.critic.q(batch.state, batch.action) - agent.critic.v(batch.state)
         self.advantage_std = advantage.std().clamp(min=1e-6)
         self.version += 1
         return {"advantage_std": self.advantage_std}
 
+    def _keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        self.clips[name] = nn.Module()
+        for key, tensor in tensors.items():
+            self.clips[name].register_buffer(key.replace(".", "/"), tensor)
+
     def state(self) -> dict[str, Tensor]:
         """For the checkpoint."""
-        moments = {k: v for clip, m in self.moments.items() for k, v in prefixed(f"clip{int(clip)}", m.state()).items()}
+        moments = {k: v for name, module in self.clips.items() for k, v in prefixed(name, _named(module)).items()}
         return {**moments, "advantage_std": self.advantage_std}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
-        for clip in (False, True):
-            if moments := group(f"clip{int(clip)}", state):
-                self.moments[clip] = Moments.load(moments)
+        for name in ("clip0", "clip1"):
+            if moments := group(name, state):
+                self._keep(name, moments)
         self.advantage_std = state["advantage_std"]
         self.version += 1
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers whose names may have dots."""
+    return {name.replace("/", "."): tensor for name, tensor in module.named_buffers()}
 
 
 class Joint:
