@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -85,5 +86,5 @@ def check_env(task: Task, state: int, action: int) -> None:
 
 
 def env_factory(task: Task, keys: tuple[str, ...]) -> Callable[[], Env]:
-    """For gymnasium's vector environments."""
-    return lambda: make_env(task, keys)
+    """For vectors of environments; it pickles, for those of worker processes."""
+    return partial(make_env, task, keys)

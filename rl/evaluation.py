@@ -1,4 +1,4 @@
-"""Rollouts: all arms in one vector of environments, batched actions, a fixed quota of episodes each."""
+"""Rollouts: batched actions, a fixed quota of episodes for every arm, environments that step while other arms act."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from rl.envs import Env
+from rl.vector import Step, vectors
 
 Array = np.ndarray[Any, Any]
 
@@ -27,11 +27,25 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Player:
+    """One agent's arms and what each plays: ``episodes`` in at most ``envs`` environments, started from ``seed`` on.
+
+    Environment i of each arm starts from the same seed, so arms are compared on the same starts.
+    """
+
+    arms: Sequence[Arm]
+    standardise: Callable[[Tensor], Tensor]
+    episodes: int
+    envs: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Rollouts:
-    """Undiscounted returns by arm name (episodes,), the paths (T + 1, S) of each arm's first episodes, and the time it took."""
+    """Undiscounted returns by arm name (episodes,), and the states (T, S) acted upon in each arm's first episodes."""
 
     returns: dict[str, Array]
-    paths: dict[str, list[Array]]
+    paths: dict[str, list[Any]]
     env_steps: int
 
 
@@ -41,101 +55,100 @@ def quota(episodes: int, envs: int) -> tuple[int, int]:
     return n, episodes // n
 
 
-def rollout(
+def rollouts(
     make_env: Callable[[], Env],
-    arms: Sequence[Arm],
-    standardise: Callable[[Tensor], Tensor],
+    players: Sequence[Player],
     *,
-    episodes: int,
-    envs: int,
-    seed: int,
+    workers: int = 0,
     device: torch.device | str = "cpu",
     advance: Callable[[int, str], None] | None = None,
     paths: int = 0,
-) -> Rollouts:
-    """``episodes`` of every arm. Environment i of each arm starts from the same seed, so arms are compared on the same starts.
+) -> list[Rollouts]:
+    """What every player's arms earn, each arm in a vector of environments of its own.
 
-    Every environment plays its own fixed number of episodes: counting whichever ends first would over-count short ones.
+    The arms take turns. While one's actions are sampled, the environments of the others step, if there are ``workers`` to
+    step them. An arm draws its random numbers in the order of its own steps: neither workers nor other arms change them.
     """
-    n, each = quota(episodes, envs)
-    names = [name for arm in arms for name in arm.names]
-    vector = SyncVectorEnv([make_env] * (n * len(names)), autoreset_mode=AutoresetMode.NEXT_STEP)
-    try:
-        play = _Play(vector, n, each, len(names), paths)
-        observation, _ = vector.reset(seed=[seed + i for _ in names for i in range(n)])
-        while play.active.any():
-            actions = _act(arms, observation, play.active, n, standardise, device, vector.action_space.shape)
-            observation, finished = play.step(observation, actions)
-            if finished and advance is not None:
-                done = {name: play.returns[i * n : (i + 1) * n] for i, name in enumerate(names)}
-                advance(finished, _so_far(done))
-    finally:
-        vector.close()
-    split = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
-    returns = {name: np.concatenate([np.asarray(r) for r in play.returns[s]]) for name, s in split.items()}
-    return Rollouts(returns, {name: play.paths[s][:paths] for name, s in split.items()}, play.env_steps)
-
-
-def _act(
-    arms: Sequence[Arm],
-    observation: Array,
-    active: Array,
-    n: int,
-    standardise: Callable[[Tensor], Tensor],
-    device: torch.device | str,
-    shape: tuple[int, ...] | None,
-) -> Array:
-    """Actions of the running environments; zeros for those that are done."""
-    assert shape is not None  # a vector of Box action spaces
-    actions = np.zeros(shape, dtype=np.float32)
-    first = 0
-    for arm in arms:
-        last = first + n * len(arm.names)
-        rows = np.flatnonzero(active[first:last])
-        if len(rows):
-            states = standardise(torch.as_tensor(observation[first:last][rows], dtype=torch.float32, device=device))
-            which = torch.as_tensor(rows // n, device=device)
-            actions[first + rows] = arm.act(states, which).cpu().numpy()
-        first = last
-    return actions
+    each = [[_Play(arm, player, device, paths) for arm in player.arms] for player in players]
+    plays = [play for own in each for play in own]
+    with vectors(make_env, [len(play.seeds) for play in plays], workers) as envs:
+        for i, play in enumerate(plays):
+            envs.reset(i, play.seeds)
+        playing = dict(enumerate(plays))
+        while playing:
+            for i, play in list(playing.items()):
+                finished = play.record(envs.receive(i))
+                if play.active.any():
+                    envs.step(i, play.actions())
+                else:
+                    del playing[i]
+                if finished and advance is not None:
+                    advance(finished, _so_far(plays))
+    return [_together(own) for own in each]
 
 
 class _Play:
-    """The books: who still plays, returns so far, paths of first episodes."""
+    """The books of one arm, a row an environment: who still plays, returns so far, paths of first episodes.
 
-    def __init__(self, vector: SyncVectorEnv, n: int, each: int, names: int, paths: int) -> None:
-        total = n * names
-        self.vector, self.each, self.keep = vector, each, paths
+    Every environment plays its own fixed number of episodes: counting whichever ends first would over-count short ones.
+    """
+
+    def __init__(self, arm: Arm, player: Player, device: torch.device | str, paths: int) -> None:
+        n, self.each = quota(player.episodes, player.envs)
+        total = n * len(arm.names)
+        self.arm, self.standardise, self.device, self.n, self.keep = arm, player.standardise, device, n, paths
+        self.seeds = [player.seed + i % n for i in range(total)]
         self.active = np.ones(total, dtype=bool)
-        self.resetting = np.zeros(total, dtype=bool)
+        self.resetting = np.ones(total, dtype=bool)  # the first answer is a reset's
         self.running = np.zeros(total)
         self.returns: list[list[float]] = [[] for _ in range(total)]
         self.paths: list[Any] = [[] for _ in range(total)]
-        self.first = np.array([i % n < paths for i in range(total)])
         self.env_steps = 0
-        low, high = vector.single_action_space.low, vector.single_action_space.high  # type: ignore[attr-defined]
-        self.low, self.high = low, high
 
-    def step(self, observation: Array, actions: Array) -> tuple[Array, int]:
-        """One step of every environment; returns the new observations and how many counted episodes ended."""
-        for i in np.flatnonzero(self.first & self.active & ~self.resetting):
-            if not self.returns[i]:
-                self.paths[i].append(observation[i].copy())
+    def actions(self) -> Array:
+        """Actions of the running environments (n names, A); zeros for those that are done."""
+        for i in np.flatnonzero(self.active & ~self.resetting):
+            if i % self.n < self.keep and not self.returns[i]:
+                self.paths[i].append(self.observation[i].copy())
+        rows = np.flatnonzero(self.active)
+        states = torch.as_tensor(self.observation[rows], dtype=torch.float32, device=self.device)
+        chosen = self.arm.act(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
+        actions = np.zeros((len(self.active), chosen.shape[1]), dtype=np.float32)
+        actions[rows] = chosen
+        return actions
+
+    def record(self, step: Step) -> int:
+        """Enter what the environments answered; returns how many counted episodes ended."""
         counted = self.active & ~self.resetting  # a step that resets has no reward and takes no action
-        observation, reward, terminated, truncated, _ = self.vector.step(actions.clip(self.low, self.high))
-        self.running += np.where(counted, reward, 0.0)
+        self.observation = step.observation
+        self.running += np.where(counted, step.reward, 0.0)
         self.env_steps += int(counted.sum())
-        ended = counted & (terminated | truncated)
-        for i in np.flatnonzero(ended):
+        self.resetting = step.terminated | step.truncated
+        ended = np.flatnonzero(counted & self.resetting)
+        for i in ended:
             self.returns[i].append(float(self.running[i]))
             self.running[i] = 0.0
-            if len(self.returns[i]) == self.each:
-                self.active[i] = False
-        self.resetting = np.asarray(terminated | truncated)
-        return observation, int(ended.sum())
+            self.active[i] = len(self.returns[i]) < self.each
+        return len(ended)
+
+    def rows(self) -> dict[str, slice]:
+        """Where each name's environments are."""
+        return {name: slice(i * self.n, (i + 1) * self.n) for i, name in enumerate(self.arm.names)}
 
 
-def _so_far(returns: dict[str, list[list[float]]]) -> str:
-    """Mean returns of the first two arms, for the progress bar."""
-    means = {name: np.mean([r for rs in lists for r in rs]) for name, lists in returns.items() if any(lists)}
+def _together(plays: Sequence[_Play]) -> Rollouts:
+    """The arms of one player."""
+    each = [(play, name, rows) for play in plays for name, rows in play.rows().items()]
+    returns = {name: np.concatenate([np.asarray(r) for r in play.returns[rows]]) for play, name, rows in each}
+    paths = {name: play.paths[rows][: play.keep] for play, name, rows in each}
+    return Rollouts(returns, paths, sum(play.env_steps for play in plays))
+
+
+def _so_far(plays: Sequence[_Play]) -> str:
+    """Mean returns of the first two arms, over all players, for the progress bar."""
+    returns: dict[str, list[float]] = {}
+    for play in plays:
+        for name, rows in play.rows().items():
+            returns.setdefault(name, []).extend(r for ended in play.returns[rows] for r in ended)
+    means = {name: np.mean(found) for name, found in returns.items() if found}
     return ", ".join(f"{name.partition('@')[0]} {mean:.0f}" for name, mean in list(means.items())[:2])

@@ -1,45 +1,55 @@
-"""Rollouts: fixed quotas, common starts, exact returns."""
+"""Rollouts: fixed quotas, common starts, exact returns, whoever steps the environments and whoever else plays."""
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from countdown import Countdown, Dying, Raising, unmakeable
 
-from rl.evaluation import Arm, quota, rollout
+from egd.errors import UserError
+from rl.agents.aepo import AEPO
+from rl.config import RunConfig
+from rl.data import Episodes, to_offline_data
+from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
+from rl.evaluator import Evaluator, evaluate_together
 from rl.tasks import TASKS, find_task
-
-
-class Countdown(gym.Env[Any, Any]):
-    """Every episode lasts as long as its (seeded) first observation says; the reward is the first action entry."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.left = self.length = int(self.np_random.integers(1, 30))
-        return self._observation(), {}
-
-    def step(self, action: Any) -> Any:
-        self.left -= 1
-        done = self.left == 0
-        return self._observation(), float(action[0]), done and self.length % 2 == 0, done and self.length % 2 == 1, {}
-
-    def _observation(self) -> Any:
-        return np.array([self.length, self.left], dtype=np.float32)
 
 
 def constant(value: float) -> Any:
     return lambda states, which: torch.full((len(states), 1), value)
 
 
+def noisy(seed: int) -> Any:
+    """Actions that depend on all that was drawn before."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda states, which: torch.randn((len(states), 1), generator=generator) / 4 + which[:, None] / 8
+
+
+def play(arms: list[Arm], *, episodes: int, envs: int, seed: int, env: Any = Countdown, **settings: Any) -> Rollouts:
+    (result,) = rollouts(env, [Player(arms, lambda x: x, episodes, envs, seed)], **settings)
+    return result
+
+
+def same(one: Rollouts, other: Rollouts) -> None:
+    assert one.env_steps == other.env_steps
+    assert list(one.returns) == list(other.returns) == list(one.paths) == list(other.paths)
+    for name, returns in one.returns.items():
+        np.testing.assert_array_equal(returns, other.returns[name])
+        for path, again in zip(one.paths[name], other.paths[name], strict=True):
+            np.testing.assert_array_equal(path, again)
+
+
 def test_every_environment_plays_its_quota_and_returns_are_exact() -> None:
     arms = [Arm(["ones"], constant(1.0)), Arm(["halves"], constant(0.5))]
-    result = rollout(Countdown, arms, lambda x: x, episodes=12, envs=4, seed=3)
+    result = play(arms, episodes=12, envs=4, seed=3)
     assert {name: len(r) for name, r in result.returns.items()} == {"ones": 12, "halves": 12}
     lengths = []
     for i in range(4):  # the same environments by hand: seeded once, three episodes each
@@ -58,14 +68,113 @@ def test_arms_in_one_batch_act_by_their_own_number() -> None:
     def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         return (which.float() / 4)[:, None]
 
-    result = rollout(Countdown, [Arm(["a", "b", "c"], act)], lambda x: x, episodes=4, envs=4, seed=0)
+    result = play([Arm(["a", "b", "c"], act)], episodes=4, envs=4, seed=0)
     np.testing.assert_allclose(result.returns["b"] * 2, result.returns["c"])
     assert (result.returns["a"] == 0).all()
 
 
 def test_actions_are_kept_within_the_action_space() -> None:
-    result = rollout(Countdown, [Arm(["big"], constant(7.0))], lambda x: x, episodes=3, envs=3, seed=0, paths=2)
+    result = play([Arm(["big"], constant(7.0))], episodes=3, envs=3, seed=0, paths=2)
     assert all(r == len(path) for r, path in zip(result.returns["big"], result.paths["big"], strict=False))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_result(workers: int) -> None:
+    def with_workers(n: int) -> tuple[Rollouts, list[Any]]:
+        arms, seen = [Arm(["one"], noisy(0)), Arm(["two", "three"], noisy(1))], []
+        advance = lambda *arguments: seen.append(arguments)  # noqa: E731
+        return play(arms, episodes=15, envs=5, seed=3, workers=n, advance=advance, paths=3), seen
+
+    (plain, plain_seen), (parallel, seen) = with_workers(0), with_workers(workers)
+    same(plain, parallel)
+    assert plain_seen == seen and sum(finished for finished, _ in seen) == 45
+    assert len({len(path) for path in plain.paths["one"]}) == 3  # episodes of unequal lengths
+
+
+def test_more_workers_than_environments() -> None:
+    arms = [Arm(["ones"], constant(1.0))]
+    same(play(arms, episodes=1, envs=1, seed=0, workers=3), play(arms, episodes=1, envs=1, seed=0))
+
+
+def test_an_arm_does_not_notice_the_others() -> None:
+    alone = play([Arm(["one"], noisy(0))], episodes=6, envs=3, seed=3)
+    beside = play([Arm(["long", "longer"], constant(1.0)), Arm(["one"], noisy(0))], episodes=6, envs=3, seed=3)
+    np.testing.assert_array_equal(alone.returns["one"], beside.returns["one"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_an_environment_raises_is_reported_and_no_process_stays(workers: int) -> None:
+    with pytest.raises(ArithmeticError, match="the simulation diverged"):
+        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Raising, workers=workers)
+    assert not multiprocessing.active_children()
+    with pytest.raises(UserError, match="no such simulator"):
+        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=unmakeable, workers=workers)
+    assert not multiprocessing.active_children()
+
+
+def test_the_death_of_a_worker_is_reported_and_no_process_stays() -> None:
+    with pytest.raises(UserError, match="a worker process that steps environments died") as error:
+        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Dying, workers=2)
+    assert error.value.key == "evaluation.workers"
+    assert not multiprocessing.active_children()
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed() -> None:
+    script = """
+import os, signal
+from countdown import Countdown
+from rl.vector import vectors
+with vectors(Countdown, [2], 1) as envs:
+    envs.reset(0, [0, 1])
+    print(len(envs.receive(0).observation), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    here = Path(__file__).parent
+    ran = subprocess.run(  # returns when nobody holds its output any more
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(here), str(here.parent.parent)]}\n{script}"],
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    assert ran.stdout == b"2\n"
+
+
+def maze_agent(seed: int, workers: int = 0) -> AEPO:
+    """Untrained, for maze2d: states of four entries, actions of two."""
+    rng = np.random.default_rng(0)
+    episode = rng.normal(size=(41, 4)), rng.uniform(-1, 1, size=(40, 2)), rng.normal(size=40), np.zeros(40, dtype=bool)
+    data = to_offline_data(Episodes(*([part if part.dtype == bool else part.astype(np.float32)] for part in episode)), 0.0)
+    small = {"width": 16, "steps": 0}
+    config = {
+        "experiment": "offline_rl",
+        "task": "maze2d-umaze-dense",
+        "seed": seed,
+        "denoiser": small | {"blocks": 2},
+        "critic": small,
+        "guidance": {"energy": {"name": "support_samples", "samples": 2}},
+        "calibration": {"samples": 64, "grid": 4},
+        "sampler": {"steps": 3},
+        "evaluation": {"envs": 2, "workers": workers},
+    }
+    made = AEPO(RunConfig.model_validate(config), data, torch.device("cpu"))
+    made.calibration.update(torch.Generator().manual_seed(0))
+    return made
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_agents_together_score_what_they_score_apart(workers: int) -> None:
+    task = replace(find_task("maze2d-umaze-dense"), max_steps=15)
+    omegas = [{"guided": [1.0]}, {"guided": [0.5, 2.0]}]
+    agents = [maze_agent(seed, workers) for seed in (0, 1)]
+    together = evaluate_together(agents, task, omegas, episodes=4, seeds=[0, 1], paths=1)
+    apart = [
+        Evaluator(maze_agent(seed), task).run(scales, episodes=4, seed=seed, paths=1)
+        for seed, scales in zip((0, 1), omegas, strict=True)
+    ]
+    for one, other in zip(together, apart, strict=True):
+        same(one, other)
+    assert list(together[1].returns) == ["behaviour", "guided@0.5", "guided@2"]
+    assert together[0].returns["behaviour"].tolist() != together[1].returns["behaviour"].tolist()
 
 
 @pytest.mark.parametrize(
