@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from egd.energies.base import prepare
+from egd.errors import UserError
 from egd.guidance import guide
 from egd.particles import smc
 from egd.samplers import dpm_solver_pp_2m, initial_noise
@@ -16,6 +18,33 @@ from egd.selection import best_of, softmax_resample
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Schedule, TimedEnergy
 from egd.types import Sampler as Walk
 from rl.config import Selection
+
+
+@dataclass
+class GivenNoise:
+    """In place of a generator: standard normal ``noise`` (N, M, A), M draws for each of N states, handed out in the order in
+    which they are asked for. ``used`` of the M are.
+    """
+
+    noise: Tensor
+    used: int = 0
+
+    def take(self, n: int) -> Tensor:
+        """The next n / N draws of every state, those of a state side by side: (n, A)."""
+        first, self.used = self.used, self.used + n // len(self.noise)
+        return self.noise[:, first : self.used].flatten(0, 1)
+
+
+Randomness: TypeAlias = torch.Generator | GivenNoise
+
+
+def generator_for(selection: Selection, randomness: Randomness) -> torch.Generator:
+    """The generator of a selection that draws. UserError where noise is given in its place, of which it can make no use."""
+    if isinstance(randomness, GivenNoise):
+        raise UserError(
+            f"selection '{selection}' draws random numbers that are not normal; with noise given, use selection 'best'"
+        )
+    return randomness
 
 
 @dataclass(frozen=True)
@@ -27,8 +56,11 @@ class Sampler:
     dim: int
     walk: Walk = dpm_solver_pp_2m
 
-    def draw(self, denoiser: Denoiser, c: Context, n: int, generator: torch.Generator) -> Tensor:
+    def draw(self, denoiser: Denoiser, c: Context, n: int, generator: Randomness) -> Tensor:
         """n samples, one a row of c: (n, dim)."""
+        if isinstance(generator, GivenNoise):
+            noise = self.schedule.sigma(self.times[0]) * generator.take(n)
+            return self.walk(denoiser, self.schedule, noise, self.times, c)
         noise = initial_noise(self.schedule, (n, self.dim), self.times[0], generator)
         return self.walk(denoiser, self.schedule, noise, self.times, c, generator=generator)
 
@@ -39,7 +71,7 @@ class BehaviourSupport:
 
     sampler: Sampler
     denoiser: Denoiser
-    generator: torch.Generator
+    generator: Randomness
 
     def __call__(self, c: Context, k: int) -> Tensor:
         """(N, S) -> (N, K, A)"""
@@ -59,10 +91,11 @@ class Choice:
     selection: Selection
     variance: Callable[[Tensor], Tensor]
 
-    def of(self, actions: Tensor, state: Tensor, generator: torch.Generator) -> Tensor:
+    def of(self, actions: Tensor, state: Tensor, randomness: Randomness) -> Tensor:
         """(N, K, A), (N, S) -> (N, A)"""
         if self.selection == "best":
             return best_of(actions, self.energy, state)
+        generator = generator_for(self.selection, randomness)
         return softmax_resample(actions, self.energy, self.beta, 1, c=state, generator=generator)[:, 0]
 
 
@@ -75,7 +108,7 @@ class GuidedPolicy:
 
     sampler: Sampler
     denoiser: Denoiser
-    generator: torch.Generator
+    generator: Randomness
     timed_energy: TimedEnergy | None = None
     rule: GuidanceRule | None = None
     choice: Choice | None = None
@@ -93,8 +126,8 @@ class GuidedPolicy:
 
     def _particles(self, state: Tensor, choice: Choice) -> Tensor:
         """One draw of the weighted particles of every state, (N, A)."""
-        s = self.sampler
-        noise = initial_noise(s.schedule, (len(state), choice.candidates, s.dim), s.times[0], self.generator)
+        s, generator = self.sampler, generator_for(choice.selection, self.generator)
+        noise = initial_noise(s.schedule, (len(state), choice.candidates, s.dim), s.times[0], generator)
         timed = self.timed_energy or (lambda x, t, c: 0 * x.sum(1))  # unguided: the weights come at the end
         particles = smc(
             self.denoiser,
@@ -107,9 +140,9 @@ class GuidedPolicy:
             timed_energy=timed,
             rule=self.rule,
             variance=choice.variance,
-            generator=self.generator,
+            generator=generator,
         )
-        return particles.draw(1, generator=self.generator)[:, 0]
+        return particles.draw(1, generator=generator)[:, 0]
 
     def _bounded(self, actions: Tensor) -> Tensor:
         return actions if self.bounds is None else actions.clamp(*self.bounds)

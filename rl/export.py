@@ -1,0 +1,120 @@
+"""A policy as a file: torch.export's .pt2, or ONNX, with a small JSON file beside it that says what goes in and out."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from egd.checkpoint import write_atomic
+from egd.errors import UserError
+
+if TYPE_CHECKING:
+    from rl.deploy import PolicyModule
+
+
+def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:
+    """Write the policy for a fixed batch size, and <path>.json; returns what is in that. UserError as ``check_target``, and
+    for an arm that is not one graph.
+    """
+    check_target(path)
+    content = FORMATS[path.suffix](module, batch)
+    about = describe(module, batch)
+    write_atomic(path, content)
+    write_atomic(path.with_name(path.name + ".json"), (json.dumps(about, indent=2) + "\n").encode())
+    return about
+
+
+def check_target(path: Path) -> None:
+    """UserError for a suffix other than .pt2 and .onnx, and where what writes it is not installed."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"'{path}' does not end in {' or '.join(FORMATS)}, by which the format is chosen", key="--to")
+    if path.suffix == ".onnx":
+        _need("onnx", "onnxscript")
+
+
+def _need(*packages: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(f"{package} is not installed; pip install 'egd[export]', or do without ONNX", key="ONNX") from None
+
+
+def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
+    """Where it comes from, and names and shapes of inputs and output, all of them float32."""
+    config = module.agent.config
+    return {
+        "task": config.task,
+        "method": config.method,
+        "seed": config.seed,
+        "arm": module.arm,
+        "omega": module.omega,
+        "inputs": {name: list(tensor.shape) for name, tensor in module.inputs(batch).items()},
+        "outputs": {"action": [batch, module.actions]},
+        "noise": "standard normal, fresh for every call",
+        "versions": {name: version(name) for name in ("egd", "torch")},
+    }
+
+
+def _pt2(module: PolicyModule, batch: int) -> bytes:
+    file = io.BytesIO()
+    with _quiet():
+        torch.export.save(torch.export.export(module.graph(batch), (), module.inputs(batch)), file)
+    return file.getvalue()
+
+
+def _onnx(module: PolicyModule, batch: int) -> bytes:
+    graph = module.graph(batch, torch.export.default_decompositions())
+    names = list(module.inputs(batch))
+    inputs = tuple(module.inputs(batch).values())
+    with _quiet():
+        program = torch.onnx.export(graph, inputs, dynamo=True, input_names=names, output_names=["action"], verbose=False)
+    assert program is not None  # as it always is with dynamo=True
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+FORMATS: dict[str, Callable[[PolicyModule, int], bytes]] = {".pt2": _pt2, ".onnx": _onnx}
+
+
+def onnx_runtime(module: PolicyModule, batch: int) -> Callable[..., Tensor]:
+    """``module`` for a fixed batch size in ONNX Runtime, on as many CPU threads as torch has. UserError where it is not
+    installed.
+    """
+    _need("onnx", "onnxscript", "onnxruntime")
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(_onnx(module, batch), options, providers=["CPUExecutionProvider"])
+    names = list(module.inputs(1))
+
+    def run(*inputs: Tensor) -> Tensor:
+        (action,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+        return torch.from_numpy(action)
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own insides."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,28 @@
+"""``egd export``: a trained policy as a file that runs without egd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from egd.cli import console, user_errors
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a complete run: OUT/<task>/seed-<n>.")],
+    to: Annotated[Path, typer.Option("--to", help="The file to write: FILE.pt2 (torch.export) or FILE.onnx.")],
+    arm: Annotated[str, typer.Option(help="guided, a variant of the recipe, or behaviour.")] = "guided",
+    omega: Annotated[float | None, typer.Option(help="Guidance scale; the recipe's by default.")] = None,
+    batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,
+) -> None:
+    """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
+    from rl.deploy import load_module
+    from rl.export import check_target, write
+
+    with user_errors():
+        check_target(to)
+        about = write(load_module(run, arm, omega), to, batch)
+    inputs = ", ".join(f"{name} {shape}" for name, shape in about["inputs"].items())
+    console.print(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}", highlight=False, soft_wrap=True)
