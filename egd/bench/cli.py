@@ -14,12 +14,12 @@ from egd.errors import UserError, nearest
 if TYPE_CHECKING:
     from egd.bench.energies import Curve, Row, Settings
 
-app = typer.Typer(help="Benchmarks with exact answers.", no_args_is_help=True)
+app = typer.Typer(help="Benchmarks: against exact answers, and of speed.", no_args_is_help=True)
 
 
 @app.callback()
 def bench() -> None:
-    """Benchmarks with exact answers."""
+    """Benchmarks: against exact answers, and of speed."""
 
 
 @app.command()
@@ -67,6 +67,48 @@ def energies(
         markdown.write_text(report.markdown(rows))
     if figure is not None:
         report.figure(figure, lines, rows)
+
+
+@app.command()
+def speed(
+    piece: Annotated[list[str] | None, typer.Option("--piece", "-p", help="Only this piece. May be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    shapes: Annotated[str, typer.Option(help="Whose networks: recipe (ours) or qgpo (as published).")] = "recipe",
+    state: Annotated[int, typer.Option(min=1, help="Entries of a state.")] = 17,
+    action: Annotated[int, typer.Option(min=1, help="Entries of an action.")] = 6,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the noise model; the recipes' by default.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key of the recipe: a.b=c.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    scaling: Annotated[bool, typer.Option("--scaling", help="Sweeps over width, batch and dimension, too.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A trial of seconds whose numbers mean nothing.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
+) -> None:
+    """How long the pieces of training and acting take, beside plain code and beside what the device can do."""
+    import torch
+
+    from egd.bench import report, speed_report
+    from egd.bench import speed as bench
+    from egd.planning import pick_device
+    from egd.progress import Reporter
+
+    torch.set_num_threads(threads)
+    with user_errors():
+        where = torch.device(pick_device(device))
+        setup = bench.Setup(where, shapes, state, action, width, settings or (), smoke)
+        chosen = bench.choose(bench.find_pieces(setup), piece or (), scaling=scaling)
+    timing = bench.SMOKE if smoke else bench.QUICK if quick else bench.FULL
+    rows: list[bench.Row] = []
+    with Reporter(console).bar("measuring", len(chosen)) as bar:
+        for row in bench.measure(chosen, setup, timing):
+            rows.append(row)
+            bar.advance(1, f"{row.piece} {row.batch}: {row.ms:.3g} ms")
+            if json is not None:  # after every piece: what is measured is kept
+                report.write_json(json, rows)
+    console.print(speed_report.table(rows))
+    if markdown is not None:
+        markdown.write_text(speed_report.markdown(rows))
 
 
 Results = list[tuple["Row", "Curve"]]

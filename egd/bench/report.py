@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from egd.bench.energies import Curve, Row
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HEADINGS = ("estimator", "error", "cosine", "SW2", "mean E", "NFE", "s")
 
@@ -125,7 +128,7 @@ def _line(columns: Sequence[str]) -> str:
     return f"| {' | '.join(columns)} |"
 
 
-def write_json(path: Path, items: Sequence[Row] | Sequence[Curve]) -> None:
+def write_json(path: Path, items: Sequence[DataclassInstance]) -> None:
     """A list of objects, one a line; None for what is not finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({k: _rounded(v) for k, v in asdict(item).items()}) for item in items]

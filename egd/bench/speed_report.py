@@ -1,0 +1,71 @@
+"""The rows of ``egd bench speed`` as a table and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from egd.bench.speed import Row
+
+HEADINGS = ("piece", "batch", "runs", "ms", "eager", "x", "one by one", "GFLOP", "MB", "roofline", "rate", "networks")
+LEGEND = (
+    "ms: a call of ours, all runs together; eager: the same by plain code; x: eager / ms; one by one: our runs one after the "
+    "other; roofline: the least time that the device's matrix and copy rates allow, as a share of ms."
+)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For a terminal."""
+    first = rows[0]
+    out = Table(title=f"{first.device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in HEADINGS:
+        left, last = heading in ("piece", "networks"), heading == "networks"
+        out.add_column(heading, justify="left" if left else "right", no_wrap=not last, overflow="fold")
+    for row in rows:
+        out.add_row(*cells(row))
+    return out
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, under HEADINGS."""
+    rate = "" if row.per_second is None else f"{figures(row.per_second)} {row.unit}/s"
+    times = (row.ms, row.eager_ms, row.speedup, row.separate_ms, row.flops / 1e9, row.bytes / 1e6)
+    return [
+        row.piece,
+        str(row.batch),
+        str(row.runs),
+        *map(figures, times),
+        f"{100 * row.roofline_fraction:.1f} %",
+        rate,
+        row.shape,
+    ]
+
+
+def figures(value: float | None) -> str:
+    """Three of them, never an exponent."""
+    if value is None:
+        return "-"
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 0.1
+        else f"{value:.4f}"
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table with the shapes of the networks, and the notes below it."""
+    lines = [f"{rows[0].device}. {LEGEND}", "", _line(HEADINGS), _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"])]
+    lines += [_line([f"`{row.piece}`", *cells(row)[1:]]) for row in rows]
+    notes = {row.piece: row.note for row in rows if row.note}
+    lines += ["", *(f"* `{piece}`: {note}" for piece, note in notes.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(columns: Sequence[str]) -> str:
+    return f"| {' | '.join(columns)} |"
