@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,16 +49,17 @@ def show(rows: Sequence[Any], title: str) -> None:
     if not rows:
         return
     table = Table(title=title, title_justify="left")
-    for column in rows[0]:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
         left = column in ("task", "policy", "estimator")
         name = column in ("policy", "estimator")  # to be copied: never cut
-        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=name)
+        table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=name)
     before = None
     for row in rows:
         if before is not None and row.get("task") != before:
             table.add_section()
         before = row.get("task")
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(str(row.get(column, "")) for column in columns))
     console.print(table)
 
 
@@ -95,17 +98,20 @@ def run(
     """Train, guide and evaluate the tasks of a recipe."""
     from egd import experiments
     from egd.config import read_yaml
+    from egd.many import parse_grid, parse_seeds
     from egd.progress import Reporter
 
     with user_errors():
+        if seeds is not None and seed is not None:
+            raise UserError("give --seed or --seeds, not both", key="--seeds")
         tree = read_yaml(recipe)
         options = experiments.Options(
             out=out or default_out(recipe),
             tasks=task or (),
             budget=budget,
             seed=seed,
-            seeds=_seeds(seeds, seed),
-            grid=dict(map(_axis, grid or ())),
+            seeds=() if seeds is None else parse_seeds(seeds),
+            grid=parse_grid(grid or ()),
             device=device,
             resume=resume,
             settings=settings or (),
@@ -113,34 +119,14 @@ def run(
         )
         experiment = experiments.load(tree.get("experiment"), str(recipe))
         jobs = experiment.plan(tree, options)
-    rows, failed, crashed = _run_all(jobs, Reporter(console))
+    rows, failed = _run_all(jobs, Reporter(console))
     show(rows, f"Results: {experiment.caption}")
     console.print(f"Runs are in {options.out}/", highlight=False, soft_wrap=True)
-    if failed or crashed:
-        names = [*failed, *crashed]
-        errors.print(f"[red]{len(names)} of {len(jobs)} failed: {', '.join(names)}[/]", soft_wrap=True)
-        raise typer.Exit(1 if crashed else 2)
-
-
-def _seeds(text: str | None, seed: int | None) -> list[int]:
-    if text is None:
-        return []
-    if seed is not None:
-        raise UserError("give --seed or --seeds, not both", key="--seeds")
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
-            raise UserError(f"'{text}' is not a list of seeds such as 0-7 or 0,2,5", key="--seeds")
-        seeds += range(int(first), int(last or first) + 1)
-    return list(dict.fromkeys(seeds))
-
-
-def _axis(text: str) -> tuple[str, list[str]]:
-    key, equals, values = text.partition("=")
-    if not (key and equals and values):
-        raise UserError(f"'{text}' is not of the form a.b=1,3,10", key="--grid")
-    return key, values.split(",")
+    if failed:
+        count, total = sum(f.runs for f in failed), sum(map(_runs, jobs))
+        names = escape(", ".join(f.label for f in failed))
+        errors.print(f"[red]{count} of {total} failed: {names}[/]", highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if any(f.crashed for f in failed) else 2)
 
 
 def default_out(recipe: Path) -> Path:
@@ -149,22 +135,47 @@ def default_out(recipe: Path) -> Path:
     return Path("runs") / name
 
 
-def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[str], list[str]]:
-    """Rows of the results table, and the labels of the jobs that failed for the user's reasons and for ours."""
+@dataclass(frozen=True)
+class Failure:
+    """What failed, how many runs that is, and whether the fault is ours."""
+
+    label: str
+    runs: int
+    crashed: bool
+
+
+def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failure]]:
+    """Rows of the results table, and what failed: a job or a run that does must not cost the others."""
+    from egd.many import RunsFailed
+
     rows: list[Any] = []
-    failed: list[str] = []
-    crashed: list[str] = []
+    failed: list[Failure] = []
     for job in jobs:
-        reporter.console.rule(job.label, align="left")
+        reporter.console.rule(escape(job.label), align="left")
         try:
             rows += job.run(reporter)
-        except UserError as error:
-            complain(error, job.label)
-            failed.append(job.label)
-        except Exception:  # a defect of one job must not cost the others
-            errors.print_exception()
-            crashed.append(job.label)
-    return rows, failed, crashed
+        except RunsFailed as some:
+            rows += some.rows
+            failed += [_reported(error, label, 1) for label, error in some.failures.items()]
+        except Exception as error:
+            failed.append(_reported(error, job.label, _runs(job)))
+    return rows, failed
+
+
+def _runs(job: Any) -> int:
+    return getattr(job, "runs", 1)
+
+
+def _reported(error: Exception, label: str, runs: int) -> Failure:
+    """Say what the user can put right; show the traceback of what the user cannot."""
+    if isinstance(error, UserError):
+        complain(error, label)
+    else:
+        from rich.traceback import Traceback
+
+        errors.print(f"[bold red]error[/] [bold]{escape(label)}[/]:", highlight=False, soft_wrap=True)
+        errors.print(Traceback.from_exception(type(error), error, error.__traceback__))
+    return Failure(label, runs, not isinstance(error, UserError))
 
 
 @app.command("eval")
@@ -258,8 +269,16 @@ def add_commands() -> None:
             app.command(entry.name)(sub)
 
 
+def keep_compiled() -> None:
+    """What torch.compile makes is kept where later runs find it, if the user has not said where; torch's own choice is a
+    folder for temporary files."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "egd" / "inductor"))
+
+
 def entry() -> None:
     """The console script."""
+    keep_compiled()
     add_commands()
     app()
 

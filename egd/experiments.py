@@ -37,7 +37,9 @@ class Options:
 
 
 class Job(Protocol):
-    """One run: one task and seed, one folder."""
+    """One run: one task and seed, one folder. Or several that share their work: such a job has a further member ``runs``,
+    how many, and raises ``egd.many.RunsFailed`` when some of them fail.
+    """
 
     @property
     def label(self) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +65,10 @@ def run_phase(
     (on a CPU).
     """
     run = PhaseRun(phase, folder, seed)
-    (progress,) = run_phases([run], reporter, device=device, checkpoint_every=checkpoint_every, log_every=log_every)
-    return progress
+    (ended,) = run_phases([run], reporter, device=device, checkpoint_every=checkpoint_every, log_every=log_every)
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
 
 
 @dataclass(frozen=True)
@@ -85,48 +87,89 @@ def run_phases(
     device: torch.device | str,
     checkpoint_every: int,
     log_every: int,
-) -> list[Progress]:
-    """The same phase of many runs: all at once where they are at the same step and their learners allow it, else one after
-    the other. Every run keeps its own checkpoint and metrics, those of a run of its own.
+) -> list[Progress | Exception]:
+    """The same phase of many runs: those at the same step all at once where their learners allow it, else one after the
+    other. Every run keeps its own checkpoint and metrics, those of a run of its own. One that fails, by a metric that is not
+    finite for one, does not stop the others: what went wrong stands in place of its progress.
     """
     states = [_Run.restore(run, device) for run in runs]
-    unfinished = [s for s in states if s.progress.step < s.phase.steps]
-    for together in _groups(unfinished):
-        _train(*together, reporter, checkpoint_every, log_every)
-    return [state.progress for state in states]
+    unfinished = [s for s in states if s.error is None and s.progress.step < s.phase.steps]
+    for together, learner in _groups(unfinished):
+        _train(together, learner, reporter, _title(together, states), checkpoint_every, log_every)
+    return [state.progress if state.error is None else state.error for state in states]
 
 
-def _groups(states: list[_Run]) -> list[tuple[list[_Run], BatchedLearner | None]]:
-    """Those that take their steps together, and what takes them."""
+def _groups(states: Sequence[_Run]) -> Iterator[tuple[list[_Run], BatchedLearner | None]]:
+    """Those that take their steps together, and what takes them; made when their turn comes."""
+    alike: dict[tuple[int, int], list[_Run]] = {}
+    for state in states:
+        alike.setdefault((state.phase.steps, state.progress.step), []).append(state)
+    for together in alike.values():
+        learner = _stacked(together)
+        yield from [(together, learner)] if learner is not None else [([state], None) for state in together]
+
+
+def _title(together: Sequence[_Run], all_of_them: Sequence[_Run]) -> str:
+    """Which runs a bar is about."""
+    name, count = together[0].phase.name, len(all_of_them)
+    if count == 1:
+        return name
+    which = f"{len(together)} runs" if len(together) > 1 else f"run {all_of_them.index(together[0]) + 1} of {count}"
+    return f"{name}, {which}"
+
+
+def _stacked(states: Sequence[_Run]) -> BatchedLearner | None:
     compiled = any(getattr(s.phase.learner, "computing", Computing()).compile for s in states)
     many = len(states) > 1 and states[0].generator.device.type == "cuda"  # a CPU gains by it only when compiled
-    if (many or compiled) and len({(s.phase.steps, s.progress.step) for s in states}) == 1:
+    if many or compiled:
         with suppress(NotAlike):
-            return [(states, BatchedLearner([s.phase.learner for s in states], [s.generator for s in states]))]
-    return [([state], None) for state in states]
+            return BatchedLearner([s.phase.learner for s in states], [s.generator for s in states])
+    return None
 
 
 def _train(
-    states: list[_Run], learner: BatchedLearner | None, reporter: Reporter, checkpoint_every: int, log_every: int
+    states: list[_Run],
+    learner: BatchedLearner | None,
+    reporter: Reporter,
+    title: str,
+    checkpoint_every: int,
+    log_every: int,
 ) -> None:
     phase, progress = states[0].phase, states[0].progress
     started, before = time.perf_counter(), [s.progress.seconds for s in states]
-    title = phase.name if len(states) == 1 else f"{phase.name}, {len(states)} runs"
     with reporter.bar(title, phase.steps, progress.step) as bar:
-        while progress.step < phase.steps:
-            _step(states, learner)
+        while progress.step < phase.steps and (going := [s for s in states if s.error is None]):
+            with _failing(*going):
+                _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
             note = phase.hook_every > 0 and progress.step % phase.hook_every == 0
             save = note or progress.step % checkpoint_every == 0 or progress.step == phase.steps
             if save and learner is not None:
                 learner.unstack()
+            log = save or progress.step % log_every == 0
             for state, seconds in zip(states, before, strict=True):
-                if save or progress.step % log_every == 0:
-                    _log(state, bar)
-                if note and state.phase.hook is not None:
-                    state.progress.notes.append({"step": progress.step, **state.phase.hook(progress.step)})
-                if save:
-                    state.progress.seconds = seconds + (time.perf_counter() - started) / len(states)
-                    _save(state)
+                if log and state.error is None:
+                    with _failing(state):
+                        state.progress.seconds = seconds + (time.perf_counter() - started) / len(states)
+                        _book(state, bar, note=note, save=save)
+
+
+def _book(state: _Run, bar: Bar, *, note: bool, save: bool) -> None:
+    """Log; where it is time, run the hook and save."""
+    _log(state, bar)
+    if note and state.phase.hook is not None:
+        state.progress.notes.append({"step": state.progress.step, **state.phase.hook(state.progress.step)})
+    if save:
+        _save(state)
+
+
+@contextmanager
+def _failing(*states: _Run) -> Iterator[None]:
+    """What goes wrong ends these runs, not others."""
+    try:
+        yield
+    except Exception as error:
+        for state in states:
+            state.error = error
 
 
 def _step(states: list[_Run], learner: BatchedLearner | None) -> None:
@@ -142,7 +185,7 @@ def restored_metrics_size(folder: RunFolder) -> int:
     return max(sizes, default=0)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
     """A phase of one run, as far as it is."""
 
@@ -150,6 +193,7 @@ class _Run:
     generator: torch.Generator
     progress: Progress
     recent: _Recent
+    error: Exception | None = None
 
     @property
     def phase(self) -> Phase:
@@ -158,19 +202,26 @@ class _Run:
     @staticmethod
     def restore(run: PhaseRun, device: torch.device | str) -> _Run:
         generator = torch.Generator(device).manual_seed(seed_of(run.seed, run.phase.name))
-        return _Run(run, generator, _restore(run.phase, run.folder, generator, device), _Recent())
+        state = _Run(run, generator, Progress(), _Recent())
+        with _failing(state):
+            state.progress = _restore(run, generator, device)
+        return state
 
 
-def _restore(phase: Phase, folder: RunFolder, generator: torch.Generator, device: torch.device | str) -> Progress:
-    path = folder.checkpoint(phase.name)
+def _restore(run: PhaseRun, generator: torch.Generator, device: torch.device | str) -> Progress:
+    path = run.folder.checkpoint(run.phase.name)
     if not path.exists():
         return Progress()
     tensors, meta = load_checkpoint(path, device)
     try:
-        phase.learner.load(group("learner", tensors))
+        run.phase.learner.load(group("learner", tensors))
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"{path} does not fit these settings: {str(error).splitlines()[0]}") from error
-    generator.set_state(tensors["generator"].cpu())
+    saved = tensors["generator"].cpu()
+    if len(saved) == len(generator.get_state()):
+        generator.set_state(saved)
+    else:  # saved on another kind of device, whose random numbers this one cannot continue
+        generator.manual_seed(seed_of(run.seed, f"{run.phase.name}/{meta['step']}"))
     return Progress(meta["step"], meta["seconds"], meta["notes"])
 
 

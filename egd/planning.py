@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,18 +54,6 @@ def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], optio
         tree["seed"] = options.seed
     tree["device"] = pick_device(tree.get("device", "auto") if options.device == "auto" else options.device)
     return tree
-
-
-def variations(options: Options) -> list[tuple[Path, Options]]:
-    """The options of every run of ``--seeds`` and ``--grid``, and their folders below the task's."""
-    runs = []
-    for values in product(*options.grid.values()):
-        chosen = dict(zip(options.grid, values, strict=True))
-        folder = Path(*(f"{key}={value}" for key, value in chosen.items()))
-        settings = [*options.settings, *(f"{key}={value}" for key, value in chosen.items())]
-        own = replace(options, settings=settings)
-        runs += [(folder, replace(own, seed=seed)) for seed in options.seeds] or [(folder, own)]
-    return runs
 
 
 def pick_device(name: str) -> str:

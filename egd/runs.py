@@ -12,6 +12,9 @@ from egd.checkpoint import write_atomic
 from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError
 
+HOW = frozenset({"device", "threads", "compile", "evaluation.workers"})
+"""Keys that say how a run is computed, not what: a run may go on with other values of them."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -44,7 +47,10 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def open(self, config: Tree, *, resume: bool) -> None:
-        """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off."""
+        """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.
+
+        A run that goes on with another device or another number of threads (``HOW``) says so in its config from then on.
+        """
         if self.config.exists():
             if not resume:
                 raise UserError(
@@ -53,13 +59,13 @@ class RunFolder:
                     key="--out",
                 )
             self._same(read_yaml(self.config), config)
-        else:
+        if not self.summary.exists():
             write_atomic(self.config, to_yaml(config).encode())
         self.figures.mkdir(parents=True, exist_ok=True)
 
     def _same(self, old: Tree, new: Tree) -> None:
         before, after = flatten(old), flatten(new)
-        changed = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+        changed = [k for k in sorted({*before, *after} - HOW) if before.get(k) != after.get(k)]
         if changed:
             lines = [f"  {k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in changed[:8]]
             raise UserError(

@@ -11,7 +11,7 @@ from egd.phases import seed_of
 from rl.agents.aepo import AEPO
 from rl.config import GuidanceConfig, RunConfig
 from rl.envs import env_factory
-from rl.evaluation import Arm, Player, Rollouts, rollouts
+from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
 from rl.tasks import Task
 
 
@@ -86,3 +86,9 @@ def scales(config: RunConfig, only: Sequence[float] | None = None) -> dict[str, 
         return list(dict.fromkeys(omega for omega in omegas if omega > 0 or g.candidates > 1))
 
     return {name: found for name, g in config.arms.items() if (found := wanted(g))}
+
+
+def environments(config: RunConfig) -> int:
+    """How many environments an evaluation of a run has at a time."""
+    n, _ = quota(config.evaluation.episodes, config.evaluation.envs)
+    return n * (1 + sum(map(len, scales(config).values())))

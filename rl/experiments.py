@@ -13,16 +13,18 @@ from egd.components import validate as validate_component
 from egd.config import Tree, merge, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
-from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
+from egd.many import variations
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl.agents import AGENTS
-from rl.agents.aepo import check_components
-from rl.config import RunConfig
+from rl.agents.aepo import check_components, is_trained
+from rl.config import GuidanceConfig, RunConfig
 from rl.evaluator import Evaluator, scales
 from rl.job import OfflineJob
 from rl.loading import GENERATOR_PARTS, GENERATORS, restore
 from rl.results import rows, split_by_omega, statistics
+from rl.run import Planned
 from rl.tasks import find_task
 
 
@@ -38,12 +40,11 @@ class OfflineRL:
 
     def _jobs(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options) -> list[OfflineJob]:
         alike: dict[str, OfflineJob] = {}
-        for below, own in variations(options):
-            config = self._config(resolve(recipe, task, over, own), own)
-            folder = options.out / task.replace("/", "-") / below / f"seed-{config.seed}"
-            job = alike.setdefault(_kind(config), OfflineJob([], [], options.resume))
-            job.configs.append(config)
-            job.folders.append(RunFolder(folder))
+        for one in variations(options):
+            config = self._config(resolve(recipe, task, over, one.options), options)
+            folder = RunFolder(options.out / task.replace("/", "-") / one.folder / f"seed-{config.seed}")
+            job = alike.setdefault(_kind(config), OfflineJob([], options.resume))
+            job.planned.append(Planned(config, folder, one.cell))
         return list(alike.values())
 
     def _config(self, tree: Tree, options: Options) -> RunConfig:
@@ -89,11 +90,22 @@ class OfflineRL:
 
 
 def _kind(config: RunConfig) -> str:
-    """The settings in which runs that are trained together agree: all but seed, expectile, and how much they are guided."""
-    tree = config.model_dump(mode="json", exclude={"seed": True, "critic": {"expectile"}})
-    for arm in (tree["guidance"], *tree["variants"].values()):
-        arm.update(dict.fromkeys(("beta", "omega", "omegas")))
+    """The settings in which runs that are trained together agree: all but the seed, the expectile, the value of beta, and
+    what comes after training.
+    """
+    after: Any = {"seed": True, "critic": {"expectile"}, "evaluation": {"episodes", "envs"}, "guidance": True, "variants": True}
+    tree = config.model_dump(mode="json", exclude=after)
+    betas = list(dict.fromkeys(arm.beta for arm in config.arms.values()))
+    tree["arms"] = {name: _trained(arm, betas) for name, arm in config.arms.items()}
     return json.dumps(tree, sort_keys=True)
+
+
+def _trained(arm: GuidanceConfig, betas: list[float]) -> Any:
+    """What of an arm decides training. Arms of one beta may share a network: which do is the same in runs of a kind."""
+    if not is_trained(arm):
+        return None
+    kept = {"energy", "posterior", "clip_x0", "straight_through", "energy_scale"}
+    return {**arm.model_dump(mode="json", include=kept), "beta": betas.index(arm.beta)}
 
 
 offline_rl = OfflineRL()

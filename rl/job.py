@@ -2,203 +2,161 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
+from rich.markup import escape
 
 from egd.experiments import Row
-from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases, seed_of
+from egd.many import RunsFailed, in_cell, kept, runs_label
+from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
 from egd.progress import Reporter
-from egd.runs import RunFolder
-from rl import figures
 from rl.agents import AGENTS
-from rl.agents.aepo import AEPO, component_parts
-from rl.config import RunConfig
-from rl.diagnostics import diagnose
 from rl.envs import check_env
 from rl.evaluation import Rollouts
-from rl.evaluator import Evaluator, scales
+from rl.evaluator import environments, evaluate_together, scales
 from rl.loading import load_data
-from rl.results import rows, split_by_omega, statistics
-from rl.tasks import Task
+from rl.results import rows
+from rl.run import Planned, Run
 
 PATHS = 8  # paths kept for the maze figure
+ENVIRONMENTS = 1000  # in one evaluation of several runs, as a simulator takes up to 10 MB
+
+Failures = dict[str, Exception]
 
 
 @dataclass(frozen=True)
 class OfflineJob:
-    """Runs of one task that differ in seed or in numbers alone, and their folders: their parts are trained together."""
+    """Runs of one task whose parts can be trained together, as they differ in seed, in numbers, or in evaluation alone."""
 
-    configs: list[RunConfig]
-    folders: list[RunFolder]
+    planned: list[Planned]
     resume: bool
 
     @property
     def label(self) -> str:
         """For people."""
-        seeds = ", ".join(str(config.seed) for config in self.configs)
-        return f"{self.configs[0].task} seed{'s' if len(self.configs) > 1 else ''} {seeds}"
+        each = [(p.cell, p.config.seed) for p in self.planned]
+        return runs_label(self.planned[0].config.task, each)
+
+    @property
+    def runs(self) -> int:
+        """How many."""
+        return len(self.planned)
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, evaluate, write the summaries; a complete run only shows its result."""
-        torch.set_num_threads(self.configs[0].threads)
-        self.configs[0].computing.allow_tf32()
-        for config, folder in zip(self.configs, self.folders, strict=True):
-            folder.open(config.model_dump(mode="json"), resume=self.resume)
-        summaries = [folder.read_summary() for folder in self.folders]
-        open_ones = [i for i, summary in enumerate(summaries) if summary is None]
-        for i, summary in zip(open_ones, self._train(open_ones, reporter), strict=True):
-            summaries[i] = summary
-        return [row for summary in summaries if summary is not None for row in rows(summary)]
+        """Train what is not trained yet, evaluate, write the summaries; a complete run only shows its result.
 
-    def _train(self, which: Sequence[int], reporter: Reporter) -> list[dict[str, Any]]:
-        if not which:
-            return []
-        started = time.perf_counter()
-        configs, folders = [self.configs[i] for i in which], [self.folders[i] for i in which]
-        device = torch.device(configs[0].device)
-        for folder in folders:
-            folder.truncate_metrics(restored_metrics_size(folder))
-        data, task = load_data(configs[0], device, reporter)
-        check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
-        runs = [Run(AGENTS[c.method](c, data, device), c, folder, task) for c, folder in zip(configs, folders, strict=True)]
-        for run in runs:
-            run.seconds["data"] = (time.perf_counter() - started) / len(runs)
+        A run that fails does not stop the others: RunsFailed at the end.
+        """
+        torch.set_num_threads(self.planned[0].config.threads)
+        self.planned[0].config.computing.allow_tf32()
+        failures: Failures = {}
+        for planned in self.planned:
+            with kept(failures, planned.label):
+                _open(planned, self.resume)
+        opened = [p for p in self.planned if p.label not in failures]
+        if todo := [p for p in opened if p.folder.read_summary() is None]:
+            self._complete(todo, failures, reporter)
+        table = [row for p in opened if (s := p.folder.read_summary()) is not None for row in in_cell(rows(s), p.cell)]
+        if failures:
+            raise RunsFailed(table, failures)
+        return table
+
+    def _complete(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> None:
+        runs = self._prepare(todo, reporter)
         for phases in zip(*(run.phases() for run in runs), strict=True):
-            self._phase(runs, phases, device, reporter)
-        return [run.finish(reporter) for run in runs]
+            going = [(run, phase) for run, phase in zip(runs, phases, strict=True) if run.label not in failures]
+            _train(going, failures, reporter)
+        warnings: dict[str, list[str]] = {}
+        for together in _passes([run for run in runs if run.label not in failures]):
+            for run, result in _evaluate(together, failures, reporter):
+                with kept(failures, run.label):
+                    for warning in run.finish(result):
+                        warnings.setdefault(warning, []).append(run.label)
+        for warning, (first, *more) in warnings.items():
+            which = first + (f" and {len(more)} more" if more else "")
+            reporter.console.print(f"[yellow]{escape(which)}, {warning}[/]", soft_wrap=True)
 
-    def _phase(self, runs: Sequence[Run], phases: Sequence[Phase], device: torch.device, reporter: Reporter) -> None:
-        config = runs[0].config
-        every = {"checkpoint_every": config.checkpoint_every, "log_every": config.log_every}
-        parts = [PhaseRun(phase, run.folder, run.config.seed) for phase, run in zip(phases, runs, strict=True)]
-        for run, phase, progress in zip(runs, phases, run_phases(parts, reporter, device=device, **every), strict=True):
-            run.seconds[phase.name] = progress.seconds
-            run.notes.extend(progress.notes)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run in training and evaluation."""
-
-    agent: AEPO
-    config: RunConfig
-    folder: RunFolder
-    task: Task
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[dict[str, Any]] = field(default_factory=list)
-
-    def phases(self) -> list[Phase]:
-        """The agent's, with the evaluations in mid-training that the recipe wants."""
-        phases = self.agent.phases()
-        every = self.config.evaluation.every
-        if not every:
-            return phases
-        last = last_phase(phases)
-        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every)
-        return [hooked if p is last else p for p in phases]
-
-    def _interim(self, phase: str) -> dict[str, Any]:
-        """A headline evaluation in mid-training; while the critic trains, calibrated for the occasion."""
-        agent, task = self.agent, self.task
-        if phase == "critic" or not agent.calibration.moments:
-            agent.calibration.update(torch.Generator(agent.device).manual_seed(self.config.seed))
-        omegas = {"guided": [self.config.guidance.omega]}
-        result = Evaluator(agent, task).run(omegas, episodes=self.config.evaluation.episodes, seed=self.config.seed)
-        guided = next(v for k, v in result.returns.items() if k != "behaviour")
-        return {"phase": phase, "score": statistics(task, guided)["mean"]}
-
-    def finish(self, reporter: Reporter) -> dict[str, Any]:
-        """Diagnostics, evaluation, figures and summary."""
-        agent, task, seconds = self.agent, self.task, self.seconds
-        config = self.config
-        diagnostics = diagnose(agent, torch.Generator(agent.device).manual_seed(seed_of(config.seed, "diagnostics")))
+    def _prepare(self, todo: Sequence[Planned], reporter: Reporter) -> list[Run]:
+        """Data and fresh agents."""
         started = time.perf_counter()
-        omegas = scales(config)
-        total = config.evaluation.episodes * (1 + sum(map(len, omegas.values())))
-        with reporter.bar("evaluation", total) as bar:
-            result = Evaluator(agent, task).run(
-                omegas, episodes=config.evaluation.episodes, seed=config.seed, advance=bar.advance, paths=PATHS
-            )
-        seconds["evaluation"] = time.perf_counter() - started
-        summary = self._summary(result) | {"diagnostics": diagnostics}
-        self._figures(result, summary)
-        self.folder.write_summary(summary)
-        self._warn(diagnostics["posterior_clamped_share"], reporter)
-        return summary
-
-    def _warn(self, shares: Mapping[str, float], reporter: Reporter) -> None:
-        """A clamp that acts is reported, for the posteriors that an arm uses."""
-        for name, arm in self.config.arms.items():
-            share = shares.get(("clipped_" if arm.clip_x0 else "") + arm.posterior.name, 0.0)  # Tweedie's is not clamped over t
-            if share and "posterior" in component_parts(arm):
-                reporter.console.print(
-                    f"[yellow]{name}: its {arm.posterior.name} variance was clamped at {100 * share:.0f} % of the times; "
-                    "see posterior_variance.png and docs/diagnostics.md",
-                    soft_wrap=True,
-                )
-
-    def _summary(self, result: Rollouts) -> dict[str, Any]:
-        config, agent, task, seconds, notes = self.config, self.agent, self.task, self.seconds, self.notes
-        by_arm = {name: split_by_omega(task, result.returns, name) for name in config.arms}
-        behaviour = statistics(task, result.returns["behaviour"])
-
-        def own(name: str) -> dict[str, Any]:
-            """At the arm's own guidance scale; 0 is the behaviour policy."""
-            return by_arm[name].get(f"{config.arms[name].omega:g}") or behaviour
-
-        headline = own("guided")
-        trained = last_phase(agent.phases())
-        last = {"step": trained.steps, "phase": trained.name, "score": headline["mean"]}
-        return {
-            "task": config.task,
-            "method": config.method,
-            "seed": config.seed,
-            "device": device_name(agent.device),
-            "versions": {name: version(name) for name in ("egd", "torch", "gymnasium", "minari", "numpy")},
-            "dataset_score": task.score(agent.data.dataset_return),
-            "normalised": task.reference is not None,
-            "behaviour": behaviour,
-            "guided": headline,
-            "guided_by_omega": by_arm["guided"],
-            "variants": {name: {"guided": own(name), "guided_by_omega": by_arm[name]} for name in config.variants},
-            "best": max([*notes, last], key=lambda n: n["score"]),
-            "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},
-        }
-
-    def _figures(self, result: Rollouts, summary: dict[str, Any]) -> None:
-        agent, task, folder = self.agent, self.task, self.folder.figures
-        label = f"{self.config.task} seed {self.config.seed}"
-        figures.posterior_figure(agent, folder / "posterior_variance.png", label)
-        by_arm = {"guided": summary["guided_by_omega"], **{k: v["guided_by_omega"] for k, v in summary["variants"].items()}}
-        figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", label)
-        if task.family == "maze2d":
-            chosen = {
-                "behaviour": "behaviour",
-                **{f"{n}@{g.omega:g}": f"{n} ({g.energy.name})" for n, g in self.config.arms.items()},
-            }
-            paths = {key: [np.array(w) for w in result.paths[key] if w] for key in chosen if key in result.paths}
-            titles = {
-                key: f"{name}: score {statistics(task, result.returns[key])['mean']:.1f}"
-                for key, name in chosen.items()
-                if key in paths
-            }
-            figures.maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
+        config = todo[0].config
+        device = torch.device(config.device)
+        data, task = load_data(config, device, reporter)
+        check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
+        runs = [Run(AGENTS[config.method](planned.config, data, device), planned, task) for planned in todo]
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run in runs:
+            run.seconds["data"] = seconds
+        return runs
 
 
-def last_phase(phases: list[Phase]) -> Phase:
-    """The last one that trains something: its steps are those that evaluations are counted in."""
-    return next(p for p in reversed(phases) if p.name != "calibration")
+def _open(planned: Planned, resume: bool) -> None:
+    folder = planned.folder
+    folder.open(planned.config.model_dump(mode="json"), resume=resume)
+    if folder.read_summary() is None:
+        folder.truncate_metrics(restored_metrics_size(folder))
 
 
-def device_name(device: torch.device) -> str:
-    """For the summary."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+def _train(going: Sequence[tuple[Run, Phase]], failures: Failures, reporter: Reporter) -> None:
+    """One phase of all runs."""
+    if not going:
+        return
+    agent = going[0][0].agent
+    every = {"checkpoint_every": agent.config.checkpoint_every, "log_every": agent.config.log_every}
+    parts = [PhaseRun(phase, run.planned.folder, run.config.seed) for run, phase in going]
+    for (run, phase), ended in zip(going, run_phases(parts, reporter, device=agent.device, **every), strict=True):
+        with kept(failures, run.label):
+            if isinstance(ended, Exception):
+                raise ended
+            run.seconds[phase.name] = ended.seconds
+            run.notes.extend(ended.notes)
+
+
+def _passes(runs: Sequence[Run]) -> list[list[Run]]:
+    """Those to be evaluated in one pass: of as many episodes, and not so many that their environments fill the memory."""
+    passes: list[list[Run]] = []
+    room = 0
+    for run in sorted(runs, key=lambda run: run.config.evaluation.episodes):
+        room -= environments(run.config)
+        alike = passes and passes[-1][0].config.evaluation.episodes == run.config.evaluation.episodes
+        if alike and room >= 0:
+            passes[-1].append(run)
+        else:
+            passes.append([run])
+            room = ENVIRONMENTS - environments(run.config)
+    return passes
+
+
+def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> list[tuple[Run, Rollouts]]:
+    """In one pass; one after the other where that fails, so that only the run at fault is lost."""
+    try:
+        return list(zip(runs, _rollouts(runs, reporter), strict=True))
+    except Exception as error:
+        if len(runs) == 1:
+            failures[runs[0].label] = error
+            return []
+    return [found for run in runs for found in _evaluate([run], failures, reporter)]
+
+
+def _rollouts(runs: Sequence[Run], reporter: Reporter) -> list[Rollouts]:
+    started, episodes = time.perf_counter(), runs[0].config.evaluation.episodes
+    omegas = [scales(run.config) for run in runs]
+    total = episodes * sum(1 + sum(map(len, own.values())) for own in omegas)
+    title = "evaluation" if len(runs) == 1 else f"evaluation, {len(runs)} runs"
+    with reporter.bar(title, total) as bar:
+        results = evaluate_together(
+            [run.agent for run in runs],
+            runs[0].task,
+            omegas,
+            episodes=episodes,
+            seeds=[run.config.seed for run in runs],
+            advance=bar.advance,
+            paths=PATHS,
+        )
+    seconds = (time.perf_counter() - started) / len(runs)
+    for run in runs:
+        run.seconds["evaluation"] = seconds
+    return results

@@ -15,7 +15,8 @@ from egd.images.config import ImagesConfig
 from egd.images.evaluation import rows
 from egd.images.job import ImagesJob, evaluated, load_model, train
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
-from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
+from egd.many import Variation, variations
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
 
@@ -31,16 +32,18 @@ class Images:
         if unknown := [name for name in options.tasks if name not in known]:
             raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
         tasks = listed_tasks(recipe, options).items()
-        return [self._job(recipe, task, over, own, below) for task, over in tasks for below, own in variations(options)]
+        return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
 
-    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options, below: Path) -> ImagesJob:
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
+        options = variation.options
         tree = resolve(recipe, task, over, options)
         for key in ("targets", "estimators"):  # one set to null, by --set or a budget, is left out
             if isinstance(tree.get(key), Mapping):
                 tree[key] = {name: value for name, value in tree[key].items() if value is not None}
         config = validate(ImagesConfig, tree, options.source)
         check_components(config)
-        return ImagesJob(config, RunFolder(options.out / task / below / f"seed-{config.seed}"), options.resume)
+        folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
+        return ImagesJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""

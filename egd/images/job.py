@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +18,7 @@ from egd.images.data import ImageSet
 from egd.images.evaluation import Evaluation, evaluate, rows
 from egd.images.figure import grid_figure
 from egd.images.model import DATA, PARTS, ImagesModel
+from egd.many import Cell, in_cell, run_label
 from egd.phases import restored_metrics_size, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
@@ -30,18 +31,21 @@ class ImagesJob:
     config: ImagesConfig
     folder: RunFolder
     resume: bool
+    cell: Cell = field(default_factory=dict)
+    """Its place where it is one of a grid."""
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.config.task} seed {self.config.seed}"
+        return run_label(self.config.task, self.cell, self.config.seed)
 
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
         torch.set_num_threads(self.config.threads)
         self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
         summary = self.folder.read_summary() or self._run(reporter)
-        return rows(self.config.task, summary["results"])
+        name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task
+        return in_cell(rows(name, summary["results"]), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:
         self.folder.truncate_metrics(restored_metrics_size(self.folder))

@@ -11,7 +11,8 @@ import torch
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
-from egd.planning import listed_tasks, pick_device, resolve, summary_line, variations
+from egd.many import Variation, variations
+from egd.planning import listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.toy2d.config import Toy2dConfig
@@ -29,16 +30,18 @@ class Toy2d:
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every data set of the recipe, or for those of ``--task``."""
         tasks = listed_tasks(recipe, options).items()
-        return [self._job(recipe, task, over, own, below) for task, over in tasks for below, own in variations(options)]
+        return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
 
-    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, options: Options, below: Path) -> Toy2dJob:
+    def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> Toy2dJob:
+        options = variation.options
         find_data_set(task, "--task" if options.tasks else "tasks")
         tree = resolve(recipe, task, over, options)
         if isinstance(tree.get("estimators"), Mapping):  # one set to null, by --set or a budget, is left out
             tree["estimators"] = {name: e for name, e in tree["estimators"].items() if e is not None}
         config = validate(Toy2dConfig, tree, options.source)
         check_components(config)
-        return Toy2dJob(config, RunFolder(options.out / task / below / f"seed-{config.seed}"), options.resume)
+        folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
+        return Toy2dJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""

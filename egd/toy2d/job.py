@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from egd.experiments import Row
+from egd.many import Cell, in_cell, run_label
 from egd.phases import Phase, restored_metrics_size, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
@@ -27,11 +28,13 @@ class Toy2dJob:
     config: Toy2dConfig
     folder: RunFolder
     resume: bool
+    cell: Cell = field(default_factory=dict)
+    """Its place where it is one of a grid."""
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.config.task} seed {self.config.seed}"
+        return run_label(self.config.task, self.cell, self.config.seed)
 
     @property
     def data(self) -> DataSet:
@@ -43,7 +46,7 @@ class Toy2dJob:
         torch.set_num_threads(self.config.threads)
         self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
         summary = self.folder.read_summary() or self._run(reporter)
-        return rows(self.config.task, self.config.seed, summary)
+        return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:
         self.folder.truncate_metrics(restored_metrics_size(self.folder))

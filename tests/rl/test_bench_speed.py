@@ -22,6 +22,7 @@ from egd.bench.speed import Row, Setup
 from egd.bench.speed_report import cells
 from rl.agents.aepo import AEPO
 from rl.bench import pieces, plain, plain_acting
+from rl.bench.pieces import step
 from rl.bench.lab import BETA, NU, SUPPORT, Lab
 from rl.bench.qgpo import ScoreUNet
 from rl.critics import IQL, EnsembleLinear
@@ -29,7 +30,7 @@ from rl.data import Batch
 
 CPU = torch.device("cpu")
 KEYS = {"piece", "batch", "device", "ms", "eager_ms", "flops", "bytes", "roofline_fraction", "runs", "note"}
-STEPS = {"noise_step", "critic_step", "energy_step_aepo", "energy_step_cep", "calibration"}
+STEPS = {"noise_step", "critic_step", "energy_step_aepo", "energy_step_cep", "energy_step_cep_cached", "calibration"}
 ACTING = {"act_trained", "act_training_free", "support_actions", "evaluation"}
 SEEDS = {"seeds_noise", "seeds_critic", "seeds_energy_aepo"}
 SWEEPS = {"scaling_width", "scaling_batch", "scaling_action"}
@@ -64,6 +65,20 @@ def test_every_piece_is_measured_and_the_files_hold_what_the_table_shows(tmp_pat
         texts = cells(Row(**row))
         assert texts[:9] in [line[:9] for line in shown]
         assert f"| {' | '.join(texts)} |" in written
+
+
+def test_a_step_and_a_policy_are_measured_in_every_way_they_can_be_run() -> None:
+    found = {(p.name, p.how) for p in pieces(Setup(CPU))}
+    assert {how for name, how in found if name == "critic_step"} == {"eager", "compiled", "compiled, bf16"}
+    assert {how for name, how in found if name == "act_trained"} == {"eager", "traced", "torch.compile", "onnx"}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_costs_the_operations_of_an_eager_one() -> None:
+    lab = Lab(Setup(CPU, smoke=True))
+    eager, compiled = (step(lab, "critic", 32, {"compile": on}) for on in (False, True))
+    compiled.run()
+    assert count(compiled.run).flops == count(eager.run).flops > 0
 
 
 def test_eight_runs_together_cost_eight_times_the_operations_of_one() -> None:

@@ -177,7 +177,7 @@ def test_a_diverging_run_says_so_and_a_crash_costs_no_other_task(
     run = OfflineJob.run
 
     def crash_once(job: OfflineJob, reporter: Any) -> Any:
-        if job.configs[0].task == "door-human":
+        if job.planned[0].config.task == "door-human":
             raise ZeroDivisionError("a defect")
         return run(job, reporter)
 
