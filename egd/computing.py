@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -34,7 +35,8 @@ class Computing:
             with self.autocast(device):
                 return f(*args, **kwargs)
 
-        return _Traced(precise, torch.device(device).type) if self.compile else precise
+        kind = torch.device(device).type
+        return cast("Callable[P, R]", _Traced(precise, kind)) if self.compile else precise
 
     def autocast(self, device: torch.device | str) -> torch.autocast:
         """Within it products are taken in bfloat16 if that is the precision."""
@@ -54,6 +56,19 @@ class _Traced:
 
     def __call__(self, *args: Any) -> Any:
         if self.graph is None:
-            traced = make_fx(self.f)(*args)
-            self.graph = torch.compile(traced, dynamic=False, mode="reduce-overhead" if self.kind == "cuda" else None)
+            self.graph = compiled(make_fx(self.f)(*args), args, self.kind)
         return self.graph(*args)
+
+
+def compiled(graph: Callable[..., R], inputs: tuple[Any, ...], kind: str) -> Callable[..., R]:
+    """The graph compiled for these inputs, on a device of this kind. Where that fails (on a CPU it needs a C++ compiler), a
+    warning, and the graph as it is.
+    """
+    fast = torch.compile(graph, dynamic=False, mode="reduce-overhead" if kind == "cuda" else None)
+    try:
+        fast(*inputs)
+    except Exception as error:  # whatever a compiler that is missing or broken may raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"torch.compile failed, what it was to compile runs as it is, slower: {reason}", stacklevel=4)
+        return graph
+    return fast

@@ -30,6 +30,15 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
+class LastLinear(nn.Linear):
+    """A last layer in float32 whatever x has: eight bits of mantissa know a value of 300 to no better than 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
     (B,) -> (B, dim).
@@ -60,10 +69,8 @@ class NoiseMLP(nn.Module):
         super().__init__()
         self.time = TimeEmbedding(time)
         self.first = nn.Linear(event + time + context, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
-        )
-        final = nn.Linear(width, event)
+        self.blocks = nn.ModuleList(nn.Sequential(LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks))
+        final = LastLinear(width, event)
         nn.init.zeros_(final.weight)
         nn.init.zeros_(final.bias)
         self.last = nn.Sequential(LayerNorm(width), nn.SiLU(), final)
@@ -96,7 +103,7 @@ class EnergyMLP(nn.Module):
         sizes = [event + time + context] + [width] * layers
         act = ACTIVATIONS[activation]
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), act())]
-        self.net = nn.Sequential(*hidden, nn.Linear(width, 1))
+        self.net = nn.Sequential(*hidden, LastLinear(width, 1))
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 

@@ -38,12 +38,17 @@ def repeat_context(c: Context, times: int) -> Context:
     return map_context(lambda v: v.repeat_interleave(times, 0), c)
 
 
+def transformed() -> bool:
+    """Whether this is a call under a transform of ``torch.func``: no tensor made in it may outlive it."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
     """f(x) (B,) and its gradient by x (B, ...). Rows are independent, so one backward pass serves all.
 
     With ``create_graph`` both stay differentiable by whatever x itself depends on. Composes with ``torch.func``.
     """
-    if create_graph or torch._C._functorch.peek_interpreter_stack() is not None:
+    if create_graph or transformed():
         return _functional_value_and_grad(f, x, create_graph)
     with torch.enable_grad():  # half the operations of torch.func.grad, which keeps the gradient differentiable
         leaf = x.detach().requires_grad_()

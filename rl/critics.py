@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from egd.checkpoint import group, prefixed
 from egd.networks import ACTIVATIONS, LayerNorm
+from egd.tensors import transformed
 from egd.training import Fit, Metrics, StepLearner
+from egd.types import Context
 from rl.data import Batch, OfflineData
 
 
@@ -26,6 +28,15 @@ class EnsembleLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(members, B, in) -> (members, B, out)"""
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LastEnsembleLinear(EnsembleLinear):
+    """In float32 whatever x has, as ``egd.networks.LastLinear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(members, B, in) -> (members, B, out)"""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 class EnsembleMLP(nn.Module):
@@ -47,7 +58,7 @@ class EnsembleMLP(nn.Module):
             if layer_norm:
                 parts.append(LayerNorm(b))
             parts.append(ACTIVATIONS[activation]())
-        self.net = nn.Sequential(*parts, EnsembleLinear(members, width, 1))
+        self.net = nn.Sequential(*parts, LastEnsembleLinear(members, width, 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Flat inputs (B, ...), concatenated -> (members, B)"""
@@ -145,6 +156,31 @@ class IQL:
         """The inverse of ``state``."""
         self.fit.load(group("fit", state))
         self.target.load_state_dict(group("target", state))
+
+
+class MinusAdvantage:
+    """E(a, s) = (V(s) - Q(s, a)) / unit. V has no part in the gradient by a, and is that of the last states seen as long as
+    these and the critic stay the same: guidance asks about many actions of one batch of states.
+    """
+
+    def __init__(self, critic: IQL, unit: Tensor) -> None:
+        self.critic, self.unit = critic, unit
+        self._last: tuple[tuple[int, int], Tensor, Tensor] | None = None
+
+    def __call__(self, action: Tensor, state: Context) -> Tensor:
+        """(B, A), (B, S) -> (B,)"""
+        assert isinstance(state, Tensor)  # contexts are states here
+        value: Tensor = (self._value(state) - self.critic.q(state, action)) / self.unit
+        return value
+
+    @torch.no_grad()
+    def _value(self, state: Tensor) -> Tensor:
+        if transformed():
+            return self.critic.v(state)
+        version = self.critic.fit.step, state._version
+        if self._last is None or self._last[0] != version or self._last[1] is not state:
+            self._last = version, state, self.critic.v(state)
+        return self._last[2]
 
 
 class CriticLearner(StepLearner):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from egd.computing import compiled
 from egd.config import read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.planning import pick_device
@@ -199,14 +199,7 @@ class Policy:
         if self.compile == "onnx":
             return _warm(onnx_runtime(self.module, size), inputs)
         graph = self.module.graph(size)
-        if self.compile:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            try:
-                return _warm(torch.compile(graph, dynamic=False, mode=mode), inputs)
-            except Exception as error:  # whatever a compiler that is missing or broken may raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(f"torch.compile failed, the graph is run as it is: {reason}", stacklevel=3)
-        return _warm(graph, inputs)
+        return _warm(compiled(graph, tuple(inputs), self.device.type) if self.compile else graph, inputs)
 
 
 @torch.no_grad()

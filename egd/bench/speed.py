@@ -40,19 +40,22 @@ class Setup:
 @dataclass(frozen=True)
 class Case:
     """Calls that are ready to be timed: ours; the ``eager`` code of the usual kind that does the same; and where ours does
-    many runs at once, ours with ``one`` run alone. ``dtype`` is that of matrix products.
+    many runs at once, ours with ``one`` run alone. ``dtype`` is that of matrix products. ``written`` is ours as it is written,
+    whose operations can be counted, where ``run`` hands them to another runtime.
     """
 
     run: Callable[[], object]
     eager: Callable[[], object] | None = None
     one: Callable[[], object] | None = None
     dtype: torch.dtype = torch.float32
+    written: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Something to measure: ``batch`` rows for each of ``runs`` runs. ``items`` are what a call gets done, in ``unit``
-    (states, say). ``make`` is called when its turn comes. ``extra`` pieces are measured only when asked for.
+    """Something to measure: ``batch`` rows for each of ``runs`` runs; ``how`` says in what way ours is run, eager or compiled.
+    ``items`` are what a call gets done, in ``unit`` (states, say). ``make`` is called when its turn comes. ``extra`` pieces are
+    measured only when asked for.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Piece:
     unit: str = ""
     shape: str = ""
     note: str = ""
+    how: str = "eager"
     extra: bool = False
 
 
@@ -87,6 +91,7 @@ class Row:
     piece: str
     batch: int
     runs: int
+    how: str
     device: str
     ms: float
     eager_ms: float | None
@@ -134,11 +139,12 @@ def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[R
 
 def _row(piece: Piece, case: Case, device: torch.device, timing: Timing, rates: Rates) -> Row:
     blocks, eager, one = block_times([case.run, case.eager, case.one], device, timing)
-    seconds, cost = median(blocks), count(case.run)
+    seconds, cost = median(blocks), count(case.written or case.run)
     return Row(
         piece=piece.name,
         batch=piece.batch,
         runs=piece.runs,
+        how=piece.how,
         device=device_label(device),
         ms=1e3 * seconds,
         eager_ms=1e3 * piece.runs * median(eager) if eager else None,

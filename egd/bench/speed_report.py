@@ -9,10 +9,10 @@ from rich.table import Table
 
 from egd.bench.speed import Row
 
-HEADINGS = ("piece", "batch", "runs", "ms", "eager", "x", "one by one", "GFLOP", "MB", "roofline", "rate", "networks")
+HEADINGS = ("piece", "batch", "runs", "ours", "ms", "plain", "x", "one by one", "GFLOP", "MB", "roofline", "rate", "networks")
 LEGEND = (
-    "ms: a call of ours, all runs together; eager: the same by plain code; x: eager / ms; one by one: our runs one after the "
-    "other; roofline: the least time that the device's matrix and copy rates allow, as a share of ms."
+    "ms: a call of ours, all runs together; plain: the same by plain eager code; x: plain / ms; one by one: our runs one after "
+    "the other; roofline: the least time that the device's matrix and copy rates allow, as a share of ms."
 )
 
 
@@ -21,7 +21,7 @@ def table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     out = Table(title=f"{first.device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
-        left, last = heading in ("piece", "networks"), heading == "networks"
+        left, last = heading in ("piece", "ours", "networks"), heading == "networks"
         out.add_column(heading, justify="left" if left else "right", no_wrap=not last, overflow="fold")
     for row in rows:
         out.add_row(*cells(row))
@@ -36,6 +36,7 @@ def cells(row: Row) -> list[str]:
         row.piece,
         str(row.batch),
         str(row.runs),
+        row.how,
         *map(figures, times),
         f"{100 * row.roofline_fraction:.1f} %",
         rate,
@@ -44,18 +45,12 @@ def cells(row: Row) -> list[str]:
 
 
 def figures(value: float | None) -> str:
-    """Three of them, never an exponent."""
+    """Three of them or four, never an exponent."""
     if value is None:
         return "-"
-    return (
-        f"{value:.0f}"
-        if value >= 100
-        else f"{value:.1f}"
-        if value >= 10
-        else f"{value:.2f}"
-        if value >= 0.1
-        else f"{value:.4f}"
-    )
+    value = float(f"{value:.4g}")
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:.{digits}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -27,7 +27,7 @@ from egd.training import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics
 from egd.types import Context, Denoiser, Energy, Schedule, TimedEnergy
 from egd.wrappers import Clip
 from rl.config import GuidanceConfig, RunConfig
-from rl.critics import IQL, CriticLearner
+from rl.critics import IQL, CriticLearner, MinusAdvantage
 from rl.data import OfflineData
 from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness, Sampler
 
@@ -117,13 +117,7 @@ class AEPO:
     def energy(self, scale: str = "raw") -> Energy:
         """E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage."""
         unit = self.calibration.advantage_std if scale == "advantage_std" else torch.ones((), device=self.device)
-
-        def energy(action: Tensor, state: Context) -> Tensor:
-            assert isinstance(state, Tensor)  # contexts are states here
-            value: Tensor = (self.critic.v(state).detach() - self.critic.q(state, action)) / unit
-            return value
-
-        return energy
+        return MinusAdvantage(self.critic, unit)
 
     def parts(self, guidance: GuidanceConfig, generator: Randomness) -> dict[str, Any]:
         """What an energy may ask for by name."""

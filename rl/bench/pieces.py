@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from egd.batched import BatchedLearner
 from egd.bench.speed import Case, Piece, Setup
+from egd.config import Tree
+from egd.objectives import CEP
+from egd.training import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.bench import plain, plain_acting
 from rl.bench.lab import BETA, CONTRASTED, NU, SUPPORT, Lab
+from rl.deploy import Compile, Policy, PolicyModule
 from rl.evaluation import Arm, Player, rollouts
 from rl.maze2d import make_env
 from rl.policies import BehaviourSupport
@@ -22,6 +27,11 @@ from rl.policies import BehaviourSupport
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}
 """Piece -> the phase of training it is a step of."""
 OMEGAS = (1.0, 2.0, 3.0)
+WAYS: dict[str, Tree] = {"eager": {}, "compiled": {"compile": True}, "compiled, bf16": {"compile": True, "precision": "bf16"}}
+"""How training steps are run."""
+RUNTIMES: dict[str, Compile] = {"traced": False, "torch.compile": True, "onnx": "onnx"}
+"""How policies for control loops are run."""
+STATES = (1, 10, 100, 1000)
 
 
 def pieces(setup: Setup) -> list[Piece]:
@@ -34,35 +44,22 @@ def pieces(setup: Setup) -> list[Piece]:
         shape += f", {' '.join(setup.settings)}"
     nfe = config.sampler.steps
     steps = [
-        *(Piece("noise_step", b, partial(step, lab, "noise", b)) for b in (256, 4096)),
-        Piece("critic_step", 256, partial(step, lab, "critic", 256), note="implicit Q-learning: twin Q, V and the target"),
+        *(_steps(lab, "noise_step", "noise", (256, 4096))),
+        *(_steps(lab, "critic_step", "critic", (256,), "implicit Q-learning: twin Q, V and the target")),
+        *(_steps(lab, "energy_step_aepo", "energy_aepo", (256,), "first order at the data action, Posterior 1")),
+        *(_cep_step(lab, b) for b in (256, 256 * CONTRASTED)),
         Piece(
-            "energy_step_aepo", 256, partial(step, lab, "energy_aepo", 256), note="first order at the data action, Posterior 1"
-        ),
-        *(
-            Piece(
-                "energy_step_cep",
-                b,
-                partial(step, lab, "energy_cep", b),
-                note=f"a batch is of actions, {CONTRASTED} a state, drawn from the noise model in {nfe} steps at every step",
-            )
-            for b in (256, 256 * CONTRASTED)
+            "energy_step_cep_cached",
+            256 * CONTRASTED,
+            partial(cep_cached, lab, 256 * CONTRASTED),
+            note=f"256 states with {CONTRASTED} actions each, as above, but drawn beforehand: the step alone",
         ),
         calibration(lab),
     ]
+    drawn_first = f"{SUPPORT} actions a state are drawn first, unguided"
     acting = [
-        *(Piece("act_trained", n, partial(act, lab, "aepo", n), items=n, unit="states") for n in (1, 10, 100, 1000)),
-        *(
-            Piece(
-                "act_training_free",
-                n,
-                partial(act, lab, "guided", n),
-                items=n,
-                unit="states",
-                note=f"{SUPPORT} actions a state are drawn first, unguided",
-            )
-            for n in (1, 10, 100, 1000)
-        ),
+        *_actions(lab, "act_trained", "aepo", f"{nfe} steps"),
+        *_actions(lab, "act_training_free", "guided", f"{nfe} steps; {drawn_first}"),
         Piece(
             "support_actions",
             256,
@@ -74,8 +71,9 @@ def pieces(setup: Setup) -> list[Piece]:
         evaluation(lab),
     ]
     together = [
-        Piece(f"seeds_{name}", 256, partial(seeds, lab, name, runs), runs=runs)
+        Piece(f"seeds_{name}", 256, partial(seeds, lab, name, runs, over), runs=runs, how=how)
         for name in ("noise", "critic", "energy_aepo")
+        for how, over in _ways(lab).items()
         for runs in (1, 8, 32)
     ]
     return [*(_with_shape(p, shape) for p in (*steps, *acting, *together)), *scaling(lab)]
@@ -88,27 +86,63 @@ def _with_shape(piece: Piece, shape: str) -> Piece:
 # -- training ----------------------------------------------------------------------------------------------------
 
 
-def step(lab: Lab, name: str, batch: int) -> Case:
+def _steps(lab: Lab, name: str, phase: str, batches: Sequence[int], note: str = "") -> list[Piece]:
+    """One update in every way, at every batch size."""
+    return [
+        Piece(name, b, partial(step, lab, phase, b, over), how=how, note=note)
+        for b in batches
+        for how, over in _ways(lab).items()
+    ]
+
+
+def _ways(lab: Lab) -> dict[str, Tree]:
+    return {"eager": {}} if lab.setup.smoke else WAYS  # compiling takes longer than a trial may
+
+
+def step(lab: Lab, name: str, batch: int, over: Tree | None = None) -> Case:
     """One update."""
-    agent = _agent(lab, batch)
-    learner, generator = lab.learner(agent, PHASES[name]), lab.generator()
-    return Case(lambda: learner.update(generator), _plain_step(lab, agent, name, batch), dtype=_dtype(agent))
+    agent = _agent(lab, batch, over=over)
+    return Case(_updates(lab, [agent], name), _plain_step(lab, agent, name, batch), dtype=_dtype(agent))
 
 
-def seeds(lab: Lab, name: str, runs: int) -> Case:
+def _cep_step(lab: Lab, batch: int) -> Piece:
+    note = f"a batch is of actions, {CONTRASTED} a state, drawn from the noise model at every step"
+    return Piece("energy_step_cep", batch, partial(step, lab, "energy_cep", batch), note=note)
+
+
+def cep_cached(lab: Lab, batch: int) -> Case:
+    """One update of CEP that need not draw its support."""
+    agent, generator = _agent(lab, batch), lab.generator()
+    learner, states = lab.learner(agent, PHASES["energy_cep"]), batch // CONTRASTED
+    assert isinstance(learner, EnergyLearner)
+    drawn = torch.randn(states, CONTRASTED, _action(agent), generator=generator, device=lab.device).tanh()
+    energy = agent.energy(agent.config.arms["cep"].energy_scale)
+    learner.objective = CEP(energy, agent.schedule, lambda c, k: drawn, BETA, CONTRASTED)
+    e, critic = agent.config.energy_network, lab.plain_critic(agent, batch)
+    network = lab.plain_energy_network(agent)
+    by_hand = plain.PlainCEP(network, critic, lambda s, k: drawn, batch=batch, samples=CONTRASTED, lr=e.lr, beta=BETA)
+    return Case(lambda: learner.update(generator), by_hand.step, dtype=_dtype(agent))
+
+
+def seeds(lab: Lab, name: str, runs: int, over: Tree | None = None) -> Case:
     """One update of many runs."""
-    agents = [_agent(lab, 256, seed) for seed in range(runs)]
+    agents = [_agent(lab, 256, seed, over) for seed in range(runs)]
+    run, one = _updates(lab, agents, name), _updates(lab, [_agent(lab, 256, over=over)], name)
+    return Case(run, _plain_step(lab, agents[0], name, 256), one, _dtype(agents[0]))
+
+
+def _updates(lab: Lab, agents: Sequence[AEPO], name: str) -> Callable[[], object]:
+    """One update of every agent, as ``egd.phases`` does them."""
     learners = [lab.learner(agent, PHASES[name]) for agent in agents]
-    generators = [lab.generator(seed) for seed in range(runs)]
-    single, generator = lab.learner(_agent(lab, 256), PHASES[name]), lab.generator()
-    eager, one = _plain_step(lab, agents[0], name, 256), lambda: single.update(generator)
-    if runs == 1:
-        return Case(lambda: learners[0].update(generators[0]), eager, one, _dtype(agents[0]))
-    return Case(BatchedLearner(learners, generators).update, eager, one, _dtype(agents[0]))
+    generators = [lab.generator(seed) for seed in range(len(agents))]
+    if len(learners) > 1 or learners[0].computing.compile:
+        return BatchedLearner(learners, generators).update
+    return lambda: learners[0].update(generators[0])
 
 
-def _agent(lab: Lab, batch: int, seed: int = 0) -> AEPO:
-    return lab.agent({"seed": seed, **{part: {"batch": batch} for part in ("denoiser", "critic", "energy_network")}})
+def _agent(lab: Lab, batch: int, seed: int = 0, over: Tree | None = None) -> AEPO:
+    batches: Tree = {part: {"batch": batch} for part in ("denoiser", "critic", "energy_network")}
+    return lab.agent({"seed": seed, **batches, **(over or {})})
 
 
 def _dtype(agent: AEPO) -> torch.dtype:
@@ -153,6 +187,22 @@ def calibration(lab: Lab) -> Piece:
 # -- acting ------------------------------------------------------------------------------------------------------
 
 
+def _actions(lab: Lab, name: str, arm: str, note: str) -> list[Piece]:
+    """One guided action for every state, by every runtime."""
+    common: dict[str, Any] = {"unit": "states", "note": note}
+    plain_ones = [Piece(name, n, partial(act, lab, arm, n), items=n, **common) for n in STATES]
+    return plain_ones + [
+        Piece(name, n, partial(act_compiled, lab, arm, n, runtime), items=n, how=how, **common)
+        for how, runtime in _runtimes(lab).items()
+        for n in (STATES[:1] if lab.setup.smoke else STATES)
+    ]
+
+
+def _runtimes(lab: Lab) -> dict[str, Compile]:
+    left_out = {*(["torch.compile"] if lab.setup.smoke else []), *(["onnx"] if lab.device.type != "cpu" else [])}
+    return {how: runtime for how, runtime in RUNTIMES.items() if how not in left_out}
+
+
 def act(lab: Lab, arm: str, n: int) -> Case:
     """One guided action for each of n states."""
     agent = lab.agent()
@@ -160,6 +210,14 @@ def act(lab: Lab, arm: str, n: int) -> Case:
     policy = agent.policy(arm, [1.0], lab.generator())
     by_hand = plain_policy(lab, agent, arm)
     return Case(lambda: policy(states, which), lambda: by_hand(states))
+
+
+def act_compiled(lab: Lab, arm: str, n: int, runtime: Compile) -> Case:
+    """The same by the ``Policy`` of control loops, which has seen that batch size before."""
+    agent, eager = lab.agent(), act(lab, arm, n)
+    states, policy = agent.data.transitions.state[:n], Policy(PolicyModule(agent, arm, 1.0), compile=runtime)
+    policy.warm_up(n)
+    return replace(eager, run=lambda: policy(states), written=eager.run)
 
 
 def plain_policy(lab: Lab, agent: AEPO, arm: str, scale: float = 1.0) -> plain_acting.Policy:
