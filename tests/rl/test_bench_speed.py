@@ -22,8 +22,8 @@ from egd.bench.speed import Row, Setup
 from egd.bench.speed_report import cells
 from rl.agents.aepo import AEPO
 from rl.bench import pieces, plain, plain_acting
-from rl.bench.pieces import step
 from rl.bench.lab import BETA, NU, SUPPORT, Lab
+from rl.bench.pieces import step
 from rl.bench.qgpo import ScoreUNet
 from rl.critics import IQL, EnsembleLinear
 from rl.data import Batch
