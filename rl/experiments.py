@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from egd.components import validate as validate_component
+from egd.computing import set_up
 from egd.config import Tree, merge, read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Job, Options, Row
@@ -64,7 +65,7 @@ class OfflineRL:
         config = validate(RunConfig, read_yaml(folder.config), str(folder.config))
         device = torch.device(pick_device(settings.get("device") or "auto"))
         config = config.model_copy(update={"device": device.type})
-        torch.set_num_threads(config.threads)
+        set_up(device, config.threads, config.precision)
         agent, task = restore(config, folder, device, reporter)
         episodes = settings.get("episodes") or config.evaluation.episodes
         seed = config.seed if settings.get("seed") is None else settings["seed"]

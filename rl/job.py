@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from rich.markup import escape
 
+from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import RunsFailed, in_cell, kept, runs_label
 from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
@@ -50,8 +51,8 @@ class OfflineJob:
 
         A run that fails does not stop the others: RunsFailed at the end.
         """
-        torch.set_num_threads(self.planned[0].config.threads)
-        self.planned[0].config.computing.allow_tf32()
+        first = self.planned[0].config
+        set_up(first.device, first.threads, first.precision)
         failures: Failures = {}
         for planned in self.planned:
             with kept(failures, planned.label):

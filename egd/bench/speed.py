@@ -16,6 +16,7 @@ from statistics import median
 import torch
 
 from egd.bench.roofline import Rates, count, elapsed, measure_rates
+from egd.computing import products
 from egd.errors import UserError
 from egd.experiments import found
 
@@ -138,7 +139,8 @@ def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[R
 
 
 def _row(piece: Piece, case: Case, device: torch.device, timing: Timing, rates: Rates) -> Row:
-    blocks, eager, one = block_times([case.run, case.eager, case.one], device, timing)
+    plain = None if case.eager is None else as_torch_comes(case.eager)
+    blocks, eager, one = block_times([case.run, plain, case.one], device, timing)
     seconds, cost = median(blocks), count(case.written or case.run)
     return Row(
         piece=piece.name,
@@ -158,6 +160,16 @@ def _row(piece: Piece, case: Case, device: torch.device, timing: Timing, rates: 
         shape=piece.shape,
         note=piece.note,
     )
+
+
+def as_torch_comes(call: Callable[[], object]) -> Callable[[], object]:
+    """The call with torch's default for the precision of products, which ours may have changed."""
+
+    def by_default() -> None:
+        with products("highest"):
+            call()
+
+    return by_default
 
 
 def block_times(calls: Sequence[Callable[[], object] | None], device: torch.device, timing: Timing) -> list[list[float]]:

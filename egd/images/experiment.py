@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from egd.computing import set_up
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
@@ -52,7 +51,7 @@ class Images:
         if folder.read_summary() is None:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})
-        torch.set_num_threads(config.threads)
+        set_up(config.device, config.threads)
         model = load_model(config)
         train(model, folder, reporter)  # complete: this only loads
         seed = config.seed if settings.get("seed") is None else settings["seed"]

@@ -11,6 +11,7 @@ import torch
 
 from egd.catalogue import ENERGIES
 from egd.components import build, wanted_parts
+from egd.computing import set_up
 from egd.experiments import Row
 from egd.images.classifier import accuracy
 from egd.images.config import ImagesConfig
@@ -41,7 +42,7 @@ class ImagesJob:
 
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
-        torch.set_num_threads(self.config.threads)
+        set_up(self.config.device, self.config.threads)
         self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
         summary = self.folder.read_summary() or self._run(reporter)
         name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task

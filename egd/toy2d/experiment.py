@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from egd.computing import set_up
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
@@ -51,7 +52,7 @@ class Toy2d:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         device = pick_device(settings.get("device") or "auto")
         config = config.model_copy(update={"device": device})
-        torch.set_num_threads(config.threads)
+        set_up(device, config.threads)
         model = Toy2dModel(config, find_data_set(config.task), torch.device(device))
         train(model, folder, reporter)  # complete: this only loads
         seed = config.seed if settings.get("seed") is None else settings["seed"]

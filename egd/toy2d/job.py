@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import Cell, in_cell, run_label
 from egd.phases import Phase, restored_metrics_size, run_phase
@@ -43,7 +44,7 @@ class Toy2dJob:
 
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
-        torch.set_num_threads(self.config.threads)
+        set_up(self.config.device, self.config.threads)
         self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
         summary = self.folder.read_summary() or self._run(reporter)
         return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from egd.bench.speed import Setup
+from egd.computing import set_up
 from egd.config import Tree, merge, override, validate
 from egd.errors import UserError, nearest
 from egd.networks import EnergyMLP, NoiseMLP
@@ -69,7 +70,7 @@ class Lab:
             tree = merge(tree, {"denoiser": {"width": self.setup.width}})
         tree = override(merge(merge(tree, {"device": self.device.type}), over), self.setup.settings)
         config = validate(RunConfig, tree, "--set")
-        config.computing.allow_tf32()
+        set_up(self.device, torch.get_num_threads(), config.precision)
         return config
 
     def agent(self, over: Mapping[str, Any] | None = None, data: OfflineData | None = None) -> AEPO:
