@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from egd.computing import compiled, fastest, products
+from egd.computing import compiled, quick_products
 from egd.config import read_yaml, validate
 from egd.errors import UserError, nearest
 from egd.planning import pick_device
@@ -192,19 +192,15 @@ class Policy:
         n, size = len(rows), _padded(len(rows))
         if n < size:
             rows, noise = (torch.cat([v, v.new_zeros(size - n, *v.shape[1:])]) for v in (rows, noise))
-        with self._products(size):
+        with quick_products(self.device, size * self.module.draws):
             return self._ready[size](rows, noise)[:n].clone()  # compiled for a GPU, it overwrites its result at the next call
-
-    def _products(self, size: int) -> AbstractContextManager[None]:
-        """The faster library for products, but for a single row, where it is the slower one."""
-        return products(fastest(self.device)) if size * self.module.draws > 1 else nullcontext()
 
     def _prepare(self, size: int) -> Callable[..., Tensor]:
         inputs = list(self.module.inputs(size).values())
         if self.compile == "onnx":
             return _warm(onnx_runtime(self.module, size), inputs)
         graph = self.module.graph(size)
-        with self._products(size):
+        with quick_products(self.device, size * self.module.draws):
             return _warm(compiled(graph, tuple(inputs), self.device.type) if self.compile else graph, inputs)
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from egd.computing import quick_products
 from egd.energies.base import prepare
 from egd.errors import UserError
 from egd.guidance import guide
@@ -58,11 +59,12 @@ class Sampler:
 
     def draw(self, denoiser: Denoiser, c: Context, n: int, generator: Randomness) -> Tensor:
         """n samples, one a row of c: (n, dim)."""
-        if isinstance(generator, GivenNoise):
-            noise = self.schedule.sigma(self.times[0]) * generator.take(n)
-            return self.walk(denoiser, self.schedule, noise, self.times, c)
-        noise = initial_noise(self.schedule, (n, self.dim), self.times[0], generator)
-        return self.walk(denoiser, self.schedule, noise, self.times, c, generator=generator)
+        with quick_products(self.times.device, n):
+            if isinstance(generator, GivenNoise):
+                noise = self.schedule.sigma(self.times[0]) * generator.take(n)
+                return self.walk(denoiser, self.schedule, noise, self.times, c)
+            noise = initial_noise(self.schedule, (n, self.dim), self.times[0], generator)
+            return self.walk(denoiser, self.schedule, noise, self.times, c, generator=generator)
 
 
 @dataclass(frozen=True)
