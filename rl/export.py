@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,17 @@ def check_target(path: Path) -> None:
         _need("onnx", "onnxscript")
 
 
+RUNTIME = ("onnx", "onnxscript", "onnxruntime")
+
+
 def _need(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"{package} is not installed; pip install 'egd[export]', or do without ONNX", key="ONNX") from None
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise UserError(f"{missing[0]} is not installed; pip install {' '.join(RUNTIME)}, or do without ONNX", key="ONNX")
+
+
+def has_onnx_runtime() -> bool:
+    """Whether ``onnx_runtime`` can be used."""
+    return all(map(find_spec, RUNTIME))
 
 
 def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def onnx_runtime(module: PolicyModule, batch: int) -> Callable[..., Tensor]:
     """``module`` for a fixed batch size in ONNX Runtime, on as many CPU threads as torch has. UserError where it is not
     installed.
     """
-    _need("onnx", "onnxscript", "onnxruntime")
+    _need(*RUNTIME)
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

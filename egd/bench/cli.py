@@ -100,7 +100,7 @@ def speed(
         chosen = bench.choose(bench.find_pieces(setup), piece or (), scaling=scaling)
     timing = bench.SMOKE if smoke else bench.QUICK if quick else bench.FULL
     rows: list[bench.Row] = []
-    with Reporter(console).bar("measuring", len(chosen)) as bar:
+    with user_errors(), Reporter(console).bar("measuring", len(chosen)) as bar:
         for row in bench.measure(chosen, setup, timing):
             rows.append(row)
             bar.advance(1, f"{row.piece} {row.batch}: {row.ms:.3g} ms")

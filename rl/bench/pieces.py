@@ -21,6 +21,7 @@ from rl.bench import plain, plain_acting
 from rl.bench.lab import BETA, CONTRASTED, NU, SUPPORT, Lab
 from rl.deploy import Compile, Policy, PolicyModule
 from rl.evaluation import Arm, Player, rollouts
+from rl.export import has_onnx_runtime
 from rl.maze2d import make_env
 from rl.policies import BehaviourSupport
 
@@ -199,8 +200,8 @@ def _actions(lab: Lab, name: str, arm: str, note: str) -> list[Piece]:
 
 
 def _runtimes(lab: Lab) -> dict[str, Compile]:
-    left_out = {*(["torch.compile"] if lab.setup.smoke else []), *(["onnx"] if lab.device.type != "cpu" else [])}
-    return {how: runtime for how, runtime in RUNTIMES.items() if how not in left_out}
+    wanted = {"traced": True, "torch.compile": not lab.setup.smoke, "onnx": lab.device.type == "cpu" and has_onnx_runtime()}
+    return {how: runtime for how, runtime in RUNTIMES.items() if wanted[how]}
 
 
 def act(lab: Lab, arm: str, n: int) -> Case:
