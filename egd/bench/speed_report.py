@@ -9,39 +9,32 @@ from rich.table import Table
 
 from egd.bench.speed import Row
 
-HEADINGS = ("piece", "batch", "runs", "ours", "ms", "plain", "x", "one by one", "GFLOP", "MB", "roofline", "rate", "networks")
+SHORT = ("piece", "batch", "ours", "ms", "plain", "x", "singly", "roofline")
+NUMBERS = ("batch", *SHORT[3:], "GFLOP", "MB")
+HEADINGS = (*SHORT, "GFLOP", "MB", "rate", "networks")
 LEGEND = (
-    "ms: a call of ours, all runs together; plain: the same by plain eager code; x: plain / ms; one by one: our runs one after "
-    "the other; roofline: the least time that the device's matrix and copy rates allow, as a share of ms."
+    "ms: a call of ours, all runs together; plain: the same by plain eager code; x: plain / ms; singly: our runs one after the "
+    "other; roofline: the least time that the device's matrix and copy rates allow, as a share of ms."
 )
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For a terminal."""
-    first = rows[0]
-    out = Table(title=f"{first.device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in HEADINGS:
-        left, last = heading in ("piece", "ours", "networks"), heading == "networks"
-        out.add_column(heading, justify="left" if left else "right", no_wrap=not last, overflow="fold")
+    """For a terminal of eighty columns: what is in SHORT."""
+    out = Table(title=f"{rows[0].device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in SHORT:
+        out.add_column(heading, justify="left" if heading in ("piece", "ours") else "right", no_wrap=True)
     for row in rows:
-        out.add_row(*cells(row))
+        out.add_row(*cells(row)[: len(SHORT)])
     return out
 
 
 def cells(row: Row) -> list[str]:
     """A row as text, under HEADINGS."""
     rate = "" if row.per_second is None else f"{figures(row.per_second)} {row.unit}/s"
-    times = (row.ms, row.eager_ms, row.speedup, row.separate_ms, row.flops / 1e9, row.bytes / 1e6)
-    return [
-        row.piece,
-        str(row.batch),
-        str(row.runs),
-        row.how,
-        *map(figures, times),
-        f"{100 * row.roofline_fraction:.1f} %",
-        rate,
-        row.shape,
-    ]
+    times = map(figures, (row.ms, row.eager_ms, row.speedup, row.separate_ms))
+    batch = str(row.batch) if row.runs == 1 else f"{row.runs} x {row.batch}"
+    most = [row.piece, batch, row.how, *times, f"{100 * row.roofline_fraction:.0f} %"]
+    return [*most, figures(row.flops / 1e9), figures(row.bytes / 1e6), rate, row.shape]
 
 
 def figures(value: float | None) -> str:
@@ -55,7 +48,8 @@ def figures(value: float | None) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table with the shapes of the networks, and the notes below it."""
-    lines = [f"{rows[0].device}. {LEGEND}", "", _line(HEADINGS), _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"])]
+    rule = ["---:" if heading in NUMBERS else "---" for heading in HEADINGS]
+    lines = [f"{rows[0].device}. {LEGEND}", "", _line(HEADINGS), _line(rule)]
     lines += [_line([f"`{row.piece}`", *cells(row)[1:]]) for row in rows]
     notes = {row.piece: row.note for row in rows if row.note}
     lines += ["", *(f"* `{piece}`: {note}" for piece, note in notes.items())]

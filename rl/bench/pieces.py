@@ -28,7 +28,7 @@ from rl.policies import BehaviourSupport
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}
 """Piece -> the phase of training it is a step of."""
 OMEGAS = (1.0, 2.0, 3.0)
-WAYS: dict[str, Tree] = {"eager": {}, "compiled": {"compile": True}, "compiled, bf16": {"compile": True, "precision": "bf16"}}
+WAYS: dict[str, Tree] = {"eager": {}, "compiled": {"compile": True}, "compiled bf16": {"compile": True, "precision": "bf16"}}
 """How training steps are run."""
 RUNTIMES: dict[str, Compile] = {"traced": False, "torch.compile": True, "onnx": "onnx"}
 """How policies for control loops are run."""
@@ -50,7 +50,7 @@ def pieces(setup: Setup) -> list[Piece]:
         *(_steps(lab, "energy_step_aepo", "energy_aepo", (256,), "first order at the data action, Posterior 1")),
         *(_cep_step(lab, b) for b in (256, 256 * CONTRASTED)),
         Piece(
-            "energy_step_cep_cached",
+            "energy_cep_cached",
             256 * CONTRASTED,
             partial(cep_cached, lab, 256 * CONTRASTED),
             note=f"256 states with {CONTRASTED} actions each, as above, but drawn beforehand: the step alone",
