@@ -23,8 +23,10 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table(title=f"{rows[0].device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in SHORT:
         out.add_column(heading, justify="left" if heading in ("piece", "ours") else "right", no_wrap=True)
+    several = {row.piece for row in rows if any(row.piece == other.piece and row.shape != other.shape for other in rows)}
     for row in rows:
-        out.add_row(*cells(row)[: len(SHORT)])
+        piece, *rest = cells(row)[: len(SHORT)]
+        out.add_row(f"{piece}, {row.shape}" if row.piece in several else piece, *rest)
     return out
 
 

@@ -90,7 +90,9 @@ def test_sweeps_come_when_asked_for(tmp_path: Path) -> None:
     every = speed.find_pieces(Setup(CPU, smoke=True))
     assert {p.name for p in speed.choose(every, [], scaling=True)} == STEPS | ACTING | SEEDS | SWEEPS
     out = tmp_path / "rows.json"
-    assert bench("-p", "scaling_width", "-p", "scaling_action", "--json", out).exit_code == 0
+    result = bench("-p", "scaling_width", "-p", "scaling_action", "--json", out)
+    assert result.exit_code == 0
+    assert "width 16" in result.output and "width 32" in result.output
     assert [row["piece"] for row in json.loads(out.read_text())] == ["scaling_width"] * 2 + ["scaling_action"] * 2
 
 
