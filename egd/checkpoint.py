@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from egd.errors import UserError
 def write_atomic(path: Path, data: bytes) -> None:
     """Write so that a reader, or a run after a power cut, finds the old content or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
     with scratch.open("wb") as file:
         file.write(data)
         file.flush()
@@ -35,13 +36,25 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of ``save_checkpoint``. UserError when the file is not one."""
+    with _opened(path, device) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, read_meta(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's ``meta`` alone. UserError when the file is not one."""
+    with _opened(path, "cpu") as file:
+        meta: dict[str, Any] = json.loads((file.metadata() or {})["egd"])
+    return meta
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            meta: dict[str, Any] = json.loads((file.metadata() or {})["egd"])
+            yield file
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"{path} is not a checkpoint of egd ({error}); remove it and run again") from error
-    return tensors, meta
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,10 @@ from rich.table import Table
 
 from egd.errors import UserError
 
+if TYPE_CHECKING:
+    from egd.experiments import Experiment, Job, Options
+    from egd.progress import Reporter
+
 app = typer.Typer(
     name="egd",
     help="Energy-guided diffusion: run recipes, evaluate runs, list components.",
@@ -23,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+WIDE = 120
 console = Console()
 errors = Console(stderr=True)
 
@@ -45,10 +50,17 @@ def complain(error: UserError, where: str = "") -> None:
 
 
 def show(rows: Sequence[Any], title: str) -> None:
-    """A results table with whatever columns the rows have."""
+    """A results table with whatever columns the rows have; on a narrow terminal, without those that are the same in all rows,
+    which the title then tells.
+    """
     if not rows:
         return
-    table = Table(title=title, title_justify="left")
+    if console.width < WIDE:
+        places = rows[0] if len(rows) > 1 else ("task", "method")  # of a single row all is the same
+        same = {key: rows[0][key] for key in places if key in rows[0] and all(row.get(key) == rows[0][key] for row in rows)}
+        rows = [{key: value for key, value in row.items() if key not in same} for row in rows]
+        title = "; ".join([title, *(f"{escape(key)}: {escape(value)}" for key, value in same.items() if value)])
+    table = Table()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         left = column in ("task", "policy", "estimator")
@@ -60,6 +72,7 @@ def show(rows: Sequence[Any], title: str) -> None:
             table.add_section()
         before = row.get("task")
         table.add_row(*(str(row.get(column, "")) for column in columns))
+    console.print(title, style="italic", highlight=False)  # a table's own title is folded to the width of the table
     console.print(table)
 
 
@@ -71,57 +84,118 @@ def listing(title: str, *columns: str) -> Table:
     return table
 
 
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated."),
+]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", "-m", help="Only this one of a recipe's methods. May be repeated.")
+]
+Budget = Annotated[
+    str | None, typer.Option("--budget", "-b", help="A named budget of the recipe, such as smoke, quick or full.")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key: a.b=c. May be repeated.")]
+Seeds = Annotated[
+    str | None, typer.Option(help="Many runs, a seed each: 0-7, or 0,2,5. What can be is trained as one program.")
+]
+Grid = Annotated[
+    list[str] | None, typer.Option("--grid", "-g", help="Runs for all values of a key: a.b=1,3,10. May be repeated.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train every phase, also those that another run has finished.")]
+
+
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")],
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated."),
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help="A named budget of the recipe, such as smoke, quick or full.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key: a.b=c. May be repeated.")] = None,
+    recipe: RecipeFile,
+    task: Tasks = None,
+    method: Methods = None,
+    budget: Budget = None,
+    settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0)] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Many runs, a seed each: 0-7, or 0,2,5. What can be is trained as one program.")
-    ] = None,
-    grid: Annotated[
-        list[str] | None, typer.Option("--grid", "-g", help="Runs for all values of a key: a.b=1,3,10. May be repeated.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")] = None,
+    seeds: Seeds = None,
+    grid: Grid = None,
+    device: Device = "auto",
+    out: Out = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with runs found in the folder; show those that are complete.")
     ] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Train, guide and evaluate the tasks of a recipe."""
-    from egd import experiments
-    from egd.config import read_yaml
-    from egd.many import parse_grid, parse_seeds
-    from egd.progress import Reporter
-
     with user_errors():
         if seeds is not None and seed is not None:
             raise UserError("give --seed or --seeds, not both", key="--seeds")
-        tree = read_yaml(recipe)
-        options = experiments.Options(
-            out=out or default_out(recipe),
-            tasks=task or (),
-            budget=budget,
-            seed=seed,
-            seeds=() if seeds is None else parse_seeds(seeds),
-            grid=parse_grid(grid or ()),
-            device=device,
-            resume=resume,
-            settings=settings or (),
-            source=str(recipe),
-        )
-        experiment = experiments.load(tree.get("experiment"), str(recipe))
-        jobs = experiment.plan(tree, options)
-    rows, failed = _run_all(jobs, Reporter(console))
+        chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
+        options = _options(recipe, out, seeds, grid, device=device, resume=resume, fresh=fresh, seed=seed, **chosen)
+        experiment, jobs = _plan(recipe, options)
+    rows, failed = _run_all(jobs, _reporter())
     show(rows, f"Results: {experiment.caption}")
-    console.print(f"Runs are in {options.out}/", highlight=False, soft_wrap=True)
+    _conclude(options.out, jobs, failed)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeFile,
+    grid: Grid = None,
+    seeds: Seeds = None,
+    task: Tasks = None,
+    method: Methods = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    out: Out = None,
+    fresh: Fresh = False,
+) -> None:
+    """Run every cell of a grid with every seed, and tabulate means over seeds.
+
+    The same again goes on where the last one stopped: finished runs are not run again, failed ones are tried again.
+    """
+    from egd.sweeps import means_below
+
+    with user_errors():
+        chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
+        options = _options(recipe, out, seeds, grid, device=device, resume=True, fresh=fresh, **chosen)
+        experiment, jobs = _plan(recipe, options)
+    rows, failed = _run_all(jobs, _reporter())
+    show(means_below(options.out) or rows, f"Means over seeds: {experiment.caption}")
+    console.print(f"egd report {options.out} makes tables and figures of them", highlight=False, soft_wrap=True)
+    _conclude(options.out, jobs, failed)
+
+
+def _options(recipe: Path, out: Path | None, seeds: str | None, grid: list[str] | None, **others: Any) -> Options:
+    from egd.experiments import Options
+    from egd.many import parse_grid, parse_seeds
+
+    return Options(
+        out=out or default_out(recipe),
+        seeds=() if seeds is None else parse_seeds(seeds),
+        grid=parse_grid(grid or ()),
+        source=str(recipe),
+        **others,
+    )
+
+
+def _plan(recipe: Path, options: Options) -> tuple[Experiment, list[Job]]:
+    from egd import experiments
+    from egd.config import read_yaml
+
+    tree = read_yaml(recipe)
+    experiment = experiments.load(tree.get("experiment"), str(recipe))
+    return experiment, experiment.plan(tree, options)
+
+
+def _reporter() -> Reporter:
+    from egd.progress import Reporter
+
+    return Reporter(console)
+
+
+def _conclude(out: Path, jobs: Sequence[Job], failed: Sequence[Failure]) -> None:
+    """Where the runs are, and which failed."""
+    console.print(f"Runs are in {out}/", highlight=False, soft_wrap=True)
     if failed:
         count, total = sum(f.runs for f in failed), sum(map(_runs, jobs))
         names = escape(", ".join(f.label for f in failed))
@@ -187,6 +261,12 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Only this: NAME, or NAME@OMEGA, of the results table. May be repeated.")
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Film the rollouts, the policies side by side: FILE.mp4 or FILE.gif. One episode.")
+    ] = None,
 ) -> None:
     """Evaluate the checkpoints of a run again."""
     from egd import experiments
@@ -197,13 +277,21 @@ def evaluate(
         config = run / "config.yaml"
         if not config.exists():
             raise UserError(f"{run} is not a run folder: it has no config.yaml; give OUT/<task>/seed-<n>")
-        settings = {"omegas": _numbers(omega), "episodes": episodes, "seed": seed, "device": device}
-        tree = read_yaml(config)
-        rows = experiments.load(tree.get("experiment"), str(config)).evaluate(run, settings, Reporter(console))
+        if policy and omega is not None:
+            raise UserError("give --policy or --omega, not both: --policy guided@1.5", key="--policy")
+        settings: dict[str, Any] = {"omegas": numbers(omega), "episodes": episodes, "seed": seed, "device": device}
+        settings |= {"policies": policy or None, "video": video}
+        name = read_yaml(config).get("experiment")
+        experiment = experiments.load(name, str(config))
+        experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
+        rows = experiment.evaluate(run, settings, Reporter(console))
     show(rows, f"Evaluation of {run}")
+    if video is not None:
+        console.print(f"Written: {video}", highlight=False, soft_wrap=True)
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def numbers(text: str | None) -> list[float] | None:
+    """Guidance scales of an option: 0.1,1,3. UserError for anything else."""
     if text is None:
         return None
     try:
@@ -216,25 +304,50 @@ def _numbers(text: str | None) -> list[float] | None:
 
 
 @app.command("list")
-def list_all(folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes")) -> None:
-    """List experiments, components and recipes."""
+def list_all(
+    what: Annotated[
+        str | None, typer.Argument(help="Only these: components, recipes, or what an experiment lists, such as tasks.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes"),
+    wide: Annotated[bool, typer.Option("--wide", help="All that is known, a line each, however narrow the terminal.")] = False,
+) -> None:
+    """List experiments, components and recipes; or the one thing that is named, such as tasks."""
+    from egd import experiments
+    from egd.errors import nearest
+
+    page = Console(width=1000) if wide else console
+    with user_errors():
+        listings: dict[str, Any] = {"components": _component_tables, "recipes": lambda wide: [_recipe_table(folder)]}
+        for name in experiments.found() if what not in (None, *listings) else ():
+            listings |= experiments.listings(experiments.load(name, "list"))
+        if what not in (None, *listings):
+            raise UserError(f"nothing to list is called '{what}'; {nearest(str(what), listings)}", key="egd list")
+        for name in [what] if what else list(listings):
+            for part in listings[name](wide):
+                page.print(part)
+
+
+def _component_tables(wide: bool) -> Iterator[Table]:
+    """Of the library, and of every installed experiment."""
     from egd import experiments
     from egd.catalogue import CATALOGUE
-    from egd.config import read_yaml
     from egd.planning import summary_line
 
     library = {kind: {n: summary_line(c) for n, c in registry.names().items()} for kind, registry in CATALOGUE.items()}
-    console.print(_components("the library", library))
+    yield _components("the library", library)
     for name, entry in experiments.found().items():
-        with user_errors():
-            console.print(_components(f"experiment {name} ({entry.value})", experiments.load(name, "list").components()))
+        yield _components(f"experiment {name} ({entry.value})", experiments.load(name, "list").components())
+
+
+def _recipe_table(folder: Path) -> Table:
+    from egd.config import read_yaml
+
     table = listing(f"recipes in {folder}/", "recipe", "tasks", "budgets", "description")
     for path in sorted(folder.rglob("*.yaml")):
-        with user_errors():
-            tree = read_yaml(path)
+        tree = read_yaml(path)
         count = str(len(tree.get("tasks") or ()))
         table.add_row(path.name, count, " ".join(tree.get("budgets") or ()), str(tree.get("description", "")).strip())
-    console.print(table)
+    return table
 
 
 def _components(title: str, kinds: Mapping[str, Mapping[str, str]]) -> Table:
@@ -262,7 +375,11 @@ def add_commands() -> None:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="egd.commands"):
-        sub: typer.Typer | Callable[..., Any] = entry.load()
+        try:
+            sub: typer.Typer | Callable[..., Any] = entry.load()
+        except ImportError as error:  # of a package that is half installed: no reason to go without the others
+            errors.print(f"[yellow]egd {entry.name} is not there: {escape(str(error))}[/]", highlight=False, soft_wrap=True)
+            continue
         if isinstance(sub, typer.Typer):
             app.add_typer(sub, name=entry.name)
         else:

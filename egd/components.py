@@ -60,7 +60,7 @@ class Registry:
     def find(self, name: str, key: str) -> Component:
         """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
         if ":" in name:
-            return _load(name, key)
+            return by_path(name, key)
         try:
             return self.names()[name]
         except KeyError:
@@ -78,7 +78,8 @@ def _scan(package: str) -> dict[str, Component]:
     return found
 
 
-def _load(path: str, key: str) -> Component:
+def by_path(path: str, key: str) -> Component:
+    """The class or function ``package.module:Name`` or ``path/to/file.py:Name``. UserError (naming ``key``) where none is."""
     place, _, name = path.rpartition(":")
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,6 +24,8 @@ class Options:
 
     out: Path
     tasks: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    """Those of a recipe that compares several."""
     budget: str | None = None
     seed: int | None = None
     seeds: Sequence[int] = ()
@@ -32,6 +34,8 @@ class Options:
     """Key -> values: a run for every combination of them."""
     device: str = "auto"
     resume: bool = False
+    fresh: bool = False
+    """Train every phase, also those that another run has finished."""
     settings: Sequence[str] = field(default_factory=tuple)
     source: str = "recipe"
 
@@ -52,7 +56,11 @@ class Job(Protocol):
 
 
 class Experiment(Protocol):
-    """A domain: from a recipe to jobs, and from a finished run to fresh evaluations."""
+    """A domain: from a recipe to jobs, and from a finished run to fresh evaluations.
+
+    An experiment with more to list has a further method ``listings``, one whose evaluations take more settings a further
+    member ``evaluates``, their names; see ``check_settings``.
+    """
 
     @property
     def caption(self) -> str:
@@ -70,6 +78,28 @@ class Experiment(Protocol):
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> one line, for ``egd list``; what the domain adds to the library's own."""
         ...
+
+
+Listing = Callable[[bool], Iterable[Any]]
+"""Of ``--wide``: what to print, one after the other (anything that Rich prints, such as a table)."""
+
+
+def listings(experiment: Experiment) -> dict[str, Listing]:
+    """Name -> what ``egd list NAME`` prints, of an experiment that has a method ``listings``; else {}."""
+    method = getattr(experiment, "listings", None)
+    return {} if method is None else dict(method())
+
+
+EVALUATES = ("omegas", "episodes", "seed", "device")
+"""The settings of an evaluation that every experiment takes."""
+
+
+def check_settings(experiment: Experiment, name: str, settings: Mapping[str, Any], flags: Mapping[str, str]) -> None:
+    """UserError for a setting of an evaluation, called by its flag, that is given and of which the experiment knows nothing."""
+    known = {*EVALUATES, *getattr(experiment, "evaluates", ())}
+    for key, value in settings.items():
+        if key not in known and value is not None:
+            raise UserError(f"runs of '{name}' cannot be evaluated with it; leave it out", key=flags.get(key, key))
 
 
 def found(group: str = GROUP) -> dict[str, EntryPoint]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from egd.batched import BatchedLearner, NotAlike
-from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint
+from egd.checkpoint import group, load_checkpoint, prefixed, read_meta, save_checkpoint
 from egd.computing import Computing
 from egd.errors import UserError
 from egd.progress import Bar, Reporter
@@ -27,7 +28,9 @@ Hook = Callable[[int], dict[str, Any]]
 @dataclass(frozen=True)
 class Phase:
     """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
-    results are kept.
+    results are kept. ``made_of`` is all that decides the outcome, as a JSON value: another run's phase that is made of the same
+    can stand in for it (``egd.store``); None where none may. ``checkpoint_every`` so many steps where checkpoints are large; 0:
+    as often as those of all others.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Phase:
     learner: Learner
     hook: Hook | None = None
     hook_every: int = 0
+    made_of: Any = None
+    checkpoint_every: int = 0
 
 
 @dataclass
@@ -142,7 +147,7 @@ def _train(
             with _failing(*going):
                 _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
             note = phase.hook_every > 0 and progress.step % phase.hook_every == 0
-            save = note or progress.step % checkpoint_every == 0 or progress.step == phase.steps
+            save = note or progress.step % (phase.checkpoint_every or checkpoint_every) == 0 or progress.step == phase.steps
             if save and learner is not None:
                 learner.unstack()
             log = save or progress.step % log_every == 0
@@ -181,7 +186,7 @@ def _step(states: list[_Run], learner: BatchedLearner | None) -> None:
 
 def restored_metrics_size(folder: RunFolder) -> int:
     """How long the metrics file was at the newest checkpoint: what was written later is written again."""
-    sizes = [load_checkpoint(p)[1]["metrics_size"] for p in folder.path.glob("checkpoints/*.safetensors")]
+    sizes = [read_meta(p)["metrics_size"] for p in folder.path.glob("checkpoints/*.safetensors")]
     return max(sizes, default=0)
 
 
@@ -250,18 +255,20 @@ def _log(state: _Run, bar: Bar) -> None:
 
 
 class _Recent:
-    """Means of the metrics since last asked; summed on the device, so that a step never waits for the host."""
+    """Means of the metrics since last asked, of each over the steps that had it; summed on the device, so that a step never
+    waits for the host.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: Counter[str] = Counter()
 
     def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
-        self.count += 1
+        self.counts.update(metrics.keys())
 
     def take(self) -> dict[str, float]:
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, Counter()
         return means

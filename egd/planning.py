@@ -11,7 +11,7 @@ from egd.config import Tree, merge, override
 from egd.errors import UserError, nearest
 from egd.experiments import Options
 
-RECIPE_KEYS = ("description", "tasks", "budgets", "default_budget")
+RECIPE_KEYS = ("description", "tasks", "methods", "budgets", "default_budget")
 """The keys of a recipe that choose between settings; all others are settings."""
 
 
@@ -48,7 +48,8 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
 def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:
     """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``."""
     tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
-    tree = override(merge(merge(tree, chosen_budget(recipe, options)), over), options.settings)
+    budget = {k: v for k, v in chosen_budget(recipe, options).items() if k not in RECIPE_KEYS}
+    tree = override(merge(merge(tree, budget), over), options.settings)
     tree["task"] = task
     if options.seed is not None:
         tree["seed"] = options.seed

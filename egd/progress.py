@@ -45,7 +45,7 @@ class Reporter:
     console: Console = field(default_factory=Console)
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def bar(self, label: str, total: int | None, done: int = 0) -> Iterator[Bar]:
         """A bar for the length of a with-block; finished bars stay on the screen."""
         columns = (
             TextColumn("{task.description:<20}"),

@@ -17,6 +17,18 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that are compared must both have been trained."""
+    monkeypatch.setenv("EGD_STORE", "")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on how many numbers those before it have drawn."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def mixture() -> GaussianMixture:
     return GaussianMixture.random(3, 2, seed=2)  # weights 0.40, 0.24, 0.37

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,22 @@ def test_a_loss_that_is_not_finite_stops_the_phase_and_names_it(tmp_path: Path) 
         run(folder, {"one": broken})
     assert info.value.key == "one"
     assert not folder.checkpoint("one").exists()
+
+
+class Delayed(Mortal):
+    """Reports one thing at every third update only."""
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        metrics = super().update(generator)
+        return metrics | ({"late": torch.tensor(6.0)} if self.updates % 3 == 0 else {})
+
+
+def test_a_metric_is_the_mean_over_the_steps_that_have_it(tmp_path: Path) -> None:
+    base, folder = learner(), opened(tmp_path)
+    run(folder, {"one": Delayed(base.fit, base.schedule, base.sample, batch=8)})
+    late = [row["late"] for row in map(json.loads, folder.metrics.read_text().splitlines()) if "late" in row]
+    assert set(late) == {6.0}
+    assert len(late) == STEPS // 3
 
 
 def test_the_bar_shows_the_phase_its_steps_and_its_loss(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""``egd report``. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from egd.cli import console, user_errors
+from egd.errors import UserError, nearest
+
+POLICIES = ("headline", "all")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some at any depth.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the figures.")] = Path("report"),
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Report",
+    policies: Annotated[
+        str, typer.Option(help="headline: one of each run; all: every arm and guidance scale, and behaviour.")
+    ] = "headline",
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Only this method, or row. May be repeated.")
+    ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(help="Make this figure alone: aggregate, radar, curves, omega, sensitivity, cost or metrics."),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="CSV of published results to show beside; by default those that packages bring; none: none."),
+    ] = None,
+) -> None:
+    """Compare finished runs: a page, tables and figures."""
+    with user_errors():
+        if policies not in POLICIES:
+            raise UserError(f"'{policies}': {nearest(policies, POLICIES)}", key="--policies")
+        from egd.report import page, references
+        from egd.report.figures import draw
+        from egd.report.render import terminal
+        from egd.report.results import collect
+        from egd.report.runs import find
+
+        found = find(runs)
+        files = [path for path in reference or () if str(path) != "none"]
+        published = [r for path in files for r in references.read(path)] if reference else references.installed()
+        result = collect(found, published, title=title, everything=policies == "all", only=method or ())
+        for path, reason in result.skipped:
+            console.print(f"[yellow]not used[/] {escape(f'{path}: {reason}')}", highlight=False, soft_wrap=True)
+        if figure is not None:
+            written = page.save(draw(figure, result), out, figure)
+            console.print("Written: " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+            return
+        tables, lacking = page.write(result, out)
+    console.print(terminal(tables[-1]))
+    for reason in lacking:
+        console.print(f"[dim]Not drawn:[/] {escape(reason)}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {out}/index.html; tables and figures beside it", highlight=False, soft_wrap=True)

@@ -1,0 +1,67 @@
+"""The files of a report: one page without outside resources, tables, figures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import date
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from egd.errors import UserError
+from egd.report.figures import FIGURES, draw
+from egd.report.render import comma_separated, latex, markdown, rights
+from egd.report.results import Report
+from egd.report.tables import Table, tables, tidy
+
+DPI = 150
+
+
+def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
+    """Everything, into a folder. Returns the tables, and why figures are lacking."""
+    found, lacking = tables(report), []
+    figures: dict[str, Figure] = {}
+    for name in FIGURES:
+        try:
+            figures[name] = draw(name, report)
+        except UserError as error:
+            lacking.append(str(error))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(markdown(found))
+    (out / "table.tex").write_text(latex(found))
+    (out / "table.csv").write_text(comma_separated(tidy(report)))
+    for name, figure in figures.items():
+        save(figure, out, name)
+    (out / "index.html").write_text(_page(report, found, figures, lacking))
+    return found, lacking
+
+
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """As PNG and as SVG."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{name}.png", out / f"{name}.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=DPI)
+    return paths
+
+
+def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lacking: list[str]) -> str:
+    template = Environment(loader=PackageLoader("egd.report", "."), autoescape=True).get_template("page.html.j2")
+    return template.render(
+        report=report,
+        date=date.today().isoformat(),
+        devices=sorted({run.summary.device or "unknown" for run in report.runs}),
+        versions=sorted({", ".join(f"{k} {v}" for k, v in run.summary.versions.items()) for run in report.runs}),
+        tables=[(table, rights(table)) for table in found],
+        figures=[(name, FIGURES[name].__doc__, _encoded(figure)) for name, figure in figures.items()],
+        lacking=lacking,
+    )
+
+
+def _encoded(figure: Figure) -> str:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,84 @@
+"""Published results to set beside one's own: CSV files, from installed packages or from the user."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from egd.errors import UserError
+
+GROUP = "egd.references"
+"""Entry points of this group name packages whose ``*.csv`` files hold published results."""
+
+COLUMNS = ("source", "task", "method", "score")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published score. ``kind`` is the kind of run that it is the counterpart of, where the file says so."""
+
+    source: str
+    task: str
+    method: str
+    score: float
+    std: float | None = None
+    checkpoint: str = "last"
+    kind: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return f"{self.method} ({self.source})"
+
+
+def installed() -> list[Reference]:
+    """Of all installed packages."""
+    found = [path for entry in entry_points(group=GROUP) for path in files(entry.load()).iterdir()]
+    return [r for path in sorted(found, key=str) if path.name.endswith(".csv") for r in read(path)]
+
+
+def read(path: Any) -> list[Reference]:
+    """The rows of a CSV file: source, task, method, score, and if known std, checkpoint (last or best) and kind. Lines that
+    begin with # are comments. UserError where it cannot be read or a column or number is missing.
+    """
+    try:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}", key="--reference") from None
+    if not rows or (missing := [c for c in COLUMNS if c not in rows[0]]):
+        wanted = missing if rows else COLUMNS
+        raise UserError(f"{path} needs the columns {', '.join(COLUMNS)}; missing: {', '.join(wanted)}", key="--reference")
+    return [_row(row, path) for row in rows]
+
+
+def _row(row: dict[str, Any], path: Path) -> Reference:
+    try:
+        score, std = float(row["score"]), float(row["std"]) if row.get("std") else None
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: {row}: score and std must be numbers", key="--reference") from None
+    own = {key: row[key] for key in ("source", "task", "method")}
+    return Reference(**own, score=score, std=std, checkpoint=row.get("checkpoint") or "last", kind=row.get("kind"))
+
+
+def matching(rows: Iterable[Reference], tasks: Collection[str], kinds: Collection[str]) -> list[Reference]:
+    """Those on these tasks (versions such as -v2 apart), under the tasks' own names; of files that tell kinds, those of these
+    kinds of runs.
+    """
+    names, known = {_plain(task): task for task in tasks}, {_bare(kind) for kind in kinds}
+    chosen = [r for r in rows if _plain(r.task) in names and (r.kind is None or _bare(r.kind) in known)]
+    return [replace(r, task=names[_plain(r.task)]) for r in chosen]
+
+
+def _plain(task: str) -> str:
+    return re.sub(r"-v\d+$", "", task)
+
+
+def _bare(kind: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", kind.lower())

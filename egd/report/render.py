@@ -1,0 +1,85 @@
+"""Tables as Markdown, LaTeX, CSV, and for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table as Rich
+
+from egd.report.tables import Table
+
+COLUMNS = ("what", "task", "method", "source", "checkpoint", "score", "std", "low", "high", "best", "seeds", "episodes")
+NUMBERS = re.compile(r"-?[\d.]+( ± [\d.]+| \[.*\])?|")
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """One document."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    sides = ["---:" if right else "---" for right in rights(table)]
+    lines = [table.header, sides, *table.rows]
+    body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    notes = "\n\n".join(note.replace("*", "\\*") for note in table.notes)
+    return f"## {table.title}\n\n{body}\n\n{notes}\n"
+
+
+def rights(table: Table) -> list[bool]:
+    """Which columns are numbers, to be aligned on the right."""
+    return [all(NUMBERS.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+
+
+def latex(tables: Iterable[Table]) -> str:
+    """Tabulars, each in a table float; for a document with the package booktabs."""
+    return "% \\usepackage{booktabs}\n" + "\n".join(_latex(table) for table in tables)
+
+
+def _latex(table: Table) -> str:
+    columns = "".join("r" if right else "l" for right in rights(table))
+    lines = [_line(table.header), "\\midrule"]
+    for i, row in enumerate(table.rows):
+        lines += ["\\midrule"] * (i > 0 and i in table.sections) + [_line(row)]
+    body = "\n".join(["\\toprule", *lines, "\\bottomrule"])
+    caption = _tex(f"{table.title}. {' '.join(table.notes)}")
+    return (
+        f"\\begin{{table}}\n\\centering\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+        f"\\caption{{{caption}}}\n\\end{{table}}\n"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(_tex(cell) for cell in cells) + " \\\\"
+
+
+def _tex(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\^{}"}
+    special |= {"±": "$\\pm$", "<": "$<$", ">": "$>$"}
+    return "".join(special.get(c, c) for c in text)
+
+
+def comma_separated(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Tidy rows as CSV."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def terminal(table: Table) -> Rich:
+    """For the console: what begins a section is its title, so that the table is narrow."""
+    result = Rich(title=table.title, title_justify="left")
+    for i, column in enumerate(table.header[1:]):
+        result.add_column(column, justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+    for i, row in enumerate(table.rows):
+        if i in table.sections:
+            result.add_section()
+            result.add_row(f"[bold]{escape(row[0])}[/]")
+        result.add_row(*(escape(cell) for cell in row[1:]))
+    return result

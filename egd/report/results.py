@@ -1,0 +1,117 @@
+"""What a report is made of: the scores of its policies by task and label, and the published results beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egd.errors import UserError, nearest
+from egd.report.references import Reference, matching
+from egd.report.runs import Found, Run, grouped
+from egd.report.statistics import AGGREGATES, Array, Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy of one run: its score at the last checkpoint and, for the headline, the best in training."""
+
+    label: str
+    run: Run
+    score: float
+    best: float | None
+    episodes: int
+
+    @property
+    def task(self) -> str:
+        """Of the run."""
+        return self.run.summary.task
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs, the entries of its tables (headline policies, or all), published results, and what could not be used."""
+
+    title: str
+    runs: Sequence[Run]
+    entries: Sequence[Entry]
+    references: Sequence[Reference]
+    skipped: Sequence[tuple[Path, str]]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """In alphabetical order."""
+        return sorted({run.summary.task for run in self.runs})
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Of methods with their cells and policies, methods in alphabetical order."""
+        return list(dict.fromkeys(e.label for e in sorted(self.entries, key=lambda e: (e.run.summary.method, _by_value(e)))))
+
+    @cached_property
+    def cells(self) -> Mapping[tuple[str, str], Sequence[Entry]]:
+        """(task, label) -> an entry for every seed, in order of seeds."""
+        groups = grouped(self.entries, lambda e: (e.task, e.label))
+        return {key: sorted(group, key=lambda e: e.run.summary.seed) for key, group in groups.items()}
+
+    @cached_property
+    def returns(self) -> list[str]:
+        """Tasks whose score is a return, not normalised."""
+        return sorted({run.summary.task for run in self.runs if not run.summary.normalised})
+
+    @cached_property
+    def shared(self) -> list[str]:
+        """The tasks that all labels have."""
+        return [t for t in self.tasks if all((t, label) in self.cells for label in self.labels)]
+
+    @cached_property
+    def common(self) -> list[str]:
+        """The tasks that enter aggregates: the shared ones whose scores have one scale."""
+        return [t for t in self.shared if t not in self.returns or len(self.tasks) == 1]
+
+    def strata(self, label: str) -> list[Array]:
+        """Scores (seeds,) of a label on every common task."""
+        return [np.array([e.score for e in self.cells[task, label]]) for task in self.common]
+
+    @cached_property
+    def aggregates(self) -> Mapping[str, Mapping[str, Estimate]]:
+        """Name of a statistic -> label -> estimate over the common tasks; empty where there are none."""
+        if not self.common:
+            return {}
+        return {name: {x: estimate(f, self.strata(x)) for x in self.labels} for name, f in AGGREGATES.items()}
+
+
+def _by_value(entry: Entry) -> Any:
+    """Cells in order of their settings, numbers by size; the headline before the other policies."""
+    cell = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in entry.run.cell.values()]
+    return cell, entry.label != entry.run.label
+
+
+def entries(run: Run, everything: bool) -> list[Entry]:
+    """The headline policy, under the run's label; with ``everything`` also each other policy, as label/policy."""
+    s = run.summary
+    best = s.best.score if s.best is not None else None
+    head = s.policies[s.headline]
+    found = [Entry(run.label, run, head.mean, best, head.episodes)]
+    if everything:
+        others = [(name, stats) for name, stats in s.policies.items() if name != s.headline]
+        found += [Entry(f"{run.label}/{name}", run, p.mean, None, p.episodes) for name, p in others]
+    return found
+
+
+def collect(
+    found: Found, references: Iterable[Reference], *, title: str, everything: bool = False, only: Sequence[str] = ()
+) -> Report:
+    """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not."""
+    known = {name for run in found.runs for name in (run.summary.method, run.label)}
+    for name in only:
+        if name not in known:
+            raise UserError(f"no run has the method '{name}'; {nearest(name, known)}", key="--method")
+    runs = [r for r in found.runs if not only or {r.summary.method, r.label} & set(only)]
+    tasks, kinds = {r.summary.task for r in runs}, {r.summary.kind or r.summary.method for r in runs}
+    beside = matching(references, tasks, kinds)
+    return Report(title, runs, [e for run in runs for e in entries(run, everything)], beside, found.skipped)

@@ -1,0 +1,236 @@
+"""Finished phases are used again by runs that need the same, and by no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from egd.config import override
+from egd.store import key_of
+from rl.loading import load_data
+from rl.recipe import agent_kind, typed
+
+RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
+PHASES = {"denoiser", "critic", "calibration", "energy_literal"}
+
+
+@pytest.fixture
+def recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That of seconds in a fraction of one: training is as it was, evaluation hardly is."""
+    tree = yaml.safe_load(recipe.read_text())
+    tree["sampler"] = {"steps": 1}
+    tree["evaluation"] = {"episodes": 1, "envs": 1}
+    tree["guidance"] = {"energy": "dps", "beta": 3, "omega": 0}
+    recipe.write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr("rl.maze2d.step_limit", lambda name: 20)
+    monkeypatch.setattr("rl.figures.draw", lambda *_: None)
+    monkeypatch.setattr("rl.figures.draw_valued", lambda *_: None)
+    return recipe
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of a test."""
+    monkeypatch.setenv("EGD_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run(egd: Any, recipe: Path, tmp_path: Path) -> Any:
+    """run(name, *settings) -> the run's folder, below one of that name."""
+
+    def call(name: str, *settings: str, flags: tuple[str, ...] = (), seed: int = 0) -> Path:
+        chosen = [part for setting in settings for part in ("--set", setting)]
+        result = egd("run", recipe, "--out", tmp_path / name, "--seed", seed, *chosen, *flags)
+        assert result.exit_code == 0, result.output
+        return next((tmp_path / name).rglob("summary.json")).parent
+
+    return call
+
+
+def reused(folder: Path) -> set[str]:
+    return set(json.loads((folder / "summary.json").read_text())["reused"])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted((folder / "checkpoints").glob("*.safetensors"))
+    return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    results = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    for key in ("policies", "best", "evaluations", "diagnostics"):
+        assert results[0][key] == results[1][key], key
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+def test_the_same_run_trains_nothing_and_is_the_same(run: Any, kept: Path) -> None:
+    first, second, fresh = run("a"), run("b"), run("c", flags=("--fresh",))
+    assert (reused(first), reused(second), reused(fresh)) == (set(), PHASES, set())
+    assert_same(first, second)
+    assert_same(first, fresh)
+    keys = json.loads((second / "summary.json").read_text())["reused"].values()
+    for key in keys:
+        assert {path.suffix for path in kept.glob(f"{key}.*")} == {".safetensors", ".json", ".jsonl"}
+
+
+CHANGES = {
+    "critic.expectile=0.9": {"denoiser"},
+    "calibration.samples=64": {"denoiser", "critic"},
+    "energy_network.lr=0.01": {"denoiser", "critic", "calibration"},
+    "variants.literal.beta=1": {"denoiser", "critic", "calibration"},
+    "denoiser.lr=0.01": {"critic"},
+    "schedule.beta_max=10": {"critic"},
+    "data.reward_scale=2": {"denoiser"},
+    "data.standardise_states=false": set(),
+    "variants.literal.omega=2": PHASES,
+    "variants.literal.rule=additive": PHASES,
+    "evaluation.episodes=3": PHASES,
+    "sampler.steps=4": PHASES,
+    "precision=bf16": set(),
+    "seed=1": set(),
+}
+
+
+def keys(recipe: Path, *settings: str) -> dict[str, str]:
+    """Of every phase of a run, in the store."""
+    tree = {k: v for k, v in yaml.safe_load(recipe.read_text()).items() if k not in ("tasks", "budgets")}
+    config: Any = typed(override(tree | {"task": "egd/maze2d/umaze-v0"}, settings), "test")
+    agent = agent_kind(tree)(config, load_data(config, "cpu")[0], torch.device("cpu"))
+    return {phase.name: key_of(phase.made_of) for phase in agent.phases()}
+
+
+def test_a_phase_is_another_where_a_setting_has_part_in_it(recipe: Path) -> None:
+    before = keys(recipe)
+    assert before.keys() == PHASES
+    found = {setting: {n for n, key in keys(recipe, setting).items() if before[n] == key} for setting in CHANGES}
+    assert found == CHANGES
+
+
+def test_a_changed_critic_is_trained_on_the_denoiser_that_is_there(run: Any, kept: Path) -> None:
+    run("first")
+    changed = run("changed", "critic.expectile=0.9")
+    assert reused(changed) == {"denoiser"}
+    assert_same(changed, run("anew", "critic.expectile=0.9", flags=("--fresh",)))
+
+
+def test_a_full_store_forgets_what_was_not_asked_for_the_longest(
+    run: Any, kept: Path, monkeypatch: pytest.MonkeyPatch, egd: Any, recipe: Path, tmp_path: Path
+) -> None:
+    run("first")
+    sizes = {path.stem: path.stat().st_size for path in kept.glob("*.safetensors")}
+    for age, path in enumerate(sorted(kept.glob("*.safetensors"))):
+        os.utime(path, (age, age))
+    monkeypatch.setenv("EGD_STORE_GB", str((sum(sizes.values()) + 1) / 1e9))
+    run("second", seed=1)  # as large
+    left = {path.stem for path in kept.glob("*.safetensors")}
+    assert sum(path.stat().st_size for path in kept.glob("*.safetensors")) <= sum(sizes.values()) + 1
+    assert len(left - set(sizes)) == len(PHASES) and not left & set(sizes)
+    assert {path.stem for path in kept.iterdir()} == left
+    monkeypatch.setenv("EGD_STORE_GB", "much")
+    refused = egd("run", recipe, "--out", tmp_path / "third")
+    assert refused.exit_code == 2 and "'much' is not a number of gigabytes" in refused.output
+
+
+def test_other_seeds_and_data_share_nothing(run: Any, kept: Path) -> None:
+    run("first")
+    assert reused(run("seed", seed=1)) == set()
+    generator = "{name: maze2d, map_name: umaze, steps: 1000, noise: 0.5, seed: 1}"
+    other = ("data.datasets=[egd/maze2d/other-v0]", f"data.generator={generator}")
+    assert reused(run("data", *other)) == set()
+    assert reused(run("data again", *other)) == PHASES
+
+
+def test_evaluations_in_mid_training_are_reused_as_well(run: Any, kept: Path) -> None:
+    first, second = (run(name, "evaluation.every=10") for name in "ab")
+    assert reused(second) == PHASES
+    assert_same(first, second)
+    assert len(json.loads((second / "summary.json").read_text())["evaluations"]) == 4
+    assert reused(run("c", "evaluation.every=10", "evaluation.episodes=2")) == PHASES - {"energy_literal"}
+
+
+KINDS = """
+methods:
+  aepo: {kind: aepo}
+  idql: {kind: idql, selection: {candidates: 2}}
+  sfbc: {kind: sfbc, selection: {candidates: 2}}
+  qipo: {kind: qipo, policy: {steps: 5, batch: 8, rounds: 2}}
+  further: {kind: qipo, policy: {steps: 5, batch: 8, rounds: 3}}
+support: {actions: 2}
+"""
+
+
+def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
+    recipe.write_text(recipe.read_text() + KINDS)
+    assert egd("run", recipe, "--out", tmp_path / "out").exit_code == 0
+    found = {path.parent.parent.name: reused(path.parent) for path in (tmp_path / "out").rglob("summary.json")}
+    assert found == {
+        "aepo": set(),
+        "idql": {"denoiser", "critic", "calibration"},
+        "sfbc": {"denoiser"},
+        "qipo": {"denoiser", "support", "critic", "calibration"},
+        "further": {"denoiser", "support", "critic", "calibration", "policy", "support_2", "policy_2"},
+    }
+
+
+# -- in processes of their own ---------------------------------------------------------------------------------------
+
+
+def start(recipe: Path, out: Path, store: Path, *extra: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from egd.cli import entry; entry()", "run", str(recipe), "--out", str(out), *extra]
+    environment = {**os.environ, "EGD_STORE": str(store), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+MINE = '''
+"""An objective of a user's own."""
+from egd.objectives import MSE
+
+class Mine(MSE):
+    """{comment}"""
+    def targets(self, x0, x, t, c):
+        return {factor} * super().targets(x0, x, t, c)
+'''
+
+
+@pytest.mark.slow
+def test_an_objective_whose_code_changed_is_trained_anew(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    found = []
+    for i, (comment, factor) in enumerate([("One.", 1), ("Another comment.", 1), ("Another comment.", 2)]):
+        path.write_text(MINE.format(comment=comment, factor=factor))
+        setting = ("--set", f"variants.literal.energy={path}:Mine")
+        assert start(recipe, tmp_path / str(i), tmp_path / "store", *setting).wait() == 0
+        found.append(reused(tmp_path / str(i) / RUN))
+    assert found == [set(), PHASES, PHASES - {"energy_literal"}]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_what_it_reused(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    store, long = tmp_path / "store", ("--set", "energy_network.steps=400")
+    assert start(recipe, tmp_path / "first", store).wait() == 0
+    process = start(recipe, tmp_path / "killed", store, *long)
+    reached, deadline = tmp_path / "killed" / RUN / "checkpoints" / "energy_literal.safetensors", time.monotonic() + 120
+    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / RUN / "summary.json").exists()
+    assert start(recipe, tmp_path / "killed", store, *long, "--resume").wait() == 0
+    assert start(recipe, tmp_path / "whole", store, *long, "--fresh").wait() == 0
+    assert reused(tmp_path / "killed" / RUN) == {"denoiser", "critic", "calibration"}
+    assert_same(tmp_path / "whole" / RUN, tmp_path / "killed" / RUN)
