@@ -6,12 +6,16 @@ and, in most files, ``timeouts`` (N,) and ``next_observations`` (N, obs). Everyt
 
 Arrays are stored in the dtype of the space they belong to: float32 without an environment, else what the
 environment's spaces say. Rewards are float32.
+
+Of the benchmark's families, Gym-MuJoCo and Adroit files are taken as they are. Maze2D files are turned into PointMaze's
+coordinates (``rl.d4rl_mazes``) where the id is one of a maze2d task. AntMaze files are refused under the id of an antmaze
+task: they come from another ant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,10 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from egd.errors import UserError
+from rl.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
+from rl.envs import register
 from rl.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.tasks import Task, find_task
 
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
 OPTIONAL_KEYS = ("timeouts", "next_observations")
@@ -70,12 +77,18 @@ def import_hdf5(
     ``dataset.recover_environment()`` makes it again. ``max_steps`` is the length of an episode in rows, read only
     where the file has no ``timeouts``; without it the step limit of the environment is used.
 
-    The coordinates stay the file's. D4RL's own maze2d files count x along the rows of the maze, ``rl.maze2d`` has the
-    origin in its middle: such a file is no data for ``egd/Maze2D-v0``.
+    Under the id of a maze2d task the file is one of D4RL's, and is turned into the coordinates of ``egd/Maze2D-v0``,
+    which is then the environment. Under any other id coordinates stay the file's.
     """
     check_new_id(dataset_id)
+    task = _task(dataset_id)
+    if task is not None and task.family == "maze2d" and env_id is None:
+        register()
+        env_id, env_kwargs = task.env_id, dict(task.env_kwargs)
     spec, spaces = _environment(env_id, env_kwargs)
     table = _read(Path(path), spaces)
+    if task is not None and task.family == "maze2d":
+        table = _to_pointmaze(table, task.env_kwargs["map_name"])
     ends = _episode_ends(table, _step_limit(table, max_steps, spec))
     buffers = list(_episodes(table, ends))
     if not buffers:
@@ -86,6 +99,30 @@ def import_hdf5(
     steps = sum(len(b.rewards) for b in buffers)
     mean_return = float(np.mean([np.sum(b.rewards, dtype=np.float64) for b in buffers]))
     return ImportReport(dataset_id, len(buffers), steps, len(table.rewards) - steps, mean_return)
+
+
+def _task(dataset_id: str) -> Task | None:
+    """The benchmark task that the id belongs to, if any. UserError for one whose D4RL files are no data of its environment."""
+    if "/" not in dataset_id:
+        return None
+    task = find_task(dataset_id)
+    if task.family == "antmaze":
+        raise UserError(
+            f"'{dataset_id}' is the data of {task.name}, whose environment has another ant than D4RL's (five times the torque, "
+            "half the time step, the maze mirrored): take Minari's dataset, or import the file under an id of your own"
+        )
+    return task
+
+
+def _to_pointmaze(table: _Table, maze: str) -> _Table:
+    check_file(table.observations, table.actions, maze)
+    following = table.next_observations
+    return replace(
+        table,
+        observations=observations_to_pointmaze(table.observations, maze),
+        actions=actions_to_pointmaze(table.actions),
+        next_observations=None if following is None else observations_to_pointmaze(following, maze),
+    )
 
 
 def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:

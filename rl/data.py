@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import minari
 import numpy as np
@@ -19,35 +19,9 @@ import rl.maze2d
 from egd.errors import UserError, nearest
 from rl.envs import flat_keys, flatten_observation
 from rl.tasks import Task
+from rl.transitions import Batch, OfflineData, RewardScale
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Transitions: ``state`` and ``next_state`` (B, S) standardised, ``action`` (B, A), ``reward`` and ``terminal`` (B,).
-
-    ``terminal`` is 1 where the environment ended the episode, 0 at a time-limit truncation: that one must bootstrap.
-    """
-
-    state: Tensor
-    action: Tensor
-    reward: Tensor
-    next_state: Tensor
-    terminal: Tensor
-
-    def __len__(self) -> int:
-        return len(self.reward)
-
-    def __getitem__(self, index: Tensor) -> Batch:
-        return Batch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    def to(self, device: torch.device) -> Batch:
-        """A copy on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
-torch.export.register_dataclass(Batch)  # batches of many runs are stacked
 
 
 @dataclass(frozen=True)
@@ -68,31 +42,6 @@ class Episodes:
     def lengths(self) -> Array:
         """Steps of every episode."""
         return np.array([len(r) for r in self.rewards])
-
-
-@dataclass(frozen=True)
-class OfflineData:
-    """What a run learns from: all transitions on the device, and how to standardise new states like them."""
-
-    transitions: Batch
-    state_mean: Tensor
-    state_std: Tensor
-    action_low: Tensor
-    action_high: Tensor
-    dataset_return: float
-    episodes: int
-
-    def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """n transitions, uniformly with replacement."""
-        return self.transitions[self.index(n, generator)]
-
-    def index(self, n: int, generator: torch.Generator) -> Tensor:
-        """n row numbers, (n,)."""
-        return torch.randint(len(self.transitions), (n,), generator=generator, device=generator.device)
-
-    def standardise(self, observation: Tensor) -> Tensor:
-        """(B, S) as the environment gives it -> (B, S) as the networks want it."""
-        return (observation - self.state_mean) / self.state_std
 
 
 def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, download: bool = True) -> Episodes:
@@ -154,9 +103,6 @@ def relabel(task: Task, episodes: Episodes) -> Episodes:
         rewards.append(rl.maze2d.reward_at(positions, goal, dense=bool(task.env_kwargs.get("dense"))).astype(np.float32))
         terminations.append(rewards[-1] > 0 if task.family == "antmaze" else np.zeros_like(old))
     return Episodes(episodes.observations, episodes.actions, rewards, terminations)
-
-
-RewardScale = Literal["range"] | float
 
 
 def reward_factor(scale: RewardScale, returns: Array) -> float:

@@ -4,13 +4,18 @@ that needs them.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from egd.cli import console, listing, user_errors
+from egd.errors import UserError
 
 app = typer.Typer(help="Offline datasets: list, describe, generate, import.", no_args_is_help=True)
 
@@ -19,22 +24,15 @@ app = typer.Typer(help="Offline datasets: list, describe, generate, import.", no
 def list_datasets(
     remote: Annotated[bool, typer.Option("--remote", help="Also ask Minari's hub (needs a network).")] = False,
 ) -> None:
-    """List the tasks with their datasets, and all local datasets."""
+    """List the tasks, and all local datasets."""
     import minari
 
-    from rl.tasks import TASKS
+    from rl.listings import list_tasks
 
-    local = minari.list_local_datasets()
-    tasks = listing("tasks", "task", "datasets", "here", "environment", "steps", "reference")
-    for task in TASKS.values():
-        here = all(d in local for d in task.datasets)
-        reference = " to ".join(f"{r:.0f}" for r in task.reference) if task.reference else "-"
-        tasks.add_row(
-            task.name, " + ".join(task.datasets), "[green]yes[/]" if here else "no", task.env_id, str(task.max_steps), reference
-        )
-    console.print(tasks)
+    for part in list_tasks():
+        console.print(part)
     table = listing("local datasets", "dataset", "episodes", "steps")
-    for name, metadata in sorted(local.items()):
+    for name, metadata in sorted(minari.list_local_datasets().items()):
         table.add_row(name, str(metadata.get("total_episodes")), str(metadata.get("total_steps")))
     console.print(table)
     if remote:
@@ -42,32 +40,93 @@ def list_datasets(
 
 
 @app.command()
-def describe(dataset: Annotated[str, typer.Argument(help="A Minari id, or a task's short name.")]) -> None:
-    """Sizes, returns and scores of a dataset, with a histogram of returns."""
-    import numpy as np
-
+def describe(
+    dataset: Annotated[str, typer.Argument(help="A Minari id, or a task's short name.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all of it, entry by entry, to this file.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the histogram of returns: an image file (.png, .pdf).")] = None,
+) -> None:
+    """Sizes, returns and scores of a dataset, ranges, and rewards as they are trained on, with a histogram of returns."""
     from rl.data import load_episodes
+    from rl.describe import describe as facts_of
+    from rl.describe import returns_figure
     from rl.tasks import find_task
 
     with user_errors():
         task = find_task(dataset)
         episodes = load_episodes(task.datasets, task.observation_keys)
-    returns, lengths = episodes.returns, episodes.lengths
-    table = Table(title=" + ".join(task.datasets), title_justify="left", show_header=False)
-    actions = np.concatenate(episodes.actions)
+        facts = facts_of(task, episodes)
+        console.print(_facts_table(facts))
+        _histogram(episodes.returns)
+        if json_file is not None:
+            with _writing(json_file):
+                json_file.write_text(json.dumps(facts, indent=2) + "\n")
+        if figure is not None:
+            with _writing(figure):
+                returns_figure(episodes.returns, task, figure)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: an image format that Matplotlib does not have
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _facts_table(facts: Mapping[str, Any]) -> Table:
+    table = Table(title=" + ".join(facts["datasets"]), title_justify="left", show_header=False)
+    length, ended, returns, trained = (facts[k] for k in ("episode_length", "ended_by", "returns", "trained_on"))
+    states, actions, count = facts["states"], facts["actions"], facts["episodes"]
     rows = {
-        "episodes": f"{len(returns)}",
-        "transitions": f"{lengths.sum()}",
-        "ended by a terminal": f"{sum(bool(t[-1]) for t in episodes.terminations)}",
-        "state, action entries": f"{episodes.observations[0].shape[1]}, {actions.shape[1]}",
-        "episode length": f"{lengths.mean():.1f} (from {lengths.min()} to {lengths.max()})",
-        "return": f"{returns.mean():.1f} ± {returns.std():.1f} (from {returns.min():.1f} to {returns.max():.1f})",
-        "normalised score": f"{task.score(float(returns.mean())):.1f}" if task.reference else "no reference score",
-        "actions beyond ±0.99": f"{100 * float((np.abs(actions) > 0.99).mean()):.1f} %",
+        "episodes": f"{count}",
+        "transitions": f"{facts['transitions']}",
+        "episode length": f"{length['mean']:.1f} (from {length['min']:.0f} to {length['max']:.0f})",
+        "ended by a terminal": f"{ended['terminal']} ({100 * ended['terminal'] / count:.1f} %)",
+        "ended by truncation": f"{ended['truncation']} ({100 * ended['truncation'] / count:.1f} %)",
+        "return": f"{returns['mean']:.1f} ± {returns['std']:.1f} (from {returns['min']:.1f} to {returns['max']:.1f})",
+        "return at 5, 25, 50, 75, 95 %": _inner_quantiles(returns["quantiles"]),
+        "normalised score": f"{facts['scores']['mean']:.1f}" if "scores" in facts else "none of the stored returns",
+        "score at 5, 25, 50, 75, 95 %": _inner_quantiles(facts["scores"]["quantiles"]) if "scores" in facts else "",
+        "state": f"{states['entries']} entries, {_range(states)}",
+        "action": f"{actions['entries']} entries, {_range(actions)}, {100 * actions['beyond_0.99']:.1f} % beyond ±0.99",
+        "reward": _reward(facts["rewards"]),
+        "reward transform": _transform(trained),
+        "reward transformed": _reward(trained["rewards"]),
+        "score at the mean reward": "" if trained.get("score") is None else f"{trained['score']:.1f}",
+        "environment": facts["environment"] or "stored with the data",
+        "not as in the benchmark": facts["environment_differs"],
     }
     for key, value in rows.items():
-        table.add_row(key, value)
-    console.print(table)
+        if value:
+            table.add_row(key, escape(value))
+    return table
+
+
+def _inner_quantiles(quantiles: Mapping[str, float]) -> str:
+    return ", ".join(f"{quantiles[key]:.1f}" for key in ("5", "25", "50", "75", "95"))
+
+
+def _range(ranges: Mapping[str, Any]) -> str:
+    return f"from {min(ranges['min']):.3g} to {max(ranges['max']):.3g}"
+
+
+def _transform(trained: Mapping[str, Any]) -> str:
+    first = "for the one goal, then " if trained["relabelled_for_the_goal"] else ""
+    if trained["transform"] == "range":
+        return f"{first}range: r x {trained['factor']:.3g}"
+    return f"{first}{trained['transform'] if trained['transform'] != 'r' else 'as it is'}"
+
+
+def _reward(reward: Mapping[str, float]) -> str:
+    spread = f"{reward['mean']:.3g} ± {reward['std']:.3g} (from {reward['min']:.3g} to {reward['max']:.3g})"
+    return f"{spread}, {100 * reward['share_not_zero']:.1f} % not zero"
+
+
+def _histogram(returns: Any) -> None:
+    import numpy as np
+
     counts, edges = np.histogram(returns, bins=12)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         console.print(f"{low:>10.1f} .. {high:<10.1f} {'█' * int(np.ceil(40 * count / counts.max()))} {count}", highlight=False)
@@ -76,27 +135,66 @@ def describe(dataset: Annotated[str, typer.Argument(help="A Minari id, or a task
 @app.command()
 def generate(
     dataset: Annotated[str, typer.Argument(help="The Minari id to make, such as egd/maze2d/umaze-v0.")],
-    maze: Annotated[str, typer.Option(help="umaze, medium or large.")] = "umaze",
-    steps: Annotated[int, typer.Option(help="Transitions.", min=1)] = 100_000,
-    noise: Annotated[float, typer.Option(help="Standard deviation of the controller's action noise.", min=0.0)] = 0.5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    dense: Annotated[bool, typer.Option("--dense", help="Reward exp(-distance) instead of 1 within 0.5.")] = False,
+    generator: Annotated[
+        str, typer.Option("--generator", "-g", help="maze2d, noisy, mixed, or a function of yours: path/to/file.py:name.")
+    ] = "maze2d",
+    maze: Annotated[str | None, typer.Option(help="maze2d: umaze (by default), medium or large.")] = None,
+    drawing: Annotated[
+        str | None, typer.Option("--map", help="maze2d: a text file with a maze of your own: # wall, O free, G goal.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="maze2d: transitions, 100000 by default.", min=1)] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="maze2d: reward exp(-distance) instead of 1 within 0.5.")] = False,
+    source: Annotated[str | None, typer.Option(help="noisy: the dataset whose actions are replayed.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="mixed: DATASET=SHARE, that share of its episodes, in (0, 1]. May be repeated.")
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="maze2d, noisy: standard deviation of the action noise; 0.5 and 0.1 by default.", min=0.0),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="0 by default.", min=0)] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Any other setting of the generator: key=value. May be repeated.")
+    ] = None,
 ) -> None:
-    """Make a maze2d dataset: a waypoint controller walks PointMaze to random goals, rewarded at one fixed goal."""
+    """Make a dataset: maze2d walks a maze, noisy replays a dataset with noise, mixed joins datasets or shares of them."""
+    from egd.components import Spec
+    from egd.config import override
     from egd.progress import Reporter
-    from rl.maze2d import generate as make
+    from rl.generators import make
 
-    with user_errors(), Reporter(console).bar(f"make {dataset}", steps) as bar:
-        make(
-            dataset,
-            map_name=maze,
-            steps=steps,
-            noise=noise,
-            seed=seed,
-            dense=dense,
-            progress=lambda done: bar.advance(done - bar.done),
-        )
+    with user_errors():
+        if maze is not None and drawing is not None:
+            raise UserError("give --maze or --map, not both", key="--map")
+        named: dict[str, Any] = {
+            "map_name": maze,
+            "map": drawing,
+            "steps": steps,
+            "source": source,
+            "noise": noise,
+            "seed": seed,
+        }
+        chosen = {key: value for key, value in named.items() if value is not None} | ({"dense": True} if dense else {})
+        if part:
+            chosen["parts"] = _shares(part)
+        make(dataset, Spec(generator, override(chosen, settings or ())), Reporter(console), "generator")
     console.print(f"{dataset} is in the local Minari store", highlight=False)
+
+
+def _shares(parts: Sequence[str]) -> dict[str, float]:
+    """Dataset -> share, from DATASET=SHARE; DATASET alone is the whole."""
+    shares: dict[str, float] = {}
+    for text in parts:
+        name, _, share = text.partition("=")
+        if name in shares:
+            raise UserError(f"'{name}' is given twice: once is enough", key="--part")
+        try:
+            shares[name] = float(share or 1)
+        except ValueError:
+            raise UserError(
+                f"'{text}' is not of the form DATASET=SHARE, such as mujoco/hopper/medium-v0=0.5", key="--part"
+            ) from None
+    return shares
 
 
 @app.command("import")

@@ -85,6 +85,6 @@ def check_env(task: Task, state: int, action: int) -> None:
         )
 
 
-def env_factory(task: Task, keys: tuple[str, ...]) -> Callable[[], Env]:
-    """For vectors of environments; it pickles, for those of worker processes."""
-    return partial(make_env, task, keys)
+def env_factory(task: Task, keys: tuple[str, ...], *, render_mode: str | None = None) -> Callable[[], Env]:
+    """For vectors of environments; it pickles, for those of worker processes. ``render_mode`` as gymnasium has it."""
+    return partial(make_env, task, keys, **({} if render_mode is None else {"render_mode": render_mode}))

@@ -1,8 +1,8 @@
 """The tasks of AEPO's tables under D4RL's names: where their data, environments, step limits and reference scores are.
 
 Reference scores are D4RL's by task name, never a dataset's own metadata (some of those are wrong). Today's environments
-(MuJoCo -v5,
-Adroit -v1) differ from the ones the references were measured on: scores are comparable, not equal.
+(MuJoCo -v5, Adroit -v1) differ from the ones the references were measured on, and ``Task.env_note`` says how: scores are
+comparable, not equal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,33 @@ from typing import Any, Literal
 from egd.errors import UserError, nearest
 
 Family = Literal["gym-mujoco", "adroit", "maze2d", "antmaze", "other"]
+
+
+@dataclass(frozen=True)
+class RewardTransform:
+    """Rewards become (r + ``shift``) times ``scale``; ``range`` is 1000 / (largest - smallest return of an episode)."""
+
+    scale: Literal["range"] | float = 1.0
+    shift: float = 0.0
+
+    def __str__(self) -> str:
+        shifted = f"r {'-' if self.shift < 0 else '+'} {abs(self.shift):g}" if self.shift else "r"
+        if self.scale == 1:
+            return shifted
+        if self.shift == 0:
+            return "range" if self.scale == "range" else f"r x {self.scale:g}"
+        return f"({shifted}) x {self.scale}"
+
+
+REWARDS: Mapping[Family, RewardTransform] = {
+    "gym-mujoco": RewardTransform("range"),
+    "adroit": RewardTransform("range"),
+    "maze2d": RewardTransform(),
+    "antmaze": RewardTransform(shift=-1.0),
+    "other": RewardTransform(),
+}
+"""A family's transform in the recipes here: IQL's and QGPO's, but for maze2d, whose episodes are pieces of one walk with
+returns that mean nothing: its rewards stay as they are, as in CORL."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,17 @@ class Task:
     reference: tuple[float, float] | None = None
     observation_keys: tuple[str, ...] = ()
     goal_reward: bool = False
+    benchmark: str | None = None
+    """D4RL's id, version and all, of the task of AEPO's tables that this is; None for a task beyond those 33."""
+    env_note: str = ""
+    """How the environment differs from the one of the benchmark; empty where no benchmark has it."""
+    on_hub: bool = True
+    """Whether Minari's hub has the datasets."""
+
+    @property
+    def reward(self) -> RewardTransform:
+        """The transform of the family's recipe."""
+        return REWARDS[self.family]
 
     def score(self, episode_return: float) -> float:
         """D4RL's normalised score of an undiscounted return; the return itself where no reference is known."""
@@ -66,16 +104,34 @@ _ANTMAZE = {
     "large-play": 1000,
     "large-diverse": 1000,
 }
+_NEWER = "a newer MuJoCo"
+_UPRIGHT = "no reward for being healthy in the step that falls"
+_PALM = "the reward's term for the distance of the hand has the other sign since gymnasium-robotics 1.2.1"
+_NOTES = {
+    "halfcheetah": f"HalfCheetah-v5, not HalfCheetah-v2: {_NEWER}",
+    "hopper": f"Hopper-v5, not Hopper-v2: {_NEWER}; {_UPRIGHT}",
+    "walker2d": f"Walker2d-v5, not Walker2d-v2: {_NEWER}; {_UPRIGHT}; both feet have the same friction",
+    "pen": f"AdroitHandPen-v1, not pen-v0: {_NEWER}",
+    "hammer": f"AdroitHandHammer-v1, not hammer-v0: {_NEWER}; {_PALM}",
+    "door": f"AdroitHandDoor-v1, not door-v0: {_NEWER}; {_PALM}",
+    "relocate": f"AdroitHandRelocate-v1, not relocate-v0: {_NEWER}; {_PALM}",
+    "maze2d": "PointMaze's ball in D4RL's maze: it starts at rest and never in the goal's cell, and the goal is that cell's "
+    "centre, 0.28 m from D4RL's",
+    "antmaze": "AntMaze -v4 of gymnasium-robotics: another ant (five times D4RL's torque, half its time step), and the goal is "
+    "reached at 0.45 m, not 0.5",
+}
 
 
-def _adroit(env: str, quality: str, datasets: tuple[str, ...], name: str) -> Task:
+def _adroit(env: str, datasets: tuple[str, ...], name: str, benchmark: str | None = None) -> Task:
     steps, reference = _ADROIT[env]
-    return Task(name, "adroit", datasets, f"AdroitHand{env.capitalize()}-v1", {}, steps, reference)
+    env_id = f"AdroitHand{env.capitalize()}-v1"
+    return Task(name, "adroit", datasets, env_id, {}, steps, reference, benchmark=benchmark, env_note=_NOTES[env])
 
 
-def _mujoco(env: str, quality: str, datasets: tuple[str, ...], name: str) -> Task:
+def _mujoco(env: str, datasets: tuple[str, ...], name: str, benchmark: str | None = None, *, on_hub: bool = True) -> Task:
     env_id, reference = _MUJOCO[env]
-    return Task(name, "gym-mujoco", datasets, env_id, {}, 1000, reference)
+    note = _NOTES[env]
+    return Task(name, "gym-mujoco", datasets, env_id, {}, 1000, reference, benchmark=benchmark, env_note=note, on_hub=on_hub)
 
 
 def _maze2d(variant: str) -> Task:
@@ -91,39 +147,54 @@ def _maze2d(variant: str) -> Task:
         reference,
         ("observation",),
         goal_reward=True,
+        benchmark=f"maze2d-{variant}-v1",
+        env_note=_NOTES["maze2d"],
     )
 
 
 def _antmaze(variant: str) -> Task:
-    kwargs = {"map_name": variant.partition("-")[0]}
-    datasets = (f"D4RL/antmaze/{variant}-v1",)
-    keys = ("achieved_goal", "observation")
     return Task(
         f"antmaze-{variant}",
         "antmaze",
-        datasets,
+        (f"D4RL/antmaze/{variant}-v1",),
         "egd/AntMaze-v0",
-        kwargs,
+        {"map_name": variant.partition("-")[0]},
         _ANTMAZE[variant],
         (0.0, 1.0),
-        keys,
+        ("achieved_goal", "observation"),
         goal_reward=True,
+        benchmark=f"antmaze-{variant}-v2",
+        env_note=_NOTES["antmaze"],
     )
 
 
+def _mujoco_tasks(env: str) -> list[Task]:
+    medium, expert, replay = (f"mujoco/{env}/{quality}-v0" for quality in ("medium", "expert", "medium-replay"))
+
+    def task(quality: str, *datasets: str, on_hub: bool = True) -> Task:
+        name = f"{env}-{quality}"
+        benchmark = f"{name}-v2" if quality != "expert" else None  # AEPO's tables have no expert
+        return _mujoco(env, datasets, name, benchmark, on_hub=on_hub)
+
+    return [
+        task("medium", medium),
+        task("medium-replay", replay, on_hub=False),
+        task("medium-expert", medium, expert),
+        task("expert", expert),
+    ]
+
+
 def _table() -> dict[str, Task]:
-    tasks = [_adroit(e, q, (f"D4RL/{e}/{q}-v2",), f"{e}-{q}") for e in _ADROIT for q in ("human", "cloned", "expert")]
-    for env in _MUJOCO:
-        root = f"mujoco/{env}"
-        tasks.append(_mujoco(env, "medium", (f"{root}/medium-v0",), f"{env}-medium"))
-        tasks.append(_mujoco(env, "medium-replay", (f"{root}/medium-replay-v0",), f"{env}-medium-replay"))
-        tasks.append(_mujoco(env, "medium-expert", (f"{root}/medium-v0", f"{root}/expert-v0"), f"{env}-medium-expert"))
-        tasks.append(_mujoco(env, "expert", (f"{root}/expert-v0",), f"{env}-expert"))
+    tasks = [task for env in _MUJOCO for task in _mujoco_tasks(env)]
     tasks += [_maze2d(v) for v in _MAZE2D] + [_antmaze(v) for v in _ANTMAZE]
+    for env in _ADROIT:
+        names = [(f"{env}-{quality}", f"D4RL/{env}/{quality}-v2") for quality in ("human", "cloned", "expert")]
+        tasks += [_adroit(env, (dataset,), name, f"{name}-v1") for name, dataset in names]
     return {task.name: task for task in tasks}
 
 
 TASKS = _table()
+"""By short name: the 33 tasks of AEPO's tables, and those that have no ``benchmark``."""
 
 
 def find_task(name: str) -> Task:
@@ -138,16 +209,23 @@ def find_task(name: str) -> Task:
     )
 
 
+_ADROIT_ID = re.compile(r"(?:D4RL|egd)/(pen|door|hammer|relocate)/.+-v\d+")
+_MUJOCO_ID = re.compile(r"(?:mujoco|egd)/(hopper|walker2d|halfcheetah)/.+-v\d+")
+_MAZE2D_ID = re.compile(r"(D4RL/pointmaze|egd/maze2d)/(umaze|medium|large)(-dense)?(?:-[\w-]+)?-v\d+")
+
+
 def _by_dataset(dataset: str) -> Task:
+    """The task whose only dataset it is; else, by the id, that of a known environment; else one of its own environment."""
     if not re.fullmatch(r"([\w.-]+/)*[\w.-]+-v\d+", dataset):
         raise UserError(f"'{dataset}' is not a Minari id of the form namespace/name-v0", key="--task")
     for task in TASKS.values():
         if task.datasets == (dataset,):
             return task
-    if match := re.fullmatch(r"D4RL/(pen|door|hammer|relocate)/(.+)-v\d+", dataset):
-        return _adroit(match[1], match[2], (dataset,), dataset)
-    if match := re.fullmatch(r"mujoco/(hopper|walker2d|halfcheetah)/(.+)-v\d+", dataset):
-        return _mujoco(match[1], match[2], (dataset,), dataset)
-    if match := re.fullmatch(r"egd/maze2d/(umaze|medium|large)(-dense)?-v\d+", dataset):
-        return replace(_maze2d(match[1] + (match[2] or "")), name=dataset, datasets=(dataset,), reference=None)
+    if match := _ADROIT_ID.fullmatch(dataset):
+        return _adroit(match[1], (dataset,), dataset)
+    if match := _MUJOCO_ID.fullmatch(dataset):
+        return _mujoco(match[1], (dataset,), dataset)
+    if match := _MAZE2D_ID.fullmatch(dataset):
+        task = replace(_maze2d(match[2] + (match[3] or "")), name=dataset, datasets=(dataset,), benchmark=None)
+        return task if match[1] == "D4RL/pointmaze" else replace(task, reference=None)
     return Task(dataset, "other", (dataset,))

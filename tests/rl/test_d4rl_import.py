@@ -214,3 +214,93 @@ def test_a_write_that_breaks_off_leaves_no_dataset(tmp_path: Path, datasets: Pat
             import_hdf5(path, "test-v0")
     assert seen == [False, False] and list(datasets.iterdir()) == []
     assert import_hdf5(path, "test-v0").episodes == 2
+
+
+GRID = ((0, 0, 0), (1, 1, 0), (0, 0, 0))
+"""D4RL's U_MAZE within its outer wall: 1 is a wall."""
+
+
+def _d4rl_ball(start: tuple[float, float], actions: Any) -> Any:
+    """(T + 1, 4) positions and velocities of D4RL's point maze under ``actions`` (T, 2), built from the facts of its
+    d4rl/pointmaze/maze_model.py: x along the rows, walls of cell (i, j) at (i + 1, j + 1), the ball at 1.2 plus its joints.
+    """
+    mujoco = pytest.importorskip("mujoco")
+    free = {(i + 1, j + 1) for i, row in enumerate(GRID) for j, wall in enumerate(row) if not wall}
+    walls = [(i, j) for i in range(5) for j in range(5) if (i, j) not in free]
+    boxes = "".join(f'<geom conaffinity="1" type="box" pos="{i + 1} {j + 1} 0" size=".5 .5 .2"/>' for i, j in walls)
+    joints = "".join(f'<joint name="{n}" type="slide" axis="{a}"/>' for n, a in (("x", "1 0 0"), ("y", "0 1 0")))
+    motors = "".join(f'<motor joint="{n}" ctrlrange="-1 1" ctrllimited="true" gear="100"/>' for n in "xy")
+    ball = f'<body pos="1.2 1.2 0"><geom type="sphere" size=".1" contype="1"/>{joints}</body>'
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><compiler inertiafromgeom="true"/><option timestep=".01" gravity="0 0 0" iterations="20" integrator="Euler"/>'
+        '<default><joint damping="1" limited="false"/>'
+        '<geom friction=".5 .1 .1" density="1000" margin=".002" condim="1" contype="2" conaffinity="1"/></default>'
+        f"<worldbody>{boxes}{ball}</worldbody><actuator>{motors}</actuator></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    data.qpos[:] = start
+    mujoco.mj_forward(model, data)
+    seen = [np.concatenate([data.qpos, data.qvel])]
+    for action in actions:
+        data.qvel[:] = np.clip(data.qvel, -5, 5)
+        data.ctrl[:] = action
+        mujoco.mj_step(model, data)
+        seen.append(np.concatenate([data.qpos, data.qvel]))
+    return np.array(seen)
+
+
+def _maze_file(tmp_path: Path, observations: Any, actions: Any, **more: Any) -> Path:
+    steps = len(actions)
+    rows = {
+        "observations": observations[:steps],
+        "actions": actions,
+        "rewards": np.zeros(steps),
+        "terminals": np.zeros(steps, bool),
+    }
+    return _file(tmp_path, {**rows, "timeouts": np.arange(steps) == steps - 1, **more})
+
+
+def test_a_maze2d_file_is_the_walk_of_its_environment(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pull = np.repeat(rng.uniform(-1, 1, (12, 2)), 25, axis=0).astype(np.float32)  # long enough to meet walls
+    observations = _d4rl_ball((1.0, 1.0), pull)
+    assert np.ptp(observations[:, 0]) > 1 and np.ptp(observations[:, 1]) > 1, "the walk does not leave its cell"
+    path = _maze_file(tmp_path, observations, pull, next_observations=observations[1:])
+    report = import_hdf5(path, "D4RL/pointmaze/umaze-v2")
+    assert (report.episodes, report.steps, report.dropped) == (1, len(pull), 0)
+    (episode,) = _episodes("D4RL/pointmaze/umaze-v2")
+    env = minari.load_dataset("D4RL/pointmaze/umaze-v2").recover_environment().unwrapped
+    env.reset(seed=0)
+    first = episode.observations[0].astype(np.float64)
+    env._sim.point_env.set_state(first[:2], first[2:])
+    played = [env.step(action)[0] for action in episode.actions]
+    np.testing.assert_allclose(played, episode.observations[1:], atol=1e-3)
+
+
+def test_a_maze2d_goal_is_in_d4rls_cell(tmp_path: Path) -> None:
+    from rl.data import load_episodes, relabel
+    from rl.tasks import find_task
+
+    walk = np.array([[2.8, 0.8, 0, 0], [1.8, 2.8, 0, 0], [0.8, 0.8, 0, 0]])  # the middle of cells (3, 1), (2, 3), (1, 1)
+    path = _maze_file(tmp_path, walk, np.zeros((3, 2)), next_observations=walk)
+    import_hdf5(path, "D4RL/pointmaze/umaze-v2")
+    task = find_task("maze2d-umaze")
+    episodes = relabel(task, load_episodes(task.datasets, task.observation_keys))
+    assert episodes.rewards[0].tolist() == [0, 1, 1]  # the goal's cell is (1, 1)
+    np.testing.assert_allclose(episodes.observations[0][:3, :2], [[-1, -1], [1, 0], [-1, 1]], atol=1e-6)
+
+
+def test_maze_files_that_do_not_fit_are_refused(tmp_path: Path, datasets: Path) -> None:
+    rows = np.array([[1.0, 1.0, 0, 0], [3.0, 1.0, 0, 0], [2.0, 1.0, 0, 0]])  # the last in the wall
+    cases = {
+        "D4RL/pointmaze/umaze-v2": (rows, np.zeros((3, 2)), "1 of 3 positions lie in a wall of 'umaze'.*row 2"),
+        "D4RL/pointmaze/medium-v2": (-rows, np.zeros((3, 2)), "3 of 3 positions"),
+        "D4RL/antmaze/umaze-v1": (np.zeros((3, 29)), np.zeros((3, 8)), "another ant"),
+    }
+    for name, (observations, actions, message) in cases.items():
+        with pytest.raises(UserError, match=message):
+            import_hdf5(_maze_file(tmp_path, observations, actions), name)
+    with pytest.raises(UserError, match="shape"):
+        import_hdf5(_maze_file(tmp_path, np.zeros((3, 6)), np.zeros((3, 2))), "D4RL/pointmaze/umaze-v2")
+    assert list(datasets.iterdir()) == []
+    assert import_hdf5(_maze_file(tmp_path, np.zeros((3, 29)), np.zeros((3, 8))), "mine/ants-v0").steps == 2

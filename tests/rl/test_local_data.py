@@ -29,6 +29,5 @@ def test_a_recipe_runs_on_local_data(egd: Any, tmp_path: Path, recipe: str, task
         returns = load_episodes(found.datasets).returns
         low, high = found.reference or (0.0, 1.0)
         assert summary["dataset_score"] == pytest.approx(100 * (np.mean(returns) - low) / (high - low), rel=1e-5)
-    policies = {"behaviour": summary["behaviour"], **{k: v["guided"] for k, v in summary["variants"].items()}}
-    assert all(np.isfinite(p["mean"]) for p in policies.values())
-    assert {"aepo_rescaled", "aepo_plain", "dps", "best_of_16"} <= policies.keys()
+    assert all(np.isfinite(p["mean"]) for p in summary["policies"].values())
+    assert {"behaviour", "aepo_rescaled@1", "aepo_plain@1", "dps@1", "best_of_16@0"} <= summary["policies"].keys()

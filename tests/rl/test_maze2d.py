@@ -15,7 +15,8 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
-maze2d = import_module("rl.maze2d")  # after the skips: it imports what they look for
+maze2d, mazes, waypoints = (import_module(f"rl.{name}") for name in ("maze2d", "mazes", "waypoints"))  # after the skips
+generate = import_module("rl.generators.maze2d").maze2d
 
 STEPS = 1500
 
@@ -39,10 +40,10 @@ def test_the_goal_is_d4rls_cell(name: str, goal: tuple[float, float]) -> None:
 
 def test_cells_agree_with_pointmaze() -> None:
     maze = maze2d.Maze2DEnv("large")._sim.maze
-    for cell in maze2d._cells("large", "g", "r"):
-        centre = maze2d._centre("large", cell)
+    for cell in mazes.free_cells("large"):
+        centre = mazes.centre("large", cell)
         assert np.array_equal(centre, maze.cell_rowcol_to_xy(cell))
-        assert maze2d._cell_at("large", centre + 0.4) == tuple(maze.cell_xy_to_rowcol(centre + 0.4)) == cell
+        assert mazes.cell_at("large", centre + 0.4) == tuple(maze.cell_xy_to_rowcol(centre + 0.4)) == cell
 
 
 def test_resets_repeat_by_seed_and_leave_the_goal_where_it_is() -> None:
@@ -59,8 +60,8 @@ def test_resets_repeat_by_seed_and_leave_the_goal_where_it_is() -> None:
 
 def test_starts_cover_the_cells_but_not_the_goals() -> None:
     env = maze2d.make_env("umaze")
-    cells = {maze2d._cell_at("umaze", env.reset(seed=seed)[0][:2]) for seed in range(60)}
-    assert cells == set(maze2d._cells("umaze", "r"))
+    cells = {mazes.cell_at("umaze", env.reset(seed=seed)[0][:2]) for seed in range(60)}
+    assert cells == set(mazes.cells("umaze", "r"))
 
 
 def test_reward_is_one_within_half_a_metre() -> None:
@@ -75,7 +76,7 @@ def test_reward_is_one_within_half_a_metre() -> None:
 def test_the_environment_rewards_the_position_it_returns(dense: bool) -> None:
     env = maze2d.make_env("umaze", dense=dense)
     observation, _ = env.reset(seed=3)
-    policy, rewards = maze2d.waypoint_controller("umaze"), []
+    policy, rewards = waypoints.waypoint_controller("umaze"), []
     for _ in range(300):
         observation, reward, terminated, truncated, _ = env.step(policy(observation))
         assert env.observation_space.contains(observation) and not terminated
@@ -98,7 +99,7 @@ def test_gym_make_and_the_step_limits() -> None:
 
 def test_values_fall_by_the_discount_a_move_and_are_zero_in_walls() -> None:
     free = np.array([[kind != 1 for kind in row] for row in maze2d.MAPS["umaze"]])
-    values = maze2d.value_iteration(free, (1, 1))
+    values = waypoints.value_iteration(free, (1, 1))
     walk = [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]  # the U from end to end
     assert np.allclose([values[cell] for cell in walk], 0.99 ** np.arange(7))
     assert (values[~free] == 0).all()
@@ -108,7 +109,7 @@ def test_values_fall_by_the_discount_a_move_and_are_zero_in_walls() -> None:
 def test_the_controller_reaches_the_goal_and_stays(name: str) -> None:
     env = maze2d.make_env(name)
     for seed in range(3):
-        policy = maze2d.waypoint_controller(name, noise=0.5, rng=np.random.default_rng(seed))
+        policy = waypoints.waypoint_controller(name, noise=0.5, rng=np.random.default_rng(seed))
         observation, _ = env.reset(seed=seed)
         truncated, rewards = False, []
         while not truncated:
@@ -119,13 +120,13 @@ def test_the_controller_reaches_the_goal_and_stays(name: str) -> None:
 
 def test_a_goal_in_a_wall_is_refused() -> None:
     with pytest.raises(UserError, match="wall"):
-        maze2d.waypoint_controller("umaze", goal=np.array([0.0, 0.0]))
+        waypoints.waypoint_controller("umaze", goal=np.array([0.0, 0.0]))
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_data_is_one_chained_walk_with_the_fixed_goals_rewards(dense: bool) -> None:
     calls: list[int] = []
-    assert maze2d.generate("egd/walk-v0", steps=STEPS, dense=dense, progress=calls.append) == "egd/walk-v0"
+    assert generate("egd/walk-v0", steps=STEPS, dense=dense, progress=calls.append) == "egd/walk-v0"
     episodes = _episodes("egd/walk-v0")
     assert sum(len(e.actions) for e in episodes) == STEPS and len(episodes) > 5
     assert calls == [1000]
@@ -141,7 +142,7 @@ def test_data_is_one_chained_walk_with_the_fixed_goals_rewards(dense: bool) -> N
 
 
 def test_replaying_the_actions_repeats_the_data() -> None:
-    maze2d.generate("walk-v0", steps=500, seed=7)
+    generate("walk-v0", steps=500, seed=7)
     episodes = _episodes("walk-v0")
     env = minari.load_dataset("walk-v0").recover_environment().unwrapped
     observation, _ = env.reset(seed=7)
@@ -154,7 +155,7 @@ def test_replaying_the_actions_repeats_the_data() -> None:
 
 def test_data_repeats_by_seed() -> None:
     for dataset_id, seed in (("a-v0", 0), ("b-v0", 0), ("c-v0", 1)):
-        maze2d.generate(dataset_id, steps=300, seed=seed)
+        generate(dataset_id, steps=300, seed=seed)
     first, same, other = (_episodes(i) for i in ("a-v0", "b-v0", "c-v0"))
     assert [len(e.actions) for e in first] == [len(e.actions) for e in same]
     assert all(np.array_equal(a.observations, b.observations) for a, b in zip(first, same, strict=True))
@@ -162,15 +163,15 @@ def test_data_repeats_by_seed() -> None:
 
 
 def test_data_covers_the_maze_and_the_goal() -> None:
-    maze2d.generate("walk-v0", steps=4000)
+    generate("walk-v0", steps=4000)
     episodes = _episodes("walk-v0")
     positions = np.concatenate([e.observations[:, :2] for e in episodes])
-    assert {maze2d._cell_at("umaze", p) for p in positions} == set(maze2d._cells("umaze", "g", "r"))
+    assert {mazes.cell_at("umaze", p) for p in positions} == set(mazes.free_cells("umaze"))
     assert 0.02 < np.concatenate([e.rewards for e in episodes]).mean() < 0.4
 
 
 def test_the_environment_comes_back_from_the_dataset() -> None:
-    maze2d.generate("egd/medium-v0", map_name="medium", steps=50, dense=True)
+    generate("egd/medium-v0", map_name="medium", steps=50, dense=True)
     dataset = minari.load_dataset("egd/medium-v0")
     env = dataset.recover_environment()
     assert env.unwrapped.map_name == "medium" and env.unwrapped.dense
@@ -191,14 +192,14 @@ def test_the_environment_comes_back_from_the_dataset() -> None:
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str, datasets: Path) -> None:
     with pytest.raises(UserError, match=message):
-        maze2d.generate(**{"dataset_id": "walk-v0", "steps": 10, **arguments})
+        generate(**{"dataset_id": "walk-v0", "steps": 10, **arguments})
     assert list(datasets.iterdir()) == []
 
 
 def test_an_existing_dataset_is_not_overwritten() -> None:
-    maze2d.generate("walk-v0", steps=10)
+    generate("walk-v0", steps=10)
     with pytest.raises(UserError, match="already exists"):
-        maze2d.generate("walk-v0", steps=10)
+        generate("walk-v0", steps=10)
 
 
 def test_an_interrupted_walk_leaves_no_dataset() -> None:
@@ -206,6 +207,99 @@ def test_an_interrupted_walk_leaves_no_dataset() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        maze2d.generate("egd/walk-v0", steps=2000, progress=stop)
+        generate("egd/walk-v0", steps=2000, progress=stop)
     assert minari.list_local_datasets() == {}
-    maze2d.generate("egd/walk-v0", steps=10)
+    generate("egd/walk-v0", steps=10)
+
+
+DRAWING = """
+#######
+#OOOOO#
+#O###O#
+#OGO#O#
+#######
+"""
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_drawn_maze_is_walked_and_comes_back(as_file: bool, tmp_path: Path) -> None:
+    drawing = DRAWING
+    if as_file:
+        (tmp_path / "maze.txt").write_text(DRAWING)
+        drawing = str(tmp_path / "maze.txt")
+    generate("mine/drawn-v0", map=drawing, steps=1500)
+    dataset = minari.load_dataset("mine/drawn-v0")
+    env = dataset.recover_environment()
+    assert env.unwrapped.goal.tolist() == [-1, -1]
+    assert env.spec.max_episode_steps == 50 * 10  # ten moves from the cell right of the goal to the dead end
+    positions = np.concatenate([e.observations[:, :2] for e in dataset.iterate_episodes()])
+    seen = {mazes.cell_at(DRAWING, p) for p in positions}
+    assert seen <= set(mazes.free_cells(DRAWING)) and len(seen) == 11
+    observation, _ = env.reset(seed=0)
+    policy = waypoints.waypoint_controller(DRAWING)
+    reward = 0.0
+    for _ in range(500):
+        observation, reward, *_ = env.step(policy(observation))
+    assert reward == 1
+
+
+@pytest.mark.parametrize(
+    ("drawing", "message"),
+    [
+        ("#####\\#GOO#\\###O\\#####", "4 or 5 cells"),
+        ("#####\\#GOX#\\#####", "not with X"),
+        ("#####\\#GOO \\#####", "4 or 5 cells"),
+        ("#####\\OGOO#\\#####", "gap in its outer wall"),
+        ("#####\\#OOO#\\#####", "0 goals"),
+        ("#####\\#GOG#\\#####", "2 goals"),
+        ("#####\\#GO##\\###O#\\#####", "row 3, column 4 .* cannot be reached"),
+        ("###\\#G#\\###", "no free cell beside the goal"),
+        ("nowhere.txt", "neither a drawing"),
+    ],
+)
+def test_drawings_that_are_no_maze(drawing: str, message: str, datasets: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        generate("mine/drawn-v0", map=drawing, steps=10)
+    assert list(datasets.iterdir()) == []
+
+
+def test_d4rls_own_drawing_is_its_maze() -> None:
+    assert mazes.grid("#####\\#GOO#\\###O#\\#OOO#\\#####") == mazes.MAPS["umaze"]
+    assert mazes.step_limit("#####\\#GOO#\\###O#\\#OOO#\\#####") == 300
+
+
+@pytest.mark.parametrize("setting", [{"map_name": "medium"}, {"dense": True}, {"map": DRAWING}])
+def test_an_id_that_names_another_maze_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="map_name umaze, dense false"):
+        generate("egd/maze2d/umaze-v0", steps=10, **setting)
+
+
+def _closest(controller: Any, seed: int) -> list[float]:
+    """How near a walk from end to end of the U, without noise, comes to the centre of every cell between."""
+    env = maze2d.make_env("umaze", max_episode_steps=2000).unwrapped
+    env.reset(seed=seed)
+    env._sim.point_env.set_state(mazes.centre("umaze", (1, 1)), np.zeros(2))
+    policy = controller("umaze", goal=mazes.centre("umaze", (3, 1)), rng=np.random.default_rng(seed))
+    observation = np.array([*mazes.centre("umaze", (1, 1)), 0, 0], np.float32)
+    seen = [observation]
+    while np.linalg.norm(observation[:2] - mazes.centre("umaze", (3, 1))) > 0.1:
+        observation = env.step(policy(observation))[0]
+        seen.append(observation)
+        assert len(seen) < 1000, "it never arrives"
+    way = [(1, 2), (1, 3), (2, 3), (3, 3), (3, 2)]
+    return [float(np.linalg.norm(np.array(seen)[:, :2] - mazes.centre("umaze", cell), axis=1).min()) for cell in way]
+
+
+def test_d4rls_controller_goes_from_point_to_point() -> None:
+    reach = 0.1 + 0.1 * 2**0.5  # of a point, and of its jitter
+    assert all(max(_closest(waypoints.D4RLController, seed)) < reach for seed in range(5))
+    assert _closest(waypoints.D4RLController, 0) != _closest(waypoints.D4RLController, 1), "its points are not jittered"
+    assert _closest(waypoints.waypoint_controller, 0) == _closest(waypoints.waypoint_controller, 1)
+
+
+@pytest.mark.parametrize("controller", ["direct", "d4rl"])
+def test_both_controllers_make_data(controller: str) -> None:
+    generate("walk-v0", steps=3000, controller=controller)
+    episodes = _episodes("walk-v0")
+    arrived = [len(e.actions) < 300 for e in episodes]
+    assert np.mean(arrived[:-1]) > 0.9 and 10 < len(episodes) < 200

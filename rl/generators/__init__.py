@@ -1,0 +1,35 @@
+"""Datasets made on the spot, by name: on the command line ``egd data generate ID --generator maze2d``, in a recipe
+``data.generator: {name: maze2d, map_name: umaze}``.
+
+A generator is a function ``(dataset_id, ..., progress)`` that writes the dataset. ``progress(done)`` tells the steps
+done so far. A stranger's is named ``path/to/file.py:name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from egd.components import Registry, Spec, build, parameters, validate
+from egd.progress import Reporter
+
+Progress: TypeAlias = Callable[[int], None]
+
+GENERATORS = Registry("generator", "rl.generators")
+GENERATOR_PARTS = {"dataset_id", "progress"}
+
+
+def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
+    """Make the dataset by the generator of ``spec``, with a bar. UserError, naming ``key``, for what does not fit."""
+    validate(GENERATORS, spec, GENERATOR_PARTS, key)
+    with reporter.bar(f"make {dataset_id}", _steps(spec, key)) as bar:
+        parts = {"dataset_id": dataset_id, "progress": lambda done: bar.advance(done - bar.done)}
+        build(GENERATORS, spec, parts, key)
+
+
+def _steps(spec: Spec, key: str) -> int | None:
+    """How many steps there will be, where the generator has a setting ``steps``."""
+    if "steps" in spec.settings:
+        return int(spec.settings["steps"])
+    parameter = parameters(GENERATORS.find(spec.name, key)).get("steps")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None

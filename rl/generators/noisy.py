@@ -1,0 +1,162 @@
+"""A noisy variant of a dataset: its actions, disturbed, played again in its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import minari
+import numpy as np
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from numpy.typing import NDArray
+
+from egd.errors import UserError
+from rl.envs import register
+from rl.generators import Progress
+from rl.generators.sources import Start, find_source, start
+from rl.minari_store import check_new_id, write_dataset
+
+__all__ = ["noisy"]
+
+Env: TypeAlias = gym.Env[Any, Any]
+Array: TypeAlias = NDArray[Any]
+
+
+def noisy(
+    dataset_id: str,
+    source: str,
+    *,
+    noise: float = 0.1,
+    seed: int = 0,
+    episodes: int | None = None,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> str:
+    """A dataset's actions plus Gaussian noise, replayed in its environment; what came of them is recorded.
+
+    ``source`` is a Minari id, ``noise`` the standard deviation in units of the actions, which are clipped to their
+    range; ``seed`` is the noise's, ``episodes`` how many are replayed, from the first (all by default). With
+    ``download`` a source that is not here is fetched from Minari's hub.
+
+    Every episode starts from its recorded reset, and one without goes on from where the one before ended, as in maze2d.
+    It ends where the recorded one does, or earlier where the environment terminates it. Without noise the data repeats.
+
+    The actions do not answer to the states they now meet: where a task is unstable, such as a hopper, noise ends
+    episodes early. UserError where the environment or the resets are not known. Returns the id.
+    """
+    check_new_id(dataset_id)
+    if noise < 0:
+        raise UserError(f"noise is {noise}: a standard deviation is 0 or more", key="noise")
+    if episodes is not None and episodes < 1:
+        raise UserError(f"episodes is {episodes}: give 1 or more", key="episodes")
+    recorded = find_source(source, "source", download=download)
+    if not isinstance(recorded.action_space, Box):
+        raise UserError(f"the actions of {source} are {recorded.action_space}: noise is added to a Box only", key="source")
+    env = _environment(source, recorded)
+    count = min(episodes or recorded.total_episodes, recorded.total_episodes)
+    metadata = {
+        "algorithm_name": "replay with action noise",
+        "description": f"The actions of {count} episodes of {source} with noise {noise}, seed {seed}, replayed.",
+    }
+
+    def buffers() -> Iterator[EpisodeBuffer]:
+        done = 0
+        for buffer in _replays(env, recorded, count, noise, seed):
+            yield buffer
+            done += len(buffer)
+            if progress is not None:
+                progress(done)
+
+    try:
+        write_dataset(dataset_id, buffers(), recorded.observation_space, recorded.action_space, recorded.env_spec, metadata)
+    finally:
+        env.close()
+    return dataset_id
+
+
+def _environment(source: str, recorded: minari.MinariDataset) -> Env:
+    register()
+    try:
+        env: Env = recorded.recover_environment(disable_env_checker=True)
+    except Exception as error:  # whatever a foreign environment raises when it is made
+        raise UserError(
+            f"the environment of {source} cannot be recovered ({error}), and without it nothing can be replayed: "
+            "import the dataset with its environment (egd data import --env), or take another",
+            key="source",
+        ) from error
+    return env
+
+
+def _replays(env: Env, recorded: minari.MinariDataset, count: int, noise: float, seed: int) -> Iterator[EpisodeBuffer]:
+    """One buffer for every episode that can be played: none goes on from one that the environment terminated."""
+    at: Any = None
+    last_recorded: Any = None
+    for index, episode in enumerate(recorded.iterate_episodes(range(count))):
+        begun = start(recorded, index)
+        if begun.seed is not None or begun.options is not None:
+            at = env.reset(seed=begun.seed, options=begun.options)[0]
+        elif index == 0 or not _same(_row(episode.observations, 0), last_recorded):
+            raise UserError(
+                f"episode {index} of {recorded.id} has no reset seed and does not go on from the one before: "
+                "it cannot be replayed",
+                key="source",
+            )
+        last_recorded = _row(episode.observations, -1)
+        if at is None:
+            continue
+        rng = np.random.default_rng([seed, index])
+        buffer = _replay(env, at, _disturbed(episode.actions, noise, recorded.action_space, rng), begun)
+        at = None if buffer.terminations[-1] else _row(buffer.observations, -1)
+        yield buffer
+
+
+def _disturbed(actions: Array, noise: float, space: Box, rng: np.random.Generator) -> Array:
+    """(T, A) with noise, within the space."""
+    if noise == 0:
+        return np.asarray(actions)
+    disturbed = actions + noise * rng.standard_normal(actions.shape)
+    return np.clip(disturbed, space.low, space.high).astype(actions.dtype)
+
+
+def _replay(env: Env, first: Any, actions: Array, begun: Start) -> EpisodeBuffer:
+    """The actions (T, A) played on from observation ``first`` until they end or the environment terminates.
+
+    Its truncations are not heeded: the recorded episode says how long to go on.
+    """
+    observations, rewards, terminated = [first], [], False
+    for action in actions:
+        observation, reward, terminated, _, _ = env.step(action)
+        observations.append(observation)
+        rewards.append(float(reward))
+        if terminated:
+            break
+    ends = np.arange(1, len(rewards) + 1) == len(rewards)
+    fields: dict[str, Any] = {
+        "observations": _stacked(observations),
+        "actions": actions[: len(rewards)],
+        "rewards": np.asarray(rewards),
+        "terminations": ends & bool(terminated),
+        "truncations": ends & (not terminated),
+    }
+    return EpisodeBuffer(seed=begun.seed, options=begun.options, **fields)
+
+
+def _stacked(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: _stacked([o[key] for o in observations]) for key in observations[0]}
+    return np.stack([np.asarray(o) for o in observations])
+
+
+def _row(observations: Any, index: int) -> Any:
+    if isinstance(observations, dict):
+        return {key: _row(value, index) for key, value in observations.items()}
+    return observations[index]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two observations are of one place; of a dict the goals are left out, which change without a step."""
+    if isinstance(one, dict):
+        return all(_same(one[key], other[key]) for key in one if key != "desired_goal")
+    return bool(np.allclose(one, other, atol=1e-5))

@@ -1,0 +1,80 @@
+"""Transitions as flat tensors on the device, sampled by index: what critics and policies learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RewardScale = Literal["range"] | float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions: ``state`` and ``next_state`` (B, S) standardised, ``action`` (B, A), ``reward`` and ``terminal`` (B,).
+
+    ``terminal`` is 1 where the environment ended the episode, 0 at a time-limit truncation: that one must bootstrap.
+    """
+
+    state: Tensor
+    action: Tensor
+    reward: Tensor
+    next_state: Tensor
+    terminal: Tensor
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return Batch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+torch.export.register_dataclass(Batch)  # batches of many runs are stacked
+
+
+@dataclass(frozen=True)
+class OfflineData:
+    """What a run learns from: all transitions on the device, and how to standardise new states like them."""
+
+    transitions: Batch
+    state_mean: Tensor
+    state_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    dataset_return: float
+    episodes: int
+    _digests: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """n transitions, uniformly with replacement."""
+        return self.transitions[self.index(n, generator)]
+
+    def index(self, n: int, generator: torch.Generator) -> Tensor:
+        """n row numbers, (n,)."""
+        return torch.randint(len(self.transitions), (n,), generator=generator, device=generator.device)
+
+    def standardise(self, observation: Tensor) -> Tensor:
+        """(B, S) as the environment gives it -> (B, S) as the networks want it."""
+        return (observation - self.state_mean) / self.state_std
+
+    def fingerprint(self, *names: str) -> str:
+        """A digest of these members of the transitions, of all of them where none is named: what was learned from the same
+        ones can be used again.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for name in names or tuple(Batch.__dataclass_fields__):
+            digest.update(self._digest(name))
+        return digest.hexdigest()
+
+    def _digest(self, name: str) -> bytes:
+        if name not in self._digests:
+            content = getattr(self.transitions, name).cpu().contiguous().numpy().tobytes()
+            self._digests[name] = hashlib.blake2b(content, digest_size=16).digest()
+        return self._digests[name]
