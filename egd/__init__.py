@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     )
     from egd.schedules import EDM, VE, Diffusers, FlowMatching, VPCosine, VPLinear, from_diffusers, time_grid
     from egd.selection import best_of, energy_weights, softmax_resample
+    from egd.temporal import TemporalEnergy, TemporalUNet
     from egd.training import DenoiserLearner, EnergyLearner, Fit
-    from egd.wrappers import ClassifierFree, Clip, DynamicThreshold
+    from egd.wrappers import ClassifierFree, Clip, DynamicThreshold, Inpaint
 
 _HOME = {
     "egd.denoisers": ("NetworkDenoiser", "convert", "diffuse", "prediction_loss", "prediction_target", "score"),
@@ -95,8 +96,9 @@ _HOME = {
     ),
     "egd.schedules": ("EDM", "VE", "Diffusers", "FlowMatching", "VPCosine", "VPLinear", "from_diffusers", "time_grid"),
     "egd.selection": ("best_of", "energy_weights", "softmax_resample"),
+    "egd.temporal": ("TemporalEnergy", "TemporalUNet"),
     "egd.training": ("DenoiserLearner", "EnergyLearner", "Fit"),
-    "egd.wrappers": ("ClassifierFree", "Clip", "DynamicThreshold"),
+    "egd.wrappers": ("ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -125,6 +127,7 @@ __all__ = [
     "FullGaussian",
     "GaussianMixture",
     "GradientClip",
+    "Inpaint",
     "Interval",
     "IsotropicGaussian",
     "MixtureFit",
@@ -142,6 +145,8 @@ __all__ = [
     "SigmaPoints",
     "Sum",
     "SupportSamples",
+    "TemporalEnergy",
+    "TemporalUNet",
     "Tweedie",
     "VPCosine",
     "VPLinear",

@@ -84,16 +84,27 @@ class NoiseMLP(nn.Module):
         return out
 
 
-class EnergyMLP(nn.Module):
-    """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out.
-
-    The output is centre + scale * network: two buffers, set from the targets before training (``standardise``), let the
-    network work at unit
-    scale whatever the energy's units.
+class EnergyNetwork(nn.Module):
+    """E_Theta(x_t, t, c), (B,): what has an output of centre + scale * its layers'. The two buffers, set from the targets
+    before training (``standardise``), let these work at unit scale whatever the energy's units.
     """
 
     centre: Tensor
     scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardise(self, targets: Tensor) -> None:
+        """Take centre and scale from a sample of regression targets (B,)."""
+        self.centre.copy_(targets.mean())
+        self.scale.copy_(targets.std().clamp(min=1e-6))
+
+
+class EnergyMLP(EnergyNetwork):
+    """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out."""
 
     def __init__(
         self, event: int, context: int = 0, *, width: int = 256, layers: int = 3, time: int = 32, activation: str = "silu"
@@ -104,13 +115,6 @@ class EnergyMLP(nn.Module):
         act = ACTIVATIONS[activation]
         hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), act())]
         self.net = nn.Sequential(*hidden, LastLinear(width, 1))
-        self.register_buffer("centre", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
-
-    def standardise(self, targets: Tensor) -> None:
-        """Take centre and scale from a sample of regression targets (B,)."""
-        self.centre.copy_(targets.mean())
-        self.scale.copy_(targets.std().clamp(min=1e-6))
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, event), (B,), c -> (B,)"""

@@ -26,6 +26,14 @@ def norm(x: Tensor) -> Tensor:
     return length
 
 
+def in_place(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """x with the k entries of the event that ``mask`` marks replaced: x (B, ...), mask (...) of booleans, values (B, k) in the
+    event's order. x keeps its gradient elsewhere.
+    """
+    index = (mask.flatten().cumsum(0) - 1).clamp(min=0)
+    return torch.where(mask, values[:, index].reshape(len(values), *mask.shape), x)
+
+
 def map_context(f: Callable[[Tensor], Tensor], c: Context) -> Context:
     """Apply f to every tensor of a context."""
     if c is None or isinstance(c, Tensor):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.computing import Computing
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss, random_times
-from egd.networks import EnergyMLP
+from egd.networks import EnergyNetwork
 from egd.types import Context, Sample, Schedule, TimedEnergy
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -41,7 +41,7 @@ class Objective(Protocol):
     """A loss for an energy network; see ``egd.objectives``.
 
     Two members are optional: ``targets(x0, x, t, c)`` (B,), values with the location and the spread that E_Theta is
-    expected to have, from which an ``EnergyMLP`` takes its output scale; and ``dimensionless``, true of a loss that has
+    expected to have, from which an ``EnergyNetwork`` takes its output scale; and ``dimensionless``, true of a loss that has
     no unit. Any other loss is taken for a square of energies.
     """
 
@@ -186,9 +186,11 @@ Noised: TypeAlias = tuple[Tensor, Context, Tensor, Tensor]
 
 
 def draw_noised(sample: Sample, batch: int, t_min: float, generator: torch.Generator) -> Noised:
-    """A batch of data with times t ~ U[t_min, 1] and standard normal noise."""
+    """A batch of data with times t ~ U[t_min, 1] and standard normal noise; of as many rows as ``sample`` gives, which may be
+    others than it was asked for.
+    """
     x0, c = sample(batch, generator)
-    t = random_times(batch, t_min, generator)
+    t = random_times(len(x0), t_min, generator)
     return x0, c, t, torch.randn(x0.shape, generator=generator, device=x0.device)
 
 
@@ -247,7 +249,7 @@ class EnergyLearner(StepLearner):
         """The network's output scale is set from the first batch's targets."""
         x0, c, t, noise = drawn
         targets = getattr(self.objective, "targets", None)
-        if targets is not None and isinstance(self.fit.module, EnergyMLP):
+        if targets is not None and isinstance(self.fit.module, EnergyNetwork):
             self.fit.module.standardise(targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
@@ -268,4 +270,4 @@ class EnergyLearner(StepLearner):
     @property
     def scale(self) -> Tensor | float:
         """The network's output scale: losses with a unit are reported and descended in its squares."""
-        return self.fit.module.scale if isinstance(self.fit.module, EnergyMLP) else 1.0
+        return self.fit.module.scale if isinstance(self.fit.module, EnergyNetwork) else 1.0

@@ -1,17 +1,20 @@
-"""Denoisers made of denoisers: a bound on x_0, or two contexts in one. They stack, and a sampler never hears of them."""
+"""Denoisers made of denoisers: a bound on x_0, a part of it that is known, or two contexts in one. They stack, and a sampler
+never hears of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from egd.tensors import expand, map_context
+from egd.tensors import expand, in_place, map_context
 from egd.types import Context, Denoiser
 
-__all__ = ["ClassifierFree", "Clip", "DynamicThreshold"]
+__all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,42 @@ class DynamicThreshold:
         x0 = self.denoiser(x, t, c)
         s = expand(torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(min=self.bound), x0)
         return torch.maximum(torch.minimum(x0, s), -s) * (self.bound / s)
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """A denoiser whose x_0 has known values where ``mask`` (...), an event of booleans, is true; k entries are.
+
+    ``known`` (k,) or (B, k), in the event's order, or a function from c to that; unless given, the context itself is it. Along
+    a deterministic sampler the known part of x_t is alpha_t known + sigma_t noise at every t, the noise being that which the
+    walk started from ("replacement" conditioning), and at t = 0 the known values themselves. Wrap what the sampler is handed,
+    guidance included: the known entries then hold whatever a rule does.
+
+    Exact when the denoiser is that of the unknown entries given the known ones, which it reads from c as ``TemporalUNet`` does
+    with ``given``, or when the two parts are independent. A denoiser that was trained without a condition sees the known part
+    through its noise only: the unknown entries then depend on it less than they should.
+    """
+
+    denoiser: Denoiser
+    mask: Tensor
+    known: Tensor | Callable[[Context], Tensor] | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...). ValueError where there are not as many values as known entries."""
+        known = self.known(c) if callable(self.known) else c if self.known is None else self.known
+        if not isinstance(known, Tensor):
+            raise ValueError(  # noqa: TRY004  # of the context's content, as below
+                "Inpaint: give 'known', values or a function of the context, or a context that holds them"
+            )
+        values = known.expand(len(x), -1) if known.ndim < 2 else known
+        if values.shape[1] != self.count:
+            raise ValueError(f"the mask marks {self.count} entries as known, and there are {values.shape[1]} values")
+        return in_place(self.denoiser(x, t, c), self.mask, values)
+
+    @cached_property
+    def count(self) -> int:
+        """How many entries are known."""
+        return int(self.mask.sum())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class MixtureFit:
     criterion. For unconditional models (c is None); the fit is made once. The price of seeing many modes is that the data
     must look like a mixture: ``egd bench energies`` shows by how much it does not.
     """
+
+    conditional: ClassVar[bool] = False
+    """Takes no context, and so is no arm of a policy."""
 
     energy: Energy
     support: Support

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from egd.denoisers import diffuse
@@ -35,7 +36,7 @@ class CEP:
     schedule: Schedule
     support: Support | None = None
     beta: float = 1.0
-    samples: int = 16
+    samples: Annotated[int, Field(ge=2)] = 16
     labels: Literal["group", "batch"] = "group"
     dimensionless: ClassVar[bool] = True
 

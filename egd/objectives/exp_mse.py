@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from egd.types import Context, Energy, TimedEnergy
@@ -21,10 +22,17 @@ class ExpMSE:
     Both exponents are lowered by the largest one of the batch, so that none exceeds 0. That weights batches by the inverse
     square of their largest term: without effect on the optimum as B -> infinity, if exp(-beta E) is bounded. The loss
     hardly sees where E_t is more than a few units above its minimum: use it for small beta, or prefer CEP.
+
+    With ``samples`` of one context side by side, the largest exponent is that of each such group, as QGPO (arXiv:2304.12824)
+    has it: contexts count alike, however much their energies differ. As long as the network is nowhere below a group's lowest
+    energy, as its optimum never is, that only weighs contexts, and the optimum is exact for the samples that a context has.
+    Rows that do not divide into groups are one.
     """
 
     energy: Energy
     beta: float = 1.0
+    samples: PositiveInt | None = None
+    grouped: ClassVar[bool] = True
     dimensionless: ClassVar[bool] = True
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
@@ -36,6 +44,8 @@ class ExpMSE:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
         targets, guesses = self.targets(x0, x, t, c), network(x, t, c)
-        floor = torch.minimum(targets.min(), guesses.detach().min())
+        k = self.samples if self.samples and len(x0) % self.samples == 0 else len(x0)
+        lowest = torch.minimum(targets, guesses.detach()).reshape(-1, k).amin(1)
+        floor = lowest.repeat_interleave(k)
         loss = ((floor - guesses).exp() - (floor - targets).exp()).square().mean()
         return loss, {"target_mean": targets.mean(), "target_std": targets.std()}

@@ -1,7 +1,7 @@
 """Samplers: plain functions that walk x from noise to data and ask only for a denoiser. One a file, found by name."""
 
 from egd.samplers.ancestral import ancestral
-from egd.samplers.base import check_times, initial_noise
+from egd.samplers.base import check_times, differentiable, initial_noise
 from egd.samplers.choice import choose
 from egd.samplers.ddim import ddim
 from egd.samplers.dpm_solver_pp_1 import dpm_solver_pp_1
@@ -15,6 +15,7 @@ __all__ = [
     "check_times",
     "choose",
     "ddim",
+    "differentiable",
     "dpm_solver_pp_1",
     "dpm_solver_pp_2m",
     "dpm_solver_pp_3m",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from egd.samplers.base import differentiable
 from egd.samplers.ddim import ddim
 from egd.types import Context, Denoiser, Schedule
 
 __all__ = ["ancestral"]
 
 
+@torch.no_grad()
 def ancestral(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -25,4 +29,5 @@ def ancestral(
     The same as DDIM with eta = 1 (arXiv:2010.02502 section 4.1), and so computed. Its samples tend to q_0 as the steps get
     finer; few steps suit it less than a deterministic sampler. Arguments, result and errors as ``ddim``.
     """
-    return ddim(denoiser, schedule, x, times, c, eta=1.0, generator=generator)
+    walk = differentiable(partial(ddim, eta=1.0))  # whether there is a graph is decided above
+    return walk(denoiser, schedule, x, times, c, generator=generator)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from egd.types import Schedule
+from egd.types import Sampler, Schedule
 
 
 def check_times(times: Tensor) -> None:
     """Raise ValueError unless ``times`` (N + 1,) decreases from noise to data."""
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must decrease, noise first; got {times.tolist()} (flip them?)")
+
+
+def differentiable(sampler: Sampler) -> Sampler:
+    """The same walk with its graph: samples that can be differentiated by what the denoiser reads, and by the initial noise.
+
+    Those of the library keep none by themselves, as a graph holds the activations of every step.
+    """
+    if isinstance(sampler, partial):  # one with settings
+        return partial(differentiable(sampler.func), *sampler.args, **sampler.keywords)
+    bare: Sampler = inspect.unwrap(sampler)
+    return bare
 
 
 def initial_noise(

@@ -35,6 +35,7 @@ from egd.samplers import (
     ancestral,
     choose,
     ddim,
+    differentiable,
     dpm_solver_pp_1,
     dpm_solver_pp_2m,
     dpm_solver_pp_3m,
@@ -438,3 +439,18 @@ def test_guided_sampling_with_the_exact_oracle_reproduces_the_target(generator: 
     many = energy(target.sample(200_000, generator))
     assert abs(energy(x).mean() - many.mean()) < 4 * many.std() * (1 / n + 1 / 200_000) ** 0.5
     assert float(energy(x).std()) == pytest.approx(float(many.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS.names(), *VARIED])
+def test_a_differentiable_walk_has_the_gradient_of_its_samples(name: str) -> None:
+    sampler = {**SAMPLERS.names(), **VARIED}[name]
+    schedule, times, x = VPLinear(), time_grid(VPLinear(), 5, end=0.01), torch.randn(3, 2)
+
+    def samples(w: Tensor, walk: Sampler) -> Tensor:
+        fresh = torch.Generator().manual_seed(1)
+        return walk(lambda x, t, c: torch.tanh(x @ w), schedule, x, times, generator=fresh)
+
+    w, smooth = torch.randn(2, 2, requires_grad=True), differentiable(sampler)
+    torch.testing.assert_close(samples(w, smooth).detach(), samples(w, sampler), rtol=0, atol=0)
+    assert not samples(w, sampler).requires_grad  # a graph only for those who ask
+    assert torch.autograd.gradcheck(lambda w: samples(w, smooth), w)
