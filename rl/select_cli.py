@@ -1,0 +1,115 @@
+"""``egd select``: which policy to take where there is no simulator. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from egd.cli import console, numbers, show, user_errors
+from egd.errors import UserError
+
+if TYPE_CHECKING:
+    from rl.offline_selection import Judged, Selection, Settings
+
+
+def select(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some at any depth, of one task.")],
+    omega: Annotated[
+        str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3; the recipe's by default.")
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="A nat of divergence costs 1 / beta; the first run's beta by default.")
+    ] = None,
+    penalty: Annotated[
+        str, typer.Option(help="kl: KL / beta; error: the critics' error x sqrt(2 KL), which needs no beta.")
+    ] = "kl",
+    fqe: Annotated[
+        int, typer.Option(help="Steps of fitted Q evaluation of every policy; 0: the runs' own critics judge.", min=0)
+    ] = 0,
+    states: Annotated[int, typer.Option(help="Of the data, in which policies act.", min=2)] = 128,
+    actions: Annotated[int, typer.Option(help="Of every policy in every state.", min=3)] = 32,
+    seed: Annotated[int, typer.Option(help="Of states and actions.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
+) -> None:
+    """Choose a policy, such as a guidance scale, from finished runs and their data alone."""
+    from egd.progress import Reporter
+    from rl.offline_score import check_penalty
+    from rl.offline_selection import Settings
+    from rl.offline_selection import select as judge
+
+    with user_errors():
+        if beta is not None and not beta > 0:
+            raise UserError(f"{beta:g} is no inverse temperature: it is positive", key="--beta")
+        settings = Settings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
+        found = judge(runs, settings, Reporter(console))
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n")
+    several = len({row.run for row in found.rows}) > 1
+    show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {escape(found.task)}")
+    for line in (*_skipped(found), *_remarks(found, settings)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
+    """All of a selection, as JSON values."""
+    rows = [
+        {"run": r.run, "policy": r.policy, **asdict(r.score), "simulated": r.simulated, "chosen": r.name == found.chosen}
+        for r in found.rows
+    ]
+    cost = found.regret
+    return {
+        "task": found.task,
+        "settings": asdict(settings),
+        "price": found.price,
+        "judges": list(found.judges),
+        "rows": rows,
+        "chosen": found.chosen,
+        "default": found.default,
+        "regret": None if cost is None else asdict(cost) | {"of_choice": cost.of_choice, "of_default": cost.of_default},
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
+        "notes": list(found.notes),
+    }
+
+
+def _row(judged: Judged, found: Selection, several: bool) -> dict[str, str]:
+    name, _, scale = judged.policy.partition("@")
+    s = judged.score
+    return {
+        **({"run": judged.run} if several else {}),
+        "policy": name,
+        "omega": scale or ("0" if name == "behaviour" else "-"),
+        "value": f"{s.value:.3g}",
+        "KL": f"{s.kl:.2f}",
+        "score ± s.e.": f"{s.score:.3g} ± {s.se:.2g}",
+        "simulator": "-" if judged.simulated is None else f"{judged.simulated:.1f}",
+        "chosen": "*" if judged.name == found.chosen else "",
+    }
+
+
+def _skipped(found: Selection) -> list[str]:
+    return [f"[yellow]not used[/] {escape(f'{path}: {reason}')}" for path, reason in found.skipped]
+
+
+def _remarks(found: Selection, settings: Settings) -> list[str]:
+    what = "the critics' error" if settings.penalty == "error" else "a nat costs"
+    lines = [f"Chosen: {escape(found.chosen)} ({what} {found.price:.3g})", *map(escape, found.notes)]
+    cost = found.regret
+    if cost is None:
+        return lines
+    of_choice, of_default = (_cost(score, cost.best_score) for score in (cost.chosen_score, cost.default_score))
+    lines.append(
+        f"By the simulator: best {escape(cost.best)}, {cost.best_score:.1f}; chosen {of_choice}; "
+        f"default {escape(found.default)}, {of_default}"
+    )
+    return lines
+
+
+def _cost(score: float | None, best: float) -> str:
+    return "not rolled out" if score is None else f"{score:.1f} (regret {best - score:.1f})"

@@ -1,0 +1,211 @@
+"""Policies on film, side by side, each in an environment of its own that starts as the others do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from egd.errors import UserError
+from rl.agents.base import Agent
+from rl.envs import Env, env_factory
+from rl.evaluator import chosen, player
+from rl.tasks import Task
+
+Array = np.ndarray[Any, Any]
+Picture = np.ndarray[Any, np.dtype[np.uint8]]
+
+FPS = 30  # at most: an environment of more steps a second is filmed every so many of them
+HOLD = 1.0  # seconds for which the end of an episode stays
+CAPTION = 32  # pixels above a picture
+SUFFIXES = (".mp4", ".gif")
+
+
+@dataclass
+class Panel:
+    """A policy, ``act(observation (S,)) -> action (A,)``, in its environment; ``returns`` are those of its episodes so far."""
+
+    name: str
+    act: Callable[[Array], Array]
+    env: Env
+    score: Callable[[float], float]
+    returns: list[float] = field(default_factory=list)
+    over: bool = False
+    seen: Picture | None = None
+
+    def reset(self, seed: int) -> None:
+        """A new episode."""
+        self.observation, _ = self.env.reset(seed=seed)
+        self.over, self.seen = False, None
+        self.returns.append(0.0)
+
+    def step(self) -> None:
+        """One action, within the action space."""
+        space: Any = self.env.action_space
+        action = self.act(self.observation).clip(space.low, space.high)
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.over, self.seen = terminated or truncated, None
+        self.returns[-1] += float(reward)
+
+    def picture(self) -> Picture:
+        """What the environment looks like, its policy's name and the score so far above: (CAPTION + height, width, 3)."""
+        if self.seen is None:
+            self.seen = self._picture()
+        return self.seen
+
+    def _picture(self) -> Picture:
+        frame = Image.fromarray(_rendered(self.env))
+        page = Image.new("RGB", (frame.width, frame.height + CAPTION))
+        page.paste(frame, (0, CAPTION))
+        caption = f"{self.name}   {self.score(self.returns[-1]):.1f}"
+        font = ImageFont.load_default(18)
+        ImageDraw.Draw(page).text((10, CAPTION // 2), caption, fill="white", font=font, anchor="lm")
+        return np.asarray(page)
+
+
+def film(
+    agent: Agent,
+    task: Task,
+    scales: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Array]:
+    """Write ``episodes``, one after the other, of policies at their ``scales`` to an .mp4 or .gif; undiscounted returns by
+    policy (episodes,).
+
+    Episode i starts as the i-th environment of an ``Evaluator`` with that seed does. UserError as ``check_target``, and where
+    the environment cannot be rendered.
+    """
+    check_target(path)
+    headless()
+    check_renderable(task)
+    playing = player(agent, scales, seed, episodes)
+    make_env = env_factory(task, task.observation_keys, render_mode="rgb_array")
+    with ExitStack() as stack:
+        panels = []
+        for arm in playing.arms:
+            for i, name in enumerate(arm.names):
+                env = stack.enter_context(closing(make_env()))
+                panels.append(Panel(name, _alone(arm.act, playing.standardise, i, agent.device), env, task.score))
+        every, fps = pace(panels[0].env)
+        with _written(path, fps) as add:
+            for start in range(playing.seed, playing.seed + episodes):
+                for picture in played(panels, start, every, round(HOLD * fps)):
+                    add(picture)
+                    if advance is not None:
+                        advance(1)
+    return {panel.name: np.asarray(panel.returns) for panel in panels}
+
+
+def shown(agent: Agent, omegas: Sequence[float] | None = None) -> dict[str, list[float]]:
+    """What to film where nothing is said: behaviour, where there is such a policy, and the headline, at these scales if any."""
+    name = agent.headline.partition("@")[0]
+    scales = agent.scales(omegas) if omegas else {"behaviour": [], **chosen(agent, [agent.headline])}
+    return {key: scales[key] for key in ("behaviour", name) if key in scales and key in agent.arms()}
+
+
+def check_target(path: Path) -> None:
+    """UserError for a suffix other than .mp4 and .gif, and where what writes it is not installed."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"'{path}' does not end in {' or '.join(SUFFIXES)}, by which the format is chosen", key="--video")
+    if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise UserError("imageio-ffmpeg is not installed; pip install 'egd[video]', or write a .gif", key="--video")
+
+
+def headless() -> None:
+    """Without a display MuJoCo renders by EGL, unless ``MUJOCO_GL`` says how."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def check_renderable(task: Task) -> None:
+    """UserError where the task's environment has no pictures as arrays."""
+    with closing(env_factory(task, task.observation_keys)()) as env:
+        modes = env.metadata.get("render_modes") or []
+    if "rgb_array" not in modes:
+        has = f"of render modes it has {', '.join(modes)}, not rgb_array" if modes else "it has no render mode"
+        raise UserError(f"the environment of {task.name} cannot be filmed: {has}", key="--video")
+
+
+def pace(env: Env) -> tuple[int, float]:
+    """Film every so many steps, and so many pictures a second, for a film as fast as the environment's own time."""
+    fps = float(env.metadata.get("render_fps") or FPS)
+    every = max(1, int(np.ceil(fps / FPS)))
+    return every, fps / every
+
+
+def played(panels: Sequence[Panel], seed: int, every: int, hold: int) -> Iterator[Picture]:
+    """One episode of every panel, until the last is over; the last picture ``hold`` times."""
+    for panel in panels:
+        panel.reset(seed)
+    for step in count():
+        going = [panel for panel in panels if not panel.over]
+        if step % every == 0 or not going:
+            yield side_by_side(panels)
+        if not going:
+            break
+        for panel in going:
+            panel.step()
+    yield from [side_by_side(panels)] * hold
+
+
+def side_by_side(panels: Sequence[Panel]) -> Picture:
+    """Their pictures from left to right."""
+    return np.concatenate([panel.picture() for panel in panels], axis=1)
+
+
+def _rendered(env: Env) -> Picture:
+    try:
+        picture: Any = env.render()
+        return np.asarray(picture, dtype=np.uint8)
+    except Exception as error:  # each backend has its own way to fail
+        backend = os.environ.get("MUJOCO_GL")
+        tried = f"with MUJOCO_GL={backend}" if backend else "with MUJOCO_GL not set"
+        raise UserError(
+            f"the environment could not be rendered {tried} ({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
+            "try another backend: MUJOCO_GL=egl (a GPU, or Mesa's libEGL), osmesa (Mesa's libOSMesa), or glfw (a display)",
+            key="--video",
+        ) from error
+
+
+def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Callable[[Array], Array]:
+    """One of an arm's policies for one observation at a time."""
+    which = torch.tensor([scale], device=device)
+
+    def acting(observation: Array) -> Array:
+        state = torch.as_tensor(observation, dtype=torch.float32, device=device)[None]
+        action: Array = act(standardise(state), which)[0].cpu().numpy()
+        return action
+
+    return acting
+
+
+@contextmanager
+def _written(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
+    """What adds a picture to the film; there is no file where it was not finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    gif = path.suffix == ".gif"
+    settings: dict[str, Any] = {"loop": 0} if gif else {"macro_block_size": 2}
+    try:
+        writer: Any
+        with imageio.get_writer(scratch, fps=fps, **settings) as writer:
+            # a GIF is made in memory
+            yield lambda picture: writer.append_data(np.asarray(Image.fromarray(picture).reduce(2)) if gif else picture)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,284 @@
+"""Choosing without a simulator: estimates against closed forms, and the command on tiny runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECIPE
+from torch import Tensor
+from typer.testing import CliRunner
+
+from egd.errors import UserError
+from rl.config import CriticConfig
+from rl.fqe import fitted_q
+from rl.offline_score import (
+    Score,
+    cautious,
+    choose,
+    disagreement,
+    held_out,
+    neighbour_kl,
+    regret,
+    regularised,
+    spread,
+)
+from rl.transitions import Batch, OfflineData
+
+# -- the divergence -----------------------------------------------------------------------------------------------
+
+
+def normal(states: int, k: int, dim: int, generator: torch.Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    draws = std * torch.randn(states, k, dim, generator=generator)
+    draws[..., 0] += mean
+    return draws
+
+
+@pytest.mark.parametrize("dim", [1, 3, 24])
+@pytest.mark.parametrize("k", [4, 32])
+def test_the_behaviour_policy_does_not_diverge_from_itself(dim: int, k: int, generator: torch.Generator) -> None:
+    a, b = normal(2000, k, dim, generator), normal(2000, k - 1, dim, generator)
+    kl = neighbour_kl(a, b, spread(b), generator)
+    assert abs(kl.mean()) < 3.5 * kl.std() / 2000**0.5
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 1.0), (0.0, 0.5), (1.0, 0.7)])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_divergence_of_many_samples_is_that_of_gaussians(
+    dim: int, mean: float, std: float, generator: torch.Generator
+) -> None:
+    want = mean**2 / 2 + dim * (std**2 - 1 - 2 * math.log(std)) / 2
+    a, b = normal(100, 512, dim, generator, mean, std), normal(100, 511, dim, generator)
+    assert float(neighbour_kl(a, b, spread(b), generator).mean()) == pytest.approx(want, rel=0.1)
+
+
+def test_units_of_the_actions_do_not_matter(generator: torch.Generator) -> None:
+    a, b = normal(50, 16, 3, generator, 1.0), normal(50, 15, 3, generator)
+    scale = torch.tensor([1e-2, 1.0, 100.0])
+    kl = [neighbour_kl(s * a, s * b, spread(s * b), torch.Generator().manual_seed(1)) for s in (torch.ones(3), scale)]
+    torch.testing.assert_close(*kl, rtol=1e-3, atol=1e-3)
+
+
+def test_a_policy_without_spread_diverges_finitely_and_more_than_a_wide_one(generator: torch.Generator) -> None:
+    b = normal(50, 15, 2, generator)
+    point, wide = torch.zeros(50, 16, 2), normal(50, 16, 2, generator, std=0.5)
+    of_point, of_wide = (float(neighbour_kl(a, b, spread(b), generator).mean()) for a in (point, wide))
+    assert math.isfinite(of_point) and of_point > of_wide > 0
+    neighbour_kl(point, torch.zeros(50, 15, 2), spread(torch.zeros(50, 15, 2)), generator).isfinite().all()
+    with pytest.raises(ValueError, match="at least 2"):
+        neighbour_kl(b[:, :1], b, spread(b), generator)
+
+
+# -- the score ----------------------------------------------------------------------------------------------------
+
+BETA, CURVATURE, GOAL = 2.0, 1.0, torch.tensor([1.5, -0.5])
+
+
+def tilted(omega: float) -> tuple[float, Tensor]:
+    """Variance and mean of N(0, I) exp(omega beta Q), Q = -CURVATURE |a - GOAL|^2 / 2."""
+    precision = 1 + omega * BETA * CURVATURE
+    return 1 / precision, omega * BETA * CURVATURE * GOAL / precision
+
+
+def quadratic(a: Tensor) -> Tensor:
+    return -CURVATURE * (a - GOAL).square().sum(-1) / 2
+
+
+def objective(omega: float) -> float:
+    """E_pi Q - KL / beta - E_mu Q."""
+    var, mean = tilted(omega)
+    q = -CURVATURE * ((mean - GOAL).square().sum() + 2 * var) / 2
+    kl = (mean.square().sum() + 2 * (var - 1 - math.log(var))) / 2
+    return float(q - kl / BETA + CURVATURE * (GOAL.square().sum() + 2) / 2)
+
+
+def test_on_a_bandit_policies_rank_as_by_the_exact_objective(generator: torch.Generator) -> None:
+    omegas, n, k = (0.0, 0.1, 0.3, 1.0, 4.0, 10.0), 400, 64
+    reference = torch.randn(n, k - 1, 2, generator=generator)
+    base = quadratic(torch.randn(n, k, 2, generator=generator)).mean(1)
+    scores = {}
+    for omega in omegas:
+        var, mean = tilted(omega)
+        actions = mean + var**0.5 * torch.randn(n, k, 2, generator=generator)
+        kl = neighbour_kl(actions, reference, spread(reference), generator)
+        scores[f"guided@{omega:g}"] = regularised(quadratic(actions).mean(1) - base, kl, 1 / BETA)
+    exact = {f"guided@{omega:g}": objective(omega) for omega in omegas}
+    assert sorted(scores, key=lambda name: scores[name].score) == sorted(exact, key=lambda name: exact[name])
+    assert choose(scores) == "guided@1"
+    for name, score in scores.items():
+        assert score.score == pytest.approx(exact[name], abs=0.2), name
+    assert abs(scores["guided@0"].score) < 4 * scores["guided@0"].se
+
+
+def test_the_cautious_penalty_is_what_a_linear_error_makes_of_a_shift() -> None:
+    shift, slope = 1.7, 0.6  # e(a) = slope a, of spread 0.6 under N(0, 1), is exploited by N(shift, 1) to the full
+    kl = torch.full((10,), shift**2 / 2)
+    score = cautious(torch.full((10,), slope * shift), kl, slope)
+    assert score == Score(
+        pytest.approx(slope * shift), pytest.approx(shift**2 / 2), pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)
+    )
+    assert cautious(torch.ones(4), torch.tensor([-0.2, 0.1, -0.1, 0.0]), 5.0).score == 1.0  # noise around no divergence
+
+
+def test_disagreement_is_the_spread_of_independent_errors(generator: torch.Generator) -> None:
+    errors = 0.3 * torch.randn(2, 400, 64, generator=generator)
+    offsets, truth = torch.randn(2, 400, 1, generator=generator), 5 * torch.randn(400, 64, generator=generator)
+    assert disagreement(truth + offsets + errors) == pytest.approx(0.3, rel=0.02)
+    with pytest.raises(UserError, match="two members"):
+        disagreement(truth[None])
+
+
+def test_regret_is_counted_among_what_was_rolled_out() -> None:
+    found = regret({"a": 1.0, "b": 5.0, "c": None}, "c", "a")
+    assert found is not None
+    assert (found.best, found.best_score, found.of_choice, found.of_default) == ("b", 5.0, None, 4.0)
+    assert regret({"a": None}, "a", "a") is None
+
+
+def test_whole_stretches_are_held_out() -> None:
+    held = held_out(5000)
+    assert held.sum() == 500
+    assert (held[1:] != held[:-1]).sum() <= 20
+    assert held_out(30).any() and not held_out(30).all()
+
+
+# -- fitted Q evaluation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [0.0, 1.0])
+def test_fitted_q_is_the_value_of_the_given_policy(terminal: float, generator: torch.Generator) -> None:
+    """One state, reward a: Q(a) = a + gamma c / (1 - gamma) for the policy that always does c; a where episodes end."""
+    rows, gamma, c = 512, 0.8, 0.5
+    action = 2 * torch.rand(rows, 1, generator=generator) - 1
+    state = torch.zeros(rows, 1)
+    data = OfflineData(
+        Batch(state, action, action[:, 0], state, torch.full((rows,), terminal)),
+        state_mean=torch.zeros(1),
+        state_std=torch.ones(1),
+        action_low=-torch.ones(1),
+        action_high=torch.ones(1),
+        dataset_return=0.0,
+        episodes=1,
+    )
+    settings = CriticConfig(gamma=gamma, width=32, layers=2, lr=3e-3, batch=64, layer_norm=False)
+    policy = lambda states: torch.full((len(states), 1), c)  # noqa: E731
+    critic = fitted_q(data, torch.arange(rows), policy, settings, steps=600, generator=generator)
+    asked = torch.tensor([[-0.8], [0.0], [0.8]])
+    want = asked[:, 0] + (1 - terminal) * gamma * c / (1 - gamma)
+    torch.testing.assert_close(critic.q(torch.zeros(3, 1), asked).detach(), want, atol=0.1, rtol=0)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+METHODS = """
+methods:
+  aepo: {}
+  other: {guidance: {beta: 1}, variants: null}
+  cloned: {kind: bc, actor: {steps: 20}}
+  shifted: {kind: bc, actor: {steps: 20}, data: {reward_shift: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Path]:
+    """A folder of four methods' runs, one seed each."""
+    from egd import cli
+
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(RECIPE.replace("episodes: 2, envs: 2", "episodes: 1") + METHODS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(store))
+        patch.setenv("EGD_STORE", str(folder / "store"))
+        ran = CliRunner().invoke(cli.app, ["run", str(folder / "tiny.yaml"), "--out", str(folder / "out"), "--device", "cpu"])
+        assert ran.exit_code == 0, ran.output
+        yield folder / "out/egd-maze2d-umaze-v0"
+
+
+FEW = ("--states", 24, "--actions", 5)
+
+
+def test_select_judges_every_policy_of_a_run(egd: Any, runs: Path, tmp_path: Path) -> None:
+    result = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "new/select.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "new/select.json").read_text())
+    summary = json.loads((runs / "aepo/seed-0/summary.json").read_text())
+    rows = {row["policy"]: row for row in found["rows"]}
+    assert list(rows) == list(summary["policies"]) == ["behaviour", "guided@1", "literal@1", "literal@0.5"]
+    for name, row in rows.items():
+        assert row["simulated"] == summary["policies"][name]["mean"]
+        assert row["score"] == pytest.approx(row["value"] - row["kl"] / 3, abs=1e-5)  # the recipe's beta
+        assert row["chosen"] == (row["score"] == max(r["score"] for r in rows.values()))
+    assert rows["behaviour"]["value"] == 0
+    best = max(row["simulated"] for row in rows.values())
+    (chosen,) = [row for row in rows.values() if row["chosen"]]
+    assert found["regret"]["of_choice"] == best - chosen["simulated"]
+    assert found["regret"]["of_default"] == best - rows["guided@1"]["simulated"]
+    assert found["chosen"] == f"aepo {chosen['policy']}" and found["default"] == "aepo guided@1"
+    assert f"Chosen: {found['chosen']}" in result.output and "By the simulator" in result.output
+    again = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "again.json")
+    assert again.exit_code == 0 and json.loads((tmp_path / "again.json").read_text()) == found
+
+
+def test_select_at_other_scales_prices_and_judges(egd: Any, runs: Path, tmp_path: Path) -> None:
+    def judged(*arguments: Any) -> dict[str, Any]:
+        result = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "select.json", *arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / "select.json").read_text())
+
+    scales = judged("--omega", "0,2", "--beta", 10)
+    assert [row["policy"] for row in scales["rows"]] == ["behaviour", "guided@2", "literal@2"]
+    assert [row["simulated"] is None for row in scales["rows"]] == [False, True, True]
+    assert scales["regret"]["default_score"] is not None
+    assert scales["price"] == pytest.approx(0.1)
+    error = judged("--penalty", "error")
+    for row in error["rows"]:
+        assert row["score"] == pytest.approx(row["value"] - error["price"] * math.sqrt(2 * max(row["kl"], 0)), abs=1e-5)
+    fitted, plain = judged("--fqe", 20), judged()
+    assert [row["kl"] for row in fitted["rows"]] == [row["kl"] for row in plain["rows"]]
+    assert [row["value"] for row in fitted["rows"]] != [row["value"] for row in plain["rows"]]
+    assert fitted["rows"][0]["value"] == 0
+
+
+def test_select_among_several_runs(egd: Any, runs: Path, tmp_path: Path) -> None:
+    folders = [runs / name for name in ("aepo", "other", "cloned")]
+    result = egd("select", *folders, *FEW, "--json", tmp_path / "select.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "select.json").read_text())
+    assert {row["run"] for row in found["rows"]} == {"aepo", "other", "cloned"}
+    assert "differ in beta" in result.output and found["price"] == pytest.approx(1 / 3)
+    clone = next(row for row in found["rows"] if row["run"] == "cloned")
+    assert clone["policy"] == "policy" and clone["kl"] > 1  # it is deterministic
+    assert len(found["judges"]) == 2  # the clone has no critic
+
+
+@pytest.mark.parametrize(
+    ("folders", "arguments", "words"),
+    [
+        (["none"], [], ["no such folder", "none"]),
+        (["aepo"], ["--penalty", "k1"], ["--penalty", "k1", "kl"]),
+        (["aepo"], ["--penalty", "error", "--fqe", 5], ["--penalty", "--fqe"]),
+        (["aepo"], ["--beta", 0], ["--beta", "positive"]),
+        (["aepo"], ["--omega", "1;2"], ["--omega", "1;2"]),
+        (["cloned"], [], ["behaviour policy", "aepo"]),
+        (["aepo", "shifted"], [], ["data.reward_shift", "same data"]),
+    ],
+)
+def test_what_cannot_be_judged_is_said(
+    egd: Any, runs: Path, folders: list[str], arguments: list[Any], words: list[str]
+) -> None:
+    result = egd("select", *(runs / name for name in folders), *FEW, *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in words), result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((runs / "aepo/seed-0/config.yaml").read_text())
+    result = egd("select", tmp_path)
+    assert result.exit_code == 2 and "not finished" in result.output
+    assert "not used" in egd("select", tmp_path, runs / "aepo", *FEW).output
