@@ -102,7 +102,7 @@ def speed(
     rows: list[bench.Row] = []
     with user_errors(), Reporter(console).bar("measuring", len(chosen)) as bar:
         for row in bench.measure(chosen, setup, timing):
-            rows.append(row)
+            rows.append(report.rounded(row))  # so that table and files agree to the last figure
             bar.advance(1, f"{row.piece} {row.batch}: {row.ms:.3g} ms")
             if json is not None:  # after every piece: what is measured is kept
                 report.write_json(json, rows)

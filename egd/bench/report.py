@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,6 +18,7 @@ from egd.bench.energies import Curve, Row
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Item = TypeVar("Item", bound="DataclassInstance")
 HEADINGS = ("estimator", "error", "cosine", "SW2", "mean E", "NFE", "s")
 
 
@@ -131,8 +132,13 @@ def _line(columns: Sequence[str]) -> str:
 def write_json(path: Path, items: Sequence[DataclassInstance]) -> None:
     """A list of objects, one a line; None for what is not finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({k: _rounded(v) for k, v in asdict(item).items()}) for item in items]
+    lines = [json.dumps(asdict(rounded(item))) for item in items]
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def rounded(item: Item) -> Item:
+    """The same object with numbers of six figures."""
+    return replace(item, **{field.name: _rounded(getattr(item, field.name)) for field in fields(item)})
 
 
 def _rounded(value: Any) -> Any:

@@ -19,8 +19,8 @@ from egd.networks import EnergyMLP, NoiseMLP
 from egd.training import Fit, StepLearner
 from rl.agents.aepo import AEPO
 from rl.bench import plain, qgpo
-from rl.config import RunConfig
-from rl.data import Batch, OfflineData
+from rl.config import GuidedConfig
+from rl.transitions import Batch, OfflineData
 
 BETA, NU, SUPPORT, CONTRASTED = 3.0, 0.001, 32, 16
 SHAPES: dict[str, Tree] = {"recipe": {}, "qgpo": qgpo.SETTINGS}
@@ -62,14 +62,14 @@ class Lab:
         """Of everything."""
         return self.setup.device
 
-    def config(self, over: Mapping[str, Any]) -> RunConfig:
+    def config(self, over: Mapping[str, Any]) -> GuidedConfig:
         """The recipe: the library's, with the shapes asked for, ``--width``, ``over`` and ``--set``."""
         tree = merge(BASE, SHAPES[self.setup.shapes])
         tree = merge(tree, SMOKE) if self.setup.smoke else tree
         if self.setup.width is not None:
             tree = merge(tree, {"denoiser": {"width": self.setup.width}})
         tree = override(merge(merge(tree, {"device": self.device.type}), over), self.setup.settings)
-        config = validate(RunConfig, tree, "--set")
+        config = validate(GuidedConfig, tree, "--set")
         set_up(self.device, torch.get_num_threads(), config.precision)
         return config
 
@@ -80,7 +80,7 @@ class Lab:
             state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
             d = agent.config.denoiser
             network = qgpo.ScoreUNet(action, state, width=32 if self.setup.smoke else 512).to(self.device)
-            agent.noise_fit = Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+            agent.behaviour.fit = Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
         agent.calibration.update(self.generator())
         return agent
 
@@ -120,7 +120,7 @@ class Lab:
         """A noise model like the agent's."""
         state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
         d = agent.config.denoiser
-        if isinstance(agent.noise_fit.module, NoiseMLP):
+        if isinstance(agent.behaviour.fit.module, NoiseMLP):
             return NoiseMLP(action, state, width=d.width, blocks=d.blocks).to(self.device)
         return qgpo.ScoreUNet(action, state, width=32 if self.setup.smoke else 512).to(self.device)
 

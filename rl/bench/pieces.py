@@ -14,7 +14,6 @@ from torch import Tensor
 from egd.batched import BatchedLearner
 from egd.bench.speed import Case, Piece, Setup
 from egd.config import Tree
-from egd.objectives import CEP
 from egd.training import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.bench import plain, plain_acting
@@ -108,17 +107,30 @@ def step(lab: Lab, name: str, batch: int, over: Tree | None = None) -> Case:
 
 def _cep_step(lab: Lab, batch: int) -> Piece:
     note = f"a batch is of actions, {CONTRASTED} a state, drawn from the noise model at every step"
-    return Piece("energy_step_cep", batch, partial(step, lab, "energy_cep", batch), note=note)
+    return Piece("energy_step_cep", batch, partial(cep_drawing, lab, batch), note=note)
+
+
+def cep_drawing(lab: Lab, batch: int) -> Case:
+    """One update of CEP that draws its support."""
+    agent, generator = _agent(lab, batch), lab.generator()
+    learner = lab.learner(agent, PHASES["energy_cep"])
+    assert isinstance(learner, EnergyLearner)
+
+    def sample(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        states = agent.data.sample(n // CONTRASTED, generator).state
+        return agent.behaviour.actions(states, CONTRASTED, generator).flatten(0, 1), states.repeat_interleave(CONTRASTED, 0)
+
+    learner.sample = sample
+    return Case(lambda: learner.update(generator), _plain_step(lab, agent, "energy_cep", batch), dtype=_dtype(agent))
 
 
 def cep_cached(lab: Lab, batch: int) -> Case:
     """One update of CEP that need not draw its support."""
     agent, generator = _agent(lab, batch), lab.generator()
     learner, states = lab.learner(agent, PHASES["energy_cep"]), batch // CONTRASTED
-    assert isinstance(learner, EnergyLearner)
     drawn = torch.randn(states, CONTRASTED, _action(agent), generator=generator, device=lab.device).tanh()
-    energy = agent.energy(agent.config.arms["cep"].energy_scale)
-    learner.objective = CEP(energy, agent.schedule, lambda c, k: drawn, BETA, CONTRASTED)
+    assert agent.support is not None
+    agent.support.update(generator)
     e, critic = agent.config.energy_network, lab.plain_critic(agent, batch)
     network = lab.plain_energy_network(agent)
     by_hand = plain.PlainCEP(network, critic, lambda s, k: drawn, batch=batch, samples=CONTRASTED, lr=e.lr, beta=BETA)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.bench.plain import PlainIQL, marginal
+from rl.bench.plain import BETA_MAX, BETA_MIN, PlainIQL, marginal
 
 Bounds = tuple[Tensor, Tensor] | None
 Value = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ def sample(
     end: float = 1e-3,
 ) -> Tensor:
     """An action for each state (B, S) by DPM-Solver++(2M): (B, A)."""
-    times = torch.linspace(1.0, end, steps + 1, device=state.device)
+    times = uniform_in_log_snr(steps, end).to(state.device)
     x = torch.randn(len(state), action, device=state.device) * marginal(times[0])[1]
     previous, h_previous = torch.zeros_like(x), torch.zeros((), device=x.device)
     for i in range(steps):
@@ -52,6 +52,15 @@ def sample(
         x = sigma_next / sigma * x - alpha_next * torch.expm1(-h) * target
         previous, h_previous = x0, h
     return x
+
+
+def uniform_in_log_snr(steps: int, end: float) -> Tensor:
+    """``steps + 1`` times from 1 to ``end`` between which log(alpha / sigma) grows by equal amounts."""
+    alpha, sigma = marginal(torch.tensor([1.0, end], dtype=torch.float64))
+    first, last = torch.log(alpha / sigma)
+    log_alpha = -0.5 * torch.log1p(torch.exp(-2 * torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64)))
+    slope = BETA_MAX - BETA_MIN
+    return ((torch.sqrt(BETA_MIN**2 - 4 * slope * log_alpha) - BETA_MIN) / slope).float()
 
 
 def gradient(energy: Value, x: Tensor, t: Tensor) -> Tensor:
