@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from egd.components import Spec
 from egd.computing import Computing, Precision
-from egd.config import ComponentConfig, Strict
+from egd.config import ComponentConfig, Strict, Tree, merge
 from egd.denoisers import Prediction
 from egd.networks import ActivationName
 from egd.samplers import choose
 from egd.schedules import Spacing
 from egd.types import Sampler
-from rl.data import RewardScale
+from rl.tasks import RewardTransform, Task
+from rl.transitions import RewardScale
 
 
 class DataConfig(Strict):
@@ -25,11 +37,16 @@ class DataConfig(Strict):
     download: bool = True
     generator: ComponentConfig | None = None
     """Makes the (one) dataset when it is not there; see ``rl.generators``."""
-    reward_scale: RewardScale = 1.0
-    """A factor, or ``range``: 1000 / (largest - smallest return)."""
-    reward_shift: float = 0.0
-    """Added to the reward first (antmaze: -1)."""
+    reward_scale: RewardScale | Literal["task"] = "task"
+    """A factor; ``range``, 1000 / (largest - smallest return); or ``task``, that of the task's family."""
+    reward_shift: float | Literal["task"] = "task"
+    """Added to the reward first (antmaze: -1); ``task``, that of the task's family."""
     standardise_states: bool = True
+
+    def rewards(self, task: Task) -> RewardTransform:
+        """Of a task."""
+        scale = task.reward.scale if self.reward_scale == "task" else self.reward_scale
+        return RewardTransform(scale, task.reward.shift if self.reward_shift == "task" else self.reward_shift)
 
 
 class DenoiserConfig(Strict):
@@ -46,10 +63,14 @@ class DenoiserConfig(Strict):
 
 
 class CriticConfig(Strict):
-    """Implicit Q-learning."""
+    """Q and V, on the same networks whatever they are regressed on."""
 
-    name: Literal["iql"] = "iql"
+    kind: str = "iql"
+    """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Of that kind alone, as ISQL's ``beta``."""
     expectile: float = Field(default=0.7, gt=0, lt=1)
+    """tau of IQL (AEPO Eq. 27)."""
     gamma: float = Field(default=0.99, ge=0, lt=1)
     polyak: float = Field(default=0.005, gt=0, le=1)
     width: PositiveInt = 256
@@ -61,6 +82,21 @@ class CriticConfig(Strict):
     batch: PositiveInt = 256
     lr: PositiveFloat = 3e-4
     decay: bool = False
+
+
+class ActorConfig(Strict):
+    """A policy that is one network, without diffusion."""
+
+    kind: Literal["deterministic", "gaussian"] = "deterministic"
+    """tanh of a network; or a Gaussian around it, with one standard deviation for all states. Its mean acts."""
+    width: PositiveInt = 256
+    layers: PositiveInt = 3
+    activation: ActivationName = "relu"
+    layer_norm: bool = False
+    steps: NonNegativeInt = 1_000_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 3e-4
+    decay: bool = True
 
 
 class CalibrationConfig(Strict):
@@ -109,6 +145,19 @@ class GuidanceConfig(Strict):
     selection: Selection = "best"
     """Of the candidates: that of lowest energy; by softmax(-beta E); or by sequential Monte Carlo along the sampler, which
     corrects whatever the intermediate energy gets wrong."""
+    temperature: NonNegativeFloat = 1.0
+    """Standard deviation of the sampler's initial noise in units of the schedule's: below 1 actions gather where the density
+    is high, at 0 they are a function of the state. Low-temperature sampling of Decision Diffuser (arXiv:2211.15657)."""
+
+    @model_validator(mode="after")
+    def _particles_are_exact(self) -> GuidanceConfig:
+        if self.selection == "smc" and self.temperature != 1:
+            raise ValueError(f"selection 'smc' weighs samples of the prior: temperature {self.temperature:g} must be 1")
+        return self
+
+    def alters(self, omega: float) -> bool:
+        """Whether it is, at that scale, another policy than the behaviour policy."""
+        return omega > 0 or self.candidates > 1 or self.temperature != 1
 
 
 class SamplerConfig(Strict):
@@ -117,7 +166,7 @@ class SamplerConfig(Strict):
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "dpm_solver_pp_2m"
     steps: PositiveInt = 15
-    spacing: Spacing = "time"
+    spacing: Spacing = "log_snr"
     end: float = Field(default=1e-3, ge=0, lt=1)
 
     def chosen(self) -> Sampler:
@@ -137,12 +186,24 @@ class EvaluationConfig(Strict):
     """Processes that step the environments while actions are sampled; 0: the main process, in between. Changes no result."""
 
 
+class SupportConfig(Strict):
+    """Actions of the behaviour policy, drawn once for every state of the data, for what learns from them."""
+
+    actions: PositiveInt = 16
+    """K for each state."""
+    clip_x0: bool = False
+    """Keep the denoiser's x_0 within the range of the data's actions."""
+
+
 class RunConfig(Strict):
-    """One run: one task, one seed. ``config.yaml`` of a run folder holds exactly this."""
+    """What every run has: one task, one seed, whatever the kind of agent. ``config.yaml`` of a run folder holds the whole."""
 
     experiment: str
     task: str
-    method: str = "aepo"
+    kind: str = "aepo"
+    """The agent, of ``rl.agents``."""
+    method: str = ""
+    """What a table calls it: the name under ``methods``, or else its kind."""
     seed: NonNegativeInt = 0
     device: str = "cpu"
     threads: PositiveInt = 1
@@ -151,19 +212,59 @@ class RunConfig(Strict):
     """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
     compile: bool = False
     """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
-    training: Literal["phased", "joint"] = "phased"
     data: DataConfig = DataConfig()
-    schedule: ComponentConfig = ComponentConfig(name="vp_linear")
-    denoiser: DenoiserConfig = DenoiserConfig()
-    critic: CriticConfig = CriticConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
-    variants: dict[str, GuidanceConfig] = Field(default_factory=dict)
-    sampler: SamplerConfig = SamplerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_every: PositiveInt = 5000
     log_every: PositiveInt = 500
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        method = value.get("method") or value.get("kind") or cls.model_fields["kind"].default
+        return {**cls.completed(value), "method": method}
+
+    @classmethod
+    def completed(cls, tree: Mapping[str, Any]) -> Tree:
+        """The tree with what this kind of run has by default in sections that the library has other defaults for: a recipe that
+        says some of a section keeps the rest.
+        """
+        own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
+        said = {key: set_here for key, default in own.items() if (set_here := default.model_dump(exclude_unset=True))}
+        return dict(tree) | {
+            key: merge(set_here, tree.get(key, {})) for key, set_here in said.items() if isinstance(tree.get(key, {}), Mapping)
+        }
+
+    @property
+    def computing(self) -> Computing:
+        """``precision`` and ``compile``."""
+        return Computing(self.precision, self.compile)
+
+
+class DiffusionConfig(RunConfig):
+    """A run with a diffusion model of the behaviour policy."""
+
+    schedule: ComponentConfig = ComponentConfig(name="vp_linear")
+    denoiser: DenoiserConfig = DenoiserConfig()
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class ValuedConfig(DiffusionConfig):
+    """A run with a behaviour policy and a critic."""
+
+    critic: CriticConfig = CriticConfig()
+    support: SupportConfig = SupportConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+
+class GuidedConfig(ValuedConfig):
+    """A behaviour policy, a critic, and guidance by the one of samples of the other, in one way or in several."""
+
+    training: Literal["phased", "joint"] = "phased"
+    energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    variants: dict[str, GuidanceConfig] = Field(default_factory=dict)
 
     @field_validator("variants")
     @classmethod
@@ -171,11 +272,6 @@ class RunConfig(Strict):
         if taken := {"behaviour", "guided"} & set(value):
             raise ValueError(f"a variant cannot be called {taken.pop()}: that is a name of its own in the results")
         return value
-
-    @property
-    def computing(self) -> Computing:
-        """``precision`` and ``compile``."""
-        return Computing(self.precision, self.compile)
 
     @property
     def arms(self) -> dict[str, GuidanceConfig]:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from egd.computing import compiled, quick_products
-from egd.config import read_yaml, validate
+from egd.config import read_yaml
 from egd.errors import UserError, nearest
 from egd.planning import pick_device
 from egd.runs import RunFolder
-from rl.agents.aepo import AEPO
-from rl.config import RunConfig
+from rl.agents.base import Agent
 from rl.export import onnx_runtime
-from rl.loading import restore
+from rl.loading import read_config, restore
 from rl.policies import GivenNoise
 from rl.tracing import Folding, trace
 
@@ -34,46 +33,50 @@ Observation = TypeVar("Observation", Tensor, "np.ndarray[Any, Any]")
 class PolicyModule(nn.Module):
     """One arm of a trained agent as a function of tensors: the code that evaluates it, with its noise given from outside.
 
-    ``arm`` is ``guided``, a variant or ``behaviour``; ``omega`` its guidance scale, the recipe's unless given. ``draws`` (M)
+    ``arm`` is one of the agent's, the headline's unless given (``guided``, a variant, ``behaviour``; ``policy`` of an agent
+    without guidance); ``omega`` its guidance scale, the recipe's unless given. ``draws`` (M)
     is how many normal draws a state takes: one for each action it samples (``candidates``), and one for each support sample.
     UserError for an arm that does not exist, a negative scale, or an arm that draws random numbers of another kind.
     """
 
-    def __init__(self, agent: AEPO, arm: str = "guided", omega: float | None = None) -> None:
+    def __init__(self, agent: Agent, arm: str | None = None, omega: float | None = None) -> None:
         super().__init__()
-        self.arm, self.omega = arm, _scale(agent, arm, omega)
+        self.arm = agent.headline.partition("@")[0] if arm is None else arm
+        self.omega = _scale(agent, self.arm, omega)
         self._agent = (agent,)  # in a tuple, as it is no module
-        self.networks = nn.ModuleDict({**agent.modules(), **{f"energy_{k}": e.fit.model for k, e in agent.energies.items()}})
+        self.networks = nn.ModuleDict(agent.modules())
         self.observations, self.actions = len(agent.data.state_mean), len(agent.data.action_low)
+        self.entries = agent.entries
         self.draws = self._draws()
 
     @property
-    def agent(self) -> AEPO:
+    def agent(self) -> Agent:
         """Whose arm it is."""
         return self._agent[0]
 
     @torch.no_grad()
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Observations (N, S) as the environment gives them, standard normal noise (N, M, A) -> actions (N, A), within the
-        range of the data's."""
+        """Observations (N, S) as the environment gives them, standard normal noise (N, M, E) -> actions (N, A), within the
+        range of the data's. E is the agent's ``entries``: A, but for plans."""
         return self._act(observation, GivenNoise(noise)).clamp(self.agent.data.action_low, self.agent.data.action_high)
 
     def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
-        act = self.agent.policy(self.arm, [self.omega], noise)
+        scales = [] if self.agent.arms()[self.arm] is None else [self.omega]
+        act = self.agent.policy(self.arm, scales, noise)
         which = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
         return act(self.agent.data.standardise(observation), which)
 
     @torch.no_grad()
     def _draws(self) -> int:
         device = self.agent.device
-        endless = GivenNoise(torch.zeros(1, 1, self.actions, device=device).expand(1, 1_000_000_000, self.actions))
+        endless = GivenNoise(torch.zeros(1, 1, self.entries, device=device).expand(1, 1_000_000_000, self.entries))
         with _naming(self.arm), Folding():
             self._act(torch.zeros(1, self.observations, device=device), endless)
         return endless.used
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
         """Zeros in the shapes of the inputs, by name, for a batch of that size."""
-        shapes = {"observation": (batch, self.observations), "noise": (batch, self.draws, self.actions)}
+        shapes = {"observation": (batch, self.observations), "noise": (batch, self.draws, self.entries)}
         return {name: torch.zeros(shape, device=self.agent.device) for name, shape in shapes.items()}
 
     def graph(self, batch: int, decompositions: Mapping[Any, Any] | None = None) -> fx.GraphModule:
@@ -89,24 +92,25 @@ def _naming(arm: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        remedy = "take another arm; AEPO.policy runs every one as it is"
+        remedy = "take another arm; the agent's policy() runs every one as it is"
         raise UserError(f"arm '{arm}' cannot be one graph: {error}; {remedy}", key="--arm") from error
 
 
-def _scale(agent: AEPO, arm: str, omega: float | None) -> float:
-    arms = agent.config.arms
-    if arm == "behaviour":
-        if omega:
-            raise UserError("the behaviour policy has no guidance scale; leave it out, or choose another arm", key="--omega")
-        return 0.0
+def _scale(agent: Agent, arm: str, omega: float | None) -> float:
+    arms = agent.arms()
     if arm not in arms:
-        raise UserError(f"the run has no arm '{arm}'; {nearest(arm, ['behaviour', *arms])}", key="--arm")
+        raise UserError(f"the run has no arm '{arm}'; {nearest(arm, arms)}", key="--arm")
+    own = arms[arm]
+    if own is None:
+        if omega:
+            raise UserError(f"'{arm}' has no guidance scale; leave it out, or choose another arm", key="--omega")
+        return 0.0
     if omega is not None and not 0 <= omega < math.inf:
         raise UserError(f"{omega:g} is no guidance scale: it is finite and not negative", key="--omega")
-    return arms[arm].omega if omega is None else omega
+    return own if omega is None else omega
 
 
-def load_module(run: Path | str, arm: str = "guided", omega: float | None = None, device: str = "cpu") -> PolicyModule:
+def load_module(run: Path | str, arm: str | None = None, omega: float | None = None, device: str = "cpu") -> PolicyModule:
     """An arm of a complete run, from its folder OUT/<task>/seed-<n>; its data set must be at hand. UserError where the folder
     is none or the run is not complete, and as ``PolicyModule``.
     """
@@ -119,7 +123,7 @@ def load_module(run: Path | str, arm: str = "guided", omega: float | None = None
     if folder.read_summary() is None:
         raise UserError(f"{run} is not complete; finish it with egd run --resume")
     chosen = torch.device(pick_device(device))
-    config = validate(RunConfig, tree, str(folder.config)).model_copy(update={"device": chosen.type})
+    config = read_config(folder).model_copy(update={"device": chosen.type})
     agent, _ = restore(config, folder, chosen)
     return PolicyModule(agent, arm, omega)
 
@@ -146,7 +150,7 @@ class Policy:
     def load(
         cls,
         run: Path | str,
-        arm: str = "guided",
+        arm: str | None = None,
         omega: float | None = None,
         device: str = "cpu",
         compile: Compile = False,
@@ -166,15 +170,15 @@ class Policy:
                 self._ready[size] = self._prepare(size)
 
     def noise(self, batch: int) -> Tensor:
-        """Fresh noise for so many states, (N, M, A)."""
-        shape = (batch, self.module.draws, self.module.actions)
+        """Fresh noise for so many states, (N, M, E)."""
+        shape = (batch, self.module.draws, self.module.entries)
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     @torch.no_grad()
     def __call__(self, observation: Observation, noise: Tensor | None = None) -> Observation:
         """(S,) or (N, S) -> (A,) or (N, A), a float32 array for an array and a tensor for a tensor.
 
-        ``noise`` (N, M, A), or (M, A), in place of fresh noise makes the action repeatable. ValueError for other shapes.
+        ``noise`` (N, M, E), or (M, E), in place of fresh noise makes the action repeatable. ValueError for other shapes.
         """
         given = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         rows = given if given.ndim == 2 else given[None]
@@ -182,7 +186,7 @@ class Policy:
             raise ValueError(
                 f"observations are ({self.module.observations},) or (N, {self.module.observations}), got {tuple(given.shape)}"
             )
-        fresh = self.noise(len(rows)) if noise is None else noise.reshape(len(rows), self.module.draws, self.module.actions)
+        fresh = self.noise(len(rows)) if noise is None else noise.reshape(len(rows), self.module.draws, self.module.entries)
         self.warm_up(len(rows))
         pieces = zip(torch.split(rows, SIZES[-1]), torch.split(fresh, SIZES[-1]), strict=True)
         actions = torch.cat([self._act(*piece) for piece in pieces]).reshape(*given.shape[:-1], -1)

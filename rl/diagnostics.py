@@ -4,18 +4,21 @@ model stay on support?
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from egd.denoisers import at_unit_scale, diffuse, random_times
 from egd.posteriors.moments import KINDS
 from egd.tensors import norm, value_and_grad
-from rl.agents.aepo import AEPO
+
+if TYPE_CHECKING:
+    from rl.agents.guided import GuidedAgent
+    from rl.agents.valued import ValuedAgent
 
 
-def diagnose(agent: AEPO, generator: torch.Generator, *, states: int = 512, candidates: int = 16) -> dict[str, Any]:
-    """Numbers for ``summary.json``; every entry is explained in docs/diagnostics.md."""
+def of_values(agent: ValuedAgent, generator: torch.Generator, *, states: int = 512, candidates: int = 16) -> dict[str, Any]:
+    """Numbers for ``summary.json`` about critic and behaviour policy; every entry is explained in docs/diagnostics.md."""
     return {
         "critic": _critic(agent, generator, states),
         "posterior_clamped_share": {
@@ -24,11 +27,16 @@ def diagnose(agent: AEPO, generator: torch.Generator, *, states: int = 512, cand
             for kind in KINDS
         },
         "behaviour": _behaviour(agent, generator, states, candidates),
-        "targets": {name: _targets(agent, name, generator, states) for name in agent.energies},
     }
 
 
-def _critic(agent: AEPO, generator: torch.Generator, states: int) -> dict[str, float]:
+def diagnose(agent: GuidedAgent, generator: torch.Generator, *, states: int = 512) -> dict[str, Any]:
+    """The same, and the energy networks' targets."""
+    values = of_values(agent, generator, states=states)
+    return {**values, "targets": {name: _targets(agent, name, generator, states) for name in agent.energies}}
+
+
+def _critic(agent: ValuedAgent, generator: torch.Generator, states: int) -> dict[str, float]:
     """Spread of the advantage against what its gradient, taken at face value over the spread of the actions, would make
     of it.
     """
@@ -44,7 +52,7 @@ def _critic(agent: AEPO, generator: torch.Generator, states: int) -> dict[str, f
 
 
 @torch.no_grad()
-def _behaviour(agent: AEPO, generator: torch.Generator, states: int, k: int) -> dict[str, float]:
+def _behaviour(agent: ValuedAgent, generator: torch.Generator, states: int, k: int) -> dict[str, float]:
     """Samples of the behaviour model against the data's own action in the same state."""
     batch = agent.data.sample(states, generator)
     tiled = batch.state.repeat_interleave(k, 0)
@@ -65,7 +73,7 @@ def _behaviour(agent: AEPO, generator: torch.Generator, states: int, k: int) -> 
     }
 
 
-def _targets(agent: AEPO, name: str, generator: torch.Generator, states: int) -> dict[str, float]:
+def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: int) -> dict[str, float]:
     """Spread of an energy network's targets at low and high noise, beside beta times the advantage's."""
     learner = agent.energies[name]
     batch = agent.data.sample(states, generator)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from egd.errors import UserError, nearest
 from egd.phases import seed_of
-from rl.agents.aepo import AEPO
-from rl.config import GuidanceConfig, RunConfig
+from rl.agents.base import Agent
 from rl.envs import env_factory
 from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
 from rl.tasks import Task
@@ -17,9 +18,9 @@ from rl.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Rolls out the behaviour policy and every arm at its guidance scales, all at once."""
+    """Rolls out policies of an agent at their guidance scales, all at once."""
 
-    agent: AEPO
+    agent: Agent
     task: Task
 
     def run(
@@ -31,7 +32,7 @@ class Evaluator:
         advance: Callable[[int, str], None] | None = None,
         paths: int = 0,
     ) -> Rollouts:
-        """Returns by arm: 'behaviour' and '<arm>@<omega>'. The seed is not the training's."""
+        """Returns by policy, ``name`` or ``name@scale``. The seed is not the training's."""
         (result,) = evaluate_together(
             [self.agent], self.task, [omegas], episodes=episodes, seeds=[seed], advance=advance, paths=paths
         )
@@ -39,7 +40,7 @@ class Evaluator:
 
 
 def evaluate_together(
-    agents: Sequence[AEPO],
+    agents: Sequence[Agent],
     task: Task,
     omegas: Sequence[Mapping[str, Sequence[float]]],
     *,
@@ -63,32 +64,51 @@ def evaluate_together(
     )
 
 
-def player(agent: AEPO, omegas: Mapping[str, Sequence[float]], seed: int, episodes: int) -> Player:
-    """The agent's behaviour policy and its arms at these scales, with random numbers of their own."""
+def player(agent: Agent, omegas: Mapping[str, Sequence[float]], seed: int, episodes: int) -> Player:
+    """The agent's policies at these scales, with random numbers of their own."""
 
     def own(name: str) -> torch.Generator:
         """An arm's random numbers do not depend on which others are there."""
         return torch.Generator(agent.device).manual_seed(seed_of(seed, f"evaluation/{name}"))
 
-    arms = [Arm(["behaviour"], agent.policy("behaviour", [], own("behaviour")))]
-    for name, scales in omegas.items():
-        arms.append(Arm([f"{name}@{omega:g}" for omega in scales], agent.policy(name, scales, own(name))))
+    arms = [Arm(names(name, scales), agent.policy(name, scales, own(name))) for name, scales in omegas.items()]
     return Player(arms, agent.data.standardise, episodes, agent.config.evaluation.envs, 10_000 + 1000 * seed)
 
 
-def scales(config: RunConfig, only: Sequence[float] | None = None) -> dict[str, list[float]]:
-    """The guidance scales of every arm: its own and its further ones, or ``only``. Without 0: that is the behaviour policy,
-    unless the arm also selects among candidates.
+def names(name: str, scales: Sequence[float]) -> list[str]:
+    """``name@scale`` for every scale; the name itself where there is none."""
+    return [f"{name}@{scale:g}" for scale in scales] or [name]
+
+
+def chosen(agent: Agent, policies: Sequence[str]) -> dict[str, list[float]]:
+    """The scales of policies given as ``name@scale``, or as ``name``: at its own, where it has one. UserError for one that the
+    agent does not have.
     """
+    scales: dict[str, list[float]] = {}
+    for policy in policies:
+        name, at, scale = policy.partition("@")
+        arms = agent.arms()
+        if name not in arms:
+            raise UserError(f"the run has no policy '{name}'; {nearest(name, arms)}", key="--policy")
+        if arms[name] is None and at:
+            raise UserError(f"'{name}' has no guidance scale; leave '@{scale}' out", key="--policy")
+        found = scales.setdefault(name, [])
+        if arms[name] is not None:
+            found.append(_scale(policy, scale) if at else float(arms[name] or 0))
+    return {name: list(dict.fromkeys(found)) for name, found in scales.items()}
 
-    def wanted(g: GuidanceConfig) -> list[float]:
-        omegas = [g.omega, *g.omegas] if only is None else only
-        return list(dict.fromkeys(omega for omega in omegas if omega > 0 or g.candidates > 1))
 
-    return {name: found for name, g in config.arms.items() if (found := wanted(g))}
+def _scale(policy: str, text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 <= scale < math.inf:
+        raise UserError(f"'{policy}': a guidance scale is a number that is not negative, as in guided@1.5", key="--policy")
+    return scale
 
 
-def environments(config: RunConfig) -> int:
-    """How many environments an evaluation of a run has at a time."""
-    n, _ = quota(config.evaluation.episodes, config.evaluation.envs)
-    return n * (1 + sum(map(len, scales(config).values())))
+def environments(agent: Agent) -> int:
+    """How many environments an evaluation of it has at a time."""
+    n, _ = quota(agent.config.evaluation.episodes, agent.config.evaluation.envs)
+    return n * sum(max(1, len(scales)) for scales in agent.scales().values())

@@ -62,6 +62,7 @@ def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
     config = module.agent.config
     return {
         "task": config.task,
+        "kind": config.kind,
         "method": config.method,
         "seed": config.seed,
         "arm": module.arm,

@@ -13,7 +13,9 @@ from egd.cli import console, user_errors
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a complete run: OUT/<task>/seed-<n>.")],
     to: Annotated[Path, typer.Option("--to", help="The file to write: FILE.pt2 (torch.export) or FILE.onnx.")],
-    arm: Annotated[str, typer.Option(help="guided, a variant of the recipe, or behaviour.")] = "guided",
+    arm: Annotated[
+        str | None, typer.Option(help="guided, a variant of the recipe, behaviour, or policy; the headline's by default.")
+    ] = None,
     omega: Annotated[float | None, typer.Option(help="Guidance scale; the recipe's by default.")] = None,
     batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 
 import rl.maze2d
 from egd.posteriors.moments import KINDS
-from rl.agents.aepo import AEPO
+from rl.evaluation import Rollouts
+from rl.results import by_scale, statistics
+from rl.tasks import Task
+
+if TYPE_CHECKING:
+    from rl.agents.guided import GuidedAgent
+    from rl.agents.valued import ValuedAgent
 
 Array = np.ndarray[Any, Any]
 LABELS = {"posterior1": "Posterior 1 (Eq. 22)", "posterior2": "Posterior 2 (Eq. 24)", "residual": "residual (Eq. 42)"}
@@ -27,7 +33,36 @@ def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: boo
     return figure, list(axes)
 
 
-def posterior_figure(agent: AEPO, path: Path, title: str) -> None:
+def draw(agent: GuidedAgent, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+    """Those of a guided agent's run."""
+    posterior_figure(agent, folder / "posterior_variance.png", title)
+    policies = {name: statistics(task, returns) for name, returns in rollouts.returns.items()}
+    omega_figure(
+        {arm: by_scale(policies, arm) for arm in agent.config.arms}, policies["behaviour"], folder / "omega.png", title
+    )
+    if task.family == "maze2d":
+        arms = {agent.own(name): f"{name} ({arm.energy.name})" for name, arm in agent.config.arms.items()}
+        named = {"behaviour": "behaviour", **{key: name for key, name in arms.items() if key != "behaviour"}}
+        _draw_paths(agent, folder, task, rollouts, named)
+
+
+def draw_valued(agent: ValuedAgent, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+    """Those of a run without guidance."""
+    posterior_figure(agent, folder / "posterior_variance.png", title)
+    if task.family == "maze2d":
+        _draw_paths(agent, folder, task, rollouts, {name: name for name in rollouts.returns})
+
+
+def _draw_paths(agent: ValuedAgent, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]) -> None:
+    """Of the policies that have any, under these names."""
+    chosen = {key: name for key, name in named.items() if key in rollouts.paths}
+    paths = {key: [np.array(walk) for walk in rollouts.paths[key] if walk] for key in chosen}
+    scores = {key: statistics(task, rollouts.returns[key])["mean"] for key in chosen}
+    titles = {key: f"{name}: score {scores[key]:.1f}" for key, name in chosen.items()}
+    maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
+
+
+def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
     """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the
     range, logarithmic beyond.
     """
@@ -68,7 +103,7 @@ def omega_figure(
 
 @torch.no_grad()
 def maze_figure(
-    agent: AEPO, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
+    agent: ValuedAgent, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
 ) -> None:
     """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
@@ -92,7 +127,7 @@ def maze_figure(
     figure.savefig(path, dpi=150)
 
 
-def _value_map(agent: AEPO, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20) -> Array:
+def _value_map(agent: ValuedAgent, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20) -> Array:
     """V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
     xs = (np.arange(2 * half_x * resolution) + 0.5) / resolution - half_x
     ys = (np.arange(2 * half_y * resolution) + 0.5) / resolution - half_y

@@ -14,10 +14,11 @@ from egd.experiments import Row
 from egd.many import RunsFailed, in_cell, kept, runs_label
 from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
 from egd.progress import Reporter
-from rl.agents import AGENTS
+from egd.store import Store, key_of
+from rl.agents import agent_class
 from rl.envs import check_env
 from rl.evaluation import Rollouts
-from rl.evaluator import environments, evaluate_together, scales
+from rl.evaluator import environments, evaluate_together
 from rl.loading import load_data
 from rl.results import rows
 from rl.run import Planned, Run
@@ -26,6 +27,7 @@ PATHS = 8  # paths kept for the maze figure
 ENVIRONMENTS = 1000  # in one evaluation of several runs, as a simulator takes up to 10 MB
 
 Failures = dict[str, Exception]
+Started = tuple[Run, Phase]
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class OfflineJob:
 
     planned: list[Planned]
     resume: bool
+    store: Store | None = None
+    """Of finished phases; None to train all anew."""
 
     @property
     def label(self) -> str:
         """For people."""
         each = [(p.cell, p.config.seed) for p in self.planned]
-        return runs_label(self.planned[0].config.task, each)
+        return runs_label(self.planned[0].title, each)
 
     @property
     def runs(self) -> int:
@@ -69,7 +73,7 @@ class OfflineJob:
         runs = self._prepare(todo, reporter)
         for phases in zip(*(run.phases() for run in runs), strict=True):
             going = [(run, phase) for run, phase in zip(runs, phases, strict=True) if run.label not in failures]
-            _train(going, failures, reporter)
+            self._train(going, failures, reporter)
         warnings: dict[str, list[str]] = {}
         for together in _passes([run for run in runs if run.label not in failures]):
             for run, result in _evaluate(together, failures, reporter):
@@ -80,6 +84,26 @@ class OfflineJob:
             which = first + (f" and {len(more)} more" if more else "")
             reporter.console.print(f"[yellow]{escape(which)}, {warning}[/]", soft_wrap=True)
 
+    def _train(self, going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
+        """One phase of all runs, by what is in the store where that has it. Runs that need the same train it once."""
+        firsts = list({key_of(phase.made_of or run.label): (run, phase) for run, phase in reversed(going)}.values())
+        for together in (firsts, [pair for pair in going if pair not in firsts]) if self.store else (going,):
+            self._take(together)
+            _train(together, failures, reporter)
+            self._put([pair for pair in together if pair[0].label not in failures])
+        if count := sum(phase.name in run.reused for run, phase in going):
+            reporter.console.print(f"{going[0][1].name}: {count} of {len(going)} trained before", style="dim", highlight=False)
+
+    def _take(self, pairs: Sequence[Started]) -> None:
+        for run, phase in pairs:
+            if self.store is not None and (key := self.store.take(phase, run.planned.folder)):
+                run.reused[phase.name] = key
+
+    def _put(self, pairs: Sequence[Started]) -> None:
+        for run, phase in pairs:
+            if self.store is not None:
+                self.store.put(phase, run.planned.folder)
+
     def _prepare(self, todo: Sequence[Planned], reporter: Reporter) -> list[Run]:
         """Data and fresh agents."""
         started = time.perf_counter()
@@ -87,7 +111,7 @@ class OfflineJob:
         device = torch.device(config.device)
         data, task = load_data(config, device, reporter)
         check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
-        runs = [Run(AGENTS[config.method](planned.config, data, device), planned, task) for planned in todo]
+        runs = [Run(agent_class(config.kind)(planned.config, data, device), planned, task) for planned in todo]
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
             run.seconds["data"] = seconds
@@ -101,8 +125,7 @@ def _open(planned: Planned, resume: bool) -> None:
         folder.truncate_metrics(restored_metrics_size(folder))
 
 
-def _train(going: Sequence[tuple[Run, Phase]], failures: Failures, reporter: Reporter) -> None:
-    """One phase of all runs."""
+def _train(going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
     if not going:
         return
     agent = going[0][0].agent
@@ -121,13 +144,13 @@ def _passes(runs: Sequence[Run]) -> list[list[Run]]:
     passes: list[list[Run]] = []
     room = 0
     for run in sorted(runs, key=lambda run: run.config.evaluation.episodes):
-        room -= environments(run.config)
+        room -= environments(run.agent)
         alike = passes and passes[-1][0].config.evaluation.episodes == run.config.evaluation.episodes
         if alike and room >= 0:
             passes[-1].append(run)
         else:
             passes.append([run])
-            room = ENVIRONMENTS - environments(run.config)
+            room = ENVIRONMENTS - environments(run.agent)
     return passes
 
 
@@ -144,14 +167,14 @@ def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> li
 
 def _rollouts(runs: Sequence[Run], reporter: Reporter) -> list[Rollouts]:
     started, episodes = time.perf_counter(), runs[0].config.evaluation.episodes
-    omegas = [scales(run.config) for run in runs]
-    total = episodes * sum(1 + sum(map(len, own.values())) for own in omegas)
+    scales = [run.agent.scales() for run in runs]
+    total = episodes * sum(max(1, len(found)) for own in scales for found in own.values())
     title = "evaluation" if len(runs) == 1 else f"evaluation, {len(runs)} runs"
     with reporter.bar(title, total) as bar:
         results = evaluate_together(
             [run.agent for run in runs],
             runs[0].task,
-            omegas,
+            scales,
             episodes=episodes,
             seeds=[run.config.seed for run in runs],
             advance=bar.advance,

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from egd.components import Registry, build
+from egd.config import read_yaml
 from egd.errors import UserError
 from egd.phases import Phase, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
-from rl.agents import AGENTS
-from rl.agents.aepo import AEPO
+from rl.agents import agent_class
+from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.data import Episodes, OfflineData, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.data import Episodes, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.generators import make
+from rl.recipe import typed
 from rl.tasks import Task, find_task
-
-GENERATORS = Registry("generator", "rl.generators")
-GENERATOR_PARTS = {"dataset_id", "progress"}
+from rl.transitions import OfflineData
 
 
 def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter | None = None) -> tuple[OfflineData, Task]:
@@ -34,34 +34,42 @@ def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter 
 
 def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> None:
     generator = config.data.generator
-    if generator is None or is_local(names[0]):
-        return
-    steps = int(generator.spec.settings.get("steps", 100_000))
-    with reporter.bar(f"make {names[0]}", steps) as bar:
-        parts = {"dataset_id": names[0], "progress": lambda done: bar.advance(done - bar.done)}
-        build(GENERATORS, generator.spec, parts, "data.generator")
+    if generator is not None and not is_local(names[0]):
+        make(names[0], generator.spec, reporter, "data.generator")
 
 
 def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.device | str) -> OfflineData:
-    d = config.data
+    d, rewards = config.data, config.data.rewards(task)
     return to_offline_data(
         episodes,
         window_return(episodes, task.max_steps, task.goal_reward),
-        scale=d.reward_scale,
-        shift=d.reward_shift,
+        scale=rewards.scale,
+        shift=rewards.shift,
         standardise=d.standardise_states,
         device=device,
     )
 
 
-def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[AEPO, Task]:
+def read_config(folder: RunFolder) -> RunConfig:
+    """The configuration of a run. UserError where it is none of this version's."""
+    return typed(read_yaml(folder.config), str(folder.config))
+
+
+def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[Agent, Task]:
     """The agent of a run with the weights of its checkpoints, and its task. UserError where a checkpoint is missing."""
     reporter = reporter or Reporter()
     data, task = load_data(config, device, reporter)
-    agent = AGENTS[config.method](config, data, device)
+    return restored(config, folder, data, device, reporter), task
+
+
+def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device, reporter: Reporter) -> Agent:
+    """The same where the data are at hand."""
+    agent = agent_class(config.kind)(config, data, device)
     for phase in agent.phases():
+        if getattr(phase.learner, "training_only", False):
+            continue
         if not folder.checkpoint(phase.name).exists():
             raise UserError(f"{folder.path} has no checkpoint of its phase '{phase.name}'; finish it with egd run --resume")
         trained = Phase(phase.name, 0, phase.learner)
         run_phase(trained, folder, reporter, seed=config.seed, device=device, checkpoint_every=1, log_every=1)
-    return agent, task
+    return agent

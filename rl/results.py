@@ -23,23 +23,24 @@ def statistics(task: Task, returns: Any) -> dict[str, Any]:
     }
 
 
-def split_by_omega(task: Task, returns: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+def by_scale(policies: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
     """omega -> statistics of one arm."""
     head = f"{name}@"
-    return {key.removeprefix(head): statistics(task, r) for key, r in returns.items() if key.startswith(head)}
+    return {key.removeprefix(head): s for key, s in policies.items() if key.startswith(head)}
 
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The results table: one row for behaviour, one for every arm and guidance scale."""
-    first = {"task": summary["task"], "seed": str(summary["seed"]), "data": f"{summary['dataset_score']:.1f}"}
-
-    def row(name: str, omega: str, s: Mapping[str, Any]) -> Row:
-        error = s["std"] / s["episodes"] ** 0.5
-        score = f"{s['mean']:.1f} ± {error:.1f}"
-        return {**first, "policy": name, "omega": omega, "score ± s.e.": score, "n": str(s["episodes"])}
-
-    result = [row("behaviour", "0", summary["behaviour"])]
-    result += [row("guided", omega, s) for omega, s in summary["guided_by_omega"].items()]
-    for name, variant in summary["variants"].items():
-        result += [row(name, omega, s) for omega, s in variant["guided_by_omega"].items()]
-    return result
+    """The results table: one row for every policy and guidance scale."""
+    return [
+        {
+            "task": summary["task"],
+            "method": summary["method"],
+            "seed": str(summary["seed"]),
+            "data": f"{summary['dataset_score']:.1f}",
+            "policy": key.partition("@")[0],
+            "omega": key.partition("@")[2] or ("0" if key == "behaviour" else "-"),
+            "score ± s.e.": f"{s['mean']:.1f} ± {s['std'] / s['episodes'] ** 0.5:.1f}",
+            "n": str(s["episodes"]),
+        }
+        for key, s in summary["policies"].items()
+    ]

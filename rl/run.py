@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from egd.many import Cell, run_label
 from egd.phases import Phase, seed_of
 from egd.runs import RunFolder
-from rl import figures
-from rl.agents.aepo import AEPO, component_parts
+from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.diagnostics import diagnose
 from rl.evaluation import Rollouts
 from rl.evaluator import Evaluator
-from rl.results import split_by_omega, statistics
+from rl.results import statistics
 from rl.tasks import Task
+
+CALLS = 11  # of a policy, to say what one takes
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,31 @@ class Planned:
     config: RunConfig
     folder: RunFolder
     cell: Cell = field(default_factory=dict)
+    method: str = ""
+    """Its name in a recipe of several."""
+
+    @property
+    def title(self) -> str:
+        """Its task, and its method where the recipe has several."""
+        return f"{self.config.task} {self.method}".strip()
 
     @property
     def label(self) -> str:
         """For people."""
-        return run_label(self.config.task, self.cell, self.config.seed)
+        return run_label(self.title, self.cell, self.config.seed)
 
 
 @dataclass(frozen=True)
 class Run:
     """One run in training and evaluation."""
 
-    agent: AEPO
+    agent: Agent
     planned: Planned
     task: Task
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    reused: dict[str, str] = field(default_factory=dict)
+    """Phases that were taken from the store, and their keys there."""
 
     @property
     def config(self) -> RunConfig:
@@ -65,83 +75,68 @@ class Run:
         if not every:
             return phases
         last = last_phase(phases)
-        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every)
+        made = None if last.made_of is None else {"evaluated": self._evaluated(), "after": last.made_of}
+        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every, made)
         return [hooked if p is last else p for p in phases]
 
+    def _action_ms(self) -> float:
+        """Of one action of the headline in one state, eager."""
+        agent, (name, _, scale) = self.agent, self.agent.headline.partition("@")
+        act = agent.policy(name, [float(scale)] if scale else [], torch.Generator(agent.device).manual_seed(0))
+        state, which = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
+        times = [_seconds(lambda: act(state, which).cpu()) for _ in range(CALLS)]
+        return 1000 * median(times)
+
+    def _evaluated(self) -> Any:
+        """What decides the evaluations in mid-training."""
+        return self.config.model_dump(mode="json", exclude={"device", "threads", "compile", "variants", "method"})
+
     def _interim(self, phase: str) -> dict[str, Any]:
-        """A headline evaluation in mid-training; while the critic trains, calibrated for the occasion."""
-        agent, task = self.agent, self.task
-        if phase == "critic" or not agent.calibration.moments:
-            agent.calibration.update(torch.Generator(agent.device).manual_seed(self.config.seed))
-        omegas = {"guided": [self.config.guidance.omega]}
-        result = Evaluator(agent, task).run(omegas, episodes=self.config.evaluation.episodes, seed=self.config.seed)
-        guided = next(v for k, v in result.returns.items() if k != "behaviour")
-        return {"phase": phase, "score": statistics(task, guided)["mean"]}
+        """A headline evaluation in mid-training."""
+        agent, (name, _, scale) = self.agent, self.agent.headline.partition("@")
+        agent.ready(phase, torch.Generator(agent.device).manual_seed(self.config.seed))
+        scales = {name: [float(scale)] if scale else []}
+        result = Evaluator(agent, self.task).run(scales, episodes=self.config.evaluation.episodes, seed=self.config.seed)
+        return {"phase": phase, "score": statistics(self.task, result.returns[agent.headline])["mean"]}
 
     def finish(self, result: Rollouts) -> list[str]:
         """Diagnostics, figures and summary, from the rollouts of its evaluation. Returns what people should look at."""
-        agent = self.agent
-        diagnostics = diagnose(agent, torch.Generator(agent.device).manual_seed(seed_of(self.config.seed, "diagnostics")))
-        summary = self._summary(result) | {"diagnostics": diagnostics}
-        self._figures(result, summary)
-        self.planned.folder.write_summary(summary)
-        return list(self._clamped(diagnostics["posterior_clamped_share"]))
-
-    def _clamped(self, shares: Mapping[str, float]) -> Iterator[str]:
-        """A clamp that acts is reported, for the posteriors that an arm uses."""
-        for name, arm in self.config.arms.items():
-            share = shares.get(("clipped_" if arm.clip_x0 else "") + arm.posterior.name, 0.0)  # Tweedie's is not clamped over t
-            if share and "posterior" in component_parts(arm):
-                yield (
-                    f"{name}: its {arm.posterior.name} variance was clamped at {100 * share:.0f} % of the times; "
-                    "see posterior_variance.png and docs/diagnostics.md"
-                )
+        agent, folder = self.agent, self.planned.folder
+        diagnostics = agent.diagnostics(torch.Generator(agent.device).manual_seed(seed_of(self.config.seed, "diagnostics")))
+        agent.draw(folder.figures, self.label, self.task, result)
+        folder.write_summary(self._summary(result) | {"diagnostics": diagnostics})
+        return agent.warnings(diagnostics)
 
     def _summary(self, result: Rollouts) -> dict[str, Any]:
-        config, agent, task, seconds, notes = self.config, self.agent, self.task, self.seconds, self.notes
-        by_arm = {name: split_by_omega(task, result.returns, name) for name in config.arms}
-        behaviour = statistics(task, result.returns["behaviour"])
-
-        def own(name: str) -> dict[str, Any]:
-            """At the arm's own guidance scale; 0 is the behaviour policy."""
-            return by_arm[name].get(f"{config.arms[name].omega:g}") or behaviour
-
-        headline = own("guided")
+        config, agent, task, seconds = self.config, self.agent, self.task, self.seconds
+        policies = {name: statistics(task, returns) for name, returns in result.returns.items()}
         trained = last_phase(agent.phases())
-        last = {"step": trained.steps, "phase": trained.name, "score": headline["mean"]}
+        last = {"phase": trained.name, "step": trained.steps, "score": policies[agent.headline]["mean"]}
+        evaluations = [*self.notes, last]
         return {
             "task": config.task,
+            "kind": config.kind,
             "method": config.method,
             "seed": config.seed,
             "device": device_name(agent.device),
             "versions": {name: version(name) for name in ("egd", "torch", "gymnasium", "minari", "numpy")},
             "dataset_score": task.score(agent.data.dataset_return),
             "normalised": task.reference is not None,
-            "behaviour": behaviour,
-            "guided": headline,
-            "guided_by_omega": by_arm["guided"],
-            "variants": {name: {"guided": own(name), "guided_by_omega": by_arm[name]} for name in config.variants},
-            "best": max([*notes, last], key=lambda n: n["score"]),
+            "headline": agent.headline,
+            "policies": policies,
+            "best": max(evaluations, key=lambda n: n["score"]),
+            "evaluations": evaluations,
             "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},
+            "reused": self.reused,
+            "action_ms": self._action_ms(),
+            "remarks": [task.env_note] if task.env_note else [],
         }
 
-    def _figures(self, result: Rollouts, summary: dict[str, Any]) -> None:
-        agent, task, folder, label = self.agent, self.task, self.planned.folder.figures, self.label
-        figures.posterior_figure(agent, folder / "posterior_variance.png", label)
-        by_arm = {"guided": summary["guided_by_omega"], **{k: v["guided_by_omega"] for k, v in summary["variants"].items()}}
-        figures.omega_figure(by_arm, summary["behaviour"], folder / "omega.png", label)
-        if task.family == "maze2d":
-            chosen = {
-                "behaviour": "behaviour",
-                **{f"{n}@{g.omega:g}": f"{n} ({g.energy.name})" for n, g in self.config.arms.items()},
-            }
-            paths = {key: [np.array(w) for w in result.paths[key] if w] for key in chosen if key in result.paths}
-            titles = {
-                key: f"{name}: score {statistics(task, result.returns[key])['mean']:.1f}"
-                for key, name in chosen.items()
-                if key in paths
-            }
-            figures.maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
+
+def _seconds(f: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    f()
+    return time.perf_counter() - started
 
 
 def last_phase(phases: list[Phase]) -> Phase:

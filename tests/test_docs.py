@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from egd.catalogue import CATALOGUE
 from egd.config import ComponentConfig, Strict
 from egd.planning import RECIPE_KEYS
-from rl.config import RunConfig
+from rl.agents import AGENTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -67,16 +67,26 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         sys.modules.pop("my_energy", None)
 
 
-@pytest.mark.parametrize(("key", "default"), defaults(RunConfig), ids=lambda v: v)
-def test_every_recipe_key_is_documented_with_its_default(key: str, default: str) -> None:
-    assert f"\n| `{key}` | `{default}` | " in (ROOT / "docs/recipes.md").read_text()
+KEYS = [(kind, key, default) for kind, agent in AGENTS.items() for key, default in defaults(agent.Config)]
 
 
-def test_no_key_is_documented_that_does_not_exist() -> None:
-    documented = re.findall(r"^\| `([a-z_.0-9]+)` \| `[^`]+` \| ", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
-    known = {key for key, _ in defaults(RunConfig)} | set(RECIPE_KEYS)
+def documented(kind: str) -> str:
+    """The pages with the keys of a kind of agent: those of all, and its own."""
+    return (ROOT / "docs/recipes.md").read_text() + (ROOT / f"docs/methods/{kind}.md").read_text()
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_every_recipe_key_is_documented_with_its_default(kind: str) -> None:
+    text = documented(kind)
+    assert [(k, default) for of, k, default in KEYS if of == kind and f"\n| `{k}` | `{default}` | " not in text] == []
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_no_key_is_documented_that_does_not_exist(kind: str) -> None:
+    found = re.findall(r"^\| `([a-z_.0-9]+)` \| `[^`]*` \| ", documented(kind), re.MULTILINE)
+    known = {key for _, key, _ in KEYS} | set(RECIPE_KEYS)
     components = {name for registry in CATALOGUE.values() for name in registry.names()}
-    assert set(documented) <= known | components
+    assert set(found) <= known | components
 
 
 @pytest.mark.parametrize("registry", CATALOGUE.values(), ids=lambda r: r.package)

@@ -1,5 +1,48 @@
-"""Agents: one file each."""
+"""Agents: a file each, and a line here."""
 
+from egd.components import by_path
+from egd.errors import UserError, nearest
 from rl.agents.aepo import AEPO
+from rl.agents.base import Agent
+from rl.agents.bc import BC
+from rl.agents.cql import CQLAgent
+from rl.agents.diffuser import Diffuser
+from rl.agents.diffusion_bc import DiffusionBC
+from rl.agents.diffusion_ql import DiffusionQL
+from rl.agents.edp import EDP
+from rl.agents.idql import IDQL
+from rl.agents.iql import IQL
+from rl.agents.qgpo import QGPO
+from rl.agents.qipo import QIPO
+from rl.agents.sfbc import SfBC
+from rl.agents.srpo import SRPO
+from rl.agents.td3_bc import TD3BC
 
-AGENTS = {"aepo": AEPO}
+AGENTS: dict[str, type[Agent]] = {
+    "aepo": AEPO,
+    "bc": BC,
+    "cql": CQLAgent,
+    "diffuser": Diffuser,
+    "diffusion_bc": DiffusionBC,
+    "diffusion_ql": DiffusionQL,
+    "edp": EDP,
+    "idql": IDQL,
+    "iql": IQL,
+    "qgpo": QGPO,
+    "qipo": QIPO,
+    "sfbc": SfBC,
+    "srpo": SRPO,
+    "td3_bc": TD3BC,
+}
+
+
+def agent_class(kind: str) -> type[Agent]:
+    """The kind of agent of that name, or ``path/to/file.py:Name``. UserError where there is none."""
+    if kind in AGENTS:
+        return AGENTS[kind]
+    if ":" not in kind:
+        raise UserError(f"no agent is of kind '{kind}'; {nearest(kind, AGENTS)}", key="kind")
+    found = by_path(kind, "kind")
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise UserError(f"'{kind}' is not a subclass of rl.agents.base.Agent", key="kind")
+    return found

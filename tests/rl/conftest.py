@@ -9,7 +9,7 @@ import pytest
 
 RECIPE = """
 experiment: offline_rl
-method: aepo
+kind: aepo
 tasks: {egd/maze2d/umaze-v0: {}}
 data: {generator: {name: maze2d, map_name: umaze, steps: 1500, noise: 0.5, seed: 0}}
 denoiser: {width: 16, blocks: 2, steps: 30, batch: 32}
@@ -20,7 +20,7 @@ guidance: {energy: {name: support_samples, samples: 4}, beta: 3}
 variants:
   literal: {energy: {name: analytic}, rule: rescaled, posterior: posterior1, clip_x0: false, omegas: [0.5]}
 evaluation: {episodes: 2, envs: 2}
-sampler: {steps: 3}
+sampler: {steps: 3, spacing: time}
 checkpoint_every: 10
 log_every: 7
 budgets: {smoke: {denoiser: {steps: 5}}}

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from egd import GaussianMixture, VPLinear, time_grid
 from egd.errors import UserError
 from egd.tensors import value_and_grad
-from rl.agents.aepo import AEPO, check_components
-from rl.config import RunConfig
-from rl.data import Episodes, OfflineData, to_offline_data
+from rl.agents.aepo import AEPO
+from rl.config import GuidanceConfig, GuidedConfig
+from rl.data import Episodes, to_offline_data
+from rl.policies import GuidedPolicy, Sampler
+from rl.transitions import OfflineData
 
 LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}
 
@@ -41,7 +44,7 @@ def agent(**over: Any) -> AEPO:
         "calibration": {"samples": 64, "grid": 4},
         "sampler": {"steps": 4},
     }
-    made = AEPO(RunConfig.model_validate(config | over), data(), torch.device("cpu"))
+    made = AEPO(GuidedConfig.model_validate(config | over), data(), torch.device("cpu"))
     for phase in made.phases():
         generator = torch.Generator().manual_seed(1)
         for _ in range(phase.steps):
@@ -130,7 +133,7 @@ def test_actions_stay_within_the_range_of_the_data() -> None:
 def test_joint_training_updates_every_part_and_calibrates() -> None:
     made = agent(training="joint", guidance=LITERAL, calibration={"samples": 64, "grid": 4, "every": 2})
     assert [p.name for p in made.phases()] == ["joint"]
-    assert made.noise_fit.step == made.critic.fit.step == made.energies["guided"].fit.step == 5
+    assert made.behaviour.fit.step == made.critic.fit.step == made.energies["guided"].fit.step == 5
     assert made.calibration.version == 4  # at steps 0, 2 and 4, and once after the last
 
 
@@ -147,7 +150,7 @@ def test_any_objective_trains_a_network_and_goes_on_bit_for_bit(energy: Any) -> 
     made = agent(guidance={"energy": energy})
     whole = made.energies["guided"]
     assert whole.fit.step == 5
-    half, again = (made._energy_learner("guided", 3, 2) for _ in range(2))
+    half, again = (made._energy_learner("guided") for _ in range(2))
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         half.update(generator)
@@ -170,7 +173,7 @@ def test_the_network_of_a_contrast_starts_at_the_scale_of_its_energies() -> None
 
 def test_a_density_ratio_has_no_wanted_samples_here() -> None:
     with pytest.raises(UserError, match="'ratio' needs 'wanted'"):
-        check_components(RunConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"energy": "ratio"}}))
+        AEPO.check(GuidedConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"energy": "ratio"}}))
 
 
 def test_straight_through_changes_the_derivative_of_a_clipped_denoiser_and_no_value() -> None:
@@ -193,5 +196,29 @@ def denoisers(made: AEPO) -> list[Any]:
 def test_a_rule_that_cannot_be_built_is_refused_before_training() -> None:
     rule = {"name": "interval", "rule": {"name": "interval", "low": 0.9, "high": 0.1}}
     with pytest.raises(UserError, match="low < high") as error:
-        check_components(RunConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"rule": rule}}))
+        AEPO.check(GuidedConfig.model_validate({"experiment": "e", "task": "t", "guidance": {"rule": rule}}))
     assert error.value.key == "guidance.rule"
+
+
+def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
+    schedule = VPLinear()
+    exact = GaussianMixture(torch.zeros(1), torch.tensor([[0.5, -1.0]]), torch.diag(torch.tensor([0.04, 0.25]))[None])
+    sampler = Sampler(schedule, time_grid(schedule, 100, spacing="log_snr"), (2,))
+    states = torch.zeros(20_000, 1)
+    for temperature in (0.0, 0.3, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        drawn = GuidedPolicy(sampler, lambda x, t, c: exact.denoise(schedule, x, t), generator, temperature=temperature)(states)
+        torch.testing.assert_close(drawn.mean(0), torch.tensor([0.5, -1.0]), atol=0.02, rtol=0)
+        torch.testing.assert_close(drawn.std(0), temperature * torch.tensor([0.2, 0.5]), atol=0.01, rtol=0)
+
+
+def test_a_temperature_makes_an_arm_of_its_own_also_unguided() -> None:
+    variants = {"cold": {"energy": "dps", "temperature": 0.0}, "mean": {"omega": 0, "temperature": 0.0}}
+    made = agent(variants=variants)
+    states = made.data.transitions.state[:9]
+    assert {"cold", "mean"} <= set(made.scales()) and made.own("mean") == "mean@0"
+    for name, scale in (("cold", 1.0), ("mean", 0.0)):
+        assert torch.equal(act(made, name, [scale], states, seed=1), act(made, name, [scale], states, seed=2))
+    assert not torch.equal(act(made, "cold", [1.0], states), act(made, "mean", [0.0], states))
+    with pytest.raises(ValueError, match=r"temperature 0\.5 must be 1"):
+        GuidanceConfig(selection="smc", temperature=0.5)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rl.critics import IQL, EnsembleMLP, expectile_loss
-from rl.data import Batch
+from rl.critics import IQL
+from rl.critics.iql import expectile_loss
+from rl.critics.networks import EnsembleMLP
+from rl.transitions import Batch
 
 
 @pytest.mark.parametrize("tau", [0.5, 0.7, 0.9])

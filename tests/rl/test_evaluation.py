@@ -16,7 +16,7 @@ from countdown import Countdown, Dying, Raising, unmakeable
 
 from egd.errors import UserError
 from rl.agents.aepo import AEPO
-from rl.config import RunConfig
+from rl.config import GuidedConfig
 from rl.data import Episodes, to_offline_data
 from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
 from rl.evaluator import Evaluator, evaluate_together
@@ -156,7 +156,7 @@ def maze_agent(seed: int, workers: int = 0) -> AEPO:
         "sampler": {"steps": 3},
         "evaluation": {"envs": 2, "workers": workers},
     }
-    made = AEPO(RunConfig.model_validate(config), data, torch.device("cpu"))
+    made = AEPO(GuidedConfig.model_validate(config), data, torch.device("cpu"))
     made.calibration.update(torch.Generator().manual_seed(0))
     return made
 
@@ -164,7 +164,7 @@ def maze_agent(seed: int, workers: int = 0) -> AEPO:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_agents_together_score_what_they_score_apart(workers: int) -> None:
     task = replace(find_task("maze2d-umaze-dense"), max_steps=15)
-    omegas = [{"guided": [1.0]}, {"guided": [0.5, 2.0]}]
+    omegas = [{"behaviour": [], "guided": [1.0]}, {"behaviour": [], "guided": [0.5, 2.0]}]
     agents = [maze_agent(seed, workers) for seed in (0, 1)]
     together = evaluate_together(agents, task, omegas, episodes=4, seeds=[0, 1], paths=1)
     apart = [

@@ -20,14 +20,16 @@ from egd.experiments import Options
 from egd.many import RunsFailed, parse_grid, parse_seeds, variations
 from egd.progress import Reporter
 from rl import job as rl_job
-from rl.config import RunConfig
+from rl.agents.aepo import AEPO
+from rl.config import GuidedConfig
 from rl.critics import CriticLearner
-from rl.experiments import _kind, offline_rl
+from rl.experiments import offline_rl
 from rl.run import Run
 from rl.tasks import TASKS, find_task
 
-TASK = "egd-maze2d-umaze-v0"
-RESULTS = ("behaviour", "guided", "guided_by_omega", "variants", "best", "dataset_score", "diagnostics")
+DATASET = "egd/maze2d/short-v0"
+TASK = DATASET.replace("/", "-")
+RESULTS = ("headline", "policies", "best", "dataset_score", "diagnostics")
 POISON = 2  # the seed of the run that diverges
 
 
@@ -35,8 +37,10 @@ POISON = 2  # the seed of the run that diverges
 def tiny(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Closed forms alone, short episodes with a reward at every step."""
     dense = find_task("maze2d-umaze-dense").env_kwargs
-    monkeypatch.setitem(TASKS, "short", replace(find_task("egd/maze2d/umaze-v0"), max_steps=20, env_kwargs=dense))
-    tree = yaml.safe_load(recipe.read_text()) | {"variants": {"dps": {"energy": "dps"}}, "log_every": 5}
+    short = replace(find_task("egd/maze2d/umaze-v0"), name=DATASET, datasets=(DATASET,), max_steps=20, env_kwargs=dense)
+    monkeypatch.setitem(TASKS, "short", short)
+    tree = yaml.safe_load(recipe.read_text()) | {"variants": {"dps": {"energy": "dps"}}, "log_every": 5, "tasks": {DATASET: {}}}
+    tree["data"]["generator"]["dense"] = True
     recipe.write_text(yaml.safe_dump(tree))
     return recipe
 
@@ -104,7 +108,7 @@ def test_runs_of_seeds_and_a_grid_are_those_of_their_own_and_rows_tell_them_apar
         one, other = (load_file(run / "checkpoints" / f"{phase}.safetensors") for run in (own, alone / TASK / "seed-3"))
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert "guidance.beta" in result.output
-    cells = [(row[1], row[2]) for row in table(result.output)]
+    cells = [(row[1], row[3]) for row in table(result.output)]
     assert list(dict.fromkeys(cells)) == [("1", "0"), ("1", "3"), ("3", "0"), ("3", "3")]
     shown = egd("eval", own, "--omega", "1")
     assert shown.exit_code == 0, shown.output
@@ -137,8 +141,8 @@ def test_the_evaluations_seconds_are_shared_out(egd: Any, tiny: Path, tmp_path: 
     assert runs[0]["seconds"]["evaluation"] == runs[1]["seconds"]["evaluation"] > 0
 
 
-def config(**over: Any) -> RunConfig:
-    return RunConfig.model_validate({"experiment": "offline_rl", "task": "pen-human", **over})
+def config(**over: Any) -> GuidedConfig:
+    return GuidedConfig.model_validate({"experiment": "offline_rl", "task": "pen-human", **over})
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def config(**over: Any) -> RunConfig:
     ],
 )
 def test_what_comes_after_training_keeps_no_runs_apart(over: dict[str, Any]) -> None:
-    assert _kind(config(**over)) == _kind(config())
+    assert AEPO.alike(config(**over)) == AEPO.alike(config())
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_what_comes_after_training_keeps_no_runs_apart(over: dict[str, Any]) -> 
     ],
 )
 def test_what_changes_training_keeps_runs_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert _kind(config(**one)) != _kind(config(**other))
+    assert AEPO.alike(config(**one)) != AEPO.alike(config(**other))
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -188,12 +192,12 @@ def test_a_diverging_run_fails_alone_and_is_retried_alone(
     result = egd("run", tiny, "--out", out, "--seeds", "0-2")
     assert sizes is None or sizes == [3, 3]
     assert result.exit_code == 2, result.output
-    assert re.search(r"error egd/maze2d/umaze-v0 seed 2 critic: .*q_loss.* is not finite at step 15", result.output)
-    assert "1 of 3 failed: egd/maze2d/umaze-v0 seed 2" in result.output
-    assert {row[1] for row in table(result.output)} == {"0", "1"}
+    assert re.search(r"error egd/maze2d/short-v0 seed 2 critic: .*q_loss.* is not finite at step 15", result.output)
+    assert "1 of 3 failed: egd/maze2d/short-v0 seed 2" in result.output
+    assert {row[2] for row in table(result.output)} == {"0", "1"}
     for seed in (0, 1):
         found, want = (summary(root / TASK / f"seed-{seed}") for root in (out, well))
-        assert found["guided"]["returns"] == pytest.approx(want["guided"]["returns"])
+        assert found["policies"]["guided@1"]["returns"] == pytest.approx(want["policies"]["guided@1"]["returns"])
         for phase in ("critic", "denoiser"):
             one, other = (load_file(r / TASK / f"seed-{seed}" / "checkpoints" / f"{phase}.safetensors") for r in (out, well))
             torch.testing.assert_close(one, other)
@@ -233,7 +237,7 @@ def test_a_run_that_fails_in_its_evaluation_costs_no_other_summary(
     result = egd("run", tiny, "--out", tmp_path / "out", "--seeds", "0-2")
     assert result.exit_code == code
     assert str(error) in result.output
-    assert "1 of 3 failed: egd/maze2d/umaze-v0 seed 1" in result.output
+    assert "1 of 3 failed: egd/maze2d/short-v0 seed 1" in result.output
     assert sorted(p.parent.name for p in tmp_path.rglob("summary.json")) == ["seed-0", "seed-2"]
 
 

@@ -34,7 +34,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         for name, tensor in tensors.items():
             assert torch.equal(tensor, second[phase][name]), (phase, name)
     results = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
-    for key in ("behaviour", "guided", "guided_by_omega", "variants", "best", "dataset_score", "diagnostics"):
+    for key in ("headline", "policies", "best", "evaluations", "dataset_score", "diagnostics"):
         assert results[0][key] == results[1][key], key
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
@@ -46,21 +46,25 @@ def test_a_run_leaves_the_folder_it_promises(egd: Any, recipe: Path, tmp_path: P
     summary = json.loads((run / "summary.json").read_text())
     assert {
         "task",
+        "kind",
         "method",
         "seed",
         "device",
         "versions",
         "dataset_score",
-        "behaviour",
-        "guided",
-        "guided_by_omega",
+        "headline",
+        "policies",
         "best",
+        "evaluations",
         "seconds",
+        "reused",
     } <= summary.keys()
-    for statistics in (summary["behaviour"], summary["guided"], *summary["variants"]["literal"]["guided_by_omega"].values()):
+    for statistics in summary["policies"].values():
         assert statistics["episodes"] == len(statistics["returns"]) == 2
         assert statistics["mean"] == pytest.approx(sum(statistics["returns"]) / 2)
-    assert set(summary["variants"]["literal"]["guided_by_omega"]) == {"1", "0.5"}
+    assert set(summary["policies"]) == {"behaviour", "guided@1", "literal@1", "literal@0.5"}
+    assert summary["headline"] == "guided@1"
+    assert summary["best"] == summary["evaluations"][-1]
     assert set(weights(run)) == {"denoiser", "critic", "calibration", "energy_literal"}
     assert {p.name for p in (run / "figures").iterdir()} == {"posterior_variance.png", "omega.png", "maze.png"}
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -133,7 +137,7 @@ def test_eval_rolls_out_other_scales_without_training(egd: Any, recipe: Path, tm
     result = egd("eval", run, "--omega", "0,0.25,4", "--episodes", "2")
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.output.splitlines() if "egd/maze2d" in line and "│" in line]
-    found = [(row[7], row[9]) for row in rows]
+    found = [(row[9], row[11]) for row in rows]
     assert found == [("behaviour", "0"), ("guided", "0.25"), ("guided", "4"), ("literal", "0.25"), ("literal", "4")]
     assert all(torch.equal(before[p][n], t) for p, ts in weights(run).items() for n, t in ts.items())
 
@@ -143,8 +147,8 @@ def test_eval_repeats_the_scores_of_the_run(egd: Any, recipe: Path, tmp_path: Pa
     summary = json.loads((tmp_path / SEED0 / "summary.json").read_text())
     assert egd("eval", tmp_path / SEED0).exit_code == 0
     last = json.loads((tmp_path / SEED0 / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["behaviour"] == pytest.approx(summary["behaviour"]["mean"])
-    assert last["literal@0.5"] == pytest.approx(summary["variants"]["literal"]["guided_by_omega"]["0.5"]["mean"])
+    assert last["behaviour"] == pytest.approx(summary["policies"]["behaviour"]["mean"])
+    assert last["literal@0.5"] == pytest.approx(summary["policies"]["literal@0.5"]["mean"])
 
 
 def test_a_dataset_that_cannot_be_had_fails_its_task_only(
@@ -225,7 +229,7 @@ def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
     result = egd("run", recipe, "--out", tmp_path, *settings)
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / SEED0 / "summary.json").read_text())
-    assert len(summary["guided"]["returns"]) == 2
+    assert len(summary["policies"][summary["headline"]]["returns"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,7 @@ def test_a_strangers_energy_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
     result = egd("run", recipe, "--out", tmp_path / "out", "--set", f"guidance.energy={energy}")
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "out" / SEED0 / "summary.json").read_text())
-    assert summary["guided"]["episodes"] == 2
+    assert summary["policies"]["guided@1"]["episodes"] == 2
 
 
 def test_list_names_every_component_and_recipe(egd: Any) -> None:

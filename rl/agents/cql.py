@@ -1,0 +1,52 @@
+"""Conservative Q-learning with its own policy."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from egd.errors import UserError
+from egd.phases import Phase
+from rl.agents.direct import DirectAgent
+from rl.config import CriticConfig, RunConfig
+from rl.critics import CQL
+from rl.critics.choice import CRITICS, check_critic, make_critic
+from rl.transitions import OfflineData
+
+
+class CQLConfig(RunConfig):
+    """A critic, which has its actor."""
+
+    kind: str = "cql"
+    critic: CriticConfig = CriticConfig(kind="cql")
+
+
+class CQLAgent(DirectAgent):
+    """CQL (arXiv:2006.04779): a soft actor-critic with a conservative critic. Its phase is that of the critic ``cql`` under any
+    other kind of agent, so that the two can share it.
+    """
+
+    Config: ClassVar[type[RunConfig]] = CQLConfig
+    config: CQLConfig
+
+    def __init__(self, config: CQLConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
+        assert isinstance(critic, CQL)  # as check has it
+        self.critic, self.actor = critic, critic.actor
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError for a critic that has no such actor."""
+        check_critic(config.critic)
+        component = CRITICS.find(config.critic.kind, "critic.kind")
+        if not (isinstance(component, type) and issubclass(component, CQL)):
+            raise UserError(f"'{config.critic.kind}' trains no actor, by which kind cql acts; use cql", key="critic.kind")
+
+    def phases(self) -> list[Phase]:
+        """One, of the critic and its actor."""
+        c = self.config.critic
+        learner = self.critic.learner(self.data, c.batch, None)
+        learner.computing = self.config.computing  # type: ignore[attr-defined]
+        return [Phase("critic", c.steps, learner, made_of=self.critic_made_of(self.critic))]

@@ -1,0 +1,232 @@
+"""A behaviour diffusion, a critic, and intermediate energies made of both: what AEPO, QGPO and selection have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.catalogue import ENERGIES, POSTERIORS, RULES
+from egd.components import build
+from egd.denoisers import at_unit_scale
+from egd.networks import EnergyMLP, EnergyNetwork
+from egd.phases import Phase
+from egd.posteriors import residual
+from egd.training import EnergyLearner, Fit
+from egd.types import Context, TimedEnergy
+from rl import diagnostics
+from rl.agents.base import Act
+from rl.agents.valued import ValuedAgent
+from rl.config import GuidanceConfig, GuidedConfig
+from rl.critics import MinusAdvantage
+from rl.guidance import check_guidance, component_code, component_parts, group_size, is_trained
+from rl.joint import Joint
+from rl.objective import LateObjective
+from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness
+from rl.tasks import Task
+from rl.transitions import OfflineData
+
+
+class GuidedAgent(ValuedAgent):
+    """pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (AEPO Eq. 4) by guidance of a diffusion model of mu."""
+
+    Config: ClassVar[type[GuidedConfig]] = GuidedConfig
+    config: GuidedConfig
+
+    def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.betas = nn.ParameterDict({name: torch.tensor(arm.beta) for name, arm in config.arms.items()}).requires_grad_(False)
+        self.energies = {name: self._energy_learner(name) for name in self._networks().values()}
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError for a component that does not exist or a setting it does not have."""
+        super().check(config)
+        check_guidance(config.arms)
+
+    @classmethod
+    def alike(cls, config: Any) -> Mapping[str, Any]:
+        """All but the seed, the expectile, the value of beta, and what comes after training."""
+        betas = list(dict.fromkeys(arm.beta for arm in config.arms.values()))
+        trained = {name: _trained(arm, betas) for name, arm in config.arms.items()}
+        rest = {key: value for key, value in super().alike(config).items() if key not in ("guidance", "variants")}
+        return {**rest, "arms": trained}
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def support_actions(self) -> int:
+        """The most that the critic or an objective takes."""
+        groups = [group_size(arm) for arm in self.config.arms.values()]
+        return max(self.config.support.actions, *groups) if any(groups) else super().support_actions()
+
+    def parts(self, guidance: GuidanceConfig, generator: Randomness) -> dict[str, Any]:
+        """What an energy may ask for by name."""
+        denoiser = self.denoiser(guidance.clip_x0, guidance.straight_through)
+        of_posterior = {"denoiser": denoiser, "schedule": self.schedule, "moments": self.calibration.moments[guidance.clip_x0]}
+        return {
+            **of_posterior,
+            "energy": self.energy(guidance.energy_scale),
+            "posterior": build(POSTERIORS, guidance.posterior.spec, of_posterior, "guidance.posterior"),
+            "support": BehaviourSupport(self.sampler, denoiser, generator),
+            "beta": guidance.beta,
+        }
+
+    def timed_energy(self, name: str, generator: Randomness) -> TimedEnergy:
+        """The intermediate energy of an arm: its trained network, or its closed form."""
+        guidance = self.config.arms[name]
+        if is_trained(guidance):
+            return at_unit_scale(self.energies[self._networks()[name]].fit.model, self.schedule)
+        closed_form: TimedEnergy = build(ENERGIES, guidance.energy.spec, self.parts(guidance, generator), f"{name}.energy")
+        return closed_form
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    def arms(self) -> dict[str, float | None]:
+        """Behaviour, ``guided`` and the variants."""
+        return {"behaviour": None, **{name: arm.omega for name, arm in self.config.arms.items()}}
+
+    def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
+        """Behaviour, and every arm at its own guidance scale and its further ones, or at ``only`` these. Without 0: that is the
+        behaviour policy, unless the arm also selects among candidates or has a temperature.
+        """
+
+        def wanted(g: GuidanceConfig) -> list[float]:
+            omegas = [g.omega, *g.omegas] if only is None else only
+            return list(dict.fromkeys(omega for omega in omegas if g.alters(omega)))
+
+        return {"behaviour": [], **{name: found for name, g in self.config.arms.items() if (found := wanted(g))}}
+
+    @property
+    def headline(self) -> str:
+        """The arm ``guided`` at its own scale."""
+        return self.own("guided")
+
+    def own(self, arm: str) -> str:
+        """The policy that an arm is at its own guidance scale."""
+        guidance = self.config.arms[arm]
+        return f"{arm}@{guidance.omega:g}" if guidance.alters(guidance.omega) else "behaviour"
+
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        """An arm at these guidance scales, or ``behaviour``."""
+        guidance = self.config.arms["guided" if name == "behaviour" else name]
+        denoiser, bounds = self.denoiser(guidance.clip_x0), self.bounds(guidance.clip_x0)
+        if name == "behaviour":
+            return self.unguided(denoiser, randomness, clip=guidance.clip_x0)
+        timed, energy = self.timed_energy(name, randomness), self.energy(guidance.energy_scale)
+        omegas = torch.tensor(scales, device=self.device)
+        k = guidance.candidates
+        moments = self.calibration.moments[guidance.clip_x0]
+        choice = Choice(energy, guidance.beta, k, guidance.selection, residual(denoiser, moments).variance)
+        plain = GuidedPolicy(self.sampler, denoiser, randomness, choice=choice, bounds=bounds, temperature=guidance.temperature)
+
+        def act(states: Tensor, which: Tensor) -> Tensor:
+            rule = build(RULES, guidance.rule.spec, {"omega": omegas[which].repeat_interleave(k)}, f"{name}.rule")
+            return plain(states) if max(scales) == 0 else replace(plain, timed_energy=timed, rule=rule)(states)
+
+        return act
+
+    def reads(self) -> dict[str, nn.Module]:
+        """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
+        return {**super().reads(), "betas": self.betas}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The same and the energy networks."""
+        return {**self.reads(), **{f"energy_{name}": learner.fit.model for name, learner in self.energies.items()}}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """Phased: each part on its converged predecessor. Joint: all in one loop, as AEPO's Algorithm 1 is written."""
+        made, e = self.made(), self.config.energy_network
+        for learner in self.energies.values():
+            learner.computing = self.config.computing
+        if self.config.training == "joint":
+            return [self._joint(list(made.values()))]
+        energies = [(f"energy_{name}", learner) for name, learner in self.energies.items()]
+        return [*super().phases(), *(Phase(name, e.steps, learner, made_of=made[name]) for name, learner in energies)]
+
+    def _joint(self, made: list[Any]) -> Phase:
+        config = self.config
+        limits = {"denoiser": config.denoiser.steps, "critic": config.critic.steps}
+        total = max(*limits.values(), config.energy_network.steps if self.energies else 0)
+        joint = Joint(self.learners(), limits, self.calibration, self.energies, total, config.calibration.every)
+        return Phase("joint", total, joint, made_of={"joint": made})
+
+    def made(self) -> dict[str, Any]:
+        """What each phase is made of."""
+        config, made = self.config, super().made()
+        network = config.energy_network.model_dump(mode="json")
+        for name in self.energies:
+            arm = config.arms[name]
+            of_arm = {"network": network, **arm.model_dump(mode="json", include=OF_NETWORK)}
+            after = [made["calibration"], *([made["support"]] if group_size(arm) else [])]
+            code = (EnergyLearner, type(self.energies[name].fit.module), MinusAdvantage, *component_code(arm))
+            made[f"energy_{name}"] = self.made_of(f"energy_{name}", of_arm, code, after=after)
+        return made
+
+    def _networks(self) -> dict[str, str]:
+        """Arm -> the arm whose network it uses: arms that differ only in rule or omega share one."""
+        owners: dict[str, str] = {}
+        seen: dict[str, str] = {}
+        for name, guidance in self.config.arms.items():
+            if is_trained(guidance):
+                owners[name] = seen.setdefault(guidance.model_dump_json(include=OF_NETWORK), name)
+        return owners
+
+    def _energy_learner(self, name: str) -> EnergyLearner:
+        e, k = self.config.energy_network, group_size(self.config.arms[name])
+        fit = Fit(self.fresh(f"energy/{name}", self.energy_model), lr=e.lr, steps=e.steps, decay=e.decay)
+        sample = partial(self.grouped, k) if k else self.behaviour.sample
+        return EnergyLearner(fit, self.schedule, sample, LateObjective(self, name), batch=e.batch)
+
+    def energy_model(self) -> EnergyNetwork:
+        """A fresh one, of the recipe's ``energy_network``."""
+        e = self.config.energy_network
+        return EnergyMLP(self.actions, self.states, width=e.width, layers=e.layers, activation=e.activation)
+
+    def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        """K stored actions in each of n / K states, those of a state side by side."""
+        assert self.support is not None
+        index = self.data.index(max(1, n // k), generator)
+        return self.support.of(index)[:, :k].flatten(0, 1), self.data.transitions.state[index].repeat_interleave(k, 0)
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        """See docs/diagnostics.md."""
+        return diagnostics.diagnose(self, generator)
+
+    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
+        """A clamp that acts is reported, for the posteriors that an arm uses."""
+        found = []
+        for name, arm in self.config.arms.items():
+            kind = ("clipped_" if arm.clip_x0 else "") + arm.posterior.name  # Tweedie's is not clamped over t
+            share = diagnostics["posterior_clamped_share"].get(kind, 0.0)
+            if share and "posterior" in component_parts(arm):
+                found.append(
+                    f"{name}: its {arm.posterior.name} variance was clamped at {100 * share:.0f} % of the times; "
+                    "see posterior_variance.png and docs/diagnostics.md"
+                )
+        return found
+
+    def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        """Posterior variances, scores over omega, paths through a maze."""
+        from rl import figures  # matplotlib is not needed to act
+
+        figures.draw(self, folder, title, task, rollouts)
+
+
+OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
+"""What of an arm decides its network."""
+
+
+def _trained(arm: GuidanceConfig, betas: list[float]) -> Any:
+    """What of an arm decides training. Arms of one beta may share a network: which do is the same in runs that are alike."""
+    if not is_trained(arm):
+        return None
+    return {**arm.model_dump(mode="json", include=OF_NETWORK - {"beta"}), "beta": betas.index(arm.beta)}

@@ -1,0 +1,104 @@
+"""Acting by choice: actions are drawn from the behaviour policy, and one is kept for its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from egd.components import parameters
+from egd.config import Strict, merge
+from egd.errors import UserError
+from rl.agents.base import Act
+from rl.agents.valued import ValuedAgent
+from rl.config import ValuedConfig
+from rl.critics.choice import CRITICS
+from rl.policies import Choice, GuidedPolicy, Randomness
+
+
+class SelectionConfig(Strict):
+    """How one of several samples of the behaviour policy is chosen."""
+
+    candidates: PositiveInt = 64
+    """So many samples in each state."""
+    by: Literal["best", "softmax", "expectile"] = "best"
+    """That of highest Q; one drawn by softmax(beta Q); or one by IQL's implicit weights |tau - 1(Q < V)|."""
+    beta: PositiveFloat = 3.0
+    """Of ``softmax``."""
+    energy_scale: Literal["raw", "advantage_std"] = "raw"
+    """Q in the critic's units, or divided by the data's spread of Q - V."""
+    clip_x0: bool = True
+    """Keep the denoiser's x_0 within the range of the data's actions."""
+
+
+class SelectingConfig(ValuedConfig):
+    """A behaviour policy, a critic, and one or several ways of choosing."""
+
+    selection: SelectionConfig = SelectionConfig()
+    selections: dict[str, SelectionConfig] = Field(default_factory=dict)
+    """Further policies; each has what it does not say from ``selection``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not isinstance(value.get("selections"), Mapping):
+            return value
+        headline = cls.completed(value).get("selection") or {}
+        return {**value, "selections": {name: merge(headline, over or {}) for name, over in value["selections"].items()}}
+
+    @field_validator("selections")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"behaviour", "policy"} & set(value):
+            raise ValueError(f"a selection cannot be called {taken.pop()}: that is a name of its own in the results")
+        return value
+
+    @property
+    def ways(self) -> dict[str, SelectionConfig]:
+        """The headline under the name ``policy``, and the others."""
+        return {"policy": self.selection, **self.selections}
+
+
+class SelectingAgent(ValuedAgent):
+    """pi(a|s) ~ mu(a|s) w(s, a): samples of mu, of which one is kept by weights that come from Q. Nothing is guided."""
+
+    Config: ClassVar[type[SelectingConfig]] = SelectingConfig
+    config: SelectingConfig
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError also for implicit weights of a critic that has no expectile."""
+        super().check(config)
+        has_expectile = "expectile" in parameters(CRITICS.find(config.critic.kind, "critic.kind"))
+        for name, way in config.ways.items():
+            if way.by == "expectile" and not has_expectile:
+                key = "selection.by" if name == "policy" else f"selections.{name}.by"
+                raise UserError(
+                    f"'expectile' are weights of implicit Q-learning; critic '{config.critic.kind}' has none", key=key
+                )
+
+    @classmethod
+    def alike(cls, config: Any) -> Mapping[str, Any]:
+        """All but the seed, the expectile, and what comes after training."""
+        return {key: value for key, value in super().alike(config).items() if key not in ("selection", "selections")}
+
+    def arms(self) -> dict[str, float | None]:
+        """Behaviour, ``policy`` and the further selections."""
+        return {"behaviour": None, **dict.fromkeys(self.config.ways)}
+
+    @property
+    def headline(self) -> str:
+        """That of ``selection``."""
+        return "policy"
+
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        """A selection, or ``behaviour``."""
+        way = self.config.ways["policy" if name == "behaviour" else name]
+        denoiser = self.denoiser(way.clip_x0)
+        if name == "behaviour":
+            return self.unguided(denoiser, randomness, clip=way.clip_x0)
+        energy, tau = self.energy(way.energy_scale), self.config.critic.expectile
+        choice = Choice(energy, way.beta, way.candidates, way.by, expectile=tau)
+        chosen = GuidedPolicy(self.sampler, denoiser, randomness, choice=choice, bounds=self.bounds(way.clip_x0))
+        return lambda states, which: chosen(states)

@@ -1,0 +1,176 @@
+"""SRPO: a deterministic policy between a critic's gradient and the score of the behaviour policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from egd.config import Strict
+from egd.denoisers import convert, diffuse
+from egd.errors import UserError
+from egd.networks import NoiseMLP
+from egd.phases import Phase
+from egd.tensors import expand, value_and_grad
+from egd.training import Fit, Metrics, StepLearner
+from egd.types import Denoiser, Sample, Schedule
+from rl.actors import make_actor
+from rl.agents.direct import DirectAgent
+from rl.behaviour import Behaviour, check_sampling
+from rl.config import ActorConfig, CriticConfig, DiffusionConfig
+from rl.critics import Critic
+from rl.critics.choice import check_critic, make_critic
+from rl.transitions import OfflineData
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "variance": lambda alpha, sigma: sigma**2,
+    "constant": lambda alpha, sigma: torch.ones_like(sigma),
+    "score": lambda alpha, sigma: alpha / sigma,
+}
+"""w(t) by its name, of alpha_t and sigma_t (B,)."""
+
+
+class RegularisationConfig(Strict):
+    """The balance of critic and behaviour policy."""
+
+    beta: PositiveFloat = 0.05
+    """Weight of Q's gradient against the score's."""
+    weight: Literal["variance", "constant", "score"] = "variance"
+    """w(t) = sigma_t^2, 1 or alpha_t / sigma_t."""
+    t_min: float = Field(default=0.02, gt=0, lt=1)
+    t_max: float = Field(default=0.98, gt=0, le=1)
+    unit_gradient: bool = False
+    """Q's gradient divided by its root mean square over the action's entries: beta then has no unit (published for mazes)."""
+
+
+class SRPOActorConfig(ActorConfig):
+    """Of the policy's network."""
+
+    kind: Literal["deterministic"] = "deterministic"
+
+
+class SRPOConfig(DiffusionConfig):
+    """A behaviour policy, a critic, and the actor made of both."""
+
+    kind: str = "srpo"
+    critic: CriticConfig = CriticConfig()
+    actor: SRPOActorConfig = SRPOActorConfig()
+    regularisation: RegularisationConfig = RegularisationConfig()
+
+
+Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""States (B, S), times (B,) and noise (B, A)."""
+
+
+class ScoreRegularised(StepLearner):
+    """An actor pi along  beta grad_a Q(s, a) - E_t,eps[w(t) (eps(a_t, t, s) - eps)],  a = pi(s), a_t = alpha_t a + sigma_t eps,
+    eps(., .) the noise model's: SRPO (arXiv:2310.07297), its gradient times beta.
+
+    Where the noise model is exact the second term is the gradient of E_t[w(t) sigma_t / alpha_t KL(pi_t || mu_t)]. ``networks``
+    are those that critic and denoiser read.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        sample: Sample,
+        critic: Critic,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        settings: RegularisationConfig,
+        *,
+        batch: int,
+        networks: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.fit, self.sample, self.critic, self.batch = fit, sample, critic, batch
+        self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
+        self.weight, self.networks = WEIGHTS[settings.weight], dict(networks or {})
+
+    def draw(self, generator: torch.Generator) -> Drawn:
+        """States, times and noise."""
+        action, state = self.sample(self.batch, generator)
+        assert isinstance(state, Tensor)
+        low, high = self.settings.t_min, self.settings.t_max
+        t = low + (high - low) * torch.rand(len(action), generator=generator, device=action.device)
+        return state, t, torch.randn(action.shape, generator=generator, device=action.device)
+
+    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
+        """A number whose gradient is the one above; the metrics are Q of the policy and the sizes of the two terms."""
+        state, t, noise = drawn
+        action: Tensor = self.fit.module(state)
+        here = action.detach()
+        pull = self.pull(here, state, t, noise)
+        q, push = value_and_grad(lambda a: self.critic.q(state, a), here)
+        if self.settings.unit_gradient:
+            push = push / push.square().mean(1, keepdim=True).sqrt().clamp(min=1e-8)
+        push = self.settings.beta * push
+        loss = ((pull - push).detach() * action).sum(1).mean()
+        sizes = {name: size.square().sum(1).mean().sqrt() for name, size in (("push", push), ("pull", pull))}
+        return loss, {"q_policy": q.mean(), **{name: size.detach() for name, size in sizes.items()}}
+
+    def reads(self) -> dict[str, nn.Module]:
+        """The ``networks``."""
+        return self.networks
+
+    @torch.no_grad()
+    def pull(self, action: Tensor, state: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """w(t) (eps(a_t, t, s) - eps): (B, A)"""
+        x = diffuse(self.schedule, action, t, noise)
+        eps = convert(self.denoiser(x, t, state), x, t, self.schedule, "sample", "epsilon")
+        return expand(self.weight(self.schedule.alpha(t), self.schedule.sigma(t)), x) * (eps - noise)
+
+
+class SRPO(DirectAgent):
+    """SRPO (arXiv:2310.07297): behaviour diffusion and implicit Q-learning, and a deterministic policy by Q's gradient and the
+    behaviour policy's score. Nothing is sampled, neither in training nor in acting.
+    """
+
+    Config: ClassVar[type[SRPOConfig]] = SRPOConfig
+    config: SRPOConfig
+
+    def __init__(self, config: SRPOConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        d, a = config.denoiser, config.actor
+        noise_model = self.fresh("denoiser", lambda: NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks))
+        self.behaviour = Behaviour(config, data, noise_model, device)
+        self.critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
+        self.actor = self.fresh("actor", lambda: make_actor(a, self.states, self.actions))
+        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps, decay=a.decay)
+
+    @classmethod
+    def check(cls, config: SRPOConfig) -> None:
+        """UserError for a component that does not exist, a setting it does not have, or times in the wrong order."""
+        check_sampling(config)
+        check_critic(config.critic, support=False)
+        low, high = config.regularisation.t_min, config.regularisation.t_max
+        if low >= high:
+            raise UserError(f"t_min = {low:g} is not below t_max = {high:g}", key="regularisation.t_min")
+
+    def phases(self) -> list[Phase]:
+        """Denoiser and critic, which other methods may have trained, and the policy."""
+        c = self.config
+        made = {"denoiser": self.denoiser_made_of(self.behaviour.schedule), "critic": self.critic_made_of(self.critic)}
+        made["policy"] = self._made_of(list(made.values()))
+        learners: dict[str, Any] = {
+            "denoiser": self.behaviour.learner(),
+            "critic": self.critic.learner(self.data, c.critic.batch, None),
+            "policy": self.learner(),
+        }
+        steps = {"denoiser": c.denoiser.steps, "critic": c.critic.steps, "policy": c.actor.steps}
+        for learner in learners.values():
+            learner.computing = c.computing
+        return [Phase(name, steps[name], learner, made_of=made[name]) for name, learner in learners.items()]
+
+    def learner(self) -> ScoreRegularised:
+        """What trains the policy."""
+        b, settings = self.behaviour, self.config.regularisation
+        read = {"noise": b.fit.model, "target": self.critic.target.module}
+        parts = (self.fit, b.sample, self.critic, b.denoiser(clip=False), b.schedule, settings)
+        return ScoreRegularised(*parts, batch=self.config.actor.batch, networks=read)
+
+    def _made_of(self, after: Sequence[Any]) -> Any:
+        settings = self.config.model_dump(mode="json", include={"actor", "regularisation"})
+        return self.made_of("policy", settings, (type(self),), data=("state",), after=after)

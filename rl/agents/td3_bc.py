@@ -1,0 +1,152 @@
+"""TD3 with behaviour cloning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from egd.checkpoint import group, prefixed
+from egd.computing import Computing
+from egd.errors import UserError
+from egd.phases import Phase
+from egd.training import Fit, Metrics
+from rl.actors import Actor, frozen, make_actor
+from rl.agents.direct import DirectAgent
+from rl.config import ActorConfig, CriticConfig, RunConfig
+from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
+from rl.critics.td import TD
+from rl.transitions import Batch, OfflineData
+
+
+class ImprovedActorConfig(ActorConfig):
+    """A policy and how Q improves it. Its ``steps`` and ``batch`` are the critic's too."""
+
+    kind: Literal["deterministic"] = "deterministic"
+    decay: bool = False
+    alpha: NonNegativeFloat = 2.5
+    """Weight of Q, divided by the mean of |Q|, against the squared error."""
+    noise: NonNegativeFloat = 0.2
+    """Standard deviation of the noise on the target policy's actions."""
+    noise_clip: NonNegativeFloat = 0.5
+    delay: PositiveInt = 2
+    """Steps of the critic for one of the policy."""
+
+
+class TD3BCConfig(RunConfig):
+    """A policy and its critic."""
+
+    kind: str = "td3_bc"
+    critic: CriticConfig = CriticConfig(kind="td")
+    actor: ImprovedActorConfig = ImprovedActorConfig()
+
+    @property
+    def built_critic(self) -> CriticConfig:
+        """As ``rl.critics.choice`` builds it."""
+        return beside_policy(self.critic, steps=self.actor.steps, batch=self.actor.batch)
+
+
+class ActorCritic:
+    """Steps of the critic on the smoothed target policy's actions; every ``delay`` of them one of the policy (arXiv:2106.06860,
+    Eq. 3 and 5).
+    """
+
+    computing: Computing = Computing()
+
+    def __init__(
+        self, critic: TD, actor: Actor, fit: Fit, polyak: float, settings: ImprovedActorConfig, sample: Callable[..., Batch]
+    ) -> None:
+        self.critic, self.actor, self.fit, self.settings, self.sample = critic, actor, fit, settings, sample
+        self.target = fit.follow(actor, 1 - polyak)
+        self.target.update_parameters(actor)  # the first call copies
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One step on data of ``sample``."""
+        return self.update_on(self.sample(generator), generator)
+
+    def update_on(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One step on a batch from anywhere."""
+        actions = self.next_actions(batch.next_state, generator)
+        with self.computing.autocast(self.fit.device):
+            loss, metrics = self.critic.loss((batch, actions))
+        self.critic.fit.descend(loss)
+        if self.critic.fit.step % self.settings.delay:
+            return metrics
+        with self.computing.autocast(self.fit.device):
+            loss, more = self.actor_loss(batch)
+        self.fit.descend(loss)
+        return metrics | more
+
+    @torch.no_grad()
+    def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions of the target policy with clipped noise: (B, S) -> (B, A)"""
+        actions: Tensor = self.target(state)
+        limit = self.settings.noise_clip
+        noise = self.settings.noise * torch.randn(actions.shape, generator=generator, device=actions.device)
+        return (actions + noise.clamp(-limit, limit)).clamp(-1, 1)
+
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """-lambda E Q_1(s, pi(s)) + E (pi(s) - a)^2, lambda = alpha / E |Q_1(s, pi(s))|."""
+        action = self.actor.mean(batch.state)
+        with frozen(self.critic.values):
+            q = self.critic.values.q(batch.state, action)[0]
+        weight = self.settings.alpha / q.detach().abs().mean().clamp(min=1e-6)
+        cloning = (action - batch.action).square().mean()
+        return cloning - weight * q.mean(), {"cloning_loss": cloning.detach(), "q_policy": q.detach().mean()}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"critic": self.critic, "actor": self.fit}
+
+    def state(self) -> dict[str, Tensor]:
+        """Of both, with their targets."""
+        parts = {k: v for name, part in self._parts().items() for k, v in prefixed(name, part.state()).items()}
+        return {**parts, **prefixed("target", self.target.state_dict())}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        for name, part in self._parts().items():
+            part.load(group(name, state))
+        self.target.load_state_dict(group("target", state))
+
+
+class TD3BC(DirectAgent):
+    """TD3+BC (arXiv:2106.06860): a deterministic policy towards high Q and towards the data's actions, and a critic on the
+    policy's own actions.
+    """
+
+    Config: ClassVar[type[RunConfig]] = TD3BCConfig
+    config: TD3BCConfig
+
+    def __init__(self, config: TD3BCConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        a = config.actor
+        critic = self.fresh("critic", lambda: make_critic(config.built_critic, self.states, self.actions, device))
+        assert isinstance(critic, TD)
+        self.actor = self.fresh("actor", lambda: make_actor(a, self.states, self.actions))
+        fit = Fit(self.actor, lr=a.lr, steps=a.steps // a.delay, decay=a.decay)
+        sample = partial(self.data.sample, a.batch)
+        self.learner = ActorCritic(critic, self.actor, fit, config.critic.polyak, a, sample)
+        self.learner.computing = config.computing
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError for a critic that does not learn from the policy."""
+        if config.critic.kind != "td":
+            raise UserError(
+                f"'{config.critic.kind}' does not learn from the policy's actions, as TD3+BC's critic must; use td",
+                key="critic.kind",
+            )
+        check_critic(config.built_critic)
+
+    def phases(self) -> list[Phase]:
+        """One, of both."""
+        settings = {
+            "actor": self.config.actor.model_dump(mode="json"),
+            "critic": critic_settings(self.config.built_critic),
+        }
+        made = self.made_of("policy", settings, (TD3BC,))
+        return [Phase("policy", self.config.actor.steps, self.learner, made_of=made)]

@@ -1,0 +1,192 @@
+"""A behaviour diffusion and a critic: what all methods have in common that reweigh the one by the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.networks import NoiseMLP
+from egd.phases import Phase
+from egd.types import Denoiser, Energy
+from rl import diagnostics
+from rl.agents.base import Act, Agent
+from rl.behaviour import Behaviour, check_sampling
+from rl.calibration import Calibration
+from rl.config import ValuedConfig
+from rl.critics import MinusAdvantage
+from rl.critics.base import Judge
+from rl.critics.choice import check_critic, make_critic
+from rl.policies import GuidedPolicy, Randomness
+from rl.support import SupportTable, support_phase
+from rl.tasks import Task
+from rl.transitions import OfflineData
+
+
+class ValuedAgent(Agent):
+    """A diffusion model of mu(a|s), Q and V, and what is estimated of both; its one policy is mu.
+
+    The energy handed to ``egd`` is E(a, s) = V(s) - Q(s, a), which differs from -Q by a function of s alone and so tilts mu in
+    the same way, but spares a network the job of learning V.
+    """
+
+    Config: ClassVar[type[ValuedConfig]] = ValuedConfig
+    config: ValuedConfig
+
+    def __init__(self, config: ValuedConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.behaviour = self.make_behaviour()
+        self.schedule, self.sampler, self.denoiser = self.behaviour.schedule, self.behaviour.sampler, self.behaviour.denoiser
+        self.critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
+        self.judge = self.make_judge()
+        self.calibration = Calibration(self.behaviour, self.judge, config.calibration, device)
+        k, draw = self.support_actions(), partial(drawn, self.behaviour, config.support.clip_x0)
+        self.support = SupportTable(data, k, draw) if k else None
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UserError for a schedule, a sampler or a critic that does not exist or a setting it does not have."""
+        check_sampling(config)
+        check_critic(config.critic)
+
+    @classmethod
+    def alike(cls, config: Any) -> Mapping[str, Any]:
+        """All but the seed, the expectile, and what comes after training."""
+        after: Any = {"seed": True, "critic": {"expectile"}, "evaluation": {"episodes", "envs"}}
+        tree: dict[str, Any] = config.model_dump(mode="json", exclude=after)
+        return tree
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def make_behaviour(self) -> Behaviour:
+        """With a fresh noise model."""
+        return Behaviour(self.config, self.data, self.fresh("denoiser", self.noise_model), self.device)
+
+    def noise_model(self) -> nn.Module:
+        """A fresh one, of the recipe's ``denoiser``."""
+        d = self.config.denoiser
+        return NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks)
+
+    def make_judge(self) -> Judge:
+        """By which what is sampled is judged: the critic."""
+        return self.critic
+
+    def energy(self, scale: str = "raw") -> Energy:
+        """E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage."""
+        unit = self.calibration.advantage_std if scale == "advantage_std" else torch.ones((), device=self.device)
+        return MinusAdvantage(self.judge, unit)
+
+    def support_actions(self) -> int:
+        """How many stored actions of mu in every state something learns from; 0: none."""
+        return self.config.support.actions if self.critic.needs_support else 0
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    def arms(self) -> dict[str, float | None]:
+        """The behaviour policy."""
+        return {"behaviour": None}
+
+    def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
+        """It has none."""
+        return {name: [] for name in self.arms()}
+
+    @property
+    def headline(self) -> str:
+        """The behaviour policy."""
+        return "behaviour"
+
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        """``behaviour``."""
+        return self.unguided(self.denoiser(True), randomness, clip=True)
+
+    def unguided(self, denoiser: Denoiser, randomness: Randomness, *, clip: bool) -> Act:
+        """One sample of a denoiser a state, within the range of the data's actions if ``clip``."""
+        sampled = GuidedPolicy(self.sampler, denoiser, randomness, bounds=self.bounds(clip))
+        return lambda states, which: sampled(states)
+
+    def bounds(self, clip: bool) -> tuple[Tensor, Tensor] | None:
+        """The range of the data's actions if ``clip``."""
+        return (self.behaviour.low, self.behaviour.high) if clip else None
+
+    def reads(self) -> dict[str, nn.Module]:
+        """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
+        return {
+            "noise": self.behaviour.fit.model,
+            "critic": self.critic.values,
+            "target": self.critic.target.module,
+            "calibration": self.calibration,
+        }
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The same."""
+        return self.reads()
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """Each part on its converged predecessor."""
+        d, c, made = self.config.denoiser, self.config.critic, self.made()
+        denoiser, critic = self.learners().values()
+        support = [support_phase("support", self.support, self.config, made["support"])] if self.support is not None else []
+        return [
+            Phase("denoiser", d.steps, denoiser, made_of=made["denoiser"]),
+            *support,
+            Phase("critic", c.steps, critic, made_of=made["critic"]),
+            Phase("calibration", 1, self.calibration, made_of=made["calibration"]),
+        ]
+
+    def learners(self) -> dict[str, Any]:
+        """Of the denoiser and the critic, set to the recipe's precision."""
+        critic = self.critic.learner(self.data, self.config.critic.batch, self.support)
+        learners: dict[str, Any] = {"denoiser": self.behaviour.learner(), "critic": critic}
+        for learner in learners.values():
+            learner.computing = self.config.computing
+        return learners
+
+    def made(self) -> dict[str, Any]:
+        """What each phase is made of."""
+        denoiser = self.denoiser_made_of(self.schedule)
+        support = self.made_support("support", [denoiser])
+        before = [support] if self.critic.needs_support else []
+        critic = self.critic_made_of(self.critic, before)
+        settings = self.config.calibration.model_dump(mode="json")
+        calibration = self.made_of("calibration", settings, (Calibration,), after=[denoiser, *self.judge_made_of(critic)])
+        return {"denoiser": denoiser, "support": support, "critic": critic, "calibration": calibration}
+
+    def judge_made_of(self, critic: Any) -> list[Any]:
+        """The phases that the judge is made by, ``critic`` being the critic's."""
+        return [critic]
+
+    def made_support(self, name: str, after: Sequence[Any]) -> Any:
+        """What a table of actions drawn from the denoiser ``after`` is made of."""
+        dump = self.config.model_dump(mode="json", include={"support", "sampler"})
+        settings = dump | {"k": self.support_actions()}  # an arm may need more than the recipe says
+        walk: Any = self.sampler.walk
+        code = (SupportTable, Behaviour, getattr(walk, "func", walk))
+        return self.made_of(name, settings, code, data=("state", "next_state", "action"), after=after)
+
+    def ready(self, phase: str, generator: torch.Generator) -> None:
+        """Calibrated for the occasion while the parts are trained that calibration looks at."""
+        if phase == "critic" or not self.calibration.moments:
+            self.calibration.update(generator)
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        """See docs/diagnostics.md."""
+        return diagnostics.of_values(self, generator)
+
+    def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        """Posterior variances, paths through a maze."""
+        from rl import figures  # matplotlib is not needed to act
+
+        figures.draw_valued(self, folder, title, task, rollouts)
+
+
+def drawn(behaviour: Behaviour, clip: bool, states: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """K actions of the behaviour policy in every state."""
+    return behaviour.actions(states, k, generator, clip)

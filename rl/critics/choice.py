@@ -1,0 +1,45 @@
+"""A critic by its name in a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from egd.components import Registry, Spec, parameters, validate
+from egd.errors import UserError
+from rl.config import CriticConfig
+from rl.critics.base import Critic, Shared
+from rl.critics.td import TD
+
+CRITICS = Registry("critic", "rl.critics")
+PARTS = {"state", "action", "shared", "expectile", *Shared.__annotations__}
+
+
+def check_critic(config: CriticConfig, *, support: bool = True) -> None:
+    """UserError for a critic that does not exist or settings that it does not have; without ``support`` actions to learn from,
+    also for one that needs them.
+    """
+    component = validate(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
+    if not support and getattr(component, "needs_support", False):
+        raise UserError(f"this kind of agent draws no support actions, which '{config.kind}' needs; use iql", key="critic.kind")
+
+
+def make_critic(config: CriticConfig, state: int, action: int, device: torch.device) -> Critic:
+    """Fresh, for states and actions of so many entries."""
+    component = CRITICS.find(config.kind, "critic.kind")
+    own = {"expectile": config.expectile} if "expectile" in parameters(component) else {}
+    shared = config.model_dump(include=set(Shared.__annotations__))
+    critic: Critic = component(state, action, **own, **shared, **config.settings, device=device)
+    return critic
+
+
+def critic_settings(config: CriticConfig) -> dict[str, Any]:
+    """Those that decide what is learned."""
+    unused = set() if "expectile" in parameters(CRITICS.find(config.kind, "critic.kind")) else {"expectile"}
+    return config.model_dump(mode="json", exclude=unused)
+
+
+def beside_policy(config: CriticConfig, *, steps: int, batch: int) -> CriticConfig:
+    """The same, of the kind that is trained in step with a policy: in its steps and batches."""
+    return config.model_copy(update={"kind": f"{TD.__module__}:{TD.__name__}", "steps": steps, "batch": batch})

@@ -1,0 +1,225 @@
+"""Conservative Q-learning: Q of a soft actor-critic, pushed down where its actor and chance go, up at the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, Unpack
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from egd.checkpoint import group, prefixed
+from egd.computing import Computing
+from egd.networks import ActivationName
+from egd.training import Fit, Learner, Metrics
+from rl.actors import TanhGaussian, frozen
+from rl.critics.base import Critic, Shared
+from rl.support import SupportTable
+from rl.transitions import Batch, OfflineData
+
+__all__ = ["CQL"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Transitions, and all random numbers of a step: standard normal ones for the action that the actor learns from (B, 1, A),
+    and for those that Q is asked about in the states (B, n, A) and the next states (B, n, A); actions of chance (B, n, A).
+
+    ``floor`` (B,), where there is one, are values below which Q of the actor's actions counts as no less.
+    """
+
+    batch: Batch
+    own: Tensor
+    here: Tensor
+    there: Tensor
+    chance: Tensor
+    floor: Tensor | None = None
+
+
+Losses: TypeAlias = dict[str, tuple[Fit, Tensor]]
+"""What each optimiser descends."""
+
+
+class CQL(Critic):
+    """Twin (or more) Q by CQL(H) (arXiv:2006.04779, Eq. 4 and appendix F), with the actor that it is trained with.
+
+    To the error of temporal differences is added ``alpha`` times log sum exp Q(s, .) - Q(s, a), estimated by importance
+    sampling from ``actions`` actions each of the uniform distribution, pi(. | s) and pi(. | s'). With a ``gap`` the term has
+    a multiplier of its own, which grows while the term exceeds the gap (Lagrange). ``max_target_backup`` takes the best of
+    ``actions`` next actions in place of one; ``clip_min`` bounds the term's difference from below; ``target_entropy`` is
+    minus the number of an action's entries unless given. V, from which nothing is learned, is regressed on Q at the actor's
+    action. Calibrated Q-learning is ``floor`` of ``draw``: the return that the data have from the state on.
+    """
+
+    def __init__(
+        self,
+        state: int,
+        action: int,
+        *,
+        alpha: NonNegativeFloat = 10.0,
+        actions: PositiveInt = 10,
+        gap: float | None = None,
+        max_target_backup: bool = False,
+        clip_min: float | None = None,
+        target_entropy: float | None = None,
+        policy_lr: PositiveFloat = 3e-5,
+        policy_width: PositiveInt = 256,
+        policy_layers: PositiveInt = 3,
+        policy_activation: ActivationName = "relu",
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(state, action, **shared)
+        device = self.fit.device
+        self.alpha, self.actions, self.gap = alpha, actions, gap
+        self.max_target_backup, self.clip_min = max_target_backup, clip_min
+        self.target_entropy = -float(action) if target_entropy is None else target_entropy
+        actor = TanhGaussian(state, action, width=policy_width, layers=policy_layers, activation=policy_activation)
+        self.actor = actor.to(device)
+        self.temperature, self.multiplier = _Exponential(0.0).to(device), _Exponential(1.0).to(device)
+        self.fits = {
+            "values": self.fit,
+            "actor": Fit(self.actor, lr=policy_lr, steps=self.fit.steps),
+            "temperature": Fit(self.temperature, lr=policy_lr, steps=self.fit.steps),
+            "multiplier": Fit(self.multiplier, lr=self.fit.lr, steps=self.fit.steps),
+        }
+
+    def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
+        """Steps on the data's transitions."""
+        return CQLLearner(self, partial(data.sample, batch))
+
+    def draw(self, batch: Batch, generator: torch.Generator, floor: Tensor | None = None) -> Drawn:
+        """The random numbers of a step on a batch from anywhere, ``floor`` (B,) as in ``Drawn``."""
+        b, a = batch.action.shape
+
+        def noise(k: int) -> Tensor:
+            return torch.randn(b, k, a, generator=generator, device=batch.action.device)
+
+        chance = 2 * torch.rand(b, self.actions, a, generator=generator, device=batch.action.device) - 1
+        return Drawn(batch, noise(1), noise(self.actions), noise(self.actions), chance, floor)
+
+    def update_on(self, drawn: Drawn) -> Metrics:
+        """One step of Q, V, the target, the actor and the multipliers."""
+        losses, metrics = self.losses(drawn)
+        self.descend(losses)
+        return metrics
+
+    def losses(self, drawn: Drawn) -> tuple[Losses, Metrics]:
+        """Of all parts, each of them as it is before the step."""
+        loss, metrics = self.loss(drawn)
+        actor_loss, actor_info = self.actor_loss(drawn)
+        surplus = self.target_entropy - actor_info["entropy"]
+        losses = {"values": loss, "actor": actor_loss, "temperature": -self.temperature.log * surplus}
+        if self.gap is not None:
+            losses["multiplier"] = -self.multiplier() * self.alpha * (metrics["conservative"] - self.gap)
+        return {name: (self.fits[name], value) for name, value in losses.items()}, {**metrics, **actor_info}
+
+    def descend(self, losses: Losses) -> None:
+        """One step down all of them."""
+        for fit, loss in losses.values():
+            fit.descend(loss)
+
+    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
+        """Of Q and V: temporal differences and the conservative term, averaged over members."""
+        batch = drawn.batch
+        with torch.no_grad():
+            here = self.actor(batch.state, drawn.here)
+            there = self.actor(batch.next_state, drawn.there)
+            backup = there[0] if self.max_target_backup else there[0][:, :1]
+            next_q = of_each(self.target, batch.next_state, backup).amin(0)
+            target = batch.reward + self.gamma * (1 - batch.terminal) * next_q.amax(1)
+        q = self.values.q(batch.state, batch.action)
+        q_loss = (q - target).square().mean()
+        excess = self.log_sum_exp(drawn, here, there) - q
+        if self.clip_min is not None:
+            excess = excess.clamp(min=self.clip_min)
+        conservative = excess.mean()
+        v_loss = (self.v(batch.next_state) - next_q.mean(1)).square().mean()
+        metrics = {"q_loss": q_loss, "v_loss": v_loss, "conservative": conservative, "q_mean": q.mean()}
+        weight, beyond = self._weight()
+        loss = q_loss + v_loss + weight * (conservative - beyond)
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def log_sum_exp(self, drawn: Drawn, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+        """log sum exp(Q(s, a)) / density(a) over the actions of chance and those of the actor in s and s': (members, B)"""
+        actions = torch.cat([drawn.chance, here[0], there[0]], 1)
+        q = of_each(self.values.q, drawn.batch.state, actions)
+        if drawn.floor is not None:
+            acted = q[:, :, self.actions :].maximum(drawn.floor[:, None])
+            q = torch.cat([q[:, :, : self.actions], acted], 2)
+        uniform = torch.full_like(here[1], -math.log(2.0) * actions.shape[2])
+        return (q - torch.cat([uniform, here[1], there[1]], 1)).logsumexp(2)
+
+    def actor_loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
+        """alpha_entropy log pi(a|s) - min_i Q_i(s, a), a the actor's."""
+        state = drawn.batch.state
+        actions, log_density = self.actor(state, drawn.own)
+        with frozen(self.values):
+            q = of_each(self.values.q, state, actions).amin(0)
+        temperature = self.temperature().detach()
+        loss = (temperature * log_density - q).mean()
+        return loss, {"actor_loss": loss.detach(), "entropy": -log_density.detach().mean(), "temperature": temperature}
+
+    def _weight(self) -> tuple[Tensor | float, float]:
+        """Of the conservative term, and what is taken from it first."""
+        if self.gap is None:
+            return self.alpha, 0.0
+        return self.multiplier().detach() * self.alpha, self.gap
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides later updates."""
+        own = {k: v for name, fit in self.fits.items() if fit is not self.fit for k, v in prefixed(name, fit.state()).items()}
+        return {**super().state(), **own}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        super().load(state)
+        for name, fit in self.fits.items():
+            if fit is not self.fit:
+                fit.load(group(name, state))
+
+
+def of_each(q: Callable[[Tensor, Tensor], Tensor], state: Tensor, actions: Tensor) -> Tensor:
+    """Q of every member at K actions of every state: (B, S), (B, K, A) -> (members, B, K)"""
+    b, k, _ = actions.shape
+    return q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, b, k)
+
+
+class _Exponential(nn.Module):
+    """A positive number, no more than a million."""
+
+    def __init__(self, log: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(log))
+
+    def forward(self) -> Tensor:
+        """()"""
+        return self.log.exp().clamp(max=1e6)
+
+
+class CQLLearner:
+    """The critic, its actor and its multipliers, a step at a time on what ``sample`` draws."""
+
+    computing: Computing = Computing()
+
+    def __init__(self, critic: CQL, sample: Callable[[torch.Generator], Batch]) -> None:
+        self.critic, self.sample = critic, sample
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One step."""
+        drawn = self.critic.draw(self.sample(generator), generator)
+        with self.computing.autocast(self.critic.fit.device):
+            losses, metrics = self.critic.losses(drawn)
+        self.critic.descend(losses)
+        return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """The critic's, its actor and its multipliers included."""
+        return self.critic.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.critic.load(state)

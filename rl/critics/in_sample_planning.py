@@ -1,0 +1,150 @@
+"""In-sample planning: values of the data's actions, backed up along its trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias, Unpack
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from egd.checkpoint import group, prefixed
+from egd.computing import Computing
+from egd.training import Learner, Metrics
+from rl.critics.base import Critic, CriticLearner, Shared
+from rl.support import SupportTable
+from rl.transitions import Batch, OfflineData
+
+__all__ = ["InSamplePlanning"]
+
+STATES = 1024  # whose actions are valued in one batch
+
+Planned: TypeAlias = tuple[Batch, Tensor]
+"""Transitions, and the returns (B,) planned from them, in units of their spread."""
+
+
+class InSamplePlanning(Critic):
+    """Q towards R_n = r_n + gamma max(R_n+1, V(s_n+1)), the return of the data as long as that is better than to follow the
+    policy, V(s) = sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)), the a_k drawn from the behaviour policy. SfBC
+    (arXiv:2209.14548) Eq. 9, 10 and Algorithm 1.
+
+    Steps come in ``rounds`` of as many. The first knows no V: its R is the discounted return. Before each later one, V is
+    computed of the last Q and all R are planned anew, and Q starts again from its first weights unless ``reset`` is off. Q, V
+    and 1 / ``beta`` are in units of the spread of R, with the mean of R as zero.
+    """
+
+    needs_support = True
+
+    def __init__(
+        self,
+        state: int,
+        action: int,
+        *,
+        rounds: PositiveInt = 2,
+        beta: PositiveFloat = 20.0,
+        reset: bool = True,
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(state, action, **shared)
+        self.rounds, self.beta, self.reset = rounds, beta, reset
+        self.fresh = {name: tensor.clone() for name, tensor in self.values.state_dict().items()}
+
+    def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
+        """Draws transitions with their planned returns. ValueError without a table of support actions."""
+        if support is None:
+            raise ValueError("in-sample planning needs a table of support actions")
+        return PlanningLearner(self, data, batch, support)
+
+    def value(self, state: Tensor, actions: Tensor) -> Tensor:
+        """sum_k w_k Q(s, a_k): (B, S), (B, K, A) -> (B,)"""
+        k = actions.shape[1]
+        q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
+        return ((self.beta * q).softmax(1) * q).sum(1)
+
+    def loss(self, drawn: Planned) -> tuple[Tensor, Metrics]:
+        """The mean square of all members' errors, and of V, a baseline only, towards the same returns."""
+        batch, target = drawn
+        q = self.values.q(batch.state, batch.action)
+        q_loss = (q - target).square().mean()
+        v_loss = (self.v(batch.state) - target).square().mean()
+        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+
+    def restart(self) -> None:
+        """From the first weights, with a fresh optimiser."""
+        self.values.load_state_dict(self.fresh)
+        self.target.module.load_state_dict(self.values.q.state_dict())
+        self.fit.optimiser.state.clear()
+
+
+class PlanningLearner:
+    """Trains Q on returns that are planned anew before each round."""
+
+    def __init__(self, critic: InSamplePlanning, data: OfflineData, batch: int, support: SupportTable) -> None:
+        self.critic, self.data, self.support, self.batch = critic, data, support, batch
+        self.computing = Computing()
+        self.returns = torch.zeros(len(data.transitions), device=data.transitions.reward.device)
+        self.mean, self.spread = torch.zeros((), device=self.returns.device), torch.ones((), device=self.returns.device)
+        self._steps = CriticLearner(critic, self._draw)
+
+    def _draw(self, generator: torch.Generator) -> Planned:
+        index = self.data.index(self.batch, generator)
+        return self.data.transitions[index], (self.returns[index] - self.mean) / self.spread
+
+    @property
+    def round(self) -> int:
+        """How long one is, in steps."""
+        return max(1, -(-self.critic.fit.steps // self.critic.rounds))
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One step, after planning where a round begins."""
+        metrics = self._plan() if self.critic.fit.step % self.round == 0 else {}
+        self._steps.computing = self.computing
+        return {**self._steps.update(generator), **metrics}
+
+    @torch.no_grad()
+    def _plan(self) -> Metrics:
+        first = self.critic.fit.step == 0
+        values = None if first else self.spread * torch.cat(list(self._values())) + self.mean
+        self.returns, in_data = planned(self.data.transitions, self.support, values, self.critic.gamma)
+        self.mean, self.spread = self.returns.mean(), self.returns.std().clamp(min=0.1)
+        if self.critic.reset and not first:
+            self.critic.restart()
+        return {"return_mean": self.mean, "return_std": self.spread, "returns_in_data": in_data}
+
+    def _values(self) -> Iterator[Tensor]:
+        chunks = (torch.split(tensor, STATES) for tensor in (self.support.states, self.support.actions))
+        for states, actions in zip(*chunks, strict=True):
+            yield self.critic.value(states, actions)
+
+    def state(self) -> dict[str, Tensor]:
+        """The critic's, and the returns of this round."""
+        planned = {"returns": self.returns, "mean": self.mean, "spread": self.spread}
+        return {**prefixed("critic", self.critic.state()), **prefixed("planned", planned)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.critic.load(group("critic", state))
+        planned = {name: tensor.to(self.returns.device) for name, tensor in group("planned", state).items()}
+        self.returns, self.mean, self.spread = planned["returns"], planned["mean"], planned["spread"]
+
+
+def planned(rows: Batch, support: SupportTable, values: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+    """R_n of every row, (N,), from ``values`` (M,) of the table's states; and the share of rows that go on along the data, ().
+
+    A trajectory ends where the next row does not start in this one's next state. If that is no end of the episode, the row
+    bootstraps on V of its next state; while there is no V, as if the lowest reward of the data, or 0 if none is lower, came
+    for ever after.
+    """
+    never = torch.full_like(rows.reward, float("-inf"))
+    following = never if values is None else values[support.next_row]
+    after = torch.full_like(rows.reward, float(rows.reward.min().clamp(max=0)) / (1 - gamma)) if values is None else following
+    reward, end = rows.reward.tolist(), (rows.terminal > 0).tolist()
+    follows, option, beyond = support.follows.tolist(), following.tolist(), after.tolist()
+    returns, going_on = [0.0] * len(reward), 0
+    for n in reversed(range(len(reward))):
+        later = max(returns[n + 1], option[n]) if follows[n] else beyond[n]
+        going_on += follows[n] and returns[n + 1] >= option[n]
+        returns[n] = reward[n] if end[n] else reward[n] + gamma * later
+    on_data = torch.tensor(going_on / max(1, sum(follows)), device=rows.reward.device)
+    return torch.tensor(returns, device=rows.reward.device, dtype=rows.reward.dtype), on_data

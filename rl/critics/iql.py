@@ -1,0 +1,50 @@
+"""Implicit Q-learning: Q and V without ever asking Q about an action outside the data."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from egd.training import Metrics
+from rl.critics.base import Critic, Shared
+from rl.transitions import Batch
+
+__all__ = ["IQL"]
+
+
+def expectile_loss(difference: Tensor, tau: float | Tensor) -> Tensor:
+    """E |tau - 1(u < 0)| u^2, u (B,). IQL (arXiv:2110.06169) Eq. 5; AEPO Eq. 27."""
+    weight = torch.where(difference < 0, 1 - tau, tau)
+    return (weight * difference.square()).mean()
+
+
+class IQL(Critic):
+    """Twin (or more) Q and one V by expectile regression (arXiv:2110.06169). The losses of AEPO Eq. 27."""
+
+    def __init__(self, state: int, action: int, *, expectile: float = 0.7, **shared: Unpack[Shared]) -> None:
+        super().__init__(state, action, **shared)
+        tau = torch.tensor(expectile, device=self.fit.device)
+        self.values.register_buffer("expectile", tau, persistent=False)  # so that runs can differ in it
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Expectile of Q_target(s, a) - V(s)."""
+        with torch.no_grad():
+            q = self.q(batch.state, batch.action)
+        advantage = q - self.v(batch.state)
+        loss = expectile_loss(advantage, self.values.get_buffer("expectile"))
+        return loss, {"v_loss": loss.detach(), "advantage_std": advantage.detach().std(), "q_mean": q.mean()}
+
+    def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """(r + gamma (1 - terminal) V(s') - Q(s, a))^2, averaged over members."""
+        with torch.no_grad():
+            target = batch.reward + self.gamma * (1 - batch.terminal) * self.v(batch.next_state)
+        loss = (self.values.q(batch.state, batch.action) - target).square().mean()
+        return loss, {"q_loss": loss.detach()}
+
+    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
+        """Of Q and V, one step's."""
+        v_loss, v_info = self.value_loss(drawn)
+        q_loss, q_info = self.q_loss(drawn)
+        return v_loss + q_loss, {**v_info, **q_info}

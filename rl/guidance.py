@@ -1,0 +1,84 @@
+"""The guidance section of a recipe: what its names stand for, and whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
+from egd.components import Registry, Spec, build, parameters, validate, wanted_parts
+from egd.errors import UserError, nearest
+from rl.config import GuidanceConfig
+
+POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
+ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
+
+
+def is_trained(guidance: GuidanceConfig) -> bool:
+    """Whether the energy is an objective that trains a network, rather than a closed form."""
+    name = guidance.energy.name
+    if ":" in name:
+        return hasattr(ENERGIES.find(name, "guidance.energy"), "loss")
+    return name in OBJECTIVES.names()
+
+
+def _registry(guidance: GuidanceConfig) -> Registry:
+    return OBJECTIVES if is_trained(guidance) else ENERGIES
+
+
+def component_parts(guidance: GuidanceConfig) -> set[str]:
+    """The parts that an arm's energy, or what is nested in it, asks for."""
+    return wanted_parts(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, "guidance.energy")
+
+
+def group_size(guidance: GuidanceConfig) -> int:
+    """K of an objective that takes K ``samples`` of the ``support`` of a state, or that is ``grouped``; 0 for any other."""
+    if not is_trained(guidance):
+        return 0
+    component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
+    known = parameters(component)
+    if "samples" not in known or not ("support" in known or getattr(component, "grouped", False)):
+        return 0
+    return int(guidance.energy.spec.settings.get("samples", known["samples"].default) or 0)
+
+
+def component_code(guidance: GuidanceConfig) -> list[Callable[..., Any]]:
+    """The classes that an arm's energy and posterior are made of."""
+    found = [_registry(guidance).find(guidance.energy.name, "guidance.energy")]
+    found += [POSTERIORS.find(guidance.posterior.name, "guidance.posterior")]
+    paths = {value for value in _texts(guidance.energy.spec.settings) if ":" in value}  # components nested in its settings
+    return found + [ENERGIES.find(path, "guidance.energy") for path in sorted(paths)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
+    """UserError for a component that does not exist or a setting it does not have."""
+    known = {**ENERGIES.names(), **OBJECTIVES.names()}
+    for name, guidance in arms.items():
+        key = "guidance" if name == "guided" else f"variants.{name}"
+        if guidance.energy.name not in known and ":" not in guidance.energy.name:
+            raise UserError(
+                f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy"
+            )
+        component = validate(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
+        if not getattr(component, "conditional", True):
+            raise UserError(f"'{guidance.energy.name}' takes no state; use support_samples or ess_blend", key=f"{key}.energy")
+        validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")
+        _check_rule(guidance.rule.spec, f"{key}.rule")
+
+
+def _check_rule(spec: Spec, key: str) -> None:
+    try:
+        build(RULES, spec, {"omega": 1.0}, key)
+    except ValueError as error:
+        raise UserError(str(error), key=key) from None

@@ -1,0 +1,60 @@
+"""From the tree of a recipe to the typed configuration of a run: methods, kinds of agents, variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from egd.config import Tree, merge, validate
+from egd.errors import UserError, nearest
+from egd.experiments import Options
+from egd.planning import chosen_budget
+from rl.agents import AGENTS, agent_class
+from rl.config import RunConfig
+from rl.tasks import find_task
+
+
+def listed_methods(recipe: Mapping[str, Any], options: Options) -> dict[str, Tree]:
+    """Name -> what it changes in the recipe, for those of ``--method`` where given; {'': {}} where the recipe has none.
+
+    A budget may change methods too. UserError for a name that the recipe does not have.
+    """
+    table = merge(recipe.get("methods") or {}, chosen_budget(recipe, options).get("methods") or {})
+    listed = {str(name): dict(over or {}) for name, over in table.items()}
+    for name in options.methods:
+        if name not in listed:
+            known = nearest(name, listed) if listed else "this recipe has no 'methods'"
+            raise UserError(f"no method is called '{name}'; {known}", key="--method")
+    wanted = options.methods or list(listed)
+    return {name: listed[name] for name in wanted} or {"": {}}
+
+
+def for_method(tree: Tree, name: str, options: Options) -> Tree:
+    """The tree under that name. Where the kind of agent is a method's or an option's, rather than the recipe's own, it is
+    without the sections that other kinds of agents have and this one does not.
+    """
+    if not (name or any(setting.startswith("kind=") for setting in options.settings)):
+        return tree
+    known = agent_kind(tree).Config.model_fields
+    others = {key for agent in AGENTS.values() for key in agent.Config.model_fields}
+    kept = {key: value for key, value in tree.items() if key in known or key not in others}
+    return kept | {"method": name} if name else kept
+
+
+def agent_kind(tree: Mapping[str, Any]) -> Any:
+    """The class of ``kind``. UserError where there is none."""
+    return agent_class(str(tree.get("kind", RunConfig.model_fields["kind"].default)))
+
+
+def typed(tree: Tree, source: str) -> RunConfig:
+    """The configuration that the kind of agent understands, checked. A variant has what it does not say from ``guidance``."""
+    agent = agent_kind(tree)
+    tree = agent.Config.completed(tree)
+    if "variants" in tree:
+        headline = tree.get("guidance") or {}
+        tree = {**tree, "variants": {k: merge(headline, v or {}) for k, v in (tree["variants"] or {}).items()}}
+    config: RunConfig = validate(agent.Config, tree, source)
+    agent.check(config)
+    rewards = config.data.rewards(find_task(config.task))
+    explicit = {"reward_scale": rewards.scale, "reward_shift": rewards.shift}
+    return config.model_copy(update={"data": config.data.model_copy(update=explicit)})
