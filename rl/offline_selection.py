@@ -47,8 +47,8 @@ class Settings:
     in place of the first run's, in the same units; ``fqe`` steps of fitted Q evaluation, 0 for the runs' own critics.
     """
 
-    states: int = 128
-    actions: int = 32
+    states: int = 64
+    actions: int = 16
     omegas: Sequence[float] | None = None
     penalty: Penalty = "kl"
     beta: float | None = None

@@ -31,8 +31,8 @@ def select(
     fqe: Annotated[
         int, typer.Option(help="Steps of fitted Q evaluation of every policy; 0: the runs' own critics judge.", min=0)
     ] = 0,
-    states: Annotated[int, typer.Option(help="Of the data, in which policies act.", min=2)] = 128,
-    actions: Annotated[int, typer.Option(help="Of every policy in every state.", min=3)] = 32,
+    states: Annotated[int, typer.Option(help="Of the data, in which policies act.", min=2)] = 64,
+    actions: Annotated[int, typer.Option(help="Of every policy in every state.", min=3)] = 16,
     seed: Annotated[int, typer.Option(help="Of states and actions.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
@@ -79,17 +79,14 @@ def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
 
 
 def _row(judged: Judged, found: Selection, several: bool) -> dict[str, str]:
-    name, _, scale = judged.policy.partition("@")
     s = judged.score
     return {
         **({"run": judged.run} if several else {}),
-        "policy": name,
-        "omega": scale or ("0" if name == "behaviour" else "-"),
+        "policy": judged.policy + (" *" if judged.name == found.chosen else ""),
         "value": f"{s.value:.3g}",
         "KL": f"{s.kl:.2f}",
         "score ± s.e.": f"{s.score:.3g} ± {s.se:.2g}",
         "simulator": "-" if judged.simulated is None else f"{judged.simulated:.1f}",
-        "chosen": "*" if judged.name == found.chosen else "",
     }
 
 
