@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +44,17 @@ class Residual(nn.Module):
         return out
 
 
+class TemporalSettings(TypedDict, total=False):
+    """What both networks take; the defaults are the encoder's."""
+
+    width: int
+    levels: int
+    kernel: int
+    time: int
+    activation: ActivationName
+    given: Tensor | None
+
+
 class Encoder(nn.Module):
     """x, t and c to features of ever fewer steps: what the U-Net and the energy have in common.
 
@@ -52,23 +66,23 @@ class Encoder(nn.Module):
     def __init__(
         self,
         dim: int,
-        context: int,
-        width: int,
-        levels: int,
-        kernel: int,
-        time: int,
-        activation: ActivationName,
-        given: Tensor | None,
+        context: int = 0,
+        *,
+        width: int = 32,
+        levels: int = 3,
+        kernel: int = 5,
+        time: int = 32,
+        activation: ActivationName = "mish",
+        given: Tensor | None = None,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"a kernel of {kernel} steps has no middle; choose an odd number")
         self.context, self.time = context, TimeEmbedding(time)
         self.embedded = time + context
+        self.block = partial(Residual, embedded=self.embedded, kernel=kernel, activation=activation)
         self.widths = [width * 2**level for level in range(levels)]
-        self.levels = nn.ModuleList(
-            Residual(a, b, self.embedded, kernel, activation) for a, b in zip([dim, *self.widths], self.widths, strict=False)
-        )
+        self.levels = nn.ModuleList(self.block(a, b) for a, b in zip([dim, *self.widths], self.widths, strict=False))
         self.down = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in self.widths[:-1])
         self.register_buffer("given", given, persistent=False)
 
@@ -99,27 +113,13 @@ class TemporalUNet(nn.Module):
     entries c has where it is to be embedded with t. Raises ValueError for an even kernel.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        context: int = 0,
-        *,
-        width: int = 32,
-        levels: int = 3,
-        kernel: int = 5,
-        time: int = 32,
-        activation: ActivationName = "mish",
-        given: Tensor | None = None,
-    ) -> None:
+    def __init__(self, dim: int, context: int = 0, **settings: Unpack[TemporalSettings]) -> None:
         super().__init__()
-        self.encoder = Encoder(dim, context, width, levels, kernel, time, activation, given)
-        widths, embedded = self.encoder.widths, self.encoder.embedded
-        self.middle = Residual(widths[-1], widths[-1], embedded, kernel, activation)
-        self.up = nn.ModuleList(
-            Residual(above + w, w, embedded, kernel, activation)
-            for above, w in zip([*widths[1:], widths[-1]], widths, strict=True)
-        )
-        self.last = LastLinear(width, dim)
+        self.encoder = Encoder(dim, context, **settings)
+        widths, block = self.encoder.widths, self.encoder.block
+        self.middle = block(widths[-1], widths[-1])
+        self.up = nn.ModuleList(block(above + w, w) for above, w in zip([*widths[1:], widths[-1]], widths, strict=True))
+        self.last = LastLinear(widths[0], dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -140,21 +140,9 @@ class TemporalEnergy(EnergyNetwork):
     Diffuser's value of noised plans is one, trained by the objective ``mse``. Settings and errors are as in ``TemporalUNet``.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        dim: int,
-        context: int = 0,
-        *,
-        width: int = 32,
-        levels: int = 3,
-        kernel: int = 5,
-        time: int = 32,
-        activation: ActivationName = "mish",
-        given: Tensor | None = None,
-    ) -> None:
+    def __init__(self, steps: int, dim: int, context: int = 0, **settings: Unpack[TemporalSettings]) -> None:
         super().__init__()
-        self.encoder = Encoder(dim, context, width, levels, kernel, time, activation, given)
+        self.encoder = Encoder(dim, context, **settings)
         for _ in self.encoder.down:
             steps = (steps + 1) // 2
         self.last = LastLinear(self.encoder.widths[-1] * steps + self.encoder.embedded, 1)

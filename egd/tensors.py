@@ -9,6 +9,11 @@ from torch import Tensor
 
 from egd.types import Context
 
+TILED_ROWS = {False: 256, True: 32_768}
+"""Up to so many rows, by whether they are on a GPU, one pass over as many copies of a batch as there are directions takes
+less time than a pass for every direction.
+"""
+
 
 def expand(v: Tensor, like: Tensor) -> Tensor:
     """Append axes to v (B,) until it broadcasts against ``like`` (B, ...)."""
@@ -114,8 +119,36 @@ def _tiled(x: Tensor, t: Tensor, c: Context, v: Tensor) -> tuple[Tensor, Tensor,
 
 
 def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
-    """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; differentiable, rows independent."""
+    """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; rows are independent. Differentiable
+    where gradients are on. Composes with ``torch.func``.
+    """
+    if transformed():
+        return _functional_hessian(f, x, c)
+    n, d, keep = len(x), x[0].numel(), torch.is_grad_enabled()
+    directions = torch.eye(d, dtype=x.dtype, device=x.device)
+    with torch.enable_grad():
+        points = x if x.requires_grad else x.detach().requires_grad_()
+        if tiled := n * d <= TILED_ROWS[points.is_cuda]:
+            points, _, c, directions = _tiled(points, x, c, directions)
+        value = f(points, c)
+        slope = _grad(value.sum(), points, keep=True)
+        if tiled:
+            hessian = _grad((slope * directions).sum(), points, keep).reshape(d, n, d).transpose(0, 1)
+        else:
+            hessian = torch.stack([_grad(entry, points, keep).flatten(1) for entry in slope.flatten(1).sum(0)], 1)
+    value, slope = value[:n], slope[:n].flatten(1)
+    return (value, slope, hessian) if keep else (value.detach(), slope.detach(), hessian)
 
+
+def _grad(value: Tensor, x: Tensor, keep: bool) -> Tensor:
+    """Of a sum that may not depend on x at all, as the slope of a linear function. The graph of ``value`` stays."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (slope,) = torch.autograd.grad(value, x, create_graph=keep, retain_graph=True, materialize_grads=True)
+    return slope
+
+
+def _functional_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
     def gradient(p: Tensor, _: Tensor, context: Context) -> Tensor:
         slope: Tensor = torch.func.grad(lambda p: f(p, context).sum())(p)
         return slope

@@ -24,6 +24,7 @@ from egd.denoisers import Prediction
 from egd.networks import ActivationName
 from egd.samplers import choose
 from egd.schedules import Spacing
+from egd.sections import NetworkConfig
 from egd.types import Sampler
 from rl.tasks import RewardTransform, Task
 from rl.transitions import RewardScale
@@ -84,19 +85,13 @@ class CriticConfig(Strict):
     decay: bool = False
 
 
-class ActorConfig(Strict):
+class ActorConfig(NetworkConfig):
     """A policy that is one network, without diffusion."""
 
     kind: Literal["deterministic", "gaussian"] = "deterministic"
     """tanh of a network; or a Gaussian around it, with one standard deviation for all states. Its mean acts."""
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
     activation: ActivationName = "relu"
     layer_norm: bool = False
-    steps: NonNegativeInt = 1_000_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
-    decay: bool = True
 
 
 class CalibrationConfig(Strict):
@@ -107,16 +102,8 @@ class CalibrationConfig(Strict):
     every: PositiveInt = 1000
 
 
-class EnergyNetworkConfig(Strict):
+class EnergyNetworkConfig(NetworkConfig):
     """The network E_Theta of trained energies."""
-
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
-    activation: ActivationName = "silu"
-    steps: NonNegativeInt = 1_000_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
-    decay: bool = True
 
 
 Selection = Literal["best", "softmax", "smc"]

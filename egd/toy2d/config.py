@@ -6,8 +6,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from egd.config import ComponentConfig, Strict
 from egd.denoisers import Prediction
-from egd.networks import ActivationName
 from egd.schedules import Spacing
+from egd.sections import NetworkConfig
 
 
 class DenoiserConfig(Strict):
@@ -34,16 +34,13 @@ class CalibrationConfig(Strict):
     samples: PositiveInt = 8192
 
 
-class EnergyNetworkConfig(Strict):
+class EnergyNetworkConfig(NetworkConfig):
     """The network of a trained energy; one is trained for every such estimator and beta."""
 
     width: PositiveInt = 128
-    layers: PositiveInt = 3
-    activation: ActivationName = "silu"
     steps: NonNegativeInt = 10_000
     batch: PositiveInt = 512
     lr: PositiveFloat = 1e-3
-    decay: bool = True
 
 
 class SamplerConfig(Strict):

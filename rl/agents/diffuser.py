@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from egd.config import ComponentConfig, Strict
 from egd.errors import UserError
-from egd.networks import ActivationName
 from egd.phases import Phase
 from egd.posteriors.moments import KINDS
+from egd.sections import NetworkConfig
 from egd.temporal import TemporalEnergy, TemporalUNet
 from egd.training import DenoiserLearner, Fit
 from egd.types import Schedule
@@ -36,16 +36,10 @@ class PlanConfig(Strict):
     """Steps of a plan, H."""
 
 
-class RewardConfig(Strict):
+class RewardConfig(NetworkConfig):
     """The network r(s, a), by which a plan's steps are judged."""
 
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
-    activation: ActivationName = "silu"
     steps: NonNegativeInt = 100_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
-    decay: bool = True
 
 
 class DiffuserConfig(GuidedConfig):

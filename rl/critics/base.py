@@ -16,7 +16,7 @@ from egd.training import Fit, Learner, Metrics, StepLearner
 from egd.types import Context
 from rl.critics.networks import EnsembleMLP
 from rl.support import SupportTable
-from rl.transitions import OfflineData
+from rl.transitions import Batch, OfflineData
 
 
 class Shared(TypedDict, total=False):
@@ -78,10 +78,26 @@ class Critic(ABC):
         """What trains it. ``support`` is there where the class says that it needs it."""
         return CriticLearner(self, partial(data.sample, batch))
 
+    def backup(self, batch: Batch, next_value: Tensor) -> Tensor:
+        """r + gamma (1 - terminal) V(s'): a batch and the values (B,) of its next states -> (B,)"""
+        return batch.reward + self.gamma * (1 - batch.terminal) * next_value
+
+    def squares(self, batch: Batch, target: Tensor, state: Tensor, value: Tensor) -> tuple[Tensor, Metrics]:
+        """The mean squares of all members' errors of Q(s, a), and of V's in ``state`` (B, S); ``target`` and ``value`` (B,)."""
+        q = self.values.q(batch.state, batch.action)
+        q_loss, v_loss = (q - target).square().mean(), (self.v(state) - value).square().mean()
+        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+
     def q(self, state: Tensor, action: Tensor) -> Tensor:
         """The pessimistic target value, min over members: (B, S), (B, A) -> (B,)"""
         values: Tensor = self.target(state, action)
         return values.amin(0)
+
+    def softmax_q(self, state: Tensor, actions: Tensor, beta: float) -> Tensor:
+        """sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)): (B, S), (B, K, A) -> (B,)"""
+        k = actions.shape[1]
+        q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
+        return ((beta * q).softmax(1) * q).sum(1)
 
     def v(self, state: Tensor) -> Tensor:
         """(B, S) -> (B,)"""

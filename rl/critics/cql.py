@@ -130,7 +130,7 @@ class CQL(Critic):
             there = self.actor(batch.next_state, drawn.there)
             backup = there[0] if self.max_target_backup else there[0][:, :1]
             next_q = of_each(self.target, batch.next_state, backup).amin(0)
-            target = batch.reward + self.gamma * (1 - batch.terminal) * next_q.amax(1)
+            target = self.backup(batch, next_q.amax(1))
         q = self.values.q(batch.state, batch.action)
         q_loss = (q - target).square().mean()
         excess = self.log_sum_exp(drawn, here, there) - q

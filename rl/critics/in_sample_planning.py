@@ -56,19 +56,10 @@ class InSamplePlanning(Critic):
             raise ValueError("in-sample planning needs a table of support actions")
         return PlanningLearner(self, data, batch, support)
 
-    def value(self, state: Tensor, actions: Tensor) -> Tensor:
-        """sum_k w_k Q(s, a_k): (B, S), (B, K, A) -> (B,)"""
-        k = actions.shape[1]
-        q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
-        return ((self.beta * q).softmax(1) * q).sum(1)
-
     def loss(self, drawn: Planned) -> tuple[Tensor, Metrics]:
         """The mean square of all members' errors, and of V, a baseline only, towards the same returns."""
         batch, target = drawn
-        q = self.values.q(batch.state, batch.action)
-        q_loss = (q - target).square().mean()
-        v_loss = (self.v(batch.state) - target).square().mean()
-        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+        return self.squares(batch, target, batch.state, target)
 
     def restart(self) -> None:
         """From the first weights, with a fresh optimiser."""
@@ -115,7 +106,7 @@ class PlanningLearner:
     def _values(self) -> Iterator[Tensor]:
         chunks = (torch.split(tensor, STATES) for tensor in (self.support.states, self.support.actions))
         for states, actions in zip(*chunks, strict=True):
-            yield self.critic.value(states, actions)
+            yield self.critic.softmax_q(states, actions, self.critic.beta)
 
     def state(self) -> dict[str, Tensor]:
         """The critic's, and the returns of this round."""

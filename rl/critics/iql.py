@@ -39,7 +39,7 @@ class IQL(Critic):
     def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """(r + gamma (1 - terminal) V(s') - Q(s, a))^2, averaged over members."""
         with torch.no_grad():
-            target = batch.reward + self.gamma * (1 - batch.terminal) * self.v(batch.next_state)
+            target = self.backup(batch, self.v(batch.next_state))
         loss = (self.values.q(batch.state, batch.action) - target).square().mean()
         return loss, {"q_loss": loss.detach()}
 

@@ -43,19 +43,10 @@ class ISQL(Critic):
 
         return CriticLearner(self, sample)
 
-    def value(self, state: Tensor, actions: Tensor) -> Tensor:
-        """sum_k w_k Q(s, a_k): (B, S), (B, K, A) -> (B,)"""
-        k = actions.shape[1]
-        q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
-        return ((self.beta * q).softmax(1) * q).sum(1)
-
     def loss(self, drawn: Supported) -> tuple[Tensor, Metrics]:
         """The mean square of all members' errors, and V's."""
         batch, actions = drawn
         with torch.no_grad():
-            value = self.value(batch.next_state, actions)
-            target = batch.reward + self.gamma * (1 - batch.terminal) * value
-        q = self.values.q(batch.state, batch.action)
-        q_loss = (q - target).square().mean()
-        v_loss = (self.v(batch.next_state) - value).square().mean()
-        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+            value = self.softmax_q(batch.next_state, actions, self.beta)
+            target = self.backup(batch, value)
+        return self.squares(batch, target, batch.next_state, value)

@@ -23,8 +23,5 @@ class TD(Critic):
         batch, actions = drawn
         with torch.no_grad():
             value = self.q(batch.next_state, actions)
-            target = batch.reward + self.gamma * (1 - batch.terminal) * value
-        q = self.values.q(batch.state, batch.action)
-        q_loss = (q - target).square().mean()
-        v_loss = (self.v(batch.next_state) - value).square().mean()
-        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+            target = self.backup(batch, value)
+        return self.squares(batch, target, batch.next_state, value)
