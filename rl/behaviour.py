@@ -14,8 +14,8 @@ from egd.training import DenoiserLearner, Fit
 from egd.types import Denoiser, Schedule
 from egd.wrappers import Clip
 from rl.config import DiffusionConfig
+from rl.data.transitions import OfflineData
 from rl.policies import Randomness, Sampler
-from rl.transitions import OfflineData
 
 
 def make_schedule(spec: Spec) -> Schedule:

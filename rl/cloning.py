@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from egd.training import Fit, Metrics, StepLearner
 from rl.actors import Actor
 from rl.critics.base import Critic
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 
 class AdvantageWeight:

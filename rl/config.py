@@ -26,8 +26,8 @@ from egd.samplers import choose
 from egd.schedules import Spacing
 from egd.sections import NetworkConfig
 from egd.types import Sampler
+from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task
-from rl.transitions import RewardScale
 
 
 class DataConfig(Strict):

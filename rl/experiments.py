@@ -19,18 +19,18 @@ from egd.planning import listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.store import default_store
-from rl import video
 from rl.agents import AGENTS, agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.critics.choice import CRITICS
-from rl.evaluator import Evaluator, chosen
+from rl.evaluation import video
+from rl.evaluation.evaluator import Evaluator, chosen
+from rl.evaluation.results import rows, statistics
 from rl.generators import GENERATOR_PARTS, GENERATORS
 from rl.job import OfflineJob
 from rl.listings import list_tasks
 from rl.loading import read_config, restore
 from rl.recipe import for_method, listed_methods, typed
-from rl.results import rows, statistics
 from rl.run import Planned
 from rl.tasks import Task, find_task
 

@@ -16,11 +16,11 @@ from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
 from egd.progress import Reporter
 from egd.store import Store, key_of
 from rl.agents import agent_class
-from rl.envs import check_env
-from rl.evaluation import Rollouts
-from rl.evaluator import environments, evaluate_together
+from rl.envs.making import check_env
+from rl.evaluation.evaluator import environments, evaluate_together
+from rl.evaluation.results import rows
+from rl.evaluation.rollouts import Rollouts
 from rl.loading import load_data
-from rl.results import rows
 from rl.run import Planned, Run
 
 PATHS = 8  # paths kept for the maze figure

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rl.data import is_local
+from rl.data.episodes import is_local
 from rl.tasks import TASKS, Task
 
 FAMILIES = {"gym-mujoco": "Gym-MuJoCo", "maze2d": "Maze2D", "antmaze": "AntMaze", "adroit": "Adroit", "other": "other"}

@@ -14,11 +14,11 @@ from egd.runs import RunFolder
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.data import Episodes, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.data.episodes import Episodes, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.data.transitions import OfflineData
 from rl.generators import make
 from rl.recipe import typed
 from rl.tasks import Task, find_task
-from rl.transitions import OfflineData
 
 
 def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter | None = None) -> tuple[OfflineData, Task]:

@@ -14,8 +14,8 @@ from egd.wrappers import Inpaint
 from rl.behaviour import Behaviour
 from rl.config import DiffusionConfig
 from rl.critics.base import Critic
-from rl.trajectories import Windows
-from rl.transitions import Batch, OfflineData
+from rl.data.trajectories import Windows
+from rl.data.transitions import Batch, OfflineData
 
 
 @dataclass(frozen=True)

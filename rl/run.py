@@ -17,9 +17,9 @@ from egd.phases import Phase, seed_of
 from egd.runs import RunFolder
 from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.evaluation import Rollouts
-from rl.evaluator import Evaluator
-from rl.results import statistics
+from rl.evaluation.evaluator import Evaluator
+from rl.evaluation.results import statistics
+from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
 
 CALLS = 11  # of a policy, to say what one takes

@@ -11,7 +11,7 @@ from torch import Tensor
 from egd.phases import Phase
 from egd.training import Metrics
 from rl.config import RunConfig
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 STATES = 256  # in one batch, as QGPO has it
 CHECKPOINTS = 4  # at most: the whole table is in each

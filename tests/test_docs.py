@@ -96,7 +96,7 @@ def test_every_component_is_documented(registry: Any) -> None:
 
 
 def test_every_diagnostic_is_documented() -> None:
-    tree = ast.parse((ROOT / "rl/diagnostics.py").read_text())
+    tree = ast.parse((ROOT / "rl/evaluation/diagnostics.py").read_text())
     dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     keys = {k.value for d in dicts for k in d.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
     text = (ROOT / "docs/diagnostics.md").read_text()

@@ -18,9 +18,9 @@ from egd.types import Schedule
 from rl.config import RunConfig
 from rl.critics import Critic, CriticLearner
 from rl.critics.choice import critic_settings
+from rl.data.transitions import Batch, OfflineData
 from rl.policies import Randomness
 from rl.tasks import Task
-from rl.transitions import Batch, OfflineData
 
 Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(standardised states (n, S), which of the scales (n,)) -> actions (n, A)."""

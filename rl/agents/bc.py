@@ -13,7 +13,7 @@ from rl.actors import make_actor
 from rl.agents.direct import DirectAgent
 from rl.cloning import Cloning
 from rl.config import ActorConfig, RunConfig
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 
 class BCConfig(RunConfig):

@@ -12,7 +12,7 @@ from rl.agents.direct import DirectAgent
 from rl.config import CriticConfig, RunConfig
 from rl.critics import CQL
 from rl.critics.choice import CRITICS, check_critic, make_critic
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 
 class CQLConfig(RunConfig):

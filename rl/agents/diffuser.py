@@ -24,9 +24,9 @@ from rl.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, Gu
 from rl.critics.base import Judge
 from rl.critics.choice import check_critic
 from rl.critics.networks import EnsembleMLP
+from rl.data.trajectories import Windows
 from rl.plans import PlanModel, PlanValue, Reward
 from rl.policies import Randomness
-from rl.trajectories import Windows
 
 
 class PlanConfig(Strict):

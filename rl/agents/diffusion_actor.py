@@ -25,8 +25,8 @@ from rl.config import CriticConfig, DenoiserConfig, DiffusionConfig
 from rl.critics import Critic, MinusAdvantage
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
+from rl.data.transitions import Batch, OfflineData
 from rl.policies import Choice, GuidedPolicy, Randomness
-from rl.transitions import Batch, OfflineData
 
 T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
 

@@ -14,8 +14,8 @@ from egd.phases import Phase
 from rl.agents.base import Act, Agent
 from rl.behaviour import Behaviour, check_sampling
 from rl.config import DiffusionConfig, RunConfig
+from rl.data.transitions import OfflineData
 from rl.policies import GuidedPolicy, Randomness
-from rl.transitions import OfflineData
 
 
 class DiffusionBCConfig(DiffusionConfig):

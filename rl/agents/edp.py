@@ -11,7 +11,7 @@ from torch import Tensor
 from egd.denoisers import convert
 from egd.training import Metrics
 from rl.agents.diffusion_actor import DiffusionActor, DiffusionActorConfig, Improved, ImprovementConfig
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 LARGEST = 100.0  # of the weights of advantage-weighted regression, as in IQL
 

@@ -19,17 +19,17 @@ from egd.phases import Phase
 from egd.posteriors import residual
 from egd.training import EnergyLearner, Fit
 from egd.types import Context, TimedEnergy
-from rl import diagnostics
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
 from rl.config import GuidanceConfig, GuidedConfig
 from rl.critics import MinusAdvantage
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
 from rl.guidance import check_guidance, component_code, component_parts, group_size, is_trained
 from rl.joint import Joint
 from rl.objective import LateObjective
 from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness
 from rl.tasks import Task
-from rl.transitions import OfflineData
 
 
 class GuidedAgent(ValuedAgent):
@@ -216,7 +216,7 @@ class GuidedAgent(ValuedAgent):
 
     def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
         """Posterior variances, scores over omega, paths through a maze."""
-        from rl import figures  # matplotlib is not needed to act
+        from rl.evaluation import figures  # matplotlib is not needed to act
 
         figures.draw(self, folder, title, task, rollouts)
 

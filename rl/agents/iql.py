@@ -16,7 +16,7 @@ from rl.agents.direct import DirectAgent
 from rl.cloning import AdvantageWeight, Cloning
 from rl.config import ActorConfig, CriticConfig, RunConfig
 from rl.critics.choice import check_critic, make_critic
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 
 class WeightedActorConfig(ActorConfig):

@@ -23,9 +23,9 @@ from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
 from rl.config import ValuedConfig
 from rl.critics import MinusAdvantage
+from rl.data.transitions import OfflineData
 from rl.policies import Randomness
 from rl.support import SupportTable, support_phase
-from rl.transitions import OfflineData
 
 
 class WeightedPolicyConfig(Strict):

@@ -23,7 +23,7 @@ from rl.behaviour import Behaviour, check_sampling
 from rl.config import ActorConfig, CriticConfig, DiffusionConfig
 from rl.critics import Critic
 from rl.critics.choice import check_critic, make_critic
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "variance": lambda alpha, sigma: sigma**2,

@@ -20,7 +20,7 @@ from rl.agents.direct import DirectAgent
 from rl.config import ActorConfig, CriticConfig, RunConfig
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
-from rl.transitions import Batch, OfflineData
+from rl.data.transitions import Batch, OfflineData
 
 
 class ImprovedActorConfig(ActorConfig):

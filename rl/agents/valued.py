@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from egd.networks import NoiseMLP
 from egd.phases import Phase
 from egd.types import Denoiser, Energy
-from rl import diagnostics
 from rl.agents.base import Act, Agent
 from rl.behaviour import Behaviour, check_sampling
 from rl.calibration import Calibration
@@ -21,10 +20,11 @@ from rl.config import ValuedConfig
 from rl.critics import MinusAdvantage
 from rl.critics.base import Judge
 from rl.critics.choice import check_critic, make_critic
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
 from rl.policies import GuidedPolicy, Randomness
 from rl.support import SupportTable, support_phase
 from rl.tasks import Task
-from rl.transitions import OfflineData
 
 
 class ValuedAgent(Agent):
@@ -182,7 +182,7 @@ class ValuedAgent(Agent):
 
     def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
         """Posterior variances, paths through a maze."""
-        from rl import figures  # matplotlib is not needed to act
+        from rl.evaluation import figures  # matplotlib is not needed to act
 
         figures.draw_valued(self, folder, title, task, rollouts)
 

@@ -34,12 +34,12 @@ from egd.many import parse_seeds
 from egd.phases import seed_of
 from egd.progress import Reporter
 from rl.agents.iql import IQL, IQLConfig
-from rl.envs import env_factory
-from rl.evaluation import Arm, Player, rollouts
+from rl.data.transitions import OfflineData
+from rl.envs.making import env_factory
+from rl.evaluation.rollouts import Arm, Player, rollouts
 from rl.loading import load_data
 from rl.recipe import typed
 from rl.tasks import Task
-from rl.transitions import OfflineData
 
 Act = Callable[[Tensor], Tensor]
 """Standardised states (B, S) -> actions (B, A)."""

@@ -20,7 +20,7 @@ from egd.training import Fit, StepLearner
 from rl.agents.aepo import AEPO
 from rl.bench import plain, qgpo
 from rl.config import GuidedConfig
-from rl.transitions import Batch, OfflineData
+from rl.data.transitions import Batch, OfflineData
 
 BETA, NU, SUPPORT, CONTRASTED = 3.0, 0.001, 32, 16
 SHAPES: dict[str, Tree] = {"recipe": {}, "qgpo": qgpo.SETTINGS}

@@ -18,10 +18,10 @@ from egd.training import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.bench import plain, plain_acting
 from rl.bench.lab import BETA, CONTRASTED, NU, SUPPORT, Lab
-from rl.deploy import Compile, Policy, PolicyModule
-from rl.evaluation import Arm, Player, rollouts
-from rl.export import has_onnx_runtime
-from rl.maze2d import make_env
+from rl.deploy.export import has_onnx_runtime
+from rl.deploy.policy import Compile, Policy, PolicyModule
+from rl.envs.maze2d import make_env
+from rl.evaluation.rollouts import Arm, Player, rollouts
 from rl.policies import BehaviourSupport
 
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}

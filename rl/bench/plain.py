@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egd.networks import ACTIVATIONS
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 KEYS = ("state", "action", "reward", "next_state", "terminal")

@@ -15,8 +15,8 @@ from egd.tensors import transformed
 from egd.training import Fit, Learner, Metrics, StepLearner
 from egd.types import Context
 from rl.critics.networks import EnsembleMLP
+from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
-from rl.transitions import Batch, OfflineData
 
 
 class Shared(TypedDict, total=False):

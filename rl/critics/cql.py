@@ -18,8 +18,8 @@ from egd.networks import ActivationName
 from egd.training import Fit, Learner, Metrics
 from rl.actors import TanhGaussian, frozen
 from rl.critics.base import Critic, Shared
+from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
-from rl.transitions import Batch, OfflineData
 
 __all__ = ["CQL"]
 

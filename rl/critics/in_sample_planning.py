@@ -13,8 +13,8 @@ from egd.checkpoint import group, prefixed
 from egd.computing import Computing
 from egd.training import Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
+from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
-from rl.transitions import Batch, OfflineData
 
 __all__ = ["InSamplePlanning"]
 

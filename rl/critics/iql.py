@@ -9,7 +9,7 @@ from torch import Tensor
 
 from egd.training import Metrics
 from rl.critics.base import Critic, Shared
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 __all__ = ["IQL"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from egd.training import Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
+from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
-from rl.transitions import Batch, OfflineData
 
 __all__ = ["ISQL"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from egd.training import Metrics
 from rl.critics.base import Critic
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 Acted: TypeAlias = tuple[Batch, Tensor]
 """Transitions, and the policy's actions (B, A) in their next states."""

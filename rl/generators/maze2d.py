@@ -12,12 +12,12 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from egd.errors import UserError
+from rl.data.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.envs.maze2d import ENV_ID, POSITION_NOISE, Maze2DEnv, reward_at
+from rl.envs.mazes import Points, centre, free_cells, grid, read_drawing, step_limit
+from rl.envs.waypoints import ARRIVAL_RADIUS, D4RLController, Policy, waypoint_controller
 from rl.generators import Progress
-from rl.maze2d import ENV_ID, POSITION_NOISE, Maze2DEnv, reward_at
-from rl.mazes import Points, centre, free_cells, grid, read_drawing, step_limit
-from rl.minari_store import check_new_id, episode_buffer, write_dataset
 from rl.tasks import find_task
-from rl.waypoints import ARRIVAL_RADIUS, D4RLController, Policy, waypoint_controller
 
 __all__ = ["maze2d"]
 
@@ -41,7 +41,7 @@ def maze2d(
     """PointMaze walked to random goals by a waypoint controller, rewarded at one fixed goal: D4RL's maze2d.
 
     Stores ``steps`` steps as the local Minari dataset ``dataset_id``; returns the id. ``map`` is a maze of your own, a
-    drawing or a file with one (``rl.mazes``), in place of ``map_name``. ``controller`` is ``direct`` (towards the next
+    drawing or a file with one (``rl.envs.mazes``), in place of ``map_name``. ``controller`` is ``direct`` (towards the next
     cell's centre, cutting corners) or ``d4rl`` (D4RL's, from point to point); ``noise`` is the standard deviation of
     what is added to its actions, as in D4RL's files.
 

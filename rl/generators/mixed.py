@@ -9,9 +9,9 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from egd.errors import UserError
+from rl.data.minari_store import check_new_id, write_dataset
 from rl.generators import Progress
 from rl.generators.sources import copies, find_source
-from rl.minari_store import check_new_id, write_dataset
 
 __all__ = ["mixed"]
 

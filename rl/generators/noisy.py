@@ -13,10 +13,10 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.envs import register
+from rl.data.minari_store import check_new_id, write_dataset
+from rl.envs.making import register
 from rl.generators import Progress
 from rl.generators.sources import Start, find_source, start
-from rl.minari_store import check_new_id, write_dataset
 
 __all__ = ["noisy"]
 

@@ -10,7 +10,7 @@ import minari
 from minari.data_collector import EpisodeBuffer
 
 from egd.errors import UserError
-from rl.data import open_dataset
+from rl.data.episodes import open_dataset
 
 
 @dataclass(frozen=True)

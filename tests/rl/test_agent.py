@@ -13,9 +13,9 @@ from egd.errors import UserError
 from egd.tensors import value_and_grad
 from rl.agents.aepo import AEPO
 from rl.config import GuidanceConfig, GuidedConfig
-from rl.data import Episodes, to_offline_data
+from rl.data.episodes import Episodes, to_offline_data
+from rl.data.transitions import OfflineData
 from rl.policies import GuidedPolicy, Sampler
-from rl.transitions import OfflineData
 
 LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}
 

@@ -26,10 +26,10 @@ from rl.agents.td3_bc import TD3BC
 from rl.bench import d3rlpy_check
 from rl.cloning import AdvantageWeight, Cloning
 from rl.critics import IQL
-from rl.data import Episodes, to_offline_data
-from rl.deploy import Policy
+from rl.data.episodes import Episodes, to_offline_data
+from rl.data.transitions import Batch, OfflineData
+from rl.deploy.policy import Policy
 from rl.recipe import typed
-from rl.transitions import Batch, OfflineData
 
 KINDS = ("bc", "iql", "td3_bc", "cql")
 

@@ -27,7 +27,7 @@ from rl.bench.pieces import step
 from rl.bench.qgpo import ScoreUNet
 from rl.critics import IQL
 from rl.critics.networks import EnsembleLinear
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 CPU = torch.device("cpu")
 KEYS = {"piece", "batch", "device", "ms", "eager_ms", "flops", "bytes", "roofline_fraction", "runs", "note"}

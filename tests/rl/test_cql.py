@@ -15,7 +15,7 @@ from torch.distributions.transforms import TanhTransform
 from egd.checkpoint import load_checkpoint
 from rl.actors import TanhGaussian
 from rl.critics import CQL
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "policy_width": 16, "policy_layers": 2, "actions": 3}
 

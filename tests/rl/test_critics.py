@@ -9,7 +9,7 @@ import torch
 from rl.critics import IQL
 from rl.critics.iql import expectile_loss
 from rl.critics.networks import EnsembleMLP
-from rl.transitions import Batch
+from rl.data.transitions import Batch
 
 
 @pytest.mark.parametrize("tau", [0.5, 0.7, 0.9])

@@ -14,8 +14,8 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 h5py = pytest.importorskip("h5py")
 minari = pytest.importorskip("minari")
-d4rl_import = import_module("rl.d4rl_import")  # after the skips: it imports what they look for
-minari_store = import_module("rl.minari_store")
+d4rl_import = import_module("rl.data.d4rl_import")  # after the skips: it imports what they look for
+minari_store = import_module("rl.data.minari_store")
 import_hdf5 = d4rl_import.import_hdf5
 
 OBS, ACT = 3, 2
@@ -278,7 +278,7 @@ def test_a_maze2d_file_is_the_walk_of_its_environment(tmp_path: Path) -> None:
 
 
 def test_a_maze2d_goal_is_in_d4rls_cell(tmp_path: Path) -> None:
-    from rl.data import load_episodes, relabel
+    from rl.data.episodes import load_episodes, relabel
     from rl.tasks import find_task
 
     walk = np.array([[2.8, 0.8, 0, 0], [1.8, 2.8, 0, 0], [0.8, 0.8, 0, 0]])  # the middle of cells (3, 1), (2, 3), (1, 1)

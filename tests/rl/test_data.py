@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from egd.errors import UserError
-from rl.data import Episodes, load_episodes, relabel, reward_factor, to_offline_data, window_return
-from rl.maze2d import goal_xy
+from rl.data.episodes import Episodes, load_episodes, relabel, reward_factor, to_offline_data, window_return
+from rl.envs.maze2d import goal_xy
 from rl.tasks import find_task
 
 

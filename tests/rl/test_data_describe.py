@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.data import Episodes, reward_factor
-from rl.describe import describe
-from rl.maze2d import goal_xy
+from rl.data.describe import describe
+from rl.data.episodes import Episodes, reward_factor
+from rl.envs.maze2d import goal_xy
 from rl.tasks import find_task
 
 RETURNS = (10.0, 20.0, 30.0, 60.0)

@@ -15,9 +15,9 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
-is_local = import_module("rl.data").is_local
+is_local = import_module("rl.data.episodes").is_local
 maze2d, mixed, noisy = (getattr(import_module(f"rl.generators.{name}"), name) for name in ("maze2d", "mixed", "noisy"))
-minari_store = import_module("rl.minari_store")
+minari_store = import_module("rl.data.minari_store")
 
 WALK, OTHER = "egd/maze2d/umaze-v1", "egd/maze2d/umaze-v2"
 
@@ -122,7 +122,7 @@ def test_a_replay_with_noise_plays_other_actions_from_the_same_start(datasets: P
     inner = np.abs(clean) < 0.4  # noise is not clipped there
     assert (played - clean)[inner].std() == pytest.approx(0.2, rel=0.15)
     positions = np.concatenate([e.observations[1:, :2] for e in a])
-    rewards = import_module("rl.maze2d").reward_at(positions, import_module("rl.mazes").goal_xy("umaze"))
+    rewards = import_module("rl.envs.maze2d").reward_at(positions, import_module("rl.envs.mazes").goal_xy("umaze"))
     assert np.array_equal(np.concatenate([e.rewards for e in a]), rewards), "rewards are not those of the new states"
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_replayed_is_refused(datasets: Path) -> None:
 
 
 def test_a_hopper_episode_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_module("rl.envs").register()
+    import_module("rl.envs.making").register()
     if not is_local("mujoco/hopper/medium-v0"):
         pytest.skip("mujoco/hopper/medium-v0 not in the local Minari store")
     place = Path(import_module("minari.storage").get_dataset_path("mujoco/hopper/medium-v0"))
@@ -221,7 +221,7 @@ def test_the_command_line_refuses(egd: Any, datasets: Path, arguments: list[str]
 STRANGER = '''
 import numpy as np
 import gymnasium as gym
-from rl.minari_store import episode_buffer, write_dataset
+from rl.data.minari_store import episode_buffer, write_dataset
 
 def still(dataset_id, episodes: int = 3, progress=None):
     """Pendulums that hang."""

@@ -18,8 +18,8 @@ from egd import cli
 from egd.energies.support import SupportSamples
 from egd.errors import UserError
 from egd.samplers import ancestral
-from rl.deploy import Compile, Policy, PolicyModule, load_module
-from rl.export_cli import export
+from rl.cli.export import export
+from rl.deploy.policy import Compile, Policy, PolicyModule, load_module
 from rl.job import Run
 from rl.policies import GivenNoise
 

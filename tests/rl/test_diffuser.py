@@ -17,12 +17,12 @@ from egd.tensors import value_and_grad
 from egd.training import DenoiserLearner, EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.agents.diffuser import Diffuser, DiffuserConfig
-from rl.data import Episodes, to_offline_data
-from rl.deploy import PolicyModule
+from rl.data.episodes import Episodes, to_offline_data
+from rl.data.trajectories import Windows, consecutive
+from rl.data.transitions import OfflineData
+from rl.deploy.policy import PolicyModule
 from rl.plans import Reward
 from rl.policies import GivenNoise
-from rl.trajectories import Windows, consecutive
-from rl.transitions import OfflineData
 
 S, A, H = 3, 2, 6
 TINY = {

@@ -23,7 +23,7 @@ from rl.agents.aepo import AEPO
 from rl.agents.base import Agent
 from rl.agents.diffusion_actor import Improved
 from rl.agents.srpo import RegularisationConfig, ScoreRegularised
-from rl.transitions import Batch, OfflineData
+from rl.data.transitions import Batch, OfflineData
 
 CPU = torch.device("cpu")
 TINY = {

@@ -17,9 +17,9 @@ from countdown import Countdown, Dying, Raising, unmakeable
 from egd.errors import UserError
 from rl.agents.aepo import AEPO
 from rl.config import GuidedConfig
-from rl.data import Episodes, to_offline_data
-from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
-from rl.evaluator import Evaluator, evaluate_together
+from rl.data.episodes import Episodes, to_offline_data
+from rl.evaluation.evaluator import Evaluator, evaluate_together
+from rl.evaluation.rollouts import Arm, Player, Rollouts, quota, rollouts
 from rl.tasks import TASKS, find_task
 
 
@@ -123,7 +123,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed() -> None:
     script = """
 import os, signal
 from countdown import Countdown
-from rl.vector import vectors
+from rl.envs.vector import vectors
 with vectors(Countdown, [2], 1) as envs:
     envs.reset(0, [0, 1])
     print(len(envs.receive(0).observation), flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.data import is_local, load_episodes
+from rl.data.episodes import is_local, load_episodes
 from rl.tasks import find_task
 
 RECIPES = Path(__file__).parents[2] / "recipes"

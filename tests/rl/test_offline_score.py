@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from egd.errors import UserError
 from rl.config import CriticConfig
-from rl.fqe import fitted_q
-from rl.offline_score import (
+from rl.data.transitions import Batch, OfflineData
+from rl.selection.fqe import fitted_q
+from rl.selection.offline_score import (
     Score,
     cautious,
     choose,
@@ -28,7 +29,6 @@ from rl.offline_score import (
     regularised,
     spread,
 )
-from rl.transitions import Batch, OfflineData
 
 # -- the divergence -----------------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from egd.phases import run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl.agents.qgpo import QGPO
+from rl.data.transitions import Batch, OfflineData
 from rl.recipe import typed
 from rl.support import SupportTable, support_phase
-from rl.transitions import Batch, OfflineData
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
 
@@ -202,7 +202,7 @@ def test_exp_mse_by_groups_learns_states_whose_energies_are_far_apart() -> None:
 
 @pytest.fixture
 def qgpo(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("rl.maze2d.step_limit", lambda name: 20)
+    monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: 20)
     tree = yaml.safe_load(recipe.read_text()) | {"kind": "qgpo", "support": {"actions": 4}, "checkpoint_every": 1}
     tree["guidance"] = {"energy": {"samples": 4}, "omegas": [3]}
     tree["variants"] = {"mse": {"energy": "mse"}, "exp_mse": {"energy": {"name": "exp_mse", "samples": 4}}}

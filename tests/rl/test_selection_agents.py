@@ -18,8 +18,8 @@ from rl.agents.sfbc import SfBC
 from rl.critics import InSamplePlanning
 from rl.critics.in_sample_planning import planned
 from rl.critics.isql import ISQL
+from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
-from rl.transitions import Batch, OfflineData
 
 BEST, STEEPNESS = 0.6, 2.0  # Q(a) = -STEEPNESS (a - BEST)^2 / 2 in a bandit of one state
 
@@ -316,7 +316,7 @@ def with_methods(recipe: Path) -> Path:
 def test_all_run_from_one_recipe_and_again_from_their_configs(
     egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl.maze2d.step_limit", lambda name: 20)
+    monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: 20)
     result = egd("run", with_methods(recipe), "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     for name in METHODS:

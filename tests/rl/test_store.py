@@ -33,9 +33,9 @@ def recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree["evaluation"] = {"episodes": 1, "envs": 1}
     tree["guidance"] = {"energy": "dps", "beta": 3, "omega": 0}
     recipe.write_text(yaml.safe_dump(tree))
-    monkeypatch.setattr("rl.maze2d.step_limit", lambda name: 20)
-    monkeypatch.setattr("rl.figures.draw", lambda *_: None)
-    monkeypatch.setattr("rl.figures.draw_valued", lambda *_: None)
+    monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: 20)
+    monkeypatch.setattr("rl.evaluation.figures.draw", lambda *_: None)
+    monkeypatch.setattr("rl.evaluation.figures.draw_valued", lambda *_: None)
     return recipe
 
 

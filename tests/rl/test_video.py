@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-import rl.maze2d
-import rl.video
+import rl.envs.maze2d
+import rl.evaluation.video
 from egd.errors import UserError
-from rl.evaluator import chosen
+from rl.evaluation.evaluator import chosen
+from rl.evaluation.video import CAPTION, film, pace, shown
 from rl.tasks import Task
-from rl.video import CAPTION, film, pace, shown
 
 STEPS = 12
 
@@ -187,19 +187,19 @@ def test_a_backend_that_does_not_work_is_named_with_its_remedy(
 
 
 def test_without_a_display_egl_is_taken_unless_something_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.video.sys, "platform", "linux")
+    monkeypatch.setattr(rl.evaluation.video.sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.delenv("MUJOCO_GL")  # in this order it is put back in the end
     monkeypatch.setenv("DISPLAY", ":0")
-    rl.video.headless()
-    assert "MUJOCO_GL" not in rl.video.os.environ
+    rl.evaluation.video.headless()
+    assert "MUJOCO_GL" not in rl.evaluation.video.os.environ
     monkeypatch.delenv("DISPLAY")
-    rl.video.headless()
-    assert rl.video.os.environ["MUJOCO_GL"] == "egl"
+    rl.evaluation.video.headless()
+    assert rl.evaluation.video.os.environ["MUJOCO_GL"] == "egl"
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    rl.video.headless()
-    assert rl.video.os.environ["MUJOCO_GL"] == "osmesa"
+    rl.evaluation.video.headless()
+    assert rl.evaluation.video.os.environ["MUJOCO_GL"] == "osmesa"
 
 
 def test_from_the_command_line(egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +212,15 @@ def test_from_the_command_line(egd: Any, recipe: Path, tmp_path: Path, monkeypat
         assert result.exit_code == 2, result.output
         assert all(word in result.output for word in words) and "Traceback" not in result.output, result.output
 
-    monkeypatch.setattr(rl.video, "find_spec", lambda name: None)
+    monkeypatch.setattr(rl.evaluation.video, "find_spec", lambda name: None)
     fails(["--video", "imageio-ffmpeg", "egd[video]"], "--video", tmp_path / "film.mp4")
     fails(["--video", "film.avi", ".mp4 or .gif"], "--video", tmp_path / "film.avi")
     fails(["--policy", "gided", "guided"], "--video", tmp_path / "film.gif", "--policy", "gided@1")
     fails(["--policy", "--omega"], "--policy", "guided@1", "--omega", 1)
 
-    monkeypatch.setattr(rl.maze2d.Maze2DEnv, "render", lambda self: np.zeros((48, 48, 3), dtype=np.uint8))  # needs no backend
+    monkeypatch.setattr(
+        rl.envs.maze2d.Maze2DEnv, "render", lambda self: np.zeros((48, 48, 3), dtype=np.uint8)
+    )  # needs no backend
     result = egd("eval", run, "--video", tmp_path / "film.gif", "--policy", "literal@0.25", "--policy", "behaviour")
     assert result.exit_code == 0, result.output
     assert "literal" in result.output and "0.25" in result.output and "guided" not in result.output
@@ -240,10 +242,10 @@ def test_other_experiments_have_nothing_to_film(egd: Any, tmp_path: Path, experi
 
 def test_a_real_environment_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    env = rl.maze2d.make_env("umaze", render_mode="rgb_array")
+    env = rl.envs.maze2d.make_env("umaze", render_mode="rgb_array")
     env.reset(seed=0)
     try:
-        picture = rl.video._rendered(env)
+        picture = rl.evaluation.video._rendered(env)
     except UserError as error:
         pytest.skip(f"no backend here: {error}")
     assert picture.shape == (480, 480, 3) and picture.std() > 10

@@ -48,9 +48,9 @@ def describe(
     figure: Annotated[Path | None, typer.Option(help="Also draw the histogram of returns: an image file (.png, .pdf).")] = None,
 ) -> None:
     """Sizes, returns and scores of a dataset, ranges, and rewards as they are trained on, with a histogram of returns."""
-    from rl.data import load_episodes
-    from rl.describe import describe as facts_of
-    from rl.describe import returns_figure
+    from rl.data.describe import describe as facts_of
+    from rl.data.describe import returns_figure
+    from rl.data.episodes import load_episodes
     from rl.tasks import find_task
 
     with user_errors():
@@ -205,8 +205,8 @@ def import_file(
     max_steps: Annotated[int | None, typer.Option(help="Episode length where the file has no 'timeouts'.", min=1)] = None,
 ) -> None:
     """Turn a D4RL HDF5 file into a local Minari dataset."""
-    from rl.d4rl_import import import_hdf5
-    from rl.envs import register
+    from rl.data.d4rl_import import import_hdf5
+    from rl.envs.making import register
 
     with user_errors():
         register()

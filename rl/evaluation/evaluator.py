@@ -11,8 +11,8 @@ import torch
 from egd.errors import UserError, nearest
 from egd.phases import seed_of
 from rl.agents.base import Agent
-from rl.envs import env_factory
-from rl.evaluation import Arm, Player, Rollouts, quota, rollouts
+from rl.envs.making import env_factory
+from rl.evaluation.rollouts import Arm, Player, Rollouts, quota, rollouts
 from rl.tasks import Task
 
 

@@ -18,10 +18,10 @@ from egd.errors import UserError, nearest
 from egd.planning import pick_device
 from egd.runs import RunFolder
 from rl.agents.base import Agent
-from rl.export import onnx_runtime
+from rl.deploy.export import onnx_runtime
+from rl.deploy.tracing import Folding, trace
 from rl.loading import read_config, restore
 from rl.policies import GivenNoise
-from rl.tracing import Folding, trace
 
 SIZES = (1, 10, 100, 1000)
 """Batch sizes that a policy is traced for; smaller batches are filled up, larger ones cut into pieces of the last."""

@@ -19,7 +19,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from egd.errors import UserError
 
 if TYPE_CHECKING:
-    from rl.envs import Env
+    from rl.envs.making import Env
 
 Array = np.ndarray[Any, Any]
 Method = Literal["reset", "step"]

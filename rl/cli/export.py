@@ -20,8 +20,8 @@ def export(
     batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,
 ) -> None:
     """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
-    from rl.deploy import load_module
-    from rl.export import check_target, write
+    from rl.deploy.export import check_target, write
+    from rl.deploy.policy import load_module
 
     with user_errors():
         check_target(to)

@@ -3,7 +3,7 @@
 The simulator is gymnasium-robotics' PointMaze (MuJoCo, 10 ms a step); the task is D4RL's (Fu et al. 2020, Sec. 5):
 the goal is one fixed cell, a step is rewarded when it ends within 0.5 m of it, and nothing ever terminates. PointMaze
 itself differs from that in three ways undone here: its goal is jittered at every reset, its radius is 0.45 m, and its
-observation holds the goal. ``rl.mazes`` has the mazes and their coordinates, ``rl.generators.maze2d`` makes the data.
+observation holds the goal. ``rl.envs.mazes`` has the mazes and their coordinates, ``rl.generators.maze2d`` makes the data.
 
 What is not D4RL's: an episode starts at rest and never in the goal's cell; D4RL starts in any free cell, with a
 velocity of 0.1 m/s. The goal is the centre of D4RL's cell; D4RL's own is 0.2 m off in both directions, towards higher
@@ -21,8 +21,8 @@ from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
-from rl.mazes import MAPS, STEP_LIMITS, Points, cells, centre, goal_xy, grid, step_limit
-from rl.robotics import PointMazeEnv, maps
+from rl.envs.mazes import MAPS, STEP_LIMITS, Points, cells, centre, goal_xy, grid, step_limit
+from rl.envs.robotics import PointMazeEnv, maps
 
 __all__ = ["ENV_ID", "MAPS", "STEP_LIMITS", "Maze2DEnv", "goal_xy", "make_env", "register", "reward_at"]
 
@@ -38,7 +38,7 @@ POSITION_NOISE = 0.25
 class Maze2DEnv(gym.Env[Array, Array]):
     """Observation (4,): position and velocity, float32, without the goal. Action (2,): force in [-1, 1].
 
-    ``map_name`` is a name of ``rl.mazes.MAPS`` or the drawing of a maze. The reward is read off the observation that is
+    ``map_name`` is a name of ``rl.envs.mazes.MAPS`` or the drawing of a maze. The reward is read off the observation that is
     returned, so that a dataset's rewards are exactly those of its positions: 1 within ``GOAL_RADIUS`` of the goal, else
     0; dense: exp(-distance).
     """
@@ -93,7 +93,7 @@ def make_env(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
 ) -> gym.Env[Array, Array]:
-    """The task in the maze ``map_name``, truncated after ``max_episode_steps`` (``rl.mazes.step_limit`` by default)."""
+    """The task in the maze ``map_name``, truncated after ``max_episode_steps`` (``rl.envs.mazes.step_limit`` by default)."""
     env = Maze2DEnv(map_name, dense=dense, render_mode=render_mode)
     return TimeLimit(env, step_limit(map_name) if max_episode_steps is None else max_episode_steps)
 
@@ -104,7 +104,7 @@ def register() -> None:
     ``gym.make`` keeps ``max_episode_steps`` to itself, so that there it can only shorten the map's limit.
     """
     if ENV_ID not in gym.registry:
-        gym.register(ENV_ID, entry_point="rl.maze2d:make_env", kwargs={"map_name": "umaze", "dense": False})
+        gym.register(ENV_ID, entry_point="rl.envs.maze2d:make_env", kwargs={"map_name": "umaze", "dense": False})
 
 
 def reward_at(positions: NDArray[Any], goal: Points, *, dense: bool = False) -> Points:

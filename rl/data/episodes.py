@@ -14,12 +14,12 @@ import torch
 from minari.storage.local import get_dataset_path
 from torch import Tensor
 
-import rl.antmaze
-import rl.maze2d
+import rl.envs.antmaze
+import rl.envs.maze2d
 from egd.errors import UserError, nearest
-from rl.envs import flat_keys, flatten_observation
+from rl.data.transitions import Batch, OfflineData, RewardScale
+from rl.envs.making import flat_keys, flatten_observation
 from rl.tasks import Task
-from rl.transitions import Batch, OfflineData, RewardScale
 
 Array = np.ndarray[Any, Any]
 
@@ -95,12 +95,12 @@ def relabel(task: Task, episodes: Episodes) -> Episodes:
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """
-    maze = rl.antmaze if task.family == "antmaze" else rl.maze2d
+    maze = rl.envs.antmaze if task.family == "antmaze" else rl.envs.maze2d
     goal = np.asarray(maze.goal_xy(task.env_kwargs["map_name"]))
     rewards, terminations = [], []
     for observations, old in zip(episodes.observations, episodes.terminations, strict=True):
         positions = observations[1:, :2]
-        rewards.append(rl.maze2d.reward_at(positions, goal, dense=bool(task.env_kwargs.get("dense"))).astype(np.float32))
+        rewards.append(rl.envs.maze2d.reward_at(positions, goal, dense=bool(task.env_kwargs.get("dense"))).astype(np.float32))
         terminations.append(rewards[-1] > 0 if task.family == "antmaze" else np.zeros_like(old))
     return Episodes(episodes.observations, episodes.actions, rewards, terminations)
 

@@ -13,10 +13,10 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import TransformObservation
 
-import rl.antmaze
-import rl.maze2d
+import rl.envs.antmaze
+import rl.envs.maze2d
 from egd.errors import UserError
-from rl.robotics import gymnasium_robotics
+from rl.envs.robotics import gymnasium_robotics
 from rl.tasks import Task
 
 Env = gym.Env[Any, Any]
@@ -25,8 +25,8 @@ Env = gym.Env[Any, Any]
 def register() -> None:
     """Make the robotics environments and this package's own known to gymnasium."""
     gym.register_envs(gymnasium_robotics)
-    rl.maze2d.register()
-    rl.antmaze.register()
+    rl.envs.maze2d.register()
+    rl.envs.antmaze.register()
 
 
 def flat_keys(space: gym.Space[Any], keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.mazes import free_cells, grid
+from rl.envs.mazes import free_cells, grid
 
 Array = NDArray[Any]
 OFFSET = 0.7

@@ -20,10 +20,11 @@ from egd.runs import RunFolder
 from rl.agents.base import Agent
 from rl.config import CriticConfig
 from rl.critics import Critic
-from rl.evaluator import names
-from rl.fqe import Draw, fitted_q
+from rl.data.transitions import OfflineData
+from rl.evaluation.evaluator import names
 from rl.loading import load_data, read_config, restored
-from rl.offline_score import (
+from rl.selection.fqe import Draw, fitted_q
+from rl.selection.offline_score import (
     Penalty,
     Regret,
     Score,
@@ -36,7 +37,6 @@ from rl.offline_score import (
     regularised,
     spread,
 )
-from rl.transitions import OfflineData
 
 ROWS = 256  # of states in one batch of acting: an energy may draw tens of actions for each
 

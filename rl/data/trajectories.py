@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from rl.transitions import Batch, OfflineData
+from rl.data.transitions import Batch, OfflineData
 
 
 def consecutive(rows: Batch) -> Tensor:

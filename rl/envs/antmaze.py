@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from rl.robotics import gymnasium_robotics, maps
+from rl.envs.robotics import gymnasium_robotics, maps
 
 ENV_ID = "egd/AntMaze-v0"
 
@@ -43,4 +43,4 @@ def goal_xy(map_name: str) -> Any:
 def register() -> None:
     """Make ``egd/AntMaze-v0`` known to gymnasium."""
     if ENV_ID not in gym.registry:
-        gym.register(ENV_ID, entry_point="rl.antmaze:make_env")
+        gym.register(ENV_ID, entry_point="rl.envs.antmaze:make_env")

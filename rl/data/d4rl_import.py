@@ -8,7 +8,7 @@ Arrays are stored in the dtype of the space they belong to: float32 without an e
 environment's spaces say. Rewards are float32.
 
 Of the benchmark's families, Gym-MuJoCo and Adroit files are taken as they are. Maze2D files are turned into PointMaze's
-coordinates (``rl.d4rl_mazes``) where the id is one of a maze2d task. AntMaze files are refused under the id of an antmaze
+coordinates (``rl.data.d4rl_mazes``) where the id is one of a maze2d task. AntMaze files are refused under the id of an antmaze
 task: they come from another ant.
 """
 
@@ -29,9 +29,9 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
-from rl.envs import register
-from rl.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.data.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
+from rl.data.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.envs.making import register
 from rl.tasks import Task, find_task
 
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import rl.maze2d
+import rl.envs.maze2d
 from egd.posteriors.moments import KINDS
-from rl.evaluation import Rollouts
-from rl.results import by_scale, statistics
+from rl.evaluation.results import by_scale, statistics
+from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ def maze_figure(
 ) -> None:
     """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
-    cells = rl.maze2d.MAPS[map_name]
+    cells = rl.envs.maze2d.MAPS[map_name]
     half_x, half_y = len(cells[0]) / 2, len(cells) / 2
     value = _value_map(agent, half_x, half_y, cells)
-    goal = rl.maze2d.goal_xy(map_name)
+    goal = rl.envs.maze2d.goal_xy(map_name)
     image = None
     for axis, (name, walks) in zip(axes, paths.items(), strict=True):
         extent = (-half_x, half_x, -half_y, half_y)

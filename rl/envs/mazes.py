@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egd.errors import UserError, nearest
-from rl.robotics import maps
+from rl.envs.robotics import maps
 
 Points: TypeAlias = NDArray[np.float64]
 MazeMap: TypeAlias = list[list[int | str]]

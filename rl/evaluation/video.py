@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from egd.errors import UserError
 from rl.agents.base import Agent
-from rl.envs import Env, env_factory
-from rl.evaluator import chosen, player
+from rl.envs.making import Env, env_factory
+from rl.evaluation.evaluator import chosen, player
 from rl.tasks import Task
 
 Array = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ from egd.cli import console, numbers, show, user_errors
 from egd.errors import UserError
 
 if TYPE_CHECKING:
-    from rl.offline_selection import Judged, Selection, Settings
+    from rl.selection.offline_selection import Judged, Selection, Settings
 
 
 def select(
@@ -39,9 +39,9 @@ def select(
 ) -> None:
     """Choose a policy, such as a guidance scale, from finished runs and their data alone."""
     from egd.progress import Reporter
-    from rl.offline_score import check_penalty
-    from rl.offline_selection import Settings
-    from rl.offline_selection import select as judge
+    from rl.selection.offline_score import check_penalty
+    from rl.selection.offline_selection import Settings
+    from rl.selection.offline_selection import select as judge
 
     with user_errors():
         if beta is not None and not beta > 0:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.mazes import MOVES, Cell, Points, cell_at, centre, free_cells, goal_xy, grid
+from rl.envs.mazes import MOVES, Cell, Points, cell_at, centre, free_cells, goal_xy, grid
 
 Array: TypeAlias = NDArray[np.float32]
 Policy: TypeAlias = Callable[[Array], Array]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl.data import Episodes, relabel, reward_factor, window_return
+from rl.data.episodes import Episodes, relabel, reward_factor, window_return
 from rl.tasks import Task
 
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ from torch import Tensor
 from rl.config import CriticConfig
 from rl.critics import CriticLearner
 from rl.critics.td import TD, Acted
-from rl.transitions import OfflineData
+from rl.data.transitions import OfflineData
 
 ROWS = 50_000  # of the data at most: the policy acts once in each next state, which is what takes the time
 

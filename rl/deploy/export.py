@@ -21,7 +21,7 @@ from egd.checkpoint import write_atomic
 from egd.errors import UserError
 
 if TYPE_CHECKING:
-    from rl.deploy import PolicyModule
+    from rl.deploy.policy import PolicyModule
 
 
 def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.envs import Env
-from rl.vector import Step, vectors
+from rl.envs.making import Env
+from rl.envs.vector import Step, vectors
 
 Array = np.ndarray[Any, Any]
 

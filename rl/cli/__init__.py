@@ -1,0 +1,1 @@
+"""The commands that offline RL adds to ``egd``."""

@@ -1,0 +1,1 @@
+"""Evaluation environments: made, solved by controllers, and stepped in vectors."""

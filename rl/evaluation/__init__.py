@@ -1,0 +1,1 @@
+"""From trained policies to scores, figures and films."""

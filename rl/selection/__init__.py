@@ -1,0 +1,1 @@
+"""Policies compared without a simulator."""
