@@ -112,6 +112,11 @@ def _load_file(place: str) -> Any:
     return module
 
 
+def makes_callables(component: Component) -> bool:
+    """Whether what the component makes can be called, as far as a class can tell."""
+    return not inspect.isclass(component) or any("__call__" in vars(base) for base in component.__mro__)
+
+
 def parameters(component: Component) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by name, without ``*args`` and ``**kwargs``."""
     open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

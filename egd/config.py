@@ -44,8 +44,12 @@ def read_yaml(path: Path) -> Tree:
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-        raise UserError(f"cannot read {path}: {error.strerror}; {near or 'is the folder right?'}") from None
+        folders = [folder for folder in (path.parent, Path("recipes")) if any(folder.glob("*.yaml"))]
+        near = "is the folder right?"
+        if folders:
+            elsewhere = "" if folders[0] == path.parent else f"in {folders[0]}/: "
+            near = elsewhere + nearest(path.name, [p.name for p in folders[0].glob("*.yaml")])
+        raise UserError(f"cannot read {path}: {error.strerror}; {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -12,6 +13,15 @@ class UserError(Exception):
     def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
         self.key = key
+
+
+@contextmanager
+def writable(key: str) -> Iterator[None]:
+    """UserError in place of what the operating system says when the folder of that option cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder", key=key) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

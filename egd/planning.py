@@ -22,10 +22,10 @@ def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callabl
     """
     table = recipe.get("tasks")
     listed: dict[str, Tree] = {recipe["task"]: {}} if "task" in recipe else {}
-    if isinstance(table, Mapping):
-        listed |= {str(name): dict(over or {}) for name, over in table.items()}
-    elif isinstance(table, list):
+    if isinstance(table, list):
         listed |= {str(name): {} for name in table}
+    else:
+        listed |= mappings(recipe, "tasks", options.source)
     if not listed:
         raise UserError("tasks: the recipe names no task", key=options.source)
     named = {canonical(name): over for name, over in listed.items()}
@@ -33,16 +33,27 @@ def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callabl
     return {name: named.get(name, {}) for name in wanted}
 
 
+def mappings(tree: Mapping[str, Any], key: str, source: str) -> dict[str, Tree]:
+    """A section with a mapping, or nothing, under every name; {} where it is not there. UserError for one of another form."""
+    table = tree.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise UserError(f"{key}: got {table!r}; write 'name: {{setting: value}}' lines", key=source)
+    for name, value in table.items():
+        if not isinstance(value, Mapping | None):
+            raise UserError(f"{key}.{name}: got {value!r}; write {{setting: value}}, or {{}} for no other settings", key=source)
+    return {str(name): dict(value or {}) for name, value in table.items()}
+
+
 def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
     """The overrides of ``--budget``, or of the recipe's ``default_budget``. UserError for one that does not exist."""
-    budgets: Mapping[str, Tree] = recipe.get("budgets") or {}
+    budgets = mappings(recipe, "budgets", options.source)
     name = options.budget or recipe.get("default_budget")
     if name is None:
         return {}
     if name not in budgets:
         known = nearest(name, budgets) if budgets else "this recipe has none"
         raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
-    return budgets[name] or {}
+    return budgets[name]
 
 
 def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:

@@ -10,7 +10,7 @@ from typing import Any
 
 from egd.checkpoint import write_atomic
 from egd.config import Tree, read_yaml, to_yaml
-from egd.errors import UserError
+from egd.errors import UserError, writable
 
 HOW = frozenset({"device", "threads", "compile", "evaluation.workers"})
 """Keys that say how a run is computed, not what: a run may go on with other values of them."""
@@ -59,9 +59,10 @@ class RunFolder:
                     key="--out",
                 )
             self._same(read_yaml(self.config), config)
-        if not self.summary.exists():
-            write_atomic(self.config, to_yaml(config).encode())
-        self.figures.mkdir(parents=True, exist_ok=True)
+        with writable("--out"):
+            if not self.summary.exists():
+                write_atomic(self.config, to_yaml(config).encode())
+            self.figures.mkdir(parents=True, exist_ok=True)
 
     def _same(self, old: Tree, new: Tree) -> None:
         before, after = flatten(old), flatten(new)

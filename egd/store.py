@@ -61,15 +61,20 @@ class Store:
         stored = self.path / f"{key}.safetensors"
         if not stored.exists():
             return None
-        stored.touch()
-        tensors, meta = load_checkpoint(stored)
+        try:
+            tensors, meta = load_checkpoint(stored)
+            os.utime(stored)
+        except (UserError, OSError):  # damaged, or forgotten by another run just now: trained anew, it is put in its place
+            with suppress(OSError):
+                stored.unlink()
+            return None
         for row in _rows(self.path / f"{key}.jsonl"):
             folder.log(row | {"phase": phase.name})
         save_checkpoint(place, tensors, meta | {"metrics_size": folder.metrics_size(), "store": key})
         return key
 
     def put(self, phase: Phase, folder: RunFolder) -> None:
-        """Keep a phase that the run has finished."""
+        """Keep a phase that the run has finished. OSError where the folder cannot be written."""
         if phase.made_of is None:
             return
         key = key_of(phase.made_of)

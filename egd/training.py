@@ -79,7 +79,7 @@ class Fit:
         self.optimiser = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
         self.followers: list[Follower] = []
         self.average = self.follow(module, ema) if ema else None
-        self.step = 0
+        self.step, self.cycles = 0, 1
 
     def follow(self, part: nn.Module, decay: float) -> AveragedModel:
         """A moving average of a part of the module, updated with every step; its first update copies."""
@@ -114,9 +114,11 @@ class Fit:
         self.step += 1
 
     def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
-        """The learning rate of this step."""
+        """The learning rate of this step; its decay begins anew in each of ``cycles`` equal parts of the steps."""
         if self.decay:
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / max(1, self.steps))))
+            length = max(1, -(-self.steps // self.cycles))
+            done = self.step % length if self.step < self.steps else length
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / length))
             for settings in optimiser.param_groups:
                 settings["lr"] = rate
 

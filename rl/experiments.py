@@ -13,6 +13,7 @@ import torch
 from egd.components import validate as validate_component
 from egd.computing import set_up
 from egd.config import Tree, merge
+from egd.errors import UserError
 from egd.experiments import Job, Listing, Options, Row
 from egd.many import variations
 from egd.planning import listed_tasks, pick_device, resolve, summary_line
@@ -30,7 +31,7 @@ from rl.generators import GENERATOR_PARTS, GENERATORS
 from rl.job import OfflineJob
 from rl.listings import list_tasks
 from rl.loading import read_config, restore
-from rl.recipe import for_method, listed_methods, typed
+from rl.recipe import check_sections, for_method, listed_methods, typed
 from rl.run import Planned
 from rl.tasks import Task, find_task
 
@@ -46,7 +47,10 @@ class OfflineRL:
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
         methods = listed_methods(recipe, options)
         pairs = product(tasks.items(), methods.items())
-        return [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
+        jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
+        planned = [run for job in jobs for run in job.planned]
+        check_sections({run.method or run.config.kind: set(type(run.config).model_fields) for run in planned}, options)
+        return list(jobs)
 
     def _jobs(
         self, recipe: Mapping[str, Any], task: tuple[str, Tree], method: tuple[str, Tree], options: Options
@@ -116,6 +120,10 @@ def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int
     """Returns by policy."""
     episodes = settings.get("episodes") or agent.config.evaluation.episodes
     policies = settings.get("policies")
+    if settings.get("omegas") is not None and not any(scale is not None for scale in agent.arms().values()):
+        raise UserError(
+            f"the policies of '{agent.config.kind}' have no guidance scale: {', '.join(agent.arms())}", key="--omega"
+        )
     scales = chosen(agent, policies) if policies else agent.scales(settings.get("omegas"))
     with reporter.bar("evaluation", episodes * sum(max(1, len(found)) for found in scales.values())) as bar:
         return Evaluator(agent, task).run(scales, episodes=episodes, seed=seed, advance=bar.advance).returns

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
-from egd.components import Registry, Spec, build, parameters, validate, wanted_parts
+from egd.components import Registry, Spec, build, makes_callables, parameters, validate, wanted_parts
 from egd.errors import UserError, nearest
 from rl.config import GuidanceConfig
 
@@ -71,6 +71,12 @@ def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
                 f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy"
             )
         component = validate(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
+        if not (is_trained(guidance) or makes_callables(component)):
+            raise UserError(
+                f"what '{guidance.energy.name}' makes is no energy: it cannot be called with (x, t, c), "
+                "and has no 'loss' to train a network by",
+                key=f"{key}.energy",
+            )
         if not getattr(component, "conditional", True):
             raise UserError(f"'{guidance.energy.name}' takes no state; use support_samples or ess_blend", key=f"{key}.energy")
         validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")

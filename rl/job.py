@@ -90,7 +90,7 @@ class OfflineJob:
         for together in (firsts, [pair for pair in going if pair not in firsts]) if self.store else (going,):
             self._take(together)
             _train(together, failures, reporter)
-            self._put([pair for pair in together if pair[0].label not in failures])
+            self._put([pair for pair in together if pair[0].label not in failures], reporter)
         if count := sum(phase.name in run.reused for run, phase in going):
             reporter.console.print(f"{going[0][1].name}: {count} of {len(going)} trained before", style="dim", highlight=False)
 
@@ -99,10 +99,16 @@ class OfflineJob:
             if self.store is not None and (key := self.store.take(phase, run.planned.folder)):
                 run.reused[phase.name] = key
 
-    def _put(self, pairs: Sequence[Started]) -> None:
-        for run, phase in pairs:
-            if self.store is not None:
+    def _put(self, pairs: Sequence[Started], reporter: Reporter) -> None:
+        if self.store is None:
+            return
+        try:
+            for run, phase in pairs:
                 self.store.put(phase, run.planned.folder)
+        except OSError as error:
+            remedy = "set EGD_STORE to a folder that can be written, or to nothing"
+            text = f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}"
+            reporter.console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)
 
     def _prepare(self, todo: Sequence[Planned], reporter: Reporter) -> list[Run]:
         """Data and fresh agents."""

@@ -14,7 +14,8 @@ from rl.calibration import Calibration
 
 class Joint:
     """Every part takes one step an iteration, as long as it has steps left; ``limits`` are those of the parts before the
-    energies, which go on to the end.
+    energies, which go on to the end. An energy network is standardised by its first batch, when the critic is hardly trained:
+    only in phases does it start at the scale of what it has to learn.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from egd.runs import RunFolder
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.data.episodes import Episodes, is_local, load_episodes, relabel, to_offline_data, window_return
+from rl.data.episodes import Episodes, data_return, is_local, load_episodes, relabel, to_offline_data
 from rl.data.transitions import OfflineData
 from rl.generators import make
 from rl.recipe import typed
@@ -42,7 +42,7 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
     d, rewards = config.data, config.data.rewards(task)
     return to_offline_data(
         episodes,
-        window_return(episodes, task.max_steps, task.goal_reward),
+        data_return(task, episodes),
         scale=rewards.scale,
         shift=rewards.shift,
         standardise=d.standardise_states,

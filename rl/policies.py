@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,6 +57,11 @@ class Sampler:
     times: Tensor
     event: tuple[int, ...]
     walk: Walk = dpm_solver_pp_2m
+
+    @property
+    def code(self) -> Any:
+        """The function that walks, without its settings."""
+        return getattr(self.walk, "func", self.walk)
 
     def draw(self, denoiser: Denoiser, c: Context, n: int, generator: Randomness, temperature: float = 1.0) -> Tensor:
         """n samples, one a row of c: (n, *event); the initial noise is scaled by ``temperature``."""
@@ -142,7 +147,7 @@ class GuidedPolicy:
         """One draw of the weighted particles of every state, (N, A)."""
         s, generator = self.sampler, generator_for(choice.selection, self.generator)
         noise = initial_noise(s.schedule, (len(state), choice.candidates, *s.event), s.times[0], generator)
-        timed = self.timed_energy or (lambda x, t, c: 0 * x.sum(1))  # unguided: the weights come at the end
+        timed = self.timed_energy or (lambda x, t, c: 0 * x.flatten(1).sum(1))  # unguided: the weights come at the end
         particles = smc(
             self.denoiser,
             s.schedule,

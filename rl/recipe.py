@@ -8,7 +8,7 @@ from typing import Any
 from egd.config import Tree, merge, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Options
-from egd.planning import chosen_budget
+from egd.planning import chosen_budget, mappings
 from rl.agents import AGENTS, agent_class
 from rl.config import RunConfig
 from rl.tasks import find_task
@@ -19,8 +19,9 @@ def listed_methods(recipe: Mapping[str, Any], options: Options) -> dict[str, Tre
 
     A budget may change methods too. UserError for a name that the recipe does not have.
     """
-    table = merge(recipe.get("methods") or {}, chosen_budget(recipe, options).get("methods") or {})
-    listed = {str(name): dict(over or {}) for name, over in table.items()}
+    budget = chosen_budget(recipe, options)
+    own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
+    listed: dict[str, Tree] = merge(own, over)
     for name in options.methods:
         if name not in listed:
             known = nearest(name, listed) if listed else "this recipe has no 'methods'"
@@ -41,6 +42,20 @@ def for_method(tree: Tree, name: str, options: Options) -> Tree:
     return kept | {"method": name} if name else kept
 
 
+def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
+    """``methods`` by their sections. UserError for a section of ``--set`` that none of them has, and for one of ``--grid`` that
+    one of them has not: its cells would be the same run.
+    """
+    for key, wanted, given in (("--set", any, options.settings), ("--grid", all, options.grid)):
+        for setting in given:
+            section = setting.partition("=")[0].strip().partition(".")[0]
+            if not wanted(section in known for known in methods.values()):
+                lacking = ", ".join(name for name, known in methods.items() if section not in known)
+                having = ", ".join(kind for kind in AGENTS if section in AGENTS[kind].Config.model_fields)
+                remedy = f"kinds that do: {having}" if having else "see docs/recipes.md for those there are"
+                raise UserError(f"'{setting}': {lacking} has no '{section}'; {remedy}", key=key)
+
+
 def agent_kind(tree: Mapping[str, Any]) -> Any:
     """The class of ``kind``. UserError where there is none."""
     return agent_class(str(tree.get("kind", RunConfig.model_fields["kind"].default)))
@@ -52,7 +67,7 @@ def typed(tree: Tree, source: str) -> RunConfig:
     tree = agent.Config.completed(tree)
     if "variants" in tree:
         headline = tree.get("guidance") or {}
-        tree = {**tree, "variants": {k: merge(headline, v or {}) for k, v in (tree["variants"] or {}).items()}}
+        tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}
     config: RunConfig = validate(agent.Config, tree, source)
     agent.check(config)
     rewards = config.data.rewards(find_task(config.task))

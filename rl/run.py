@@ -74,7 +74,7 @@ class Run:
         every = self.config.evaluation.every
         if not every:
             return phases
-        last = last_phase(phases)
+        last = self.agent.decisive(phases)
         made = None if last.made_of is None else {"evaluated": self._evaluated(), "after": last.made_of}
         hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every, made)
         return [hooked if p is last else p for p in phases]
@@ -110,7 +110,7 @@ class Run:
     def _summary(self, result: Rollouts) -> dict[str, Any]:
         config, agent, task, seconds = self.config, self.agent, self.task, self.seconds
         policies = {name: statistics(task, returns) for name, returns in result.returns.items()}
-        trained = last_phase(agent.phases())
+        trained = agent.decisive(agent.phases())
         last = {"phase": trained.name, "step": trained.steps, "score": policies[agent.headline]["mean"]}
         evaluations = [*self.notes, last]
         return {
@@ -137,11 +137,6 @@ def _seconds(f: Callable[[], object]) -> float:
     started = time.perf_counter()
     f()
     return time.perf_counter() - started
-
-
-def last_phase(phases: list[Phase]) -> Phase:
-    """The last one that trains something: its steps are those that evaluations are counted in."""
-    return next(p for p in reversed(phases) if p.name != "calibration")
 
 
 def device_name(device: torch.device) -> str:

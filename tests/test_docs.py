@@ -1,4 +1,6 @@
-"""Every Python block of the documentation runs, a page at a time in one namespace; tables of keys match the code."""
+"""Every Python block of the documentation runs, those of a page in one namespace, or each as a file of its own where the page
+says so; tables of keys match the code.
+"""
 
 import ast
 import re
@@ -18,6 +20,8 @@ from rl.agents import AGENTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+FILES = {"extending"}
+"""Pages whose blocks are files."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -56,15 +60,23 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     name = f"docs_{page.stem.lower()}"
     module = type(sys)(name)
     monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
-    (tmp_path / "my_energy.py").write_text(blocks(page)[0][1])  # the file that CONTRIBUTING.md writes first
+    text = page.read_text()
+    for _, source in blocks(page):  # the files that the page has people write
+        for component in re.findall(r"^class (\w+)", source, re.MULTILINE):
+            for file in re.findall(rf"(\w+\.py):{component}\b", text):
+                (tmp_path / file).write_text(source)
     dtype = torch.get_default_dtype()
     try:
         with torch.random.fork_rng():
             for line, source in blocks(page):
+                if page.stem in FILES:
+                    vars(module).clear()
+                    module.__name__ = name
                 exec(compile("\n" * line + source, str(page), "exec"), vars(module))
     finally:
         torch.set_default_dtype(dtype)
-        sys.modules.pop("my_energy", None)
+        for file in tmp_path.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
 KEYS = [(kind, key, default) for kind, agent in AGENTS.items() for key, default in defaults(agent.Config)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from egd.errors import UserError
+from egd.errors import UserError, writable
 from egd.report.figures import FIGURES, draw
 from egd.report.render import comma_separated, latex, markdown, rights
 from egd.report.results import Report
@@ -29,7 +29,8 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
             figures[name] = draw(name, report)
         except UserError as error:
             lacking.append(str(error))
-    out.mkdir(parents=True, exist_ok=True)
+    with writable("--out"):
+        out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(markdown(found))
     (out / "table.tex").write_text(latex(found))
     (out / "table.csv").write_text(comma_separated(tidy(report)))
@@ -41,7 +42,8 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
     """As PNG and as SVG."""
-    out.mkdir(parents=True, exist_ok=True)
+    with writable("--out"):
+        out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png", out / f"{name}.svg"]
     for path in paths:
         figure.savefig(path, dpi=DPI)

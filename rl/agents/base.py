@@ -71,6 +71,10 @@ class Agent(ABC):
         """The policy that stands for the method, ``name`` or ``name@scale``."""
         return "policy"
 
+    def decisive(self, phases: Sequence[Phase]) -> Phase:
+        """Of its phases, the last one that the headline depends on: evaluations in mid-training are made in it."""
+        return next(phase for phase in reversed(phases) if phase.name != "calibration")
+
     @property
     def entries(self) -> int:
         """How many normal numbers a draw takes: the entries of what is sampled, an action."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from egd.catalogue import ENERGIES, POSTERIORS, RULES
 from egd.components import build
 from egd.denoisers import at_unit_scale
+from egd.errors import UserError
 from egd.networks import EnergyMLP, EnergyNetwork
 from egd.phases import Phase
 from egd.posteriors import residual
@@ -21,8 +22,10 @@ from egd.training import EnergyLearner, Fit
 from egd.types import Context, TimedEnergy
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
+from rl.behaviour import Behaviour
 from rl.config import GuidanceConfig, GuidedConfig
 from rl.critics import MinusAdvantage
+from rl.critics.choice import needs_support
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
 from rl.guidance import check_guidance, component_code, component_parts, group_size, is_trained
@@ -45,9 +48,15 @@ class GuidedAgent(ValuedAgent):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """UserError for a component that does not exist or a setting it does not have."""
+        """UserError for a component that does not exist or a setting it does not have, and where all is trained at once for
+        one that learns from support actions, which only a finished behaviour policy draws.
+        """
         super().check(config)
         check_guidance(config.arms)
+        supported = [name for name, arm in config.arms.items() if group_size(arm)]
+        if config.training == "joint" and (supported or needs_support(config.critic)):
+            what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.kind}'"
+            raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
 
     @classmethod
     def alike(cls, config: Any) -> Mapping[str, Any]:
@@ -142,20 +151,33 @@ class GuidedAgent(ValuedAgent):
 
     def phases(self) -> list[Phase]:
         """Phased: each part on its converged predecessor. Joint: all in one loop, as AEPO's Algorithm 1 is written."""
-        made, e = self.made(), self.config.energy_network
+        made, steps = self.made(), self._energy_steps()
         for learner in self.energies.values():
             learner.computing = self.config.computing
         if self.config.training == "joint":
             return [self._joint(list(made.values()))]
         energies = [(f"energy_{name}", learner) for name, learner in self.energies.items()]
-        return [*super().phases(), *(Phase(name, e.steps, learner, made_of=made[name]) for name, learner in energies)]
+        return [*super().phases(), *(Phase(name, steps, learner, made_of=made[name]) for name, learner in energies)]
 
     def _joint(self, made: list[Any]) -> Phase:
         config = self.config
         limits = {"denoiser": config.denoiser.steps, "critic": config.critic.steps}
-        total = max(*limits.values(), config.energy_network.steps if self.energies else 0)
+        total = self._energy_steps() if self.energies else max(limits.values())
         joint = Joint(self.learners(), limits, self.calibration, self.energies, total, config.calibration.every)
         return Phase("joint", total, joint, made_of={"joint": made})
+
+    def _energy_steps(self) -> int:
+        """Of every energy network: in joint training they go on as long as anything does."""
+        c = self.config
+        return (
+            max(c.denoiser.steps, c.critic.steps, c.energy_network.steps) if c.training == "joint" else c.energy_network.steps
+        )
+
+    def decisive(self, phases: Sequence[Phase]) -> Phase:
+        """The energy network of ``guided``; the critic where its energy is a closed form; the denoiser where nothing guides."""
+        guided = f"energy_{self._networks()['guided']}" if is_trained(self.config.guidance) else "critic"
+        wanted = {"joint", "denoiser" if self.headline == "behaviour" else guided}
+        return next(phase for phase in phases if phase.name in wanted)
 
     def made(self) -> dict[str, Any]:
         """What each phase is made of."""
@@ -165,7 +187,10 @@ class GuidedAgent(ValuedAgent):
             arm = config.arms[name]
             of_arm = {"network": network, **arm.model_dump(mode="json", include=OF_NETWORK)}
             after = [made["calibration"], *([made["support"]] if group_size(arm) else [])]
-            code = (EnergyLearner, type(self.energies[name].fit.module), MinusAdvantage, *component_code(arm))
+            code = [EnergyLearner, type(self.energies[name].fit.module), MinusAdvantage, *component_code(arm)]
+            if "support" in component_parts(arm):  # drawn at every step
+                of_arm |= config.model_dump(mode="json", include={"sampler"})
+                code += [Behaviour, self.sampler.code]
             made[f"energy_{name}"] = self.made_of(f"energy_{name}", of_arm, code, after=after)
         return made
 
@@ -180,7 +205,7 @@ class GuidedAgent(ValuedAgent):
 
     def _energy_learner(self, name: str) -> EnergyLearner:
         e, k = self.config.energy_network, group_size(self.config.arms[name])
-        fit = Fit(self.fresh(f"energy/{name}", self.energy_model), lr=e.lr, steps=e.steps, decay=e.decay)
+        fit = Fit(self.fresh(f"energy/{name}", self.energy_model), lr=e.lr, steps=self._energy_steps(), decay=e.decay)
         sample = partial(self.grouped, k) if k else self.behaviour.sample
         return EnergyLearner(fit, self.schedule, sample, LateObjective(self, name), batch=e.batch)
 

@@ -165,8 +165,7 @@ class ValuedAgent(Agent):
         """What a table of actions drawn from the denoiser ``after`` is made of."""
         dump = self.config.model_dump(mode="json", include={"support", "sampler"})
         settings = dump | {"k": self.support_actions()}  # an arm may need more than the recipe says
-        walk: Any = self.sampler.walk
-        code = (SupportTable, Behaviour, getattr(walk, "func", walk))
+        code = (SupportTable, Behaviour, self.sampler.code)
         return self.made_of(name, settings, code, data=("state", "next_state", "action"), after=after)
 
     def ready(self, phase: str, generator: torch.Generator) -> None:

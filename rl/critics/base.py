@@ -44,6 +44,8 @@ class Critic(ABC):
 
     needs_support = False
     """Whether it learns from actions drawn from the behaviour policy (``rl.support``)."""
+    in_reward_units = True
+    """Whether Q is a discounted sum of rewards, which can be set beside another critic's."""
 
     def __init__(
         self,

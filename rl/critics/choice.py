@@ -20,9 +20,17 @@ def check_critic(config: CriticConfig, *, support: bool = True) -> None:
     """UserError for a critic that does not exist or settings that it does not have; without ``support`` actions to learn from,
     also for one that needs them.
     """
-    component = validate(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
-    if not support and getattr(component, "needs_support", False):
+    component = CRITICS.find(config.kind, "critic.kind")
+    if not (isinstance(component, type) and issubclass(component, Critic)):
+        raise UserError(f"'{config.kind}' is not a subclass of rl.critics.Critic", key="critic.kind")
+    validate(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
+    if not support and needs_support(config):
         raise UserError(f"this kind of agent draws no support actions, which '{config.kind}' needs; use iql", key="critic.kind")
+
+
+def needs_support(config: CriticConfig) -> bool:
+    """Whether it learns from actions of the behaviour policy."""
+    return bool(getattr(CRITICS.find(config.kind, "critic.kind"), "needs_support", False))
 
 
 def make_critic(config: CriticConfig, state: int, action: int, device: torch.device) -> Critic:

@@ -80,11 +80,15 @@ class CQL(Critic):
         actor = TanhGaussian(state, action, width=policy_width, layers=policy_layers, activation=policy_activation)
         self.actor = actor.to(device)
         self.temperature, self.multiplier = _Exponential(0.0).to(device), _Exponential(1.0).to(device)
+
+        def fit(module: nn.Module, lr: float) -> Fit:
+            return Fit(module, lr=lr, steps=self.fit.steps, decay=self.fit.decay)
+
         self.fits = {
             "values": self.fit,
-            "actor": Fit(self.actor, lr=policy_lr, steps=self.fit.steps),
-            "temperature": Fit(self.temperature, lr=policy_lr, steps=self.fit.steps),
-            "multiplier": Fit(self.multiplier, lr=self.fit.lr, steps=self.fit.steps),
+            "actor": fit(self.actor, policy_lr),
+            "temperature": fit(self.temperature, policy_lr),
+            "multiplier": fit(self.multiplier, self.fit.lr),
         }
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
@@ -112,7 +116,8 @@ class CQL(Critic):
         loss, metrics = self.loss(drawn)
         actor_loss, actor_info = self.actor_loss(drawn)
         surplus = self.target_entropy - actor_info["entropy"]
-        losses = {"values": loss, "actor": actor_loss, "temperature": -self.temperature.log * surplus}
+        # the actor first: its loss looks through Q as it is, the loss of Q at actions that are already drawn
+        losses = {"actor": actor_loss, "values": loss, "temperature": -self.temperature.log * surplus}
         if self.gap is not None:
             losses["multiplier"] = -self.multiplier() * self.alpha * (metrics["conservative"] - self.gap)
         return {name: (self.fits[name], value) for name, value in losses.items()}, {**metrics, **actor_info}

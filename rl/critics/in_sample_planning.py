@@ -35,6 +35,7 @@ class InSamplePlanning(Critic):
     """
 
     needs_support = True
+    in_reward_units = False
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class InSamplePlanning(Critic):
     ) -> None:
         super().__init__(state, action, **shared)
         self.rounds, self.beta, self.reset = rounds, beta, reset
+        self.fit.cycles = rounds if reset else 1
         self.fresh = {name: tensor.clone() for name, tensor in self.values.state_dict().items()}
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl.data.episodes import Episodes, relabel, reward_factor, window_return
+from rl.data.episodes import Episodes, data_return, relabel, reward_factor
 from rl.tasks import Task
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +67,7 @@ def _trained_on(task: Task, episodes: Episodes) -> dict[str, Any]:
         "terminal_transitions": int(sum(t.sum() for t in episodes.terminations)),
     }
     if task.goal_reward:
-        expected = window_return(episodes, task.max_steps, goal_reward=True)
+        expected = data_return(task, episodes)
         facts["return_of_an_evaluation_at_the_mean_reward"] = expected
         facts["score"] = task.score(expected) if task.reference else None
     return facts

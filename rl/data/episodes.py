@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ import rl.envs.maze2d
 from egd.errors import UserError, nearest
 from rl.data.transitions import Batch, OfflineData, RewardScale
 from rl.envs.making import flat_keys, flatten_observation
-from rl.tasks import Task
+from rl.envs.maze2d import reward_at
+from rl.tasks import TASKS, Task, find_task
 
 Array = np.ndarray[Any, Any]
 
@@ -55,21 +59,43 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
             episodes.actions.append(np.asarray(episode.actions, dtype=np.float32))
             episodes.rewards.append(np.asarray(episode.rewards, dtype=np.float32))
             episodes.terminations.append(np.asarray(episode.terminations, dtype=bool))
+        first, last = ((e.observations[i].shape[1], e.actions[i].shape[1]) for e in [episodes] for i in (0, -1))
+        if first != last:
+            raise UserError(
+                f"{dataset_id} has {last[0]} state and {last[1]} action entries, {datasets[0]} has {first[0]} and {first[1]}: "
+                "datasets that are concatenated must be of one environment",
+                key="data.datasets",
+            )
     return episodes
 
 
 def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariDataset:
     """A Minari dataset from the local store, else from the hub. UserError naming the remedies when it is in neither."""
-    local = is_local(dataset_id)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one message that matters
-    try:
-        return minari.load_dataset(dataset_id, download=download and not local)
-    except Exception as error:  # the hub client raises whatever its transport does
-        if local:
+    if is_local(dataset_id):
+        try:
+            return minari.load_dataset(dataset_id)
+        except Exception as error:  # h5py, json and Minari's own
             raise UserError(
                 f"dataset {dataset_id} is damaged: {error}; remove it and fetch it again", key="data.datasets"
             ) from error
-        raise UserError(_missing(dataset_id, error), key="data.datasets") from error
+    if not download:
+        raise UserError(_missing(dataset_id, "data.download is off"), key="data.datasets")
+    if reason := _download(dataset_id):
+        raise UserError(_missing(dataset_id, f"could not be downloaded: {reason}"), key="data.datasets")
+    return minari.load_dataset(dataset_id)
+
+
+@cache  # a hub that cannot be reached is asked once, not again for every method of a sweep
+def _download(dataset_id: str) -> str:
+    """Fetch it from the hub; why that failed."""
+    with suppress(ImportError):
+        importlib.import_module("huggingface_hub")  # sets its logger's level
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one message that matters
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # the hub client raises whatever its transport does
+        return " ".join(str(error).split())[:160] or type(error).__name__
+    return ""
 
 
 def is_local(dataset_id: str) -> bool:
@@ -78,30 +104,38 @@ def is_local(dataset_id: str) -> bool:
     return (folder / "metadata.json").exists()
 
 
-def _missing(dataset_id: str, error: Exception) -> str:
-    local = list(minari.list_local_datasets())
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+def _missing(dataset_id: str, reason: str) -> str:
+    local, task = list(minari.list_local_datasets()), find_task(dataset_id)
+    task = next((listed for listed in TASKS.values() if dataset_id in listed.datasets), task)
+    remedies = ["set MINARI_DATASETS_PATH to the folder that has it"]
+    if task.on_hub:
+        remedies.append(f"minari download {dataset_id} where there is a network")
+    if task.family == "maze2d":
+        dense = " --dense" if task.env_kwargs["dense"] else ""
+        remedies.append(f"egd data generate {dataset_id} --maze {task.env_kwargs['map_name']}{dense}")
+    if task.family != "antmaze":  # whose files are of another ant
+        remedies.append(f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file")
     return (
-        f"dataset {dataset_id} is not in {get_dataset_path('')} and could not be downloaded ({reason}); "
-        f"{nearest(dataset_id, local) if local else 'no dataset is there'}\n"
-        f"Remedies: minari download {dataset_id} where there is a network; set MINARI_DATASETS_PATH to where it is; or\n"
-        f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file"
+        f"dataset {dataset_id} is not in {get_dataset_path('')} ({reason}); "
+        f"{nearest(dataset_id, local) if local else 'no dataset is there'}\nRemedies: {'; '.join(remedies)}"
     )
 
 
 def relabel(task: Task, episodes: Episodes) -> Episodes:
-    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is within 0.5 of
-    it (dense: exp(-distance)).
+    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is as near to it as the
+    environment asks for (dense: exp(-distance)).
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """
-    maze = rl.envs.antmaze if task.family == "antmaze" else rl.envs.maze2d
+    ends = task.family == "antmaze"
+    maze = rl.envs.antmaze if ends else rl.envs.maze2d
     goal = np.asarray(maze.goal_xy(task.env_kwargs["map_name"]))
-    rewards, terminations = [], []
-    for observations, old in zip(episodes.observations, episodes.terminations, strict=True):
-        positions = observations[1:, :2]
-        rewards.append(rl.envs.maze2d.reward_at(positions, goal, dense=bool(task.env_kwargs.get("dense"))).astype(np.float32))
-        terminations.append(rewards[-1] > 0 if task.family == "antmaze" else np.zeros_like(old))
+    dense = bool(task.env_kwargs.get("dense"))
+    positions = [observations[1:, :2] for observations in episodes.observations]
+    rewards = [reward_at(p, goal, dense=dense, radius=maze.GOAL_RADIUS).astype(np.float32) for p in positions]
+    terminations = [
+        reward > 0 if ends else np.zeros_like(old) for reward, old in zip(rewards, episodes.terminations, strict=True)
+    ]
     return Episodes(episodes.observations, episodes.actions, rewards, terminations)
 
 
@@ -149,11 +183,12 @@ def to_offline_data(
     return OfflineData(transitions, mean, std, action.amin(0), action.amax(0), score_return, len(episodes.actions))
 
 
-def window_return(episodes: Episodes, steps: int | None, goal_reward: bool) -> float:
-    """The data's own mean return, comparable with an evaluation episode of ``steps``.
+def data_return(task: Task, episodes: Episodes) -> float:
+    """The mean return of the data's episodes up to the first terminal state, comparable with an evaluation's.
 
-    Where episodes are pieces of one walk with a reward that is relabelled (maze2d), it is the mean reward times the step limit.
+    In maze2d, where episodes are pieces of one walk that never ends, the mean reward times the step limit.
     """
-    if goal_reward and steps is not None:
-        return float(np.concatenate(episodes.rewards).mean() * steps)
-    return float(episodes.returns.mean())
+    if task.goal_reward and task.family != "antmaze" and task.max_steps is not None:
+        return float(np.concatenate(episodes.rewards).mean() * task.max_steps)
+    lives = zip(episodes.rewards, episodes.terminations, strict=True)
+    return float(np.mean([rewards[: 1 + int(ended.argmax()) if ended.any() else None].sum() for rewards, ended in lives]))

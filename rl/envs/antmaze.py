@@ -9,6 +9,8 @@ import gymnasium as gym
 from rl.envs.robotics import gymnasium_robotics, maps
 
 ENV_ID = "egd/AntMaze-v0"
+GOAL_RADIUS = 0.45
+"""In metres; gymnasium-robotics', D4RL's is 0.5."""
 
 
 def _fixed(walls: list[list[Any]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[Any]]:

@@ -107,11 +107,11 @@ def register() -> None:
         gym.register(ENV_ID, entry_point="rl.envs.maze2d:make_env", kwargs={"map_name": "umaze", "dense": False})
 
 
-def reward_at(positions: NDArray[Any], goal: Points, *, dense: bool = False) -> Points:
-    """Positions (..., 2) -> (...): 1 within ``GOAL_RADIUS`` of the goal, else 0; dense: exp(-distance in metres)."""
+def reward_at(positions: NDArray[Any], goal: Points, *, dense: bool = False, radius: float = GOAL_RADIUS) -> Points:
+    """Positions (..., 2) -> (...): 1 within ``radius`` of the goal, else 0; dense: exp(-distance in metres)."""
     dx, dy = positions[..., 0] - goal[0], positions[..., 1] - goal[1]
     squared: Points = np.asarray(dx * dx + dy * dy, dtype=np.float64)
-    return np.exp(-np.sqrt(squared)) if dense else (squared <= GOAL_RADIUS**2).astype(np.float64)
+    return np.exp(-np.sqrt(squared)) if dense else (squared <= radius**2).astype(np.float64)
 
 
 register()

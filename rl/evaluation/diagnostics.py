@@ -81,10 +81,9 @@ def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: 
     if targets is None:
         return {}
     noise = torch.randn(batch.action.shape, generator=generator, device=agent.device)
-    result = {
-        "beta_times_advantage_std": agent.config.arms[name].beta
-        * float(agent.energy()(batch.action, batch.state).detach().std())
-    }
+    arm = agent.config.arms[name]
+    energies = agent.energy(arm.energy_scale)(batch.action, batch.state).detach()
+    result = {"beta_times_advantage_std": arm.beta * float(energies.std())}
     for label, t in (("low_noise", 0.1), ("middle", 0.5), ("high_noise", 1.0)):
         times = torch.full((states,), t, device=agent.device)
         x = diffuse(agent.schedule, batch.action, times, noise)

@@ -12,11 +12,11 @@ from rl.tasks import Task
 
 
 def statistics(task: Task, returns: Any) -> dict[str, Any]:
-    """Mean and standard deviation of normalised scores, with every episode's."""
+    """Mean of normalised scores and their standard deviation, that of a sample (0 of a single one), with every episode's."""
     scores = [task.score(float(r)) for r in returns]
     return {
         "mean": float(np.mean(scores)),
-        "std": float(np.std(scores)),
+        "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
         "episodes": len(scores),
         "returns": scores,
         "raw_returns": [float(r) for r in returns],

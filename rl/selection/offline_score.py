@@ -80,8 +80,10 @@ def disagreement(members: Tensor) -> float:
 
 
 def regularised(value: Tensor, kl: Tensor, price: float) -> Score:
-    """E_s[value - price KL], both (N,): with ``price`` 1 / beta the objective that pi ~ mu exp(beta Q) maximises."""
-    return _score(value, kl, price * kl, float(price * kl.mean()))
+    """E_s[value - price KL], both (N,): with ``price`` 1 / beta the objective that pi ~ mu exp(beta Q) maximises. Where the
+    estimate of the mean KL is below 0, it counts as 0.
+    """
+    return _score(value, kl, price * kl, price * max(float(kl.mean()), 0.0))
 
 
 def cautious(value: Tensor, kl: Tensor, error: float) -> Score:

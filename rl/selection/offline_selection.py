@@ -153,7 +153,9 @@ class Case:
         return behaviour.actions(self.states, self.settings.actions - 1, seed_of(self.settings.seed, "reference"))
 
     def kl(self, candidate: Candidate, actions: Tensor, reference: Tensor) -> Tensor:
-        """Of every state, (N,)."""
+        """Of every state, (N,); 0 for the behaviour policy itself."""
+        if candidate.name == "behaviour":
+            return actions.new_zeros(len(actions))
         blur = torch.Generator(actions.device).manual_seed(seed_of(self.settings.seed, f"select/blur/{candidate.policy}"))
         return neighbour_kl(actions, reference, spread(reference), blur)
 
@@ -177,11 +179,7 @@ def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None 
     candidates = list(_candidates(found.runs, agents, settings.omegas))
     case = _case(data, settings)
     reference = {path: case.reference(behaviour) for path, behaviour in behaviours.items()}
-    critics = {
-        f"critic of {run.path}": critic
-        for run, agent in zip(found.runs, agents, strict=True)
-        if isinstance(critic := getattr(agent, "critic", None), Critic)
-    }
+    critics = _critics(found.runs, agents)
     judge = Judge(list(critics.values()))
     price, notes = _price(agents, judge, case, reference[found.runs[0].path])
     first = behaviours[found.runs[0].path]
@@ -270,6 +268,24 @@ def _valued(case: Case, judge: Judge, agents: Sequence[Agent], advance: Callable
     return value
 
 
+def _critics(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[str, Critic]:
+    """The runs' critics that speak the rewards' units, or all where none does; each once, whatever number of runs share it."""
+    found = [
+        (run, c) for run, agent in zip(runs, agents, strict=True) if isinstance(c := getattr(agent, "critic", None), Critic)
+    ]
+    comparable = [(run, critic) for run, critic in found if critic.in_reward_units] or found
+    once: list[tuple[Run, Critic]] = []
+    for run, critic in comparable:
+        if not any(_same(critic, other) for _, other in once):
+            once.append((run, critic))
+    return {f"critic of {run.path}": critic for run, critic in once}
+
+
+def _same(a: Critic, b: Critic) -> bool:
+    one, other = a.target.state_dict(), b.target.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def _price(agents: Sequence[Agent], judge: Judge, case: Case, reference: Tensor) -> tuple[float, list[str]]:
     """Of a nat, 1 / beta; or the critics' error. What people should know."""
     if case.settings.penalty == "error":
@@ -302,8 +318,8 @@ def temperature(agent: Agent) -> tuple[float, float] | None:
 def _judged(
     runs: Sequence[Run], label: str, policy: str, parts: Sequence[tuple[Tensor, Tensor]], settings: Settings, price: float
 ) -> Judged:
-    """Over the seeds of a run."""
-    value, kl = (torch.cat(each) for each in zip(*parts, strict=True))
+    """Means over the seeds of a run in every state: all seeds were asked in the same ones."""
+    value, kl = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
     score = (cautious if settings.penalty == "error" else regularised)(value, kl, price)
     return Judged(label, policy, score, _simulated(runs, label, policy))
 

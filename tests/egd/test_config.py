@@ -121,9 +121,17 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes, message: s
         read_yaml(path)
 
 
-def test_a_missing_recipe_names_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_recipe_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart.yaml").write_text("a: 1")
     with pytest.raises(UserError, match=r"No such file or directory; did you mean 'quickstart\.yaml'"):
         read_yaml(tmp_path / "quickstrat.yaml")
+    with pytest.raises(UserError, match=r"did you mean 'quickstart\.yaml'"):
+        read_yaml(Path("quickstrat.yaml"))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "quickstart.yaml").rename(tmp_path / "recipes/quickstart.yaml")
+    with pytest.raises(UserError, match=r"in recipes/: did you mean 'quickstart\.yaml'"):
+        read_yaml(Path("quickstrat.yaml"))
+    (tmp_path / "recipes/quickstart.yaml").unlink()
     with pytest.raises(UserError, match="is the folder right"):
         read_yaml(tmp_path / "nowhere" / "quickstart.yaml")

@@ -120,6 +120,17 @@ def test_the_learning_rate_decays_as_a_cosine_to_zero() -> None:
     torch.testing.assert_close(torch.tensor(rates), 1e-2 * 0.5 * (1 + torch.cos(torch.pi * torch.arange(13) / 12)))
 
 
+def test_the_decay_begins_anew_in_every_cycle() -> None:
+    one, g = learner(), torch.Generator().manual_seed(0)
+    one.fit.cycles = 2  # of 12 steps
+    rates = []
+    for _ in range(13):
+        one.update(g)
+        rates.append(one.fit.optimiser.param_groups[0]["lr"])
+    cycle = 1e-2 * 0.5 * (1 + torch.cos(torch.pi * torch.arange(6) / 6))
+    torch.testing.assert_close(torch.tensor(rates), torch.cat([cycle, cycle, torch.zeros(1)]))
+
+
 def test_gradients_are_clipped_to_their_norm() -> None:
     one = learner(clip=0.01)
     one.update(torch.Generator().manual_seed(0))

@@ -28,6 +28,12 @@ budgets: {smoke: {denoiser: {steps: 5}}}
 
 
 @pytest.fixture(scope="session")
+def tiny() -> str:
+    """A recipe of seconds, as text."""
+    return RECIPE
+
+
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Minari store of the session."""
     return tmp_path_factory.mktemp("minari")

@@ -137,6 +137,30 @@ def test_joint_training_updates_every_part_and_calibrates() -> None:
     assert made.calibration.version == 4  # at steps 0, 2 and 4, and once after the last
 
 
+def test_energy_networks_learn_until_joint_training_ends() -> None:
+    network = {"width": 16, "layers": 2, "steps": 2, "batch": 16}
+    made = agent(training="joint", guidance=LITERAL, energy_network=network)
+    fit = made.energies["guided"].fit
+    assert fit.step == 5 > network["steps"]
+    assert fit.optimiser.param_groups[0]["lr"] == pytest.approx(3e-4 * 0.5 * (1 + np.cos(np.pi * 4 / 5)))
+
+
+def test_the_diagnostics_set_targets_beside_energies_in_the_same_unit() -> None:
+    """An MSE network's targets are beta times the energies, whatever the unit."""
+    for scale in ("raw", "advantage_std"):
+        made = agent(guidance={"energy": "mse", "beta": 2, "energy_scale": scale})
+        found = made.diagnostics(torch.Generator().manual_seed(0))["targets"]["guided"]
+        assert found["beta_times_advantage_std"] == pytest.approx(found["target_std_middle"], rel=1e-4)
+
+
+def test_evaluations_in_mid_training_belong_to_what_the_headline_depends_on() -> None:
+    for guidance, phase in (("dps", "critic"), ("mse", "energy_guided")):
+        made = agent(guidance={"energy": guidance}, variants={"other": {"energy": "exp_mse"}})
+        assert made.decisive(made.phases()).name == phase
+    joint = agent(training="joint", guidance=LITERAL)
+    assert joint.decisive(joint.phases()).name == "joint"
+
+
 TRAINED = {
     "cep": {"name": "cep", "samples": 4},
     "exp_mse": "exp_mse",

@@ -125,6 +125,19 @@ def test_the_actor_climbs_and_leaves_the_critic_alone(generator: torch.Generator
     assert all(p.grad is not None for p in made.actor.parameters())
 
 
+def test_all_parts_are_stepped_by_gradients_as_before_the_step(generator: torch.Generator) -> None:
+    made = critic(lr=0.1)
+    drawn = made.draw(batch(), generator)
+    wanted = {}
+    for name, (fit, loss) in made.losses(drawn)[0].items():
+        wanted[name] = torch.autograd.grad(loss, fit.parameters(), retain_graph=True)
+    made.update_on(drawn)
+    for name, gradients in wanted.items():
+        for parameter, gradient in zip(made.fits[name].parameters(), gradients, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
 def half_seen(n: int = 512) -> Batch:
     """Bandit whose reward rises with the action, of which the data have the lower half."""
     g = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from egd.errors import UserError
-from rl.data.episodes import Episodes, load_episodes, relabel, reward_factor, to_offline_data, window_return
+from rl.data.episodes import Episodes, data_return, load_episodes, relabel, reward_factor, to_offline_data
 from rl.envs.maze2d import goal_xy
 from rl.tasks import find_task
 
@@ -65,7 +65,14 @@ def test_maze_rewards_are_those_of_the_one_goal() -> None:
     labelled = relabel(task, raw)
     assert labelled.rewards[0].tolist() == [0, 1, 1]
     assert not labelled.terminations[0].any()
-    assert window_return(labelled, 300, goal_reward=True) == pytest.approx(200)
+    assert data_return(task, labelled) == pytest.approx(200)
+
+
+def test_an_antmaze_walk_ends_at_the_goal() -> None:
+    rewards, ends = np.array([0, 1, 1, 0, 1], np.float32), np.array([0, 1, 1, 0, 1], bool)
+    missed = np.zeros(5, np.float32), np.zeros(5, bool)
+    raw = Episodes([np.zeros((6, 2))] * 2, [np.zeros((5, 8))] * 2, [rewards, missed[0]], [ends, missed[1]])
+    assert data_return(find_task("antmaze-umaze"), raw) == 0.5
 
 
 def test_sampling_is_reproducible_and_within_the_data() -> None:
@@ -80,6 +87,29 @@ def test_a_missing_dataset_names_its_remedies(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"(?s)mujoco/hopper/medium-v0.*minari download.*egd data import"):
         load_episodes(["mujoco/hopper/medium-v0"], download=False)
+    with pytest.raises(UserError, match=r"data.download is off") as antmaze:  # D4RL's files are of another ant
+        load_episodes(["D4RL/antmaze/umaze-v1"], download=False)
+    assert "egd data import" not in str(antmaze.value)
+    with pytest.raises(UserError, match=r"egd data generate D4RL/pointmaze/umaze-dense-v2.*--maze umaze --dense"):
+        load_episodes(["D4RL/pointmaze/umaze-dense-v2"], download=False)
+    with pytest.raises(UserError) as replay:
+        load_episodes(["mujoco/hopper/medium-replay-v0"], download=False)
+    assert "minari download" not in str(replay.value)  # the hub has none
+
+
+def test_the_hub_is_asked_once_for_what_it_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    asked: list[str] = []
+
+    def refuse(dataset_id: str) -> None:
+        asked.append(dataset_id)
+        raise OSError("no network")
+
+    monkeypatch.setattr("minari.download_dataset", refuse)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"could not be downloaded: no network"):
+            load_episodes(["some/where/nothing-v3"])
+    assert asked == ["some/where/nothing-v3"]
 
 
 def test_data_commands(egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,13 @@ def test_plans_start_where_one_is_whatever_guides_them(energy: Any) -> None:
     assert (plans(made, "guided", [30.0], states) - behaviour).abs().max() > 1e-3
 
 
+def test_particles_of_plans_need_no_guidance() -> None:
+    made = agent(guidance={"energy": "dps", "omega": 0, "candidates": 4, "selection": "smc"})
+    states = made.data.transitions.state[:5]
+    found = plans(made, "guided", [0.0], states)
+    assert found.shape == (5, H, S + A) and bool(found.isfinite().all())
+
+
 def test_a_policy_takes_the_first_action_of_its_plan() -> None:
     made = agent()
     states = made.data.transitions.state[:5]

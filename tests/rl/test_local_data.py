@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from egd.errors import UserError
 from rl.data.episodes import is_local, load_episodes
 from rl.tasks import find_task
 
@@ -31,3 +32,11 @@ def test_a_recipe_runs_on_local_data(egd: Any, tmp_path: Path, recipe: str, task
         assert summary["dataset_score"] == pytest.approx(100 * (np.mean(returns) - low) / (high - low), rel=1e-5)
     assert all(np.isfinite(p["mean"]) for p in summary["policies"].values())
     assert {"behaviour", "aepo_rescaled@1", "aepo_plain@1", "dps@1", "best_of_16@0"} <= summary["policies"].keys()
+
+
+def test_datasets_of_different_environments_are_not_one() -> None:
+    datasets = ["D4RL/door/human-v2", "mujoco/hopper/medium-v0"]
+    if not all(is_local(d) for d in datasets):
+        pytest.skip("not in the local Minari store")
+    with pytest.raises(UserError, match=r"hopper/medium-v0 has 11 state and 3 action entries.*door.*39 and 28"):
+        load_episodes(datasets)

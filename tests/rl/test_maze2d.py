@@ -15,7 +15,7 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
-maze2d, mazes, waypoints = (import_module(f"rl.{name}") for name in ("maze2d", "mazes", "waypoints"))  # after the skips
+maze2d, mazes, waypoints = (import_module(f"rl.envs.{name}") for name in ("maze2d", "mazes", "waypoints"))  # after the skips
 generate = import_module("rl.generators.maze2d").maze2d
 
 STEPS = 1500

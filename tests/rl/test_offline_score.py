@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPE
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -185,12 +184,12 @@ methods:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, store: Path, tiny: str) -> Iterator[Path]:
     """A folder of four methods' runs, one seed each."""
     from egd import cli
 
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.yaml").write_text(RECIPE.replace("episodes: 2, envs: 2", "episodes: 1") + METHODS)
+    (folder / "tiny.yaml").write_text(tiny.replace("episodes: 2, envs: 2", "episodes: 1") + METHODS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(store))
         patch.setenv("EGD_STORE", str(folder / "store"))
@@ -211,9 +210,9 @@ def test_select_judges_every_policy_of_a_run(egd: Any, runs: Path, tmp_path: Pat
     assert list(rows) == list(summary["policies"]) == ["behaviour", "guided@1", "literal@1", "literal@0.5"]
     for name, row in rows.items():
         assert row["simulated"] == summary["policies"][name]["mean"]
-        assert row["score"] == pytest.approx(row["value"] - row["kl"] / 3, abs=1e-5)  # the recipe's beta
+        assert row["score"] == pytest.approx(row["value"] - max(row["kl"], 0) / 3, abs=1e-5)  # the recipe's beta
         assert row["chosen"] == (row["score"] == max(r["score"] for r in rows.values()))
-    assert rows["behaviour"]["value"] == 0
+    assert rows["behaviour"]["value"] == rows["behaviour"]["kl"] == 0
     best = max(row["simulated"] for row in rows.values())
     (chosen,) = [row for row in rows.values() if row["chosen"]]
     assert found["regret"]["of_choice"] == best - chosen["simulated"]
@@ -253,7 +252,12 @@ def test_select_among_several_runs(egd: Any, runs: Path, tmp_path: Path) -> None
     assert "differ in beta" in result.output and found["price"] == pytest.approx(1 / 3)
     clone = next(row for row in found["rows"] if row["run"] == "cloned")
     assert clone["policy"] == "policy" and clone["kl"] > 1  # it is deterministic
-    assert len(found["judges"]) == 2  # the clone has no critic
+    assert len(found["judges"]) == 1  # the two share a critic, and the clone has none
+    own = egd("select", runs / "aepo", *FEW, "--penalty", "error", "--json", tmp_path / "own.json")
+    both = egd("select", runs / "aepo", runs / "other", *FEW, "--penalty", "error", "--json", tmp_path / "both.json")
+    assert own.exit_code == both.exit_code == 0
+    errors = [json.loads((tmp_path / f"{name}.json").read_text())["price"] for name in ("own", "both")]
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +279,11 @@ def test_what_cannot_be_judged_is_said(
     assert result.exit_code == 2, result.output
     assert all(word in result.output for word in words), result.output
     assert "Traceback" not in result.output
+
+
+def test_a_policy_without_a_scale_is_not_asked_for_one(egd: Any, runs: Path) -> None:
+    result = egd("eval", runs / "cloned/seed-0", "--omega", "1,2")
+    assert result.exit_code == 2 and "--omega" in result.output and "no guidance scale" in result.output
 
 
 def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_dataset_that_cannot_be_had_fails_its_task_only(
     def no_network(dataset_id: str) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(minari.storage.hosting, "download_dataset", no_network)
+    monkeypatch.setattr(minari, "download_dataset", no_network)
     tree = yaml.safe_load(recipe.read_text())
     tree["tasks"] = {"door-human": {"data": {"generator": None}}, "egd/maze2d/umaze-v0": {}}
     recipe.write_text(yaml.safe_dump(tree))
@@ -252,6 +252,14 @@ def test_every_way_to_guide_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
         (["--set", "schedule={name: ve, sigma_min: 60}"], ["schedule", "sigma_min < sigma_max"]),
         (["--set", "nonsense"], ["--set", "nonsense", "a.b=c"]),
         (["--set", "variants.guided.beta=3"], ["variants", "guided"]),
+        (["--set", "variants=[1]"], ["variants", "[1]", "setting: value"]),
+        (["--set", "critic.kind=iqll"], ["critic.kind", "iqll", "'iql'"]),
+        (["--set", "critic.kind=builtins:dict"], ["critic.kind", "builtins:dict", "rl.critics.Critic"]),
+        (["--set", "guidance.energy=builtins:object"], ["guidance.energy", "builtins:object", "(x, t, c)"]),
+        (["--set", "kind=iql", "--set", "guidance.omega=1"], ["--set", "iql has no 'guidance'", "aepo"]),
+        (["--set", "kind=iql", "--grid", "guidance.beta=1,3"], ["--grid", "iql has no 'guidance'", "aepo"]),
+        (["--set", "training=joint", "--set", "variants.literal.energy=cep"], ["training", "'literal'", "'phased'"]),
+        (["--set", "training=joint", "--set", "critic.kind=isql"], ["training", "'isql'", "'phased'"]),
         (["--task", "dor-human"], ["--task", "dor-human", "door-human"]),
         (["--budget", "smke"], ["--budget", "smke", "smoke"]),
         (["--device", "tpu"], ["--device", "tpu", "cpu"]),
@@ -270,6 +278,33 @@ def test_bad_input_is_named_with_its_remedy(
     assert "Traceback" not in result.output
     assert len(result.output.splitlines()) < 15
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("tasks: {egd/maze2d/umaze-v0: 3}", ["tasks.egd/maze2d/umaze-v0", "got 3"]),
+        ("tasks: hopper-medium", ["tasks", "'hopper-medium'"]),
+        ("methods: [iql]", ["methods", "['iql']"]),
+        ("methods: {iql: 1}", ["methods.iql", "got 1"]),
+        ("budgets: [smoke]", ["budgets", "['smoke']"]),
+    ],
+)
+def test_a_section_of_another_form_is_named(egd: Any, recipe: Path, tmp_path: Path, section: str, words: list[str]) -> None:
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | yaml.safe_load(section)))
+    result = egd("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in [str(recipe), *words]), result.output
+
+
+def test_a_folder_that_cannot_be_written_is_named(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (("run", recipe, "--out", tmp_path / "file"), ("report", tmp_path / "none", "--out", tmp_path / "file")):
+        if arguments[0] == "report":
+            assert egd("run", recipe, "--out", tmp_path / "none", "--set", "variants=null").exit_code == 0
+        result = egd(*arguments)
+        assert result.exit_code == 2, result.output
+        assert "--out" in result.output and "choose another folder" in result.output and "Traceback" not in result.output
 
 
 def test_a_strangers_energy_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path: Path) -> None:

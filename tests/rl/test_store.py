@@ -121,6 +121,12 @@ def test_a_phase_is_another_where_a_setting_has_part_in_it(recipe: Path) -> None
     assert found == CHANGES
 
 
+def test_a_network_taught_by_samples_is_another_with_another_sampler(recipe: Path) -> None:
+    taught = "variants.literal.energy={name: analytic, target: {name: support_samples, samples: 2}}"
+    one, other = keys(recipe, taught), keys(recipe, taught, "sampler.steps=2")
+    assert {name for name in one if one[name] != other[name]} == {"energy_literal"}
+
+
 def test_a_changed_critic_is_trained_on_the_denoiser_that_is_there(run: Any, kept: Path) -> None:
     run("first")
     changed = run("changed", "critic.expectile=0.9")
@@ -146,6 +152,26 @@ def test_a_full_store_forgets_what_was_not_asked_for_the_longest(
     assert refused.exit_code == 2 and "'much' is not a number of gigabytes" in refused.output
 
 
+def test_a_damaged_entry_is_replaced(run: Any, kept: Path) -> None:
+    first = run("first")
+    for path in kept.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    second = run("second")
+    assert reused(second) == set()
+    assert_same(first, second)
+    assert reused(run("third")) == PHASES
+
+
+def test_a_store_that_cannot_be_written_costs_no_run(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EGD_STORE", str(tmp_path / "file" / "store"))
+    result = egd("run", recipe, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "denoiser is not kept" in result.output and "EGD_STORE" in result.output
+
+
 def test_other_seeds_and_data_share_nothing(run: Any, kept: Path) -> None:
     run("first")
     assert reused(run("seed", seed=1)) == set()
@@ -160,7 +186,7 @@ def test_evaluations_in_mid_training_are_reused_as_well(run: Any, kept: Path) ->
     assert reused(second) == PHASES
     assert_same(first, second)
     assert len(json.loads((second / "summary.json").read_text())["evaluations"]) == 4
-    assert reused(run("c", "evaluation.every=10", "evaluation.episodes=2")) == PHASES - {"energy_literal"}
+    assert reused(run("c", "evaluation.every=10", "evaluation.episodes=2")) == PHASES - {"denoiser"}
 
 
 KINDS = """
