@@ -42,6 +42,16 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Ctrl-C ends with exit code 130, and with a word on how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"[yellow]interrupted; {how} from the last checkpoint of every phase[/]", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 def complain(error: UserError, where: str = "") -> None:
     """One clear message: place, what is wrong, remedy."""
     place = " ".join(part for part in (where, error.key or "") if part)
@@ -131,7 +141,8 @@ def run(
         chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
         options = _options(recipe, out, seeds, grid, device=device, resume=resume, fresh=fresh, seed=seed, **chosen)
         experiment, jobs = _plan(recipe, options)
-    rows, failed = _run_all(jobs, _reporter())
+    with resumable("the same command with --resume goes on"):
+        rows, failed = _run_all(jobs, _reporter())
     show(rows, f"Results: {experiment.caption}")
     _conclude(options.out, jobs, failed)
 
@@ -159,7 +170,8 @@ def sweep(
         chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
         options = _options(recipe, out, seeds, grid, device=device, resume=True, fresh=fresh, **chosen)
         experiment, jobs = _plan(recipe, options)
-    rows, failed = _run_all(jobs, _reporter())
+    with resumable("the same command goes on"):
+        rows, failed = _run_all(jobs, _reporter())
     show(means_below(options.out) or rows, f"Means over seeds: {experiment.caption}")
     console.print(f"egd report {options.out} makes tables and figures of them", highlight=False, soft_wrap=True)
     _conclude(options.out, jobs, failed)

@@ -103,3 +103,22 @@ def test_bad_input_is_named_with_its_remedy(tmp_path: Path, recipe: str, argumen
     assert result.exit_code == 2, result.output
     assert all(word in result.output for word in words), result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TOY2D)
+    monkeypatch.setattr("egd.toy2d.job.train", interrupt)
+    result = CliRunner().invoke(cli.app, [command, str(path), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert result.exit_code == 130
+    assert "interrupted" in result.output and ("--resume" in result.output) == (command == "run")
+    monkeypatch.undo()
+    again = ["--resume"] if command == "run" else []
+    assert (
+        CliRunner().invoke(cli.app, [command, str(path), "--out", str(tmp_path / "out"), "--device", "cpu", *again]).exit_code
+        == 0
+    )
