@@ -94,7 +94,7 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
         "reward": _reward(facts["rewards"]),
         "reward transform": _transform(trained),
         "reward transformed": _reward(trained["rewards"]),
-        "score at the mean reward": "" if trained.get("score") is None else f"{trained['score']:.1f}",
+        "score as an evaluation has it": "" if trained.get("score") is None else f"{trained['score']:.1f}",
         "environment": facts["environment"] or "stored with the data",
         "not as in the benchmark": facts["environment_differs"],
     }

@@ -68,7 +68,7 @@ def _trained_on(task: Task, episodes: Episodes) -> dict[str, Any]:
     }
     if task.goal_reward:
         expected = data_return(task, episodes)
-        facts["return_of_an_evaluation_at_the_mean_reward"] = expected
+        facts["return_as_in_an_evaluation"] = expected
         facts["score"] = task.score(expected) if task.reference else None
     return facts
 

@@ -217,7 +217,6 @@ def test_critic_steps_agree() -> None:
         metrics = ours.update_on(batch)
         losses.append(float(metrics["v_loss"] + metrics["q_loss"]))
     assert losses == pytest.approx(theirs, rel=1e-3)
-    assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def copy_members(members: list[nn.Sequential], ensemble: nn.Sequential) -> None:

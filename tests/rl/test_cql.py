@@ -167,7 +167,7 @@ def test_v_is_q_at_the_actors_action() -> None:
     torch.manual_seed(0)
     made = CQL(2, 1, alpha=0.1, lr=3e-3, polyak=0.05, **SMALL)
     g = torch.Generator().manual_seed(0)
-    for _ in range(300):
+    for _ in range(600):
         made.update_on(made.draw(half_seen()[:64], g))
     states = torch.zeros(4000, 2)
     actions = made.actor(states, torch.randn(4000, 1, 1, generator=g))[0][:, 0]
