@@ -10,9 +10,7 @@ from torch import Tensor
 from egd.types import Context
 
 TILED_ROWS = {False: 256, True: 32_768}
-"""Up to so many rows, by whether they are on a GPU, one pass over as many copies of a batch as there are directions takes
-less time than a pass for every direction.
-"""
+"""Up to so many rows, by whether they are on a GPU, one pass over d copies of a batch takes less time than d passes over it."""
 
 
 def expand(v: Tensor, like: Tensor) -> Tensor:
@@ -122,21 +120,27 @@ def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c:
     """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; rows are independent. Differentiable
     where gradients are on. Composes with ``torch.func``.
     """
-    if transformed():
-        return _functional_hessian(f, x, c)
-    n, d, keep = len(x), x[0].numel(), torch.is_grad_enabled()
-    directions = torch.eye(d, dtype=x.dtype, device=x.device)
+    few = x.numel() <= TILED_ROWS[x.is_cuda]
+    return _in_one_pass(f, x, c) if few or transformed() else _row_by_row(f, x, c)
+
+
+def _in_one_pass(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(p: Tensor, _: Tensor, context: Context) -> Tensor:
+        slope: Tensor = torch.func.grad(lambda p: f(p, context).sum())(p)
+        return slope
+
+    t = x.new_zeros(len(x))
+    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return f(x, c), gradient(x, t, c).flatten(1), jacobian_rows(gradient, x, t, c, eye).transpose(0, 1)
+
+
+def _row_by_row(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
+    keep = torch.is_grad_enabled()
     with torch.enable_grad():
         points = x if x.requires_grad else x.detach().requires_grad_()
-        if tiled := n * d <= TILED_ROWS[points.is_cuda]:
-            points, _, c, directions = _tiled(points, x, c, directions)
         value = f(points, c)
-        slope = _grad(value.sum(), points, keep=True)
-        if tiled:
-            hessian = _grad((slope * directions).sum(), points, keep).reshape(d, n, d).transpose(0, 1)
-        else:
-            hessian = torch.stack([_grad(entry, points, keep).flatten(1) for entry in slope.flatten(1).sum(0)], 1)
-    value, slope = value[:n], slope[:n].flatten(1)
+        slope = _grad(value.sum(), points, keep=True).flatten(1)
+        hessian = torch.stack([_grad(entry, points, keep).flatten(1) for entry in slope.sum(0)], 1)
     return (value, slope, hessian) if keep else (value.detach(), slope.detach(), hessian)
 
 
@@ -146,14 +150,3 @@ def _grad(value: Tensor, x: Tensor, keep: bool) -> Tensor:
         return torch.zeros_like(x)
     (slope,) = torch.autograd.grad(value, x, create_graph=keep, retain_graph=True, materialize_grads=True)
     return slope
-
-
-def _functional_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
-    def gradient(p: Tensor, _: Tensor, context: Context) -> Tensor:
-        slope: Tensor = torch.func.grad(lambda p: f(p, context).sum())(p)
-        return slope
-
-    t = x.new_zeros(len(x))
-    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    hessian = jacobian_columns(gradient, x, t, c, eye).permute(1, 2, 0)
-    return f(x, c), gradient(x, t, c).flatten(1), hessian

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.posteriors.base import finite_rows
-from egd.tensors import value_gradient_hessian
+from egd.tensors import transformed, value_gradient_hessian
 from egd.types import Context, Energy, Posterior
 
 __all__ = ["SecondOrder"]
@@ -86,13 +86,14 @@ class LocalQuadratic:
         sound, curvature = finite_rows(0.5 * (curvature + curvature.mT))
         eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
         below = torch.linalg.cholesky_ex(curvature.detach() + (1 - delta) * eye).info > 0
-        if bool(below.any()):
+        recorded = transformed()  # as one graph, which has no choice: all rows then take the way of those that are clipped
+        if recorded or bool(below.any()):
             with torch.no_grad():
                 values, vectors = torch.linalg.eigh(curvature)
                 keep = (vectors * (values > delta - 1).to(values)[:, None, :]) @ vectors.mT
             clipped = keep @ curvature @ keep + (delta - 1 if instead is None else instead) * (eye - keep)
             curvature = torch.where(below[:, None, None], clipped, curvature)
-        if clips is not None:
+        if clips is not None and not recorded:
             clips.clipped, clips.total = clips.clipped + int(below.sum()), clips.total + len(below)
         pull = torch.einsum("bij,bi->bj", root, slope)
         value = torch.where(sound[:, 0, 0], value, torch.nan)

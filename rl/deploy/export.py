@@ -85,8 +85,13 @@ def _onnx(module: PolicyModule, batch: int) -> bytes:
     graph = module.graph(batch, torch.export.default_decompositions())
     names = list(module.inputs(batch))
     inputs = tuple(module.inputs(batch).values())
-    with _quiet():
-        program = torch.onnx.export(graph, inputs, dynamo=True, input_names=names, output_names=["action"], verbose=False)
+    try:
+        with _quiet():
+            program = torch.onnx.export(graph, inputs, dynamo=True, input_names=names, output_names=["action"], verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"arm '{module.arm}' does what ONNX has no operation for, such as eigenvalues; write .pt2 instead", key="--to"
+        ) from error
     assert program is not None  # as it always is with dynamo=True
     content: bytes = program.model_proto.SerializeToString()
     return content

@@ -28,6 +28,7 @@ ARMS = """variants:
   guided_best: {energy: dps, candidates: 3}
   softmax: {energy: dps, candidates: 3, selection: softmax}
   curved: {energy: second_order}
+  blended: {energy: ess_blend}
 """
 TRAINING = ["denoiser={steps: 600, lr: 0.01}", "checkpoint_every=1000"]  # enough for actions that are not all at the bounds
 RUN: dict[str, Path] = {}  # the trained run, made once
@@ -75,7 +76,7 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("arm", "draws"), [("guided", 5), ("literal", 1), ("behaviour", 1), ("best_of_4", 4), ("guided_best", 3)]
+    ("arm", "draws"), [("guided", 5), ("literal", 1), ("behaviour", 1), ("best_of_4", 4), ("guided_best", 3), ("curved", 1)]
 )
 def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws: int) -> None:
     module = load_module(run, arm)
@@ -231,7 +232,8 @@ def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path
     [
         (["--arm", "guidd"], ["--arm", "guidd", "'guided'"]),
         (["--arm", "softmax"], ["--arm", "softmax", "selection 'best'"]),
-        (["--arm", "curved"], ["--arm", "curved", "cannot be one graph"]),
+        (["--arm", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"]),
+        (["--arm", "blended"], ["--arm", "blended", "cannot be one graph"]),
         (["--omega", "-1"], ["--omega", "-1"]),
         (["--arm", "behaviour", "--omega", "1"], ["--omega", "behaviour"]),
         (["--to", "policy.pt"], ["--to", "policy.pt", ".pt2", ".onnx"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -291,3 +292,13 @@ def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path
     result = egd("select", tmp_path)
     assert result.exit_code == 2 and "not finished" in result.output
     assert "not used" in egd("select", tmp_path, runs / "aepo", *FEW).output
+
+
+def test_costs_of_methods_stand_side_by_side(runs: Path) -> None:
+    from rl.bench.costs import main
+
+    command = typer.Typer()
+    command.command()(main)
+    result = CliRunner().invoke(command, [str(runs / "aepo"), str(runs / "cloned"), "--quick"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert all(word in result.output for word in ("aepo", "cloned", "training s", "ms, 1", "traced ms, 1", "denoiser"))
