@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from egd.training import Fit, Metrics, StepLearner
-from egd.types import Context, Denoiser, Schedule
+from egd.types import Denoiser
 from egd.types import Sampler as Walk
 from egd.wrappers import Inpaint
 from rl.behaviour import Behaviour
@@ -25,18 +26,14 @@ class Inpainted:
     walk: Walk
     mask: Tensor
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        schedule: Schedule,
-        x: Tensor,
-        times: Tensor,
-        c: Context = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As a sampler."""
-        return self.walk(Inpaint(denoiser, self.mask), schedule, x, times, c, generator=generator)
+    @property
+    def func(self) -> Any:
+        """The function that walks: what a draw is made by."""
+        return getattr(self.walk, "func", self.walk)
+
+    def __call__(self, denoiser: Denoiser, *noise_and_times: Any, **settings: Any) -> Tensor:
+        """As the walk, which is handed all the rest: (B, H, S + A)"""
+        return self.walk(Inpaint(denoiser, self.mask), *noise_and_times, **settings)
 
 
 class PlanModel(Behaviour):

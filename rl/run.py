@@ -81,8 +81,7 @@ class Run:
 
     def _action_ms(self) -> float:
         """Of one action of the headline in one state, eager."""
-        agent, (name, _, scale) = self.agent, self.agent.headline.partition("@")
-        act = agent.policy(name, [float(scale)] if scale else [], torch.Generator(agent.device).manual_seed(0))
+        agent, act = self.agent, self.agent.acting(0)
         state, which = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
         times = [_seconds(lambda: act(state, which).cpu()) for _ in range(CALLS)]
         return 1000 * median(times)

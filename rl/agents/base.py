@@ -71,6 +71,11 @@ class Agent(ABC):
         """The policy that stands for the method, ``name`` or ``name@scale``."""
         return "policy"
 
+    def acting(self, seed: int) -> Act:
+        """The headline at its own scale, with random numbers of that seed."""
+        name, _, scale = self.headline.partition("@")
+        return self.policy(name, [float(scale)] if scale else [], torch.Generator(self.device).manual_seed(seed))
+
     def decisive(self, phases: Sequence[Phase]) -> Phase:
         """Of its phases, the last one that the headline depends on: evaluations in mid-training are made in it."""
         return next(phase for phase in reversed(phases) if phase.name != "calibration")

@@ -9,6 +9,7 @@ loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -43,8 +44,7 @@ def costs(run: Run, agent: Agent, timing: Timing) -> dict[str, str]:
 
 def acting(agent: Agent, states: int, timing: Timing) -> float:
     """Milliseconds of one action of the headline in each of so many states."""
-    name, _, scale = agent.headline.partition("@")
-    act = agent.policy(name, [float(scale)] if scale else [], torch.Generator(agent.device).manual_seed(0))
+    act = agent.acting(0)
     rows = agent.data.transitions.state[:states]
     which = torch.zeros(states, dtype=torch.long, device=agent.device)
     return _ms(lambda: act(rows, which), agent, timing)
@@ -62,8 +62,8 @@ def _traced(agent: Agent, timing: Timing) -> str:
     return f"{_ms(lambda: policy(observation), agent, timing):.3g}"
 
 
-def _ms(call: object, agent: Agent, timing: Timing) -> float:
-    (times,) = block_times([call], agent.device, timing)  # type: ignore[list-item]
+def _ms(call: Callable[[], object], agent: Agent, timing: Timing) -> float:
+    (times,) = block_times([call], agent.device, timing)
     return 1000 * median(times)
 
 

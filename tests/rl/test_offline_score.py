@@ -14,6 +14,7 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
+from egd import cli
 from egd.errors import UserError
 from rl.config import CriticConfig
 from rl.data.transitions import Batch, OfflineData
@@ -294,11 +295,13 @@ def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path
     assert "not used" in egd("select", tmp_path, runs / "aepo", *FEW).output
 
 
-def test_costs_of_methods_stand_side_by_side(runs: Path) -> None:
+def test_costs_of_methods_stand_side_by_side(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rl.bench.costs import main
+
+    monkeypatch.setattr(cli.console, "width", 200)
 
     command = typer.Typer()
     command.command()(main)
-    result = CliRunner().invoke(command, [str(runs / "aepo"), str(runs / "cloned"), "--quick"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(command, [str(runs / "aepo"), str(runs / "cloned"), "--quick"])
     assert result.exit_code == 0, result.output
     assert all(word in result.output for word in ("aepo", "cloned", "training s", "ms, 1", "traced ms, 1", "denoiser"))
