@@ -130,9 +130,9 @@ def metrics(report: Report) -> Figure:
                 _band(axes[i, j], found, label, looks[label], lw=1)
         axes[i, j].set_title(f"{task}\n{name}" if i == 0 else name, fontsize=8)
         axes[i, j].tick_params(labelsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("steps of the phase")
-    figure.suptitle(f"Training, mean ± std, {_seeds(report.runs)}")
+        if not axes[i, j].lines:
+            axes[i, j].set_axis_off()
+    figure.suptitle(f"Training over the steps of each phase, mean ± std, {_seeds(report.runs)}")
     _legend(figure, axes.flat)
     return figure
 

@@ -174,13 +174,13 @@ def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None 
     """
     reporter = reporter or Reporter()
     found = find(paths)
-    agents, data = _agents(found.runs, settings, reporter)
-    behaviours = _behaviours(found.runs, agents)
+    agents, data = agents_of(found.runs, settings.device, reporter)
+    behaviours = behaviours_of(found.runs, agents)
     candidates = list(_candidates(found.runs, agents, settings.omegas))
     case = _case(data, settings)
     reference = {path: case.reference(behaviour) for path, behaviour in behaviours.items()}
-    critics = _critics(found.runs, agents)
-    judge = Judge(list(critics.values()))
+    critics = critics_of(found.runs, agents)
+    judge = Judge([critic for _, critic in critics])
     price, notes = _price(agents, judge, case, reference[found.runs[0].path])
     first = behaviours[found.runs[0].path]
     evidence: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
@@ -192,7 +192,7 @@ def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None 
             kl = case.kl(candidate, actions, reference[candidate.run.path])
             evidence.setdefault((candidate.run.label, candidate.policy), []).append((value(candidate, actions) - base, kl))
     rows = [_judged(found.runs, run, policy, parts, settings, price) for (run, policy), parts in evidence.items()]
-    judges = [f"fitted Q evaluation, {settings.fqe} steps"] if settings.fqe else list(critics)
+    judges = [f"fitted Q evaluation, {settings.fqe} steps"] if settings.fqe else [f"critic of {run.path}" for run, _ in critics]
     return _selection(found, rows, judges, price, notes)
 
 
@@ -200,8 +200,8 @@ Value: TypeAlias = Callable[[Candidate, Tensor], Tensor]
 """What a candidate's actions (N, K, A) are worth: (N,)."""
 
 
-def _agents(runs: Sequence[Run], settings: Settings, reporter: Reporter) -> tuple[list[Agent], OfflineData]:
-    """Of all runs, on the same data."""
+def agents_of(runs: Sequence[Run], on: str, reporter: Reporter) -> tuple[list[Agent], OfflineData]:
+    """What finished runs have trained, on that device, and the data, which are the same; UserError where they are not."""
     if strangers := [run for run in runs if run.config.get("experiment") != "offline_rl"]:
         raise UserError(f"{strangers[0].path} is a run of '{strangers[0].config.get('experiment')}', which has no policies")
     for run in runs:
@@ -213,7 +213,7 @@ def _agents(runs: Sequence[Run], settings: Settings, reporter: Reporter) -> tupl
             raise UserError(
                 f"{run.path} has {key} {here!r}, {runs[0].path} has {there!r}: give runs that learned from the same data"
             )
-    device = torch.device(pick_device(settings.device))
+    device = torch.device(pick_device(on))
     folders = [RunFolder(run.path) for run in runs]
     configs = [read_config(folder).model_copy(update={"device": device.type}) for folder in folders]
     set_up(device, configs[0].threads, configs[0].precision)
@@ -225,7 +225,7 @@ def _about_data(run: Run) -> set[str]:
     return {key for key in run.config if key == "task" or key.startswith("data.")} - {"data.download"}
 
 
-def _behaviours(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[Path, Candidate]:
+def behaviours_of(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[Path, Candidate]:
     """Every run's behaviour policy, that of the first run that has one where it has none."""
     own = {run.path: Candidate(run, a, "behaviour", []) for run, a in zip(runs, agents, strict=True) if "behaviour" in a.arms()}
     if not own:
@@ -268,7 +268,7 @@ def _valued(case: Case, judge: Judge, agents: Sequence[Agent], advance: Callable
     return value
 
 
-def _critics(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[str, Critic]:
+def critics_of(runs: Sequence[Run], agents: Sequence[Agent]) -> list[tuple[Run, Critic]]:
     """The runs' critics that speak the rewards' units, or all where none does; each once, whatever number of runs share it."""
     found = [
         (run, c) for run, agent in zip(runs, agents, strict=True) if isinstance(c := getattr(agent, "critic", None), Critic)
@@ -278,7 +278,7 @@ def _critics(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[str, Critic]:
     for run, critic in comparable:
         if not any(_same(critic, other) for _, other in once):
             once.append((run, critic))
-    return {f"critic of {run.path}": critic for run, critic in once}
+    return once
 
 
 def _same(a: Critic, b: Critic) -> bool:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from egd import cli
 from egd.errors import UserError
+from rl.bench.agreement import agreement
 from rl.config import CriticConfig
 from rl.data.transitions import Batch, OfflineData
 from rl.selection.fqe import fitted_q
@@ -295,13 +296,40 @@ def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path
     assert "not used" in egd("select", tmp_path, runs / "aepo", *FEW).output
 
 
+def benched(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> str:
+    monkeypatch.setattr(cli.console, "width", 200)
+    command = typer.Typer()
+    command.command()(main)
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def test_costs_of_methods_stand_side_by_side(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rl.bench.costs import main
 
-    monkeypatch.setattr(cli.console, "width", 200)
+    output = benched(main, monkeypatch, runs / "aepo", runs / "cloned", "--quick")
+    assert all(word in output for word in ("aepo", "cloned", "training s", "ms, 1", "traced ms, 1", "denoiser"))
 
-    command = typer.Typer()
-    command.command()(main)
-    result = CliRunner().invoke(command, [str(runs / "aepo"), str(runs / "cloned"), "--quick"])
-    assert result.exit_code == 0, result.output
-    assert all(word in result.output for word in ("aepo", "cloned", "training s", "ms, 1", "traced ms, 1", "denoiser"))
+
+def test_agreement_of_critics_against_known_orders(generator: torch.Generator) -> None:
+    q, noise = torch.randn(2, 4000, 8, generator=generator)
+    same, opposed, strange = agreement(q, 3 * q + 1), agreement(q, -q), agreement(q, noise)
+    assert same.rank == pytest.approx(1) and same.confirmed == pytest.approx(same.claimed)
+    assert opposed.rank == pytest.approx(-1) and opposed.confirmed == pytest.approx(-opposed.claimed)
+    assert abs(strange.rank) < 0.03 and abs(strange.confirmed) < 0.06
+    assert strange.claimed == pytest.approx(same.claimed)
+    tilted = agreement(q, 0.6 * q + 0.8 * noise)  # of correlation 0.6
+    assert tilted.confirmed == pytest.approx(0.6 * tilted.claimed, abs=0.05)
+
+
+def test_agreement_of_critics_and_energies_of_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.bench.agreement import main
+
+    output = benched(main, monkeypatch, runs / "aepo", "--states", 16, "--actions", 4)
+    rows = {
+        name: line.split("│")[2:-1] for line in output.splitlines() for name in ("guided", "literal") if f" {name} " in line
+    }
+    (own, other), (back, itself) = [[float(cell) for cell in rows[name][:2]] for name in ("guided", "literal")]
+    assert own == itself == 1 and other == back and -1 <= other <= 1
+    assert all(float(length) > 0 for row in rows.values() for length in row[2:])

@@ -1,0 +1,161 @@
+"""Do critics agree on which action is better, and energies on where to push? Of finished runs of one task. A command:
+
+    python -m rl.bench.agreement runs/benchmark/hopper-medium-expert
+
+Critics of several seeds or kinds have seen the same data: where one's pick among behaviour samples is to another no better than
+chance, what follows either follows its errors. Energies of one seed have the same critic and behaviour: where their slopes
+differ, it is the estimator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import torch
+import typer
+from torch import Tensor
+
+from egd.cli import console, show, user_errors
+from egd.denoisers import diffuse
+from egd.progress import Reporter
+from egd.report.runs import Run, find
+from egd.tensors import norm, value_and_grad
+from rl.agents.base import Agent
+from rl.agents.guided import OF_NETWORK, GuidedAgent
+from rl.critics import Critic
+from rl.data.transitions import Batch
+from rl.selection.offline_selection import agents_of, behaviours_of, critics_of
+
+TIMES = (0.1, 0.5, 0.9)
+
+Slope: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""x, t, s -> grad E_t, (N, A)."""
+Row: TypeAlias = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of a critic that picks with one that judges, means over states: ``rank``, the rank correlation of their Q over K actions;
+    of the action picked, the excess of Q over the mean, in spreads of Q within the state: ``claimed`` by the one that picks,
+    ``confirmed`` by the one that judges, 0 for picks at random.
+    """
+
+    rank: float
+    claimed: float
+    confirmed: float
+
+
+def agreement(picks: Tensor, judges: Tensor) -> Agreement:
+    """Of two critics' Q of the same actions, (N, K) each, K >= 2."""
+    a, b = _standard(picks), _standard(judges)
+    best = a.argmax(1, keepdim=True)
+    ranks = [_standard(q.argsort(1).argsort(1).to(q.dtype)) for q in (picks, judges)]
+    return Agreement(
+        rank=float((ranks[0] * ranks[1]).mean()),
+        claimed=float(a.gather(1, best).mean()),
+        confirmed=float(b.gather(1, best).mean()),
+    )
+
+
+def _standard(q: Tensor) -> Tensor:
+    """Mean 0 and mean square 1 in every row."""
+    return (q - q.mean(1, keepdim=True)) / q.std(1, keepdim=True, correction=0).clamp(min=torch.finfo(q.dtype).tiny)
+
+
+@torch.no_grad()
+def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: Tensor) -> list[Row]:
+    """(N, S) states, (N, K, A) actions; a row for every pair of kinds, means over pairs of critics."""
+    tiled, flat = states.repeat_interleave(actions.shape[1], 0), actions.flatten(0, 1)
+    values = [(str(run.config["critic.kind"]), critic.q(tiled, flat).reshape(actions.shape[:2])) for run, critic in critics]
+    found: dict[tuple[str, str], list[Agreement]] = {}
+    for (kind, picks), (other, judges) in permutations(values, 2):
+        found.setdefault((kind, other), []).append(agreement(picks, judges))
+    means = {
+        kinds: {f.name: sum(getattr(p, f.name) for p in pairs) / len(pairs) for f in fields(Agreement)}
+        for kinds, pairs in found.items()
+    }
+    return [
+        {"picks": kinds[0], "judges": kinds[1], "pairs": str(len(found[kinds])), **{k: f"{v:.2f}" for k, v in mean.items()}}
+        for kinds, mean in means.items()
+    ]
+
+
+def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch) -> list[Row]:
+    """At the data's actions noised to TIMES, over them and over seeds: the mean cosine of each slope to each, and the median of
+    its length in that of the score, sqrt(A) / sigma_t.
+    """
+    pushes: dict[str, list[Tensor]] = {}
+    for seed in sorted({run.summary.seed for run in runs}):
+        found = _slopes(
+            [(r, a) for r, a in zip(runs, agents, strict=True) if r.summary.seed == seed and isinstance(a, GuidedAgent)]
+        )
+        for name, (agent, slope) in found.items():
+            pushes.setdefault(name, []).append(_pushes(agent, slope, rows))
+    if not pushes:
+        return []
+    seeds = min(map(len, pushes.values()))
+    every = torch.stack([torch.stack(found[:seeds]) for found in pushes.values()])  # M, seeds, TIMES, N, A
+    lengths = norm(every.flatten(0, 3)).reshape(every.shape[:-1])
+    cosine = torch.einsum("mstna,kstna->mkstn", *2 * [every / lengths.clamp(min=torch.finfo(every.dtype).tiny)[..., None]])
+    return [
+        {
+            "energy": f"{m + 1} {name}",
+            **{str(k + 1): f"{cosine[m, k].mean():.2f}" for k in range(len(pushes))},
+            **{f"t {t:g}": f"{lengths[m, :, i].median():.2g}" for i, t in enumerate(TIMES)},
+        }
+        for m, name in enumerate(pushes)
+    ]
+
+
+def _slopes(runs: Sequence[tuple[Run, GuidedAgent]]) -> Mapping[str, tuple[GuidedAgent, Slope]]:
+    """Of every energy that the agents guide by, each form of it once."""
+    found: dict[str, tuple[GuidedAgent, Slope]] = {}
+    seen: set[str] = set()
+    for run, agent in runs:
+        for name, arm in agent.config.arms.items():
+            form = arm.model_dump_json(include=OF_NETWORK)
+            if form not in seen:
+                found[f"{run.label} {name}"] = agent, _slope(agent, name)
+            seen.add(form)
+    return found
+
+
+def _slope(agent: GuidedAgent, name: str) -> Slope:
+    energy = agent.timed_energy(name, torch.Generator(agent.device).manual_seed(0))
+    return lambda x, t, s: value_and_grad(lambda x: energy(x, t, s), x)[1]
+
+
+def _pushes(agent: GuidedAgent, slope: Slope, rows: Batch) -> Tensor:
+    """In units of the score: (TIMES, N, A)"""
+    noise = torch.randn(rows.action.shape, generator=torch.Generator(agent.device).manual_seed(0), device=agent.device)
+    found = []
+    for time in TIMES:
+        t = torch.full((len(noise),), time, device=agent.device)
+        x = diffuse(agent.schedule, rows.action, t, noise)
+        unit = agent.schedule.sigma(t)[:, None] / noise.shape[1] ** 0.5
+        found.append(slope(x, t, rows.state).detach() * unit)
+    return torch.stack(found)
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs of one task, at any depth.")],
+    states: Annotated[int, typer.Option(help="Of the data.", min=1)] = 256,
+    actions: Annotated[int, typer.Option(help="Of the behaviour policy in every state.", min=2)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """How far critics agree on actions, and energies on directions."""
+    with user_errors():
+        found = find(runs).runs
+        agents, data = agents_of(found, device, Reporter(console))
+        behaviour = next(iter(behaviours_of(found, agents).values()))
+        rows = data.sample(states, torch.Generator(data.transitions.state.device).manual_seed(0))
+        show(of_critics(critics_of(found, agents), rows.state, behaviour.actions(rows.state, actions, 0)), "Critics")
+        show(of_energies(found, agents, rows), "Energies: cosines of slopes, and lengths in those of the score")
+
+
+if __name__ == "__main__":
+    typer.run(main)
