@@ -61,13 +61,14 @@ def complain(error: UserError, where: str = "") -> None:
 
 def show(rows: Sequence[Any], title: str) -> None:
     """A results table with whatever columns the rows have; on a narrow terminal, without those that are the same in all rows,
-    which the title then tells.
+    which the title then tells. Scores stay.
     """
     if not rows:
         return
     if console.width < WIDE:
         places = rows[0] if len(rows) > 1 else ("task", "method")  # of a single row all is the same
-        same = {key: rows[0][key] for key in places if key in rows[0] and all(row.get(key) == rows[0][key] for row in rows)}
+        places = [key for key in places if key in rows[0] and not key.startswith("score")]
+        same = {key: rows[0][key] for key in places if all(row.get(key) == rows[0][key] for row in rows)}
         rows = [{key: value for key, value in row.items() if key not in same} for row in rows]
         title = "; ".join([title, *(f"{escape(key)}: {escape(value)}" for key, value in same.items() if value)])
     table = Table()

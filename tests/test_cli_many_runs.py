@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from egd import cli
@@ -122,3 +123,14 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
         CliRunner().invoke(cli.app, [command, str(path), "--out", str(tmp_path / "out"), "--device", "cpu", *again]).exit_code
         == 0
     )
+
+
+def test_on_a_narrow_terminal_what_is_the_same_goes_up_and_scores_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"task": "door", "seed": "0", "method": method, "score": "0.4"} for method in ("iql", "edis")]
+    monkeypatch.setattr(cli, "console", Console(width=60))
+    cli.show(rows, "Results")
+    title, *table = capsys.readouterr().out.splitlines()
+    assert title == "Results; task: door; seed: 0"
+    assert [line.count("0.4") for line in table if "iql" in line or "edis" in line] == [1, 1]
