@@ -21,16 +21,17 @@ from torch import Tensor
 
 from egd.cli import console, show, user_errors
 from egd.denoisers import diffuse
+from egd.errors import UserError, nearest
 from egd.progress import Reporter
 from egd.report.runs import Run, find
-from egd.tensors import norm, value_and_grad
+from egd.tensors import value_and_grad
 from rl.agents.base import Agent
 from rl.agents.guided import OF_NETWORK, GuidedAgent
 from rl.critics import Critic
 from rl.data.transitions import Batch
 from rl.selection.offline_selection import agents_of, behaviours_of, critics_of
 
-TIMES = (0.1, 0.5, 0.9)
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 Slope: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x, t, s -> grad E_t, (N, A)."""
@@ -84,9 +85,9 @@ def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: T
     ]
 
 
-def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch) -> list[Row]:
-    """At the data's actions noised to TIMES, over them and over seeds: the mean cosine of each slope to each, and the median of
-    its length in that of the score, sqrt(A) / sigma_t.
+def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch, against: str | None) -> list[Row]:
+    """Slopes at the data's actions noised to TIMES, over seeds: the mean cosine to the slope of ``against``, the first unless
+    given, and the median length in that of the score, sqrt(A) / sigma_t. UserError where there is no such energy.
     """
     pushes: dict[str, list[Tensor]] = {}
     for seed in sorted({run.summary.seed for run in runs}):
@@ -95,20 +96,23 @@ def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch) -> li
         )
         for name, (agent, slope) in found.items():
             pushes.setdefault(name, []).append(_pushes(agent, slope, rows))
-    if not pushes:
-        return []
-    seeds = min(map(len, pushes.values()))
-    every = torch.stack([torch.stack(found[:seeds]) for found in pushes.values()])  # M, seeds, TIMES, N, A
-    lengths = norm(every.flatten(0, 3)).reshape(every.shape[:-1])
-    cosine = torch.einsum("mstna,kstna->mkstn", *2 * [every / lengths.clamp(min=torch.finfo(every.dtype).tiny)[..., None]])
-    return [
-        {
-            "energy": f"{m + 1} {name}",
-            **{str(k + 1): f"{cosine[m, k].mean():.2f}" for k in range(len(pushes))},
-            **{f"t {t:g}": f"{lengths[m, :, i].median():.2g}" for i, t in enumerate(TIMES)},
-        }
-        for m, name in enumerate(pushes)
-    ]
+    if against is not None and against not in pushes:
+        raise UserError(f"no energy is called '{against}'; {nearest(against, pushes)}", key="--against")
+    seeds = min(map(len, pushes.values()), default=0)
+    every = {name: torch.stack(found[:seeds]) for name, found in pushes.items()}  # seeds, TIMES, N, A
+    return [_compared(name, own, every[against or next(iter(every))]) for name, own in every.items()]
+
+
+def _compared(name: str, own: Tensor, other: Tensor) -> Row:
+    cosines, lengths = (
+        torch.cosine_similarity(own, other, dim=-1).mean((0, 2)),
+        own.norm(dim=-1).transpose(0, 1).flatten(1).median(1)[0],
+    )
+    return {
+        "energy": name,
+        **{f"cosine, t {t:g}": f"{value:.2f}" for t, value in zip(TIMES, cosines, strict=True)},
+        **{f"length, t {t:g}": f"{value:.2g}" for t, value in zip(TIMES, lengths, strict=True)},
+    }
 
 
 def _slopes(runs: Sequence[tuple[Run, GuidedAgent]]) -> Mapping[str, tuple[GuidedAgent, Slope]]:
@@ -145,6 +149,10 @@ def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs of one task, at any depth.")],
     states: Annotated[int, typer.Option(help="Of the data.", min=1)] = 256,
     actions: Annotated[int, typer.Option(help="Of the behaviour policy in every state.", min=2)] = 16,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The energy that the others are compared with, as the table has it; the first by default."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """How far critics agree on actions, and energies on directions."""
@@ -154,7 +162,12 @@ def main(
         behaviour = next(iter(behaviours_of(found, agents).values()))
         rows = data.sample(states, torch.Generator(data.transitions.state.device).manual_seed(0))
         show(of_critics(critics_of(found, agents), rows.state, behaviour.actions(rows.state, actions, 0)), "Critics")
-        show(of_energies(found, agents, rows), "Energies: cosines of slopes, and lengths in those of the score")
+        energies = of_energies(found, agents, rows, against)
+        if energies:
+            show(
+                energies,
+                f"Energies: cosines to the slope of '{against or energies[0]['energy']}', lengths in those of the score",
+            )
 
 
 if __name__ == "__main__":
