@@ -74,8 +74,8 @@ def show(rows: Sequence[Any], title: str) -> None:
     table = Table()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
-        left = column in ("task", "policy", "estimator")
-        name = column in ("policy", "estimator")  # to be copied: never cut
+        name = column in ("policy", "estimator", "energy")  # to be copied: never cut
+        left = name or column == "task"
         table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=name)
     before = None
     for row in rows:

@@ -85,34 +85,27 @@ def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: T
     ]
 
 
-def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch, against: str | None) -> list[Row]:
+def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch, against: str | None) -> tuple[list[Row], list[Row]]:
     """Slopes at the data's actions noised to TIMES, over seeds: the mean cosine to the slope of ``against``, the first unless
     given, and the median length in that of the score, sqrt(A) / sigma_t. UserError where there is no such energy.
     """
     pushes: dict[str, list[Tensor]] = {}
-    for seed in sorted({run.summary.seed for run in runs}):
-        found = _slopes(
-            [(r, a) for r, a in zip(runs, agents, strict=True) if r.summary.seed == seed and isinstance(a, GuidedAgent)]
-        )
-        for name, (agent, slope) in found.items():
+    guided = [(run, agent) for run, agent in zip(runs, agents, strict=True) if isinstance(agent, GuidedAgent)]
+    for seed in sorted({run.summary.seed for run, _ in guided}):
+        for name, (agent, slope) in _slopes([(run, agent) for run, agent in guided if run.summary.seed == seed]).items():
             pushes.setdefault(name, []).append(_pushes(agent, slope, rows))
     if against is not None and against not in pushes:
         raise UserError(f"no energy is called '{against}'; {nearest(against, pushes)}", key="--against")
     seeds = min(map(len, pushes.values()), default=0)
-    every = {name: torch.stack(found[:seeds]) for name, found in pushes.items()}  # seeds, TIMES, N, A
-    return [_compared(name, own, every[against or next(iter(every))]) for name, own in every.items()]
+    every = {name: torch.stack(found[:seeds], 1).flatten(1, 2) for name, found in pushes.items()}  # TIMES, seeds N, A
+    cosines = {name: torch.cosine_similarity(own, every[against or next(iter(every))], dim=2) for name, own in every.items()}
+    return [_row(name, found.mean(1)) for name, found in cosines.items()], [
+        _row(name, own.norm(dim=2).median(1).values) for name, own in every.items()
+    ]
 
 
-def _compared(name: str, own: Tensor, other: Tensor) -> Row:
-    cosines, lengths = (
-        torch.cosine_similarity(own, other, dim=-1).mean((0, 2)),
-        own.norm(dim=-1).transpose(0, 1).flatten(1).median(1)[0],
-    )
-    return {
-        "energy": name,
-        **{f"cosine, t {t:g}": f"{value:.2f}" for t, value in zip(TIMES, cosines, strict=True)},
-        **{f"length, t {t:g}": f"{value:.2g}" for t, value in zip(TIMES, lengths, strict=True)},
-    }
+def _row(name: str, values: Tensor) -> Row:
+    return {"energy": name, **{f"t {t:g}": f"{float(value):.2g}" for t, value in zip(TIMES, values, strict=True)}}
 
 
 def _slopes(runs: Sequence[tuple[Run, GuidedAgent]]) -> Mapping[str, tuple[GuidedAgent, Slope]]:
@@ -162,12 +155,10 @@ def main(
         behaviour = next(iter(behaviours_of(found, agents).values()))
         rows = data.sample(states, torch.Generator(data.transitions.state.device).manual_seed(0))
         show(of_critics(critics_of(found, agents), rows.state, behaviour.actions(rows.state, actions, 0)), "Critics")
-        energies = of_energies(found, agents, rows, against)
-        if energies:
-            show(
-                energies,
-                f"Energies: cosines to the slope of '{against or energies[0]['energy']}', lengths in those of the score",
-            )
+        cosines, lengths = of_energies(found, agents, rows, against)
+        if cosines:
+            show(cosines, f"Energies: cosine of the slope to that of '{against or cosines[0]['energy']}'")
+            show(lengths, "Energies: length of the slope, in that of the score")
 
 
 if __name__ == "__main__":

@@ -327,9 +327,12 @@ def test_agreement_of_critics_and_energies_of_runs(runs: Path, monkeypatch: pyte
     from rl.bench.agreement import main
 
     output = benched(main, monkeypatch, runs / "aepo", "--states", 16, "--actions", 4, "--against", "aepo literal")
-    rows = {
-        name: line.split("│")[2:-1] for line in output.splitlines() for name in ("guided", "literal") if f" {name} " in line
-    }
-    assert [float(cell) for cell in rows["literal"][:5]] == [1] * 5
-    assert all(-1 <= float(cell) < 1 for cell in rows["guided"][:5])
-    assert all(float(length) > 0 for row in rows.values() for length in row[5:])
+    cosines, lengths = output.split("Energies: length")
+    found = {name: [cells(part, f"aepo {name}") for part in (cosines, lengths)] for name in ("guided", "literal")}
+    assert found["literal"][0] == [1] * 5
+    assert all(-1 <= cosine < 1 for cosine in found["guided"][0])
+    assert all(length > 0 for _, all_lengths in found.values() for length in all_lengths)
+
+
+def cells(table: str, row: str) -> list[float]:
+    return next([float(cell) for cell in line.split("│")[2:-1]] for line in table.splitlines() if f" {row} " in line)
