@@ -203,7 +203,11 @@ def _hints(component: Component) -> dict[str, Any]:
 
 
 def _check(hint: Any, value: Any, key: str) -> Any:
+    section = inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)  # which has a configuration of its own
+    config = None if section else pydantic.ConfigDict(arbitrary_types_allowed=True)
     try:
-        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        return pydantic.TypeAdapter(hint, config=config).validate_python(value)
     except pydantic.ValidationError as error:
-        raise UserError(f"{value!r} does not fit: {error.errors()[0]['msg']}", key=key) from None
+        first = error.errors()[0]
+        wrong, where = (first["input"], ".".join(map(str, (key, *first["loc"])))) if section else (value, key)
+        raise UserError(f"{wrong!r} does not fit: {first['msg']}", key=where) from None

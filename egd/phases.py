@@ -30,7 +30,7 @@ class Phase:
     """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
     results are kept. ``made_of`` is all that decides the outcome, as a JSON value: another run's phase that is made of the same
     can stand in for it (``egd.store``); None where none may. ``checkpoint_every`` so many steps where checkpoints are large; 0:
-    as often as those of all others.
+    as often as those of all others. ``hook_first``: the hook runs before the first step too.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Phase:
     hook_every: int = 0
     made_of: Any = None
     checkpoint_every: int = 0
+    hook_first: bool = False
 
 
 @dataclass
@@ -141,6 +142,9 @@ def _train(
     log_every: int,
 ) -> None:
     phase, progress = states[0].phase, states[0].progress
+    for state in states if phase.hook_first and progress.step == 0 else ():
+        with _failing(state):
+            _note(state)
     started, before = time.perf_counter(), [s.progress.seconds for s in states]
     with reporter.bar(title, phase.steps, progress.step) as bar:
         while progress.step < phase.steps and (going := [s for s in states if s.error is None]):
@@ -161,10 +165,15 @@ def _train(
 def _book(state: _Run, bar: Bar, *, note: bool, save: bool) -> None:
     """Log; where it is time, run the hook and save."""
     _log(state, bar)
-    if note and state.phase.hook is not None:
-        state.progress.notes.append({"step": state.progress.step, **state.phase.hook(state.progress.step)})
+    if note:
+        _note(state)
     if save:
         _save(state)
+
+
+def _note(state: _Run) -> None:
+    if state.phase.hook is not None:
+        state.progress.notes.append({"step": state.progress.step, **state.phase.hook(state.progress.step)})
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.computing import Computing
-from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss, random_times
+from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
 from egd.networks import EnergyNetwork
+from egd.times import UNIFORM, Times
 from egd.types import Context, Sample, Schedule, TimedEnergy
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -100,6 +101,12 @@ class Fit:
     def device(self) -> torch.device:
         """Of the module."""
         return self.parameters()[0].device
+
+    def hold(self, lr: float) -> None:
+        """This learning rate from now on, without decay."""
+        self.lr, self.decay = lr, False
+        for settings in self.optimiser.param_groups:
+            settings["lr"] = lr
 
     def descend(self, loss: Tensor) -> None:
         """One step down the loss ()."""
@@ -187,12 +194,12 @@ Noised: TypeAlias = tuple[Tensor, Context, Tensor, Tensor]
 """x_0 (B, ...), c, t (B,) and noise (B, ...): x_t is ``diffuse(schedule, x_0, t, noise)``."""
 
 
-def draw_noised(sample: Sample, batch: int, t_min: float, generator: torch.Generator) -> Noised:
-    """A batch of data with times t ~ U[t_min, 1] and standard normal noise; of as many rows as ``sample`` gives, which may be
-    others than it was asked for.
+def draw_noised(sample: Sample, batch: int, times: Times, generator: torch.Generator) -> Noised:
+    """A batch of data with times and standard normal noise; of as many rows as ``sample`` gives, which may be others than it
+    was asked for.
     """
     x0, c = sample(batch, generator)
-    t = random_times(len(x0), t_min, generator)
+    t = times(len(x0), generator)
     return x0, c, t, torch.randn(x0.shape, generator=generator, device=x0.device)
 
 
@@ -210,16 +217,16 @@ class DenoiserLearner(StepLearner):
         sample: Sample,
         *,
         batch: int,
-        t_min: float = 1e-3,
         prediction: Prediction = "epsilon",
         weights: Callable[[Tensor, Context], Tensor] | None = None,
+        times: Times = UNIFORM,
     ) -> None:
-        self.fit, self.schedule, self.sample, self.batch, self.t_min = fit, schedule, sample, batch, t_min
-        self.prediction, self.weights = prediction, weights
+        self.fit, self.schedule, self.sample, self.batch = fit, schedule, sample, batch
+        self.prediction, self.weights, self.times = prediction, weights, times
 
     def draw(self, generator: torch.Generator) -> Noised:
         """Data, times and noise."""
-        return draw_noised(self.sample, self.batch, self.t_min, generator)
+        return draw_noised(self.sample, self.batch, self.times, generator)
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
         """The metric is the mean over dimensions, 1 for a noise model that predicts nothing."""
@@ -236,16 +243,23 @@ class EnergyLearner(StepLearner):
     """
 
     def __init__(
-        self, fit: Fit, schedule: Schedule, sample: Sample, objective: Objective, *, batch: int, t_min: float = 1e-3
+        self,
+        fit: Fit,
+        schedule: Schedule,
+        sample: Sample,
+        objective: Objective,
+        *,
+        batch: int,
+        times: Times = UNIFORM,
     ) -> None:
         self.fit, self.schedule, self.sample, self.objective = fit, schedule, sample, objective
-        self.batch, self.t_min = batch, t_min
+        self.batch, self.times = batch, times
         self._generator = torch.Generator()
 
     def draw(self, generator: torch.Generator) -> Noised:
         """Data, times and noise."""
         self._generator = generator
-        return draw_noised(self.sample, self.batch, self.t_min, generator)
+        return draw_noised(self.sample, self.batch, self.times, generator)
 
     def begin(self, drawn: Noised) -> None:
         """The network's output scale is set from the first batch's targets."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -76,7 +76,7 @@ class Run:
             return phases
         last = self.agent.decisive(phases)
         made = None if last.made_of is None else {"evaluated": self._evaluated(), "after": last.made_of}
-        hooked = Phase(last.name, last.steps, last.learner, lambda step: self._interim(last.name), every, made)
+        hooked = replace(last, hook=lambda step: self._interim(last.name), hook_every=every, made_of=made)
         return [hooked if p is last else p for p in phases]
 
     def _action_ms(self) -> float:

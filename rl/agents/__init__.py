@@ -5,6 +5,7 @@ from egd.errors import UserError, nearest
 from rl.agents.aepo import AEPO
 from rl.agents.base import Agent
 from rl.agents.bc import BC
+from rl.agents.cal_ql import CalQLAgent
 from rl.agents.cql import CQLAgent
 from rl.agents.diffuser import Diffuser
 from rl.agents.diffusion_bc import DiffusionBC
@@ -12,6 +13,7 @@ from rl.agents.diffusion_ql import DiffusionQL
 from rl.agents.edp import EDP
 from rl.agents.idql import IDQL
 from rl.agents.iql import IQL
+from rl.agents.iql_online import IQLOnline
 from rl.agents.qgpo import QGPO
 from rl.agents.qipo import QIPO
 from rl.agents.sfbc import SfBC
@@ -21,6 +23,7 @@ from rl.agents.td3_bc import TD3BC
 AGENTS: dict[str, type[Agent]] = {
     "aepo": AEPO,
     "bc": BC,
+    "cal_ql": CalQLAgent,
     "cql": CQLAgent,
     "diffuser": Diffuser,
     "diffusion_bc": DiffusionBC,
@@ -28,6 +31,7 @@ AGENTS: dict[str, type[Agent]] = {
     "edp": EDP,
     "idql": IDQL,
     "iql": IQL,
+    "iql_online": IQLOnline,
     "qgpo": QGPO,
     "qipo": QIPO,
     "sfbc": SfBC,

@@ -213,9 +213,13 @@ class CQLLearner:
     def __init__(self, critic: CQL, sample: Callable[[torch.Generator], Batch]) -> None:
         self.critic, self.sample = critic, sample
 
+    def drawn(self, generator: torch.Generator) -> Drawn:
+        """All that is random in a step."""
+        return self.critic.draw(self.sample(generator), generator)
+
     def update(self, generator: torch.Generator) -> Metrics:
         """One step."""
-        drawn = self.critic.draw(self.sample(generator), generator)
+        drawn = self.drawn(generator)
         with self.computing.autocast(self.critic.fit.device):
             losses, metrics = self.critic.losses(drawn)
         self.critic.descend(losses)

@@ -180,7 +180,8 @@ def to_offline_data(
         (next_state - mean) / std,
         flat(episodes.terminations),
     )
-    return OfflineData(transitions, mean, std, action.amin(0), action.amax(0), score_return, len(episodes.actions))
+    low, high = action.amin(0), action.amax(0)
+    return OfflineData(transitions, mean, std, low, high, score_return, len(episodes.actions), factor, shift)
 
 
 def data_return(task: Task, episodes: Episodes) -> float:

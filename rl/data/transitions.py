@@ -50,6 +50,9 @@ class OfflineData:
     action_high: Tensor
     dataset_return: float
     episodes: int
+    reward_factor: float = 1.0
+    reward_shift: float = 0.0
+    """The rewards here are (those of the environment + shift) times factor."""
     _digests: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
@@ -63,6 +66,10 @@ class OfflineData:
     def standardise(self, observation: Tensor) -> Tensor:
         """(B, S) as the environment gives it -> (B, S) as the networks want it."""
         return (observation - self.state_mean) / self.state_std
+
+    def transformed(self, reward: float) -> float:
+        """A reward of the environment as those here are."""
+        return (reward + self.reward_shift) * self.reward_factor
 
     def fingerprint(self, *names: str) -> str:
         """A digest of these members of the transitions, of all of them where none is named: what was learned from the same

@@ -1,0 +1,58 @@
+"""Times at which networks are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from egd.denoisers import random_times
+from egd.types import Schedule
+
+
+class Times(Protocol):
+    """Draws the times of a batch."""
+
+    def __call__(self, n: int, generator: torch.Generator, /) -> Tensor:
+        """(n,), on the generator's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """t ~ U[low, 1]."""
+
+    low: float = 1e-3
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,)"""
+        return random_times(n, self.low, generator)
+
+
+@dataclass(frozen=True)
+class LogNormalTimes:
+    """log(sigma_t / alpha_t) ~ N(mean, std^2), no time below ``low``: EDM's noise levels (arXiv:2206.00364, section 5), which
+    has mean -1.2 and standard deviation 1.2.
+
+    ValueError for a schedule without ``time``.
+    """
+
+    schedule: Schedule
+    mean: float = -1.2
+    std: float = 1.2
+    low: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.schedule, "time"):
+            raise ValueError(f"log-normal times need {type(self.schedule).__name__}.time(lam)")
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,)"""
+        log_ratio = self.mean + self.std * torch.randn(n, generator=generator, device=generator.device)
+        times: Tensor = self.schedule.time(-log_ratio)  # type: ignore[attr-defined]
+        return times.clamp(self.low, 1.0)
+
+
+UNIFORM = UniformTimes()

@@ -1,0 +1,57 @@
+"""Implicit Q-learning that goes on in the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from egd.training import Fit, Metrics
+from rl.actors import Gaussian
+from rl.agents.fine_tuned import FineTuned
+from rl.agents.iql import IQL, IQLConfig
+from rl.cloning import Cloning
+from rl.config import RunConfig
+from rl.data.transitions import Batch
+from rl.online.config import OnlineConfig
+from rl.online.learner import Kept
+
+
+class IQLOnlineConfig(IQLConfig):
+    """IQL, and how it goes on."""
+
+    kind: str = "iql_online"
+    online: OnlineConfig = OnlineConfig()
+
+
+class IQLOnline(FineTuned, IQL):
+    """IQL (arXiv:2110.06169), offline and then online: each update takes a step of Q and V and one of the policy on the same
+    batch. It explores by a sample of its policy, N(mean, std^2).
+    """
+
+    Config: ClassVar[type[RunConfig]] = IQLOnlineConfig
+    config: IQLOnlineConfig
+
+    @torch.no_grad()
+    def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, S) -> (B, A), within [-1, 1]"""
+        mean = self.actor.mean(states)
+        if not isinstance(self.actor, Gaussian):
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return (mean + self.actor.std * noise).clamp(-1, 1)
+
+    def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """Of the critic, then of the policy."""
+        cloning = Cloning(self.actor, self.fit, lambda _: batch, self.weight)
+        return {**self.critic.update_on(batch), **{f"policy_{k}": v for k, v in cloning.update_on(batch).items()}}
+
+    def fits(self) -> Sequence[Fit]:
+        """Of the critic and the policy."""
+        return self.critic.fit, self.fit
+
+    def learned(self) -> Mapping[str, Kept]:
+        """The same, the critic with its target."""
+        return {"critic": self.critic, "actor": self.fit}

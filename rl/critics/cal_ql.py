@@ -1,0 +1,55 @@
+"""Calibrated Q-learning: conservative, but not below what the data have earned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from egd.training import Learner
+from rl.critics.cql import CQL, CQLLearner, Drawn
+from rl.data.transitions import Batch, OfflineData
+from rl.support import SupportTable
+
+__all__ = ["CalQL"]
+
+
+class CalQL(CQL):
+    """Cal-QL (arXiv:2303.05479): CQL whose conservative term counts Q of the actor's actions as no less than the return that
+    the data have from the state on. So it does not learn values far below those of the behaviour policy, which fine-tuning
+    would first have to unlearn.
+    """
+
+    def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
+        """Steps on the data's transitions, each with its return."""
+        return CalibratedLearner(self, data, batch)
+
+
+class CalibratedLearner(CQLLearner):
+    """CQL's, with the floors of Cal-QL."""
+
+    def __init__(self, critic: CalQL, data: OfflineData, batch: int) -> None:
+        super().__init__(critic, lambda generator: data.sample(batch, generator))
+        self.data, self.batch = data, batch
+        self.returns = returns_to_go(data.transitions, critic.gamma)
+
+    def drawn(self, generator: torch.Generator) -> Drawn:
+        """A batch with returns."""
+        index = self.data.index(self.batch, generator)
+        return self.critic.draw(self.data.transitions[index], generator, self.returns[index])
+
+
+def returns_to_go(rows: Batch, gamma: float) -> Tensor:
+    """sum_k gamma^k r_{i + k} to the end of the row's episode, (N,), rows in the order of time.
+
+    A lower bound where the episode was cut off rather than ended: further rewards count as 0, or, as in tasks that pay -1 until
+    the goal is reached, as the last one for ever where that is less.
+    """
+    follows = (rows.next_state[:-1] == rows.state[1:]).all(1) & (rows.terminal[:-1] == 0)
+    goes_on = [*follows.tolist(), False]
+    rewards, terminals = rows.reward.tolist(), rows.terminal.tolist()
+    found, after = [0.0] * len(rewards), 0.0
+    for i in range(len(rewards) - 1, -1, -1):
+        if not goes_on[i]:
+            after = 0.0 if terminals[i] else min(0.0, rewards[i]) / (1 - gamma)
+        after = found[i] = rewards[i] + gamma * after
+    return torch.tensor(found, device=rows.reward.device, dtype=rows.reward.dtype)

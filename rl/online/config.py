@@ -1,0 +1,56 @@
+"""The section ``online`` of a recipe: how an agent goes on learning in the environment."""
+
+from __future__ import annotations
+
+from math import isclose
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from egd.config import ComponentConfig, Strict
+
+
+class SharesConfig(Strict):
+    """What a batch is made of: replayed online transitions, offline ones, generated ones. They sum to 1."""
+
+    online: float = Field(default=0.5, ge=0, le=1)
+    offline: float = Field(default=0.5, ge=0, le=1)
+    generated: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> SharesConfig:
+        total = self.online + self.offline + self.generated
+        if not isclose(total, 1, abs_tol=1e-6):
+            raise ValueError(f"online + offline + generated is {total:g}; the shares of a batch must sum to 1")
+        return self
+
+    def rows(self, batch: int) -> tuple[int, int, int]:
+        """Of a batch: online, offline and generated ones, ``batch`` in all."""
+        offline, generated = round(self.offline * batch), round(self.generated * batch)
+        return batch - offline - generated, offline, generated
+
+
+class OnlineConfig(Strict):
+    """One loop: a step in the environment, then updates on batches of three shares."""
+
+    steps: NonNegativeInt = 50_000
+    """In the environment."""
+    start: PositiveInt = 1000
+    """Steps before the first update: until then the agent acts as the offline phase has left it."""
+    updates: PositiveInt = 1
+    """A step."""
+    update_every: PositiveInt = 1
+    """Steps between updates."""
+    batch: PositiveInt = 256
+    lr: PositiveFloat | None = None
+    """Of all networks of the agent, without decay; by default those of their sections."""
+    shares: SharesConfig = SharesConfig()
+    generator: ComponentConfig | None = None
+    """Of the generated share: one of ``rl.online.generators`` (``egd list``)."""
+    refresh: PositiveInt = 5000
+    """Steps between refreshes of the generator; the first is at ``start``."""
+
+    @model_validator(mode="after")
+    def _generated(self) -> OnlineConfig:
+        if self.shares.generated > 0 and self.generator is None:
+            raise ValueError(f"shares.generated is {self.shares.generated:g}, but there is no generator; name one")
+        return self

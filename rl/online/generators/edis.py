@@ -1,0 +1,220 @@
+"""EDIS: the diffusion of transitions, guided towards those of the policy of the day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
+from egd.components import Registry, build, validate, wanted_parts
+from egd.config import ComponentConfig
+from egd.denoisers import at_unit_scale
+from egd.errors import UserError, nearest
+from egd.guidance import guide
+from egd.networks import EnergyMLP
+from egd.posteriors import calibrate
+from egd.sections import NetworkConfig
+from egd.times import LogNormalTimes
+from egd.training import EnergyLearner, Fit, Metrics
+from egd.types import Context, Denoiser, TimedEnergy
+from rl.data.transitions import Batch
+from rl.online.generators.base import World
+from rl.online.generators.diffusion import MODEL, SAMPLER, SCHEDULE, Diffusion, ModelConfig, StepsConfig
+from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term, effective_share
+from rl.online.replay import Replay
+from rl.online.vectors import TerminalModel
+from rl.tasks import Task
+
+__all__ = ["EDIS"]
+
+PARTS = {"energy", "schedule", "denoiser", "posterior", "moments", "support", "wanted", "beta"}
+POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
+GRID, SAMPLES = 12, 2048  # of a calibration, where an energy needs one
+KEY = "online.generator"
+
+
+class TimedConfig(NetworkConfig):
+    """The network of the intermediate energy; ``steps`` of every refresh."""
+
+    width: int = 256
+    layers: int = 3
+    steps: NonNegativeInt = 500
+    lr: float = 1e-3
+
+
+CEP = ComponentConfig(name="cep")
+RESIDUAL = ComponentConfig(name="residual")
+ADDITIVE = ComponentConfig(name="additive")
+TIMED = TimedConfig()
+
+
+class EDIS(Diffusion):
+    """EDIS (arXiv:2407.12448): samples of q(x) e^w(x), q the model of offline and online transitions and w the log-weight of
+    those of the policy of the day, by the intermediate energy E_t(x_t) = -log E[e^w | x_t].
+
+    ``terms`` says what w is made of (``rl.online.ratios``). ``energy`` is any energy or objective of egd: a closed form looks
+    at -w; an objective trains a network on all of x_t, which knows of (s, a) even where w depends on these alone; ``ratio``
+    asks for no w: it tells noised online transitions, as they were, from replayed ones. ``rule`` and ``omega`` as ever.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        schedule: ComponentConfig = SCHEDULE,
+        denoiser: ModelConfig = MODEL,
+        sampler: StepsConfig = SAMPLER,
+        refresh_steps: NonNegativeInt = 500,
+        samples: PositiveInt = 20_000,
+        terminal: TerminalModel = "generated",
+        warm_start: bool = True,
+        reach: NonNegativeFloat = 0.1,
+        terms: tuple[Term, ...] = ("state", "action"),
+        ratio: RatioConfig = RATIO,
+        energy: ComponentConfig = CEP,
+        energy_network: TimedConfig = TIMED,
+        posterior: ComponentConfig = RESIDUAL,
+        rule: ComponentConfig = ADDITIVE,
+        omega: NonNegativeFloat = 1.0,
+    ) -> None:
+        super().__init__(
+            world,
+            schedule=schedule,
+            denoiser=denoiser,
+            sampler=sampler,
+            refresh_steps=refresh_steps,
+            samples=samples,
+            terminal=terminal,
+            warm_start=warm_start,
+            reach=reach,
+        )
+        self.energy, self.posterior, self.network_settings = energy, posterior, energy_network
+        self.rule = build(RULES, rule.spec, {"omega": omega}, f"{KEY}.rule")
+        self.ratio = ratio
+        self.weights = None if self.direct else LogWeights(world, self.vectors, terms, ratio)
+        self.network = world.fresh("generator/energy", self._energy_network) if _trained(energy) else None
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], task: Task) -> None:
+        """UserError for components that do not exist or do not have these settings, and for terms twice or none."""
+        super().check(settings, task)
+        energy = ComponentConfig.model_validate(settings.get("energy", "cep"))
+        known = {**ENERGIES.names(), **OBJECTIVES.names()}
+        if ":" not in energy.name and energy.name not in known:
+            raise UserError(f"no energy is called '{energy.name}'; {nearest(energy.name, known)}", key=f"{KEY}.energy")
+        validate(_registry(energy), energy.spec, PARTS, f"{KEY}.energy")
+        posterior = ComponentConfig.model_validate(settings.get("posterior", "residual"))
+        validate(POSTERIORS, posterior.spec, POSTERIOR_PARTS, f"{KEY}.posterior")
+        try:
+            rule = ComponentConfig.model_validate(settings.get("rule", "additive"))
+            build(RULES, rule.spec, {"omega": settings.get("omega", 1.0)}, f"{KEY}.rule")
+        except ValueError as error:
+            raise UserError(str(error), key=f"{KEY}.rule") from None
+        terms = settings.get("terms", ("state",))
+        if not terms or len(set(terms)) < len(terms):
+            raise UserError("name each term once, and at least one: state, action, transition", key=f"{KEY}.terms")
+
+    @property
+    def direct(self) -> bool:
+        """Whether the energy is learned from samples of p, without a clean weight."""
+        return "wanted" in self._wanted_parts()
+
+    def _wanted_parts(self) -> set[str]:
+        return wanted_parts(_registry(self.energy), self.energy.spec, PARTS, f"{KEY}.energy")
+
+    def _energy_network(self) -> EnergyMLP:
+        n = self.network_settings
+        return EnergyMLP(self.vectors.size, width=n.width, layers=n.layers, activation=n.activation)
+
+    # -- the guided denoiser -------------------------------------------------------------------------------------
+
+    def denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
+        """Guided by an energy learned from the online transitions."""
+        recent = online.recent(self.ratio.window or len(online))
+        metrics = self._weigh(recent, len(online), generator)
+        timed, more = self._timed(recent, generator)
+        return guide(self.plain(), timed, self.rule, self.schedule), metrics | more
+
+    def _weigh(self, recent: Batch, online: int, generator: torch.Generator) -> Metrics:
+        if self.weights is None:
+            return {}
+        samples = self.draw(self.plain(), SAMPLES, generator) if "transition" in self.weights.terms else None
+
+        def generated(n: int, generator: torch.Generator) -> Tensor:
+            assert samples is not None
+            return samples[torch.randint(len(samples), (n,), generator=generator, device=generator.device)]
+
+        share = online / len(self.pool)
+        metrics = self.weights.train(recent, self.replayed, share, None if samples is None else generated, generator)
+        with torch.no_grad():
+            return metrics | {"effective_share": effective_share(self.weights(self.replayed(SAMPLES, generator)))}
+
+    def _timed(self, recent: Batch, generator: torch.Generator) -> tuple[TimedEnergy, Metrics]:
+        parts = self._parts(recent, generator)
+        component = build(_registry(self.energy), self.energy.spec, parts, f"{KEY}.energy")
+        if self.network is None:
+            timed: TimedEnergy = component
+            return timed, {}
+        n = self.network_settings
+        fit = Fit(self.network, lr=n.lr, steps=n.steps, decay=n.decay)
+        times = LogNormalTimes(self.schedule, -0.5, 1.5)
+
+        def sample(count: int, generator: torch.Generator) -> tuple[Tensor, None]:
+            return self.replayed(count, generator), None
+
+        learner = EnergyLearner(fit, self.schedule, sample, component, batch=n.batch, times=times)
+        metrics: Metrics = {}
+        for _ in range(n.steps):
+            metrics = learner.update(generator)
+        return at_unit_scale(self.network, self.schedule), {"energy_loss": metrics["loss"]} if metrics else {}
+
+    def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
+        """What energies and objectives may ask for."""
+        wanted, denoiser = self._wanted_parts(), self.plain()
+        parts: dict[str, Any] = {"schedule": self.schedule, "denoiser": denoiser, "beta": 1.0, "energy": self._clean}
+        parts["support"] = partial(self._support, generator)
+        encoded = self.vectors.encode(recent)
+        parts["wanted"] = lambda n, g: (encoded[torch.randint(len(encoded), (n,), generator=g, device=g.device)], None)
+        if wanted & {"posterior", "moments"}:
+            moments = calibrate(
+                denoiser,
+                self.schedule,
+                lambda n, g: (self.replayed(n, g), None),
+                generator=generator,
+                grid=GRID,
+                samples=SAMPLES,
+            )
+            basic = {"denoiser": denoiser, "schedule": self.schedule, "moments": moments}
+            parts |= {"moments": moments, "posterior": build(POSTERIORS, self.posterior.spec, basic, f"{KEY}.posterior")}
+        return parts
+
+    def _clean(self, x0: Tensor, c: Context = None) -> Tensor:
+        """E(x) = -w(x)."""
+        assert self.weights is not None
+        return -self.weights(x0)
+
+    def _support(self, generator: torch.Generator, c: Context, k: int) -> Tensor:
+        """K replayed vectors: (1, K, D)"""
+        return self.replayed(k, generator)[None]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The model, the ratios, the energy network."""
+        ratios = {} if self.weights is None else self.weights.modules()
+        energy = {} if self.network is None else {"energy": self.network}
+        return {**super().modules(), **ratios, **energy}
+
+
+def _trained(energy: ComponentConfig) -> bool:
+    """Whether it is an objective."""
+    if ":" in energy.name:
+        return hasattr(ENERGIES.find(energy.name, f"{KEY}.energy"), "loss")
+    return energy.name in OBJECTIVES.names()
+
+
+def _registry(energy: ComponentConfig) -> Registry:
+    return OBJECTIVES if _trained(energy) else ENERGIES

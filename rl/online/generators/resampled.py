@@ -1,0 +1,73 @@
+"""No generator at all: the replayed transitions, drawn by how much the policy of the day would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from egd.training import Metrics
+from rl.data.transitions import Batch
+from rl.online.generators.base import Generator, World
+from rl.online.ratios import RATIO, LogWeights, RatioConfig, effective_share
+from rl.online.replay import Replay, joined
+from rl.online.vectors import Vectors
+
+__all__ = ["Resampled"]
+
+CHUNK = 65_536
+
+
+class Resampled(Generator):
+    """Importance-resampled replay: rows of D_off and D_on with probability proportional to e^w(s, a), w = log p / q as EDIS
+    learns it. It costs the ratio alone, and its transitions obey the dynamics: what EDIS has to beat.
+    """
+
+    def __init__(self, world: World, *, ratio: RatioConfig = RATIO) -> None:
+        self.world = world
+        self.vectors = Vectors(world.data.transitions, "never")
+        self.weights = LogWeights(world, self.vectors, ("state", "action"), ratio)
+        self.rows = world.data.transitions
+        self.cumulative = torch.empty(0)
+        self.online = 0
+
+    def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
+        """Learn the ratio; weigh all rows."""
+        self._take(online.rows)
+        encoded = self.vectors.encode(self.rows)
+
+        def replayed(n: int, generator: torch.Generator) -> Tensor:
+            return encoded[torch.randint(len(encoded), (n,), generator=generator, device=generator.device)]
+
+        recent = online.recent(self.weights.config.window or len(online))
+        metrics = self.weights.train(recent, replayed, len(online) / len(encoded), None, generator)
+        with torch.no_grad():
+            w = torch.cat([self.weights(part) for part in torch.split(encoded, CHUNK)])
+        self.cumulative = w.double().softmax(0).cumsum(0)
+        return metrics | {"effective_share": effective_share(w)}
+
+    def _take(self, online: Batch) -> None:
+        self.online = len(online)
+        self.rows = joined(self.world.data.transitions, online)
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """n rows, with replacement."""
+        u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+        return self.rows[torch.searchsorted(self.cumulative, u * self.cumulative[-1]).clamp(max=len(self.cumulative) - 1)]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Of the ratio."""
+        return self.weights.modules()
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights, and the online rows that they belong to."""
+        n = self.online
+        own = {name: getattr(self.rows, name)[-n:] for name in Batch.__dataclass_fields__} if n else {}
+        return {"cumulative": self.cumulative, **own}
+
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """The inverse of ``kept``."""
+        self.cumulative = kept["cumulative"]
+        if "reward" in kept:
+            self._take(Batch(*(kept[name] for name in Batch.__dataclass_fields__)))

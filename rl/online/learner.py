@@ -1,0 +1,139 @@
+"""The online loop: a step in the environment, now and then a refresh of the generator, an update on a batch of three shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egd.checkpoint import group, prefixed
+from egd.training import Fit, Metrics
+from rl.data.transitions import Batch, OfflineData
+from rl.online.config import OnlineConfig
+from rl.online.generators.base import Generator
+from rl.online.live import Array, Live
+from rl.online.replay import Replay, joined
+
+
+class Kept(Protocol):
+    """What can be put into a checkpoint."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides later updates, as flat tensors."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        ...
+
+
+class Improving(Protocol):
+    """An agent that can go on learning."""
+
+    data: OfflineData
+    device: torch.device
+
+    def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions (B, A) to learn from, of its policy, in standardised states (B, S)."""
+        ...
+
+    def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One update of all its networks."""
+        ...
+
+    def fits(self) -> Sequence[Fit]:
+        """All that an update descends by."""
+        ...
+
+    def learned(self) -> Mapping[str, Kept]:
+        """Everything that decides later updates, by name."""
+        ...
+
+
+class OnlineLearner:
+    """One step in the environment an update. Online only, offline replay, generated and resampled replay, and EDIS differ in
+    the shares of ``config`` and in the generator, in nothing else.
+    """
+
+    def __init__(self, agent: Improving, config: OnlineConfig, live: Live, generator: Generator | None) -> None:
+        self.agent, self.config, self.live, self.generator = agent, config, live, generator
+        self.replay = Replay(config.steps, agent.data.transitions)
+        self.step = 0
+        self._held = False
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """A step, and what follows from it."""
+        self._hold()
+        metrics = self._act(generator)
+        since = self.step - self.config.start
+        if since < 0:
+            return metrics
+        if self.generator is not None and since % self.config.refresh == 0:
+            metrics |= {f"refresh_{k}": v for k, v in self.generator.refresh(self.replay, generator).items()}
+        if since % self.config.update_every == 0:
+            for _ in range(self.config.updates):
+                metrics |= self.agent.improve(self.batch(generator), generator)
+        return metrics
+
+    def _hold(self) -> None:
+        """The offline phase has left rates that had fallen to nothing."""
+        if not self._held:
+            self._held = True
+            for fit in self.agent.fits():
+                fit.hold(self.config.lr or fit.lr)
+
+    @torch.no_grad()
+    def _act(self, generator: torch.Generator) -> Metrics:
+        state = self._standardised(self.live.observation)
+        action = self.agent.explore(state, generator).clamp(-1, 1)
+        outcome = self.live.step(action[0].cpu().numpy().astype(np.float32))
+        reward = torch.full((1,), self.agent.data.transformed(outcome.reward), device=self.agent.device)
+        terminal = torch.full((1,), float(outcome.terminated), device=self.agent.device)
+        self.replay.append(Batch(state, action, reward, self._standardised(outcome.observation), terminal))
+        self.step += 1
+        if outcome.finished is None:
+            return {}
+        return {"return": torch.tensor(outcome.finished, device=self.agent.device)}
+
+    def _standardised(self, observation: Array) -> Tensor:
+        row = torch.as_tensor(observation, dtype=torch.float32, device=self.agent.device)
+        return self.agent.data.standardise(row[None])
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        """Of the three shares."""
+        online, offline, generated = self.config.shares.rows(self.config.batch)
+        parts = [self.replay.sample(online, generator), self.agent.data.sample(offline, generator)]
+        if generated:
+            assert self.generator is not None
+            parts.append(self.generator.sample(generated, generator))
+        return joined(*parts)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything: the agent, the replay, the environment, the generator."""
+        found = {
+            **prefixed("replay", self.replay.state()),
+            **prefixed("live", self.live.state()),
+            "step": torch.tensor(self.step),
+        }
+        for name, part in self.agent.learned().items():
+            found |= prefixed(f"agent.{name}", part.state())
+        if self.generator is not None:
+            found |= prefixed("generator", self.generator.kept())
+            for name, module in self.generator.modules().items():
+                found |= prefixed(f"module.{name}", module.state_dict())
+        return found
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        for name, part in self.agent.learned().items():
+            part.load(group(f"agent.{name}", state))
+        self.replay.load(group("replay", state))
+        self.live.load(group("live", state))
+        self.step = int(state["step"])
+        if self.generator is not None:
+            self.generator.keep(group("generator", state))
+            for name, module in self.generator.modules().items():
+                module.load_state_dict(group(f"module.{name}", state))

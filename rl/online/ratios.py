@@ -1,0 +1,132 @@
+"""Clean log-weights log p / q of transitions, p those of the policy of the day and q the replayed ones, by discrimination.
+
+EDIS (arXiv:2407.12448, Theorem 3.1) divides the weight of x = (s, a, r, s') into those of the state, of the action given the
+state, and of what follows given both. Here the second is the difference of the weight of (s, a) and of that of s, and so is
+normalised in every state, as the theorem needs it; a contrast within each state would leave a function of s free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from egd.energies.clean import at_zero
+from egd.networks import EnergyMLP
+from egd.objectives.ratio import Ratio
+from egd.schedules.edm import EDM
+from egd.sections import NetworkConfig
+from egd.training import EnergyLearner, Fit, Metrics
+from egd.types import Sample
+from rl.data.transitions import Batch
+from rl.online.generators.base import World
+from rl.online.vectors import Vectors
+
+Term = Literal["state", "action", "transition"]
+Draw = Callable[[int, torch.Generator], Tensor]
+"""(n, generator) -> vectors (n, D)."""
+
+
+class RatioConfig(NetworkConfig):
+    """The networks of the log-weights; ``steps`` of every refresh."""
+
+    width: int = 256
+    layers: int = 2
+    steps: NonNegativeInt = 500
+    lr: float = 1e-3
+    window: NonNegativeInt = 5000
+    """So many of the last online transitions stand for p; 0: all."""
+    actions: Literal["policy", "replay"] = "policy"
+    """Actions of p: fresh ones of the policy in the states of the window, or those that were taken there."""
+    headroom: float = Field(default=0.5, ge=0)
+    """The weight of (s, a) is at most -log f + headroom, f the share of online rows in q: q holds a share f of p."""
+
+
+RATIO = RatioConfig()
+
+
+class LogWeights:
+    """w(x) = sum of the ``terms`` of log p(x) / q(x), for vectors x (B, D) and a batch of them in ``Vectors``' coordinates."""
+
+    def __init__(self, world: World, vectors: Vectors, terms: Sequence[Term], config: RatioConfig) -> None:
+        self.world, self.vectors, self.terms, self.config = world, vectors, tuple(terms), config
+        wanted = set(terms)
+        needed = {
+            "state": (vectors.state, len(wanted & {"state", "action"}) == 1),
+            "state_action": (vectors.state_action, "action" in wanted),
+            "transition": (slice(0, vectors.size), "transition" in wanted),
+        }
+        self.parts = {name: part for name, (part, is_needed) in needed.items() if is_needed}
+        self.networks = {name: self._network(name, part) for name, part in self.parts.items()}
+        self.most = math.inf
+
+    def _network(self, name: str, part: slice) -> EnergyMLP:
+        c, size = self.config, part.stop - part.start
+        network: EnergyMLP = self.world.fresh(
+            f"ratio/{name}", lambda: EnergyMLP(size, width=c.width, layers=c.layers, activation=c.activation)
+        )
+        return network
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks; a refresh goes on from them."""
+        return {f"ratio_{name}": network for name, network in self.networks.items()}
+
+    def train(self, recent: Batch, replayed: Draw, share: float, generated: Draw | None, generator: torch.Generator) -> Metrics:
+        """Learn from the ``recent`` online rows and what is drawn from q, of which ``share`` is online, and, for the term
+        ``transition``, from vectors that the model has ``generated``.
+        """
+        self.most = self.config.headroom - math.log(max(share, 1e-9))
+        wanted = self._wanted(recent)
+        metrics: Metrics = {}
+        for name, part in self.parts.items():
+            if name == "transition":
+                assert generated is not None
+                found = self._discriminate(name, _of(replayed, part), _of(generated, part), generator)
+            else:
+                found = self._discriminate(name, _of(wanted, part), _of(replayed, part), generator)
+            metrics |= {f"{name}_{key}": value for key, value in found.items()}
+        return metrics
+
+    def _wanted(self, recent: Batch) -> Draw:
+        def draw(n: int, generator: torch.Generator) -> Tensor:
+            rows = recent[torch.randint(len(recent), (n,), generator=generator, device=generator.device)]
+            action = rows.action if self.config.actions == "replay" else self.world.act(rows.state, generator)
+            return self.vectors.encode_pairs(rows.state, action)
+
+        return draw
+
+    def _discriminate(self, name: str, wanted: Sample, model: Sample, generator: torch.Generator) -> Metrics:
+        c = self.config
+        objective = Ratio(EDM(), wanted, clean=True)
+        fit = Fit(self.networks[name], lr=c.lr, steps=c.steps, decay=c.decay)
+        learner = EnergyLearner(fit, EDM(), model, objective, batch=c.batch)
+        metrics: Metrics = {}
+        for _ in range(c.steps):
+            metrics = learner.update(generator)
+        return {key: metrics[key] for key in ("loss", "auc") if key in metrics}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B,)"""
+        w = {name: self._of_part(name, x) for name in self.networks}
+        if "action" in self.terms and "state" not in self.terms:
+            w["state"] = -w["state"]  # log p(a|s) / q(a|s) = log p(s, a) / q(s, a) - log p(s) / q(s)
+        return torch.stack(list(w.values())).sum(0)
+
+    def _of_part(self, name: str, x: Tensor) -> Tensor:
+        value: Tensor = -at_zero(self.networks[name])(x[:, self.parts[name]], None)
+        return value.clamp(max=self.most)
+
+
+def effective_share(log_weights: Tensor) -> Tensor:
+    """(sum e^w)^2 / (n sum e^2w), (): of n rows weighted so, the share that counts. Kish."""
+    w = log_weights.double()
+    return (2 * w.logsumexp(0) - (2 * w).logsumexp(0) - math.log(len(w))).exp().float()
+
+
+def _of(draw: Draw, part: slice) -> Sample:
+    """Those coordinates alone."""
+    return lambda n, generator: (draw(n, generator)[:, part], None)

@@ -1,0 +1,58 @@
+"""Transitions of the environment in the order in which they came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl.data.transitions import Batch
+
+
+class Replay:
+    """Room for ``capacity`` transitions like those of ``like``."""
+
+    def __init__(self, capacity: int, like: Batch) -> None:
+        fields = (getattr(like, name) for name in Batch.__dataclass_fields__)
+        self.room = Batch(*(f.new_zeros(capacity, *f.shape[1:]) for f in fields))
+        self.size = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def rows(self) -> Batch:
+        """All of them, a view."""
+        return self.recent(self.size)
+
+    def recent(self, count: int) -> Batch:
+        """The last ``count`` at most, a view."""
+        part = slice(max(0, self.size - count), self.size)
+        return Batch(*(getattr(self.room, name)[part] for name in Batch.__dataclass_fields__))
+
+    def append(self, row: Batch) -> None:
+        """One more. IndexError where there is no room."""
+        for name in Batch.__dataclass_fields__:
+            getattr(self.room, name)[self.size] = getattr(row, name)[0]
+        self.size += 1
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """n of them, uniformly with replacement."""
+        return self.room[torch.randint(self.size, (n,), generator=generator, device=generator.device)]
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {name: getattr(self.rows, name) for name in Batch.__dataclass_fields__}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.size = len(state["reward"])
+        for name in Batch.__dataclass_fields__:
+            getattr(self.room, name)[: self.size] = state[name]
+
+
+def joined(*batches: Batch) -> Batch:
+    """The rows of all, one after the other."""
+    parts = [b for b in batches if len(b)]
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(*(torch.cat([getattr(b, name) for b in parts]) for name in Batch.__dataclass_fields__))
