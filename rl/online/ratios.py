@@ -8,7 +8,7 @@ normalised in every state, as the theorem needs it; a contrast within each state
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -50,17 +50,20 @@ RATIO = RatioConfig()
 
 
 class LogWeights:
-    """w(x) = sum of the ``terms`` of log p(x) / q(x), for vectors x (B, D) and a batch of them in ``Vectors``' coordinates."""
+    """w(x) = sum_i lambda_i w_i(x) for vectors x (B, D) of ``vectors``, ``terms`` being term i -> lambda_i and w_i its part of
+    log p(x) / q(x): w_state = log p(s) / q(s), w_action = log p(a|s) / q(a|s), w_transition = log T(x) / model(x).
+    """
 
-    def __init__(self, world: World, vectors: Vectors, terms: Sequence[Term], config: RatioConfig) -> None:
-        self.world, self.vectors, self.terms, self.config = world, vectors, tuple(terms), config
-        wanted = set(terms)
-        needed = {
-            "state": (vectors.state, len(wanted & {"state", "action"}) == 1),
-            "state_action": (vectors.state_action, "action" in wanted),
-            "transition": (slice(0, vectors.size), "transition" in wanted),
+    def __init__(self, world: World, vectors: Vectors, terms: Mapping[Term, float], config: RatioConfig) -> None:
+        self.world, self.vectors, self.config = world, vectors, config
+        of_state, of_action = terms.get("state", 0.0), terms.get("action", 0.0)
+        parts = {
+            "state": (vectors.state, of_state - of_action),  # w_action is the weight of (s, a) less that of s
+            "state_action": (vectors.state_action, of_action),
+            "transition": (slice(0, vectors.size), terms.get("transition", 0.0)),
         }
-        self.parts = {name: part for name, (part, is_needed) in needed.items() if is_needed}
+        self.parts = {name: part for name, (part, factor) in parts.items() if factor}
+        self.factors = {name: factor for name, (_, factor) in parts.items() if factor}
         self.networks = {name: self._network(name, part) for name, part in self.parts.items()}
         self.most = math.inf
 
@@ -111,12 +114,10 @@ class LogWeights:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, D) -> (B,)"""
-        w = {name: self._of_part(name, x) for name in self.networks}
-        if "action" in self.terms and "state" not in self.terms:
-            w["state"] = -w["state"]  # log p(a|s) / q(a|s) = log p(s, a) / q(s, a) - log p(s) / q(s)
-        return torch.stack(list(w.values())).sum(0)
+        parts = [factor * self._part(name, x) for name, factor in self.factors.items()]
+        return torch.stack(parts).sum(0)
 
-    def _of_part(self, name: str, x: Tensor) -> Tensor:
+    def _part(self, name: str, x: Tensor) -> Tensor:
         value: Tensor = -at_zero(self.networks[name])(x[:, self.parts[name]], None)
         return value.clamp(max=self.most)
 

@@ -69,7 +69,10 @@ ARMS: dict[str, dict[str, Any]] = {
         "online.generator": EDIS | {"energy": "ratio", "schedule": "vp_linear", "terminal": "never"},
     },
     "edis, second order": {"online.shares": HALF, "online.generator": EDIS | {"energy": "second_order"}},
-    "edis, all terms": {"online.shares": HALF, "online.generator": EDIS | {"terms": ["state", "action", "transition"]}},
+    "edis, all terms": {
+        "online.shares": HALF,
+        "online.generator": EDIS | {"terms": {"state": 1, "action": 0.5, "transition": 1}},
+    },
     "resampled": {"online.shares": HALF, "online.generator": {"name": "resampled", "ratio": RATIO}},
     "cal-ql": {"kind": "cal_ql", "online.shares": HALF, "online.generator": EDIS, "online_alpha": 0.5, "online.updates": 2},
 }
@@ -111,8 +114,8 @@ def test_an_arm_stopped_online_ends_as_one_never_stopped(
         ("online.generator={name: edis, energy: ceb}", ["online.generator.energy", "'ceb'", "cep"]),
         ("online.generator={name: edis, energy: {name: cep, smaples: 3}}", ["'smaples'", "samples"]),
         ("online.generator={name: edis, denoiser: {width: -1}}", ["online.generator.denoiser.width", "-1 does not fit"]),
-        ("online.generator={name: edis, terms: [state, state]}", ["online.generator.terms", "once"]),
-        ("online.generator={name: edis, terms: [reward]}", ["online.generator.terms", "does not fit"]),
+        ("online.generator={name: edis, terms: {state: 0}}", ["online.generator.terms", "weigh 0"]),
+        ("online.generator={name: edis, terms: {reward: 1}}", ["online.generator.terms", "does not fit"]),
         ("online.generator={name: edis, rule: {name: interval, start: 2}}", ["online.generator.rule"]),
         ("online.generator={name: diffusion, sampler: {spacing: karass}}", ["online.generator.sampler.spacing"]),
     ],
@@ -308,7 +311,7 @@ def log_normal(x: Tensor, mean: float, std: float) -> Tensor:
     return torch.distributions.Normal(mean, std).log_prob(x)
 
 
-@pytest.mark.parametrize("terms", [("state",), ("action",), ("state", "action")])
+@pytest.mark.parametrize("terms", [{"state": 1.0}, {"action": 0.5}, {"state": 1.0, "action": 1.0}])
 def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(5000, 0, wanted=False))
     vectors = Vectors(data.transitions, "never")
@@ -324,7 +327,7 @@ def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, gener
     rows = Batch(s[:, None], a[:, None], -s, s[:, None], torch.zeros(25))
     ratio_s = torch.full((25,), 2.0).log()  # the other mode has none of p
     ratio_a = log_normal(a, 0.5, 0.2) - torch.tensor(0.5).log()
-    exact = sum(({"state": ratio_s, "action": ratio_a}[term] for term in terms), torch.zeros(25))
+    exact = terms.get("state", 0) * ratio_s + terms.get("action", 0) * ratio_a
     found = weights(vectors.encode(rows)).detach()
     assert (found - exact).abs().mean() < 0.3
 
@@ -332,7 +335,9 @@ def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, gener
 def test_a_weight_asks_for_no_more_than_the_replay_holds(online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(2000, 0, wanted=False))
     vectors = Vectors(data.transitions, "never")
-    weights = LogWeights(world_of(data, policy), vectors, ("state", "action"), RatioConfig(steps=300, width=32, headroom=0.5))
+    weights = LogWeights(
+        world_of(data, policy), vectors, {"state": 1, "action": 1}, RatioConfig(steps=300, width=32, headroom=0.5)
+    )
     x = vectors.encode(online_rows.rows)
     weights.train(online_rows.rows, lambda n, g: x[:n] - 5, 0.25, None, generator)  # easily told apart
     assert weights(x).max().item() == pytest.approx(np.log(4) + 0.5, abs=1e-5)

@@ -51,13 +51,14 @@ CEP = ComponentConfig(name="cep")
 RESIDUAL = ComponentConfig(name="residual")
 ADDITIVE = ComponentConfig(name="additive")
 TIMED = TimedConfig()
+TERMS: Mapping[Term, float] = {"state": 1.0, "action": 1.0}
 
 
 class EDIS(Diffusion):
     """EDIS (arXiv:2407.12448): samples of q(x) e^w(x), q the model of offline and online transitions and w the log-weight of
     those of the policy of the day, by the intermediate energy E_t(x_t) = -log E[e^w | x_t].
 
-    ``terms`` says what w is made of (``rl.online.ratios``). ``energy`` is any energy or objective of egd: a closed form looks
+    ``terms`` weighs the parts of w (``rl.online.ratios``). ``energy`` is any energy or objective of egd: a closed form looks
     at -w; an objective trains a network on all of x_t, which knows of (s, a) even where w depends on these alone; ``ratio``
     asks for no w: it tells noised online transitions, as they were, from replayed ones. ``rule`` and ``omega`` as ever.
     """
@@ -74,7 +75,7 @@ class EDIS(Diffusion):
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
         reach: NonNegativeFloat = 0.1,
-        terms: tuple[Term, ...] = ("state", "action"),
+        terms: Mapping[Term, NonNegativeFloat] = TERMS,
         ratio: RatioConfig = RATIO,
         energy: ComponentConfig = CEP,
         energy_network: TimedConfig = TIMED,
@@ -101,7 +102,7 @@ class EDIS(Diffusion):
 
     @classmethod
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
-        """UserError for components that do not exist or do not have these settings, and for terms twice or none."""
+        """UserError for components that do not exist or do not have these settings, and for terms that all weigh nothing."""
         super().check(settings, task)
         energy = ComponentConfig.model_validate(settings.get("energy", "cep"))
         known = {**ENERGIES.names(), **OBJECTIVES.names()}
@@ -115,9 +116,8 @@ class EDIS(Diffusion):
             build(RULES, rule.spec, {"omega": settings.get("omega", 1.0)}, f"{KEY}.rule")
         except ValueError as error:
             raise UserError(str(error), key=f"{KEY}.rule") from None
-        terms = settings.get("terms", ("state",))
-        if not terms or len(set(terms)) < len(terms):
-            raise UserError("name each term once, and at least one: state, action, transition", key=f"{KEY}.terms")
+        if not any(settings.get("terms", TERMS).values()):
+            raise UserError("all terms weigh 0; use omega: 0, or the generator diffusion", key=f"{KEY}.terms")
 
     @property
     def direct(self) -> bool:
@@ -143,7 +143,7 @@ class EDIS(Diffusion):
     def _weigh(self, recent: Batch, online: int, generator: torch.Generator) -> Metrics:
         if self.weights is None:
             return {}
-        samples = self.draw(self.plain(), SAMPLES, generator) if "transition" in self.weights.terms else None
+        samples = self.draw(self.plain(), SAMPLES, generator) if "transition" in self.weights.parts else None
 
         def generated(n: int, generator: torch.Generator) -> Tensor:
             assert samples is not None

@@ -27,7 +27,7 @@ class Resampled(Generator):
     def __init__(self, world: World, *, ratio: RatioConfig = RATIO) -> None:
         self.world = world
         self.vectors = Vectors(world.data.transitions, "never")
-        self.weights = LogWeights(world, self.vectors, ("state", "action"), ratio)
+        self.weights = LogWeights(world, self.vectors, {"state": 1.0, "action": 1.0}, ratio)
         self.rows = world.data.transitions
         self.cumulative = torch.empty(0)
         self.online = 0
