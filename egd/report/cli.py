@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -28,6 +28,10 @@ def report(
         str | None,
         typer.Option(help="Make this figure alone: aggregate, radar, curves, omega, sensitivity, cost or metrics."),
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare the learning curves of all rows with those of this one, seed by seed.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Count the steps of training to this score.")] = None,
     reference: Annotated[
         list[Path] | None,
         typer.Option(help="CSV of published results to show beside; by default those that packages bring; none: none."),
@@ -46,7 +50,8 @@ def report(
         found = find(runs)
         files = [path for path in reference or () if str(path) != "none"]
         published = [r for path in files for r in references.read(path)] if reference else references.installed()
-        result = collect(found, published, title=title, everything=policies == "all", only=method or ())
+        wanted: dict[str, Any] = {"everything": policies == "all", "only": method or ()}
+        result = collect(found, published, title=title, against=against, threshold=threshold, **wanted)
         for path, reason in result.skipped:
             console.print(f"[yellow]not used[/] {escape(f'{path}: {reason}')}", highlight=False, soft_wrap=True)
         if figure is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from egd.errors import UserError, nearest
+from egd.report.curves import curve
 from egd.report.results import Report
 from egd.report.runs import Run, grouped, shown
 from egd.report.statistics import Array
@@ -92,24 +93,19 @@ def _seeds(runs: Iterable[Run]) -> str:
 
 def curves(report: Report) -> Figure:
     """Score over training: evaluations in the last phase, mean and standard deviation over seeds."""
-    runs = [run for run in report.runs if len(_evaluations(run)) > 1]
+    runs = [run for run in report.runs if len(curve(run)) > 1]
     if not runs:
         raise _needs("curves", "evaluations in training: run with --set evaluation.every=10000, say")
     figure, axes = _panels(sorted({r.summary.task for r in runs}))
     looks = _look(r.label for r in runs)
     for (label, task), group in sorted(grouped(runs, lambda r: (r.label, r.summary.task)).items()):
-        _band(axes[task], [_evaluations(r) for r in group], label, looks[label], marker="o", ms=3)
+        _band(axes[task], [curve(r) for r in group], label, looks[label], marker="o", ms=3)
     phases = " / ".join(sorted({r.summary.evaluations[-1].phase for r in runs}))
     for axis in axes.values():
         axis.set(xlabel=f"training steps ({phases})", ylabel="score")
     figure.suptitle(f"Learning curves, mean ± std, {_seeds(runs)}")
     _legend(figure, axes.values())
     return figure
-
-
-def _evaluations(run: Run) -> dict[float, float]:
-    found = run.summary.evaluations
-    return {point.step: point.score for point in found if point.phase == found[-1].phase}
 
 
 def metrics(report: Report) -> Figure:

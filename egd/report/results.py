@@ -41,6 +41,10 @@ class Report:
     entries: Sequence[Entry]
     references: Sequence[Reference]
     skipped: Sequence[tuple[Path, str]]
+    against: str | None = None
+    """The label whose learning curves those of the others are compared with."""
+    threshold: float | None = None
+    """Of the score, to which steps are counted."""
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -104,9 +108,18 @@ def entries(run: Run, everything: bool) -> list[Entry]:
 
 
 def collect(
-    found: Found, references: Iterable[Reference], *, title: str, everything: bool = False, only: Sequence[str] = ()
+    found: Found,
+    references: Iterable[Reference],
+    *,
+    title: str,
+    everything: bool = False,
+    only: Sequence[str] = (),
+    against: str | None = None,
+    threshold: float | None = None,
 ) -> Report:
-    """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not."""
+    """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not, and
+    for a label ``against`` that has no learning curve.
+    """
     known = {name for run in found.runs for name in (run.summary.method, run.label)}
     for name in only:
         if name not in known:
@@ -114,4 +127,9 @@ def collect(
     runs = [r for r in found.runs if not only or {r.summary.method, r.label} & set(only)]
     tasks, kinds = {r.summary.task for r in runs}, {r.summary.kind or r.summary.method for r in runs}
     beside = matching(references, tasks, kinds)
-    return Report(title, runs, [e for run in runs for e in entries(run, everything)], beside, found.skipped)
+    rows = [e for run in runs for e in entries(run, everything)]
+    if against is not None:
+        labels = dict.fromkeys(run.label for run in runs if run.summary.evaluations)
+        if against not in labels:
+            raise UserError(f"no row with a learning curve is called '{against}'; {nearest(against, labels)}", key="--against")
+    return Report(title, runs, rows, beside, found.skipped, against, threshold)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from egd.report import curves
 from egd.report.references import Reference
 from egd.report.results import Entry, Report
 from egd.report.runs import Summary, grouped, shown
@@ -43,6 +44,8 @@ def published(reference: Reference) -> str:
 def tables(report: Report) -> list[Table]:
     """All of a report."""
     found = [main(report), pairs(report), details(report)]
+    if report.against is not None or report.threshold is not None:
+        found.append(learning(report))
     return [table for table in found if table.rows]
 
 
@@ -137,6 +140,43 @@ def _detail_rows(report: Report, task: str) -> Iterator[list[str]]:
     for label, rows in grouped([r for r in report.references if r.task == task], lambda r: r.label).items():
         by = {r.checkpoint: published(r) for r in rows}
         yield [label, by.get("last", ""), by.get("best", ""), "", ""]
+
+
+def learning(report: Report) -> Table:
+    """Learning curves as numbers, with steps to the threshold and the difference to a row, where these are asked for."""
+    header = ["task", "method", "start", "mean over steps", "end"]
+    notes = ["Mean ± standard deviation over seeds. Mean over steps: the area under the curve, divided by its length."]
+    if report.threshold is not None:
+        header.append(f"steps to {report.threshold:g}")
+        notes.append("Steps to: the median of the seeds that get there, and how many do.")
+    if report.against is not None:
+        header.append(f"less {report.against}")
+        notes.append(
+            "Less: the mean of the differences of means over steps between runs of the same seed, with its 95 % interval."
+        )
+    rows: list[list[str]] = []
+    sections = []
+    for task in report.tasks:
+        sections.append(len(rows))
+        for label in report.labels:
+            if any(e.run.label == label and e.run.summary.evaluations for e in report.cells.get((task, label), ())):
+                rows.append([_starred(report, task), label, *_learning_cells(report, task, label)])
+    return Table("Learning curves", header, rows, notes, sections)
+
+
+def _learning_cells(report: Report, task: str, label: str) -> Iterator[str]:
+    found = curves.row(report, task, label)
+    yield from (spread(found[name]) for name in ("start", "area", "end"))
+    if report.threshold is not None:
+        there = [steps for steps in found["steps"] if steps is not None]
+        yield (
+            f"{np.median(there):.0f} ({len(there)} of {len(found['steps'])})"
+            if there
+            else f"never (0 of {len(found['steps'])})"
+        )
+    if report.against is not None:
+        difference = curves.paired(report, task, label)
+        yield "" if difference is None else difference.text(1)
 
 
 def pairs(report: Report) -> Table:
