@@ -31,6 +31,7 @@ from rl.generators import GENERATOR_PARTS, GENERATORS
 from rl.job import OfflineJob
 from rl.listings import list_tasks
 from rl.loading import read_config, restore
+from rl.online.choice import GENERATORS as TRANSITIONS
 from rl.recipe import check_sections, for_method, listed_methods, typed
 from rl.run import Planned
 from rl.tasks import Task, find_task
@@ -112,6 +113,7 @@ class OfflineRL:
             "agent kind": dict(AGENTS),
             "critic": CRITICS.names(),
             "dataset generator": GENERATORS.names(),
+            "transition generator": TRANSITIONS.names(),
         }
         return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
 

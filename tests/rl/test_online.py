@@ -138,6 +138,19 @@ def test_arms_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, m
     assert set(reused) == {"critic", "policy", "generator"}
 
 
+def test_a_strangers_generator_runs_from_a_recipe(egd: Any, online: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/edis.md").read_text()
+    mine = tmp_path / "mine.py"
+    mine.write_text(text.partition("```python\n")[2].partition("```")[0])
+    generator = json.dumps({"name": f"{mine}:Newest", "window": 7})
+    settings = ["--set", f"online.generator={generator}", "--set", f"online.shares={json.dumps(HALF)}"]
+    result = egd("run", online, "--out", tmp_path / "out", *settings)
+    assert result.exit_code == 0, result.output
+    result = egd("run", online, "--out", tmp_path / "no", "--set", f"online.generator={mine}:World")
+    assert result.exit_code == 2
+    assert "online.generator" in result.output
+
+
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
