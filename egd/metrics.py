@@ -30,3 +30,16 @@ def _common_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor,
     both = [m * torch.arange(n + 1, device=device), n * torch.arange(1, m, device=device)]  # in units of 1 / (n m)
     cuts: Tensor = torch.unique(torch.cat(both))
     return cuts[:-1] // m, cuts[:-1] // n, cuts.diff().double() / (n * m)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples x (N, ...), y (M, ...), shape (): 0 in expectation for samples of one
+    distribution, and may come out negative; positive for any other. Szekely and Rizzo (2013).
+
+    Events are flattened. ValueError for sets of fewer than two or of different event shapes.
+    """
+    if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
+        raise ValueError(f"needs two sets of two or more of one event shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    within = [torch.cdist(v, v).sum() / (len(v) * (len(v) - 1)) for v in (x, y)]
+    return 2 * torch.cdist(x, y).mean() - within[0] - within[1]

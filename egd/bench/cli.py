@@ -70,6 +70,41 @@ def energies(
 
 
 @app.command()
+def ratios(
+    case: Annotated[list[str] | None, typer.Option("--case", "-c", help="Only this problem. May be repeated.")] = None,
+    estimator: Annotated[list[str] | None, typer.Option("--estimator", "-e", help="Only this one. May be repeated.")] = None,
+    share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Of samples of the target in the replay.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of problems, networks and samples.")] = 0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A trial of seconds whose numbers mean nothing.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
+) -> None:
+    """Log-ratios learned from samples, as EDIS needs them, against the exact ones of Gaussian mixtures."""
+    import torch
+
+    from egd.bench import ratios as bench
+    from egd.bench import report
+
+    torch.set_num_threads(1)
+    settings = bench.Settings(seed=seed, share=share)
+    if smoke:
+        settings = bench.Settings(seed=seed, share=share, samples=50, points=20, steps=5, training=5)
+    problems = bench.problems(settings)
+    with user_errors():
+        names = _known(case, list(problems), "problem", "--case")
+        labels = _known(estimator, list(bench.ESTIMATORS), "estimator", "--estimator")
+    rows: list[bench.Row] = []
+    for name in names:
+        own = list(bench.run(problems[name], labels, settings))
+        console.print(bench.table(own))
+        rows += own
+        if json is not None:  # after every problem: what is measured is kept
+            report.write_json(json, rows)
+    if markdown is not None:
+        markdown.write_text(bench.markdown(rows))
+
+
+@app.command()
 def speed(
     piece: Annotated[list[str] | None, typer.Option("--piece", "-p", help="Only this piece. May be repeated.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -139,14 +174,18 @@ def _measure(job: tuple[str, list[float], list[str], dict[str, Any], Settings]) 
     return list(run(cases(settings.seed)[name], betas, denoisers, specs, settings))
 
 
+def _known(names: list[str] | None, known: Sequence[str], kind: str, key: str) -> list[str]:
+    """Those of the known ones that are named, in their order; all where none is. UserError for one there is not."""
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"no {kind} is called '{name}'; {nearest(name, known)}", key=key)
+    return [name for name in known if name in (names or known)]
+
+
 def _cases(names: list[str] | None, seed: int) -> list[str]:
     from egd.bench.cases import cases
 
-    known = list(cases(seed))
-    for name in names or ():
-        if name not in known:
-            raise UserError(f"no case is called '{name}'; {nearest(name, known)}", key="--case")
-    return [name for name in known if name in (names or known)]
+    return _known(names, list(cases(seed)), "case", "--case")
 
 
 def _estimators(names: list[str] | None, mine: str | None) -> dict[str, Any]:

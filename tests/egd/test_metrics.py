@@ -1,9 +1,9 @@
-"""The sliced Wasserstein distance against closed forms."""
+"""Distances between samples against closed forms."""
 
 import pytest
 import torch
 
-from egd.metrics import sliced_wasserstein
+from egd.metrics import energy_distance, sliced_wasserstein
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -55,3 +55,23 @@ def test_events_are_flattened_and_identical_sets_are_at_zero() -> None:
 def test_what_cannot_be_compared_is_refused(x: tuple[int, ...], y: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="one event shape"):
         sliced_wasserstein(torch.zeros(x), torch.zeros(y), 4, gen())
+
+
+def test_energy_distance_of_two_normals_is_the_known_one() -> None:
+    """E|X - Y| of N(0, 1) and N(m, 1) is that of |N(m, 2)|: 2 phi(m / 2^.5) 2^.5 + m (2 Phi(m / 2^.5) - 1)."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3000, 1, generator=g, dtype=torch.float64), torch.randn(3000, 1, generator=g, dtype=torch.float64)
+    normal, m = torch.distributions.Normal(0.0, 1.0), torch.tensor(1.5, dtype=torch.float64)
+    z = m / 2**0.5
+    apart = 2 * 2**0.5 * normal.log_prob(z).exp() + m * (2 * normal.cdf(z) - 1)
+    expected = 2 * apart - 4 / torch.pi**0.5
+    assert energy_distance(x, y + m).item() == pytest.approx(expected.item(), abs=0.1)
+    assert abs(energy_distance(x, y).item()) < 0.005
+    assert energy_distance(x[:10], x[:10] + 5).item() > 5
+
+
+def test_energy_distance_names_sets_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="two sets of two or more"):
+        energy_distance(torch.zeros(1, 2), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="event shape"):
+        energy_distance(torch.zeros(3, 2), torch.zeros(3, 3))

@@ -1,0 +1,272 @@
+"""A target given by samples: log-ratios learned from them, against the exact ones of Gaussian mixtures.
+
+q is a replay: a share ``f`` of online samples, density p, the rest offline ones. The target is p = q e^w, w = log p / q, and
+the exact intermediate energy E_t(x_t) = -log p_t(x_t) / q_t(x_t) the difference of two mixtures' log densities.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from egd.bench.report import short
+from egd.denoisers import at_unit_scale
+from egd.energies.clean import at_zero
+from egd.energies.dps import DPS
+from egd.energies.second_order import SecondOrder
+from egd.guidance import guide
+from egd.metrics import energy_distance
+from egd.mixtures import GaussianMixture
+from egd.networks import EnergyMLP
+from egd.objectives.cep import CEP
+from egd.objectives.ratio import Ratio
+from egd.posteriors import calibrate, residual
+from egd.rules import Additive
+from egd.samplers import heun
+from egd.schedules import EDM, time_grid
+from egd.tensors import value_and_grad
+from egd.times import UNIFORM, LogNormalTimes, Times
+from egd.training import EnergyLearner, Fit, Objective
+from egd.types import Context, Denoiser, Energy, TimedEnergy
+
+LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Noise levels sigma at which gradients are compared; the data are of order 1."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work goes into a row."""
+
+    seed: int = 0
+    share: float = 0.1
+    """Of online samples in q."""
+    samples: int = 2000
+    points: int = 512
+    """States x_t ~ q_t at each noise level."""
+    steps: int = 32
+    """Of Heun's method."""
+    training: int = 1500
+    """Steps of each network."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator on one problem: ``cosine`` and ``error`` (relative, root mean square) of the gradient at each of LEVELS;
+    energy distance of guided samples to those of p, and between two sets of these; errors of mean and standard deviations, in
+    units of p's; seconds of training.
+    """
+
+    case: str
+    estimator: str
+    cosine: tuple[float, ...]
+    error: tuple[float, ...]
+    distance: float
+    floor: float
+    mean_error: float
+    std_error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Online p and the replay q."""
+
+    name: str
+    p: GaussianMixture
+    q: GaussianMixture
+
+    def clean(self, x: Tensor, c: Context = None) -> Tensor:
+        """E(x) = -log p(x) / q(x): (B, D) -> (B,)"""
+        return self.q.log_prob(x) - self.p.log_prob(x)
+
+    def energy(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """The exact E_t."""
+        alpha, sigma = EDM().alpha(t), EDM().sigma(t)
+        return self.q.log_prob(x, alpha, sigma) - self.p.log_prob(x, alpha, sigma)
+
+    def denoise(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """The exact denoiser of q."""
+        return self.q.denoise(EDM(), x, t)
+
+
+def problems(settings: Settings) -> dict[str, Problem]:
+    """A mode of the replay that is chosen, modes that are moved and narrowed, and the same in more dimensions."""
+    found = {}
+    for name, dim, moved in (("chosen-2d", 2, 0.0), ("moved-2d", 2, 0.6), ("moved-8d", 8, 0.4), ("moved-23d", 23, 0.25)):
+        offline = _scaled(GaussianMixture.random(5, dim, seed=settings.seed + dim))
+        shift = moved * torch.randn(2, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
+        weights = torch.tensor([0.7, 0.3], dtype=torch.float64).log()
+        p = GaussianMixture(weights, offline.means[:2] + shift, offline.covs[:2] * (0.5 if moved else 1.0))
+        found[name] = Problem(name, p, _union(p, offline, settings.share))
+    return found
+
+
+def _scaled(mixture: GaussianMixture) -> GaussianMixture:
+    """To unit variance on average."""
+    x = mixture.sample(20_000, torch.Generator().manual_seed(0))
+    mean, unit = x.mean(0), float(x.var(0).mean().sqrt())
+    return GaussianMixture(mixture.log_weights, (mixture.means - mean) / unit, mixture.covs / unit**2)
+
+
+def _union(p: GaussianMixture, offline: GaussianMixture, share: float) -> GaussianMixture:
+    weights = torch.cat([p.log_weights + math.log(share), offline.log_weights + math.log1p(-share)])
+    return GaussianMixture(weights, torch.cat([p.means, offline.means]), torch.cat([p.covs, offline.covs]))
+
+
+# -- estimators --------------------------------------------------------------------------------------------------------
+
+Make = Callable[[Problem, Settings], TimedEnergy]
+
+
+def _trained(problem: Problem, settings: Settings, objective: Objective, times: Times, seed: int) -> TimedEnergy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed + seed)
+        network = EnergyMLP(problem.q.means.shape[1], width=128, layers=3)
+    fit = Fit(network, lr=2e-3, steps=settings.training, decay=True)
+    sample = lambda n, g: (problem.q.sample(n, g).float(), None)  # noqa: E731
+    learner = EnergyLearner(fit, EDM(), sample, objective, batch=256, times=times)
+    generator = torch.Generator().manual_seed(settings.seed + seed)
+    for _ in range(settings.training):
+        learner.update(generator)
+    scaled = at_unit_scale(network.requires_grad_(False), EDM())
+    return lambda x, t, c: scaled(x.float(), t.float(), c).to(x.dtype)
+
+
+def _noised(problem: Problem, settings: Settings, kind: Any = "logistic") -> TimedEnergy:
+    wanted = lambda n, g: (problem.p.sample(n, g).float(), None)  # noqa: E731
+    return _trained(problem, settings, Ratio(EDM(), wanted, kind), LogNormalTimes(EDM(), -0.5, 1.5), 1)
+
+
+def _learned(problem: Problem, settings: Settings) -> Energy:
+    """The clean ratio, by discrimination without noise."""
+    wanted = lambda n, g: (problem.p.sample(n, g).float(), None)  # noqa: E731
+    return at_zero(_trained(problem, settings, Ratio(EDM(), wanted, clean=True), UNIFORM, 2))
+
+
+def _cep(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+    clean = problem.clean if exact else _learned(problem, settings)
+    energy: Energy = lambda x, c: clean(x.double(), c).float()  # noqa: E731
+    return _trained(problem, settings, CEP(energy, EDM()), LogNormalTimes(EDM(), -0.5, 1.5), 3)
+
+
+def _second_order(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+    clean = problem.clean if exact else _learned(problem, settings)
+    sample = lambda n, g: (problem.q.sample(n, g), None)  # noqa: E731
+    generator = torch.Generator().manual_seed(settings.seed)
+    moments = calibrate(problem.denoise, EDM(), sample, generator=generator, grid=40, samples=4096)
+    return SecondOrder(clean, residual(problem.denoise, moments))
+
+
+def _dps(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+    return DPS(problem.clean if exact else _learned(problem, settings), problem.denoise)
+
+
+def _clean(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+    """E at x_t as it is, which no theory supports."""
+    clean = problem.clean if exact else _learned(problem, settings)
+    return lambda x, t, c: clean(x, c)
+
+
+ESTIMATORS: Mapping[str, Make] = {
+    "exact": lambda problem, settings: problem.energy,
+    "none": lambda problem, settings: lambda x, t, c: 0 * x.sum(1),
+    "noised discriminator": _noised,
+    "noised, InfoNCE": partial(_noised, kind="info_nce"),
+    "CEP, learned w": partial(_cep, exact=False),
+    "CEP, exact w": partial(_cep, exact=True),
+    "second order, learned w": partial(_second_order, exact=False),
+    "second order, exact w": partial(_second_order, exact=True),
+    "DPS, learned w": partial(_dps, exact=False),
+    "DPS, exact w": partial(_dps, exact=True),
+    "clean at x_t, learned w": partial(_clean, exact=False),
+    "clean at x_t, exact w": partial(_clean, exact=True),
+}
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def run(problem: Problem, estimators: Sequence[str], settings: Settings) -> Iterator[Row]:
+    """The rows of one problem."""
+    generator = torch.Generator().manual_seed(settings.seed + 5)
+    truth = [problem.p.sample(settings.samples, generator) for _ in range(2)]
+    floor = float(energy_distance(*truth))
+    states = [_state(problem, sigma, settings.points, generator) for sigma in LEVELS]
+    for label in estimators:
+        started = time.perf_counter()
+        energy = ESTIMATORS[label](problem, settings)
+        seconds = time.perf_counter() - started
+        compared = [_compare(energy, *state) for state in states]
+        x = _sample(problem, energy, settings)
+        std = truth[0].std(0)
+        off = ((x.mean(0) - truth[0].mean(0)) / std).square().mean().sqrt()
+        wide = (x.std(0) / std - 1).square().mean().sqrt()
+        cosines, errors = zip(*compared, strict=True)
+        distance = float(energy_distance(x, truth[1]))
+        yield Row(problem.name, label, cosines, errors, distance, floor, float(off), float(wide), seconds)
+
+
+def _state(problem: Problem, sigma: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t ~ q_t, t, and the exact gradient."""
+    t = EDM().time(torch.tensor(sigma, dtype=torch.float64).log().neg()).expand(n)
+    x = problem.q.noised(EDM(), t, generator)
+    return x, t, value_and_grad(lambda x: problem.energy(x, t), x)[1]
+
+
+def _compare(energy: TimedEnergy, x: Tensor, t: Tensor, exact: Tensor) -> tuple[float, float]:
+    slope = value_and_grad(lambda x: energy(x, t, None), x)[1]
+    cosine = torch.nn.functional.cosine_similarity(slope, exact, eps=1e-12).mean()
+    return float(cosine), float((slope - exact).square().sum().sqrt() / exact.square().sum().sqrt())
+
+
+def _sample(problem: Problem, energy: TimedEnergy, settings: Settings) -> Tensor:
+    generator = torch.Generator().manual_seed(settings.seed + 3)
+    noise = 80 * torch.randn(settings.samples, problem.q.means.shape[1], generator=generator, dtype=torch.float64)
+    times = time_grid(EDM(), settings.steps).double()
+    guided: Denoiser = guide(problem.denoise, energy, Additive(), EDM())
+    return torch.cat([heun(guided, EDM(), part, times) for part in torch.split(noise, 500)])
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows of one problem for the terminal."""
+    out = Table(
+        title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance {short(rows[0].floor)}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in HEADINGS:
+        out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=heading != "estimator")
+    for row in rows:
+        out.add_row(*cells(row))
+    return out
+
+
+SHOWN = (0.1, 1.0, 5.0)
+HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, under HEADINGS."""
+    gradients = [f"{row.cosine[LEVELS.index(s)]:.2f}" for s in SHOWN] + [short(row.error[LEVELS.index(1.0)])]
+    return [row.estimator, *gradients, *map(short, (row.distance, row.mean_error, row.std_error)), f"{row.seconds:.1f}"]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for every problem."""
+    parts = []
+    for name in dict.fromkeys(row.case for row in rows):
+        own = [row for row in rows if row.case == name]
+        lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, own)]
+        parts += [f"**{name}**; two sets of samples of p: {short(own[0].floor)}", ""]
+        parts += [f"| {' | '.join(line)} |" for line in lines] + [""]
+    return "\n".join(parts)
