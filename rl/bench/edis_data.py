@@ -3,9 +3,9 @@
     python -m rl.bench.edis_data --task hopper-medium --expert mujoco/hopper/expert-v0 --rows 5000
 
 The task's data are offline, some of the expert's rows online, and the next as many held out: what the generated share of a
-batch ought to look like. Measured: energy distance to the held-out rows (coordinates in standard deviations of the replay), the
-area under the ROC curve of a network that tells the two apart (0.5: it cannot), the root mean square error of s' and of r against
-the simulator set to (s, a), and the share of rows that are nearer to an online row than one in a hundred held-out rows is.
+batch ought to look like. Measured: energy distance to the held-out rows (coordinates in standard deviations of the replay);
+the area under the ROC curve of a network that tells the two apart (0.5: it cannot); root mean square errors of s' and of r
+against the simulator set to (s, a); the share of rows nearer to an online row than one in a hundred held-out rows is.
 """
 
 from __future__ import annotations
