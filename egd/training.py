@@ -54,6 +54,14 @@ class Objective(Protocol):
         ...
 
 
+def train(learner: Learner, steps: int, generator: torch.Generator) -> Metrics:
+    """So many updates, one after the other; returns the metrics of the last, none of none."""
+    metrics: Metrics = {}
+    for _ in range(steps):
+        metrics = learner.update(generator)
+    return metrics
+
+
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a module's parameters; its first update copies them."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]

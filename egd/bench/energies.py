@@ -25,7 +25,7 @@ from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
 from egd.tensors import value_and_grad
-from egd.training import DenoiserLearner, Fit
+from egd.training import DenoiserLearner, Fit, train
 from egd.types import Context, Denoiser, Schedule, TimedEnergy
 
 
@@ -222,9 +222,7 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
     fit = Fit(network, lr=1e-3, steps=settings.denoiser_steps, decay=True, ema=0.99)
     sample = lambda n, g: (case.mixture.sample(n, g).float(), None)  # noqa: E731
     learner = DenoiserLearner(fit, schedule, sample, batch=256, prediction="v_prediction")
-    generator = _generator(settings.seed)
-    for _ in range(settings.denoiser_steps):
-        learner.update(generator)
+    train(learner, settings.denoiser_steps, _generator(settings.seed))
     return single(NetworkDenoiser(fit.model.requires_grad_(False), schedule, "v_prediction"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from egd.catalogue import ENERGIES, OBJECTIVES
 from egd.components import Spec, build, validate
 from egd.networks import EnergyMLP
-from egd.training import EnergyLearner, Fit, Objective
+from egd.training import EnergyLearner, Fit, Objective, train
 from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
 
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}
@@ -88,9 +88,7 @@ def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Train
     fit = Fit(network, lr=settings.lr, steps=settings.steps, decay=True)
     schedule: Schedule = parts["schedule"]
     learner = EnergyLearner(fit, schedule, _single(sample), _Single(objective), batch=settings.batch)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(settings.steps):
-        learner.update(generator)
+    train(learner, settings.steps, torch.Generator().manual_seed(seed))
     return single(network)
 
 

@@ -35,7 +35,7 @@ from egd.samplers import heun
 from egd.schedules import EDM, time_grid
 from egd.tensors import value_and_grad
 from egd.times import UNIFORM, LogNormalTimes, Times
-from egd.training import EnergyLearner, Fit, Objective
+from egd.training import EnergyLearner, Fit, Objective, train
 from egd.types import Context, Denoiser, Energy, TimedEnergy
 
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -134,9 +134,7 @@ def _trained(problem: Problem, settings: Settings, objective: Objective, times: 
     fit = Fit(network, lr=2e-3, steps=settings.training, decay=True)
     sample = lambda n, g: (problem.q.sample(n, g).float(), None)  # noqa: E731
     learner = EnergyLearner(fit, EDM(), sample, objective, batch=256, times=times)
-    generator = torch.Generator().manual_seed(settings.seed + seed)
-    for _ in range(settings.training):
-        learner.update(generator)
+    train(learner, settings.training, torch.Generator().manual_seed(settings.seed + seed))
     scaled = at_unit_scale(network.requires_grad_(False), EDM())
     return lambda x, t, c: scaled(x.float(), t.float(), c).to(x.dtype)
 

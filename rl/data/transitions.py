@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 RewardScale = Literal["range"] | float
+Rows = TypeVar("Rows", Tensor, "Batch")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Batch:
 
 
 torch.export.register_dataclass(Batch)  # batches of many runs are stacked
+
+
+def drawn(rows: Rows, n: int, generator: torch.Generator) -> Rows:
+    """n of the rows of a tensor or of a batch, uniformly with replacement."""
+    return rows[torch.randint(len(rows), (n,), generator=generator, device=generator.device)]
 
 
 @dataclass(frozen=True)

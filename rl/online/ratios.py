@@ -20,9 +20,9 @@ from egd.networks import EnergyMLP
 from egd.objectives.ratio import Ratio
 from egd.schedules.edm import EDM
 from egd.sections import NetworkConfig
-from egd.training import EnergyLearner, Fit, Metrics
+from egd.training import EnergyLearner, Fit, Metrics, train
 from egd.types import Sample
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, drawn
 from rl.online.generators.base import World
 from rl.online.vectors import Vectors
 
@@ -96,7 +96,7 @@ class LogWeights:
 
     def _wanted(self, recent: Batch) -> Draw:
         def draw(n: int, generator: torch.Generator) -> Tensor:
-            rows = recent[torch.randint(len(recent), (n,), generator=generator, device=generator.device)]
+            rows = drawn(recent, n, generator)
             action = rows.action if self.config.actions == "replay" else self.world.act(rows.state, generator)
             return self.vectors.encode_pairs(rows.state, action)
 
@@ -107,9 +107,7 @@ class LogWeights:
         objective = Ratio(EDM(), wanted, clean=True)
         fit = Fit(self.networks[name], lr=c.lr, steps=c.steps, decay=c.decay)
         learner = EnergyLearner(fit, EDM(), model, objective, batch=c.batch)
-        metrics: Metrics = {}
-        for _ in range(c.steps):
-            metrics = learner.update(generator)
+        metrics = train(learner, c.steps, generator)
         return {key: metrics[key] for key in ("loss", "auc") if key in metrics}
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, drawn
 
 
 class Replay:
@@ -37,7 +37,7 @@ class Replay:
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """n of them, uniformly with replacement."""
-        return self.room[torch.randint(self.size, (n,), generator=generator, device=generator.device)]
+        return drawn(self.rows, n, generator)
 
     def state(self) -> dict[str, Tensor]:
         """For the checkpoint."""

@@ -17,11 +17,11 @@ from egd.phases import Phase
 from egd.samplers.base import initial_noise
 from egd.schedules import Spacing, time_grid
 from egd.times import LogNormalTimes
-from egd.training import DenoiserLearner, Fit, Metrics
+from egd.training import DenoiserLearner, Fit, Metrics, train
 from egd.types import Denoiser
 from rl.behaviour import make_schedule
 from rl.config import DenoiserConfig, SamplerConfig
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, drawn
 from rl.online import terminations
 from rl.online.generators.base import Generator, World
 from rl.online.replay import Replay
@@ -135,7 +135,7 @@ class Diffusion(Generator):
 
     def replayed(self, n: int, generator: torch.Generator) -> Tensor:
         """Vectors (n, D) of offline and, from the first refresh on, online transitions alike: of q."""
-        return self.pool[torch.randint(len(self.pool), (n,), generator=generator, device=generator.device)]
+        return drawn(self.pool, n, generator)
 
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
         """Learn on, and sample anew."""
@@ -148,10 +148,7 @@ class Diffusion(Generator):
     def _learn(self, generator: torch.Generator) -> Metrics:
         network = self.model if self.warm_start else self.world.fresh(f"generator/{self.refreshes}", self._network)
         self.fit = self._fit(network, self.refresh_steps)
-        learner = self._learner(self.fit)
-        metrics: Metrics = {}
-        for _ in range(self.refresh_steps):
-            metrics = learner.update(generator)
+        metrics = train(self._learner(self.fit), self.refresh_steps, generator)
         return {"generator_loss": metrics["loss"]} if metrics else {}
 
     @property
@@ -190,10 +187,7 @@ class Diffusion(Generator):
                 "no generated transition is finite and in the range of the data; lower omega, or raise refresh_steps or reach",
                 key="online.generator",
             )
-        chosen = torch.arange(len(x), device=x.device)
-        kept = chosen[good]
-        others = kept[torch.randint(len(kept), (len(x),), generator=generator, device=generator.device)]
-        rows = self.vectors.decode(x[torch.where(good, chosen, others)])
+        rows = self.vectors.decode(torch.where(good[:, None], x, drawn(x[good], len(x), generator)))
         clipped = rows.action.abs() > 1
         self.rows = Batch(rows.state, rows.action.clamp(-1, 1), rows.reward, rows.next_state, rows.terminal)
         return {
@@ -204,7 +198,7 @@ class Diffusion(Generator):
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """n of the transitions of the last refresh."""
-        return self.rows[torch.randint(len(self.rows), (n,), generator=generator, device=generator.device)]
+        return drawn(self.rows, n, generator)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from egd.networks import EnergyMLP
 from egd.posteriors import calibrate
 from egd.sections import NetworkConfig
 from egd.times import LogNormalTimes
-from egd.training import EnergyLearner, Fit, Metrics
+from egd.training import EnergyLearner, Fit, Metrics, train
 from egd.types import Context, Denoiser, TimedEnergy
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, drawn
 from rl.online.generators.base import World
 from rl.online.generators.diffusion import MODEL, SAMPLER, SCHEDULE, Diffusion, ModelConfig, StepsConfig
 from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term, effective_share
@@ -147,7 +147,7 @@ class EDIS(Diffusion):
 
         def generated(n: int, generator: torch.Generator) -> Tensor:
             assert samples is not None
-            return samples[torch.randint(len(samples), (n,), generator=generator, device=generator.device)]
+            return drawn(samples, n, generator)
 
         share = online / len(self.pool)
         metrics = self.weights.train(recent, self.replayed, share, None if samples is None else generated, generator)
@@ -168,9 +168,7 @@ class EDIS(Diffusion):
             return self.replayed(count, generator), None
 
         learner = EnergyLearner(fit, self.schedule, sample, component, batch=n.batch, times=times)
-        metrics: Metrics = {}
-        for _ in range(n.steps):
-            metrics = learner.update(generator)
+        metrics = train(learner, n.steps, generator)
         return at_unit_scale(self.network, self.schedule), {"energy_loss": metrics["loss"]} if metrics else {}
 
     def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
@@ -179,7 +177,7 @@ class EDIS(Diffusion):
         parts: dict[str, Any] = {"schedule": self.schedule, "denoiser": denoiser, "beta": 1.0, "energy": self._clean}
         parts["support"] = partial(self._support, generator)
         encoded = self.vectors.encode(recent)
-        parts["wanted"] = lambda n, g: (encoded[torch.randint(len(encoded), (n,), generator=g, device=g.device)], None)
+        parts["wanted"] = lambda n, g: (drawn(encoded, n, g), None)
         if wanted & {"posterior", "moments"}:
             moments = calibrate(
                 denoiser,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from egd.training import Metrics
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, drawn
 from rl.online.generators.base import Generator, World
 from rl.online.ratios import RATIO, LogWeights, RatioConfig, effective_share
 from rl.online.replay import Replay, joined
@@ -38,7 +38,7 @@ class Resampled(Generator):
         encoded = self.vectors.encode(self.rows)
 
         def replayed(n: int, generator: torch.Generator) -> Tensor:
-            return encoded[torch.randint(len(encoded), (n,), generator=generator, device=generator.device)]
+            return drawn(encoded, n, generator)
 
         recent = online.recent(self.weights.config.window or len(online))
         metrics = self.weights.train(recent, replayed, len(online) / len(encoded), None, generator)
