@@ -15,7 +15,7 @@ quickstart: $(VENV)/.installed ## Install, then run recipes/quickstart.yaml (or 
 	$(BIN)/egd run recipes/quickstart.yaml --resume
 
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## Check style, format and types.
 	$(BIN)/ruff check .
