@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from egd.tensors import flat_context
+from egd.tensors import differentiated, flat_context
 from egd.types import Context
 
 ActivationName = Literal["relu", "silu", "mish", "tanh", "gelu"]
@@ -23,11 +23,21 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32 whatever x has: autocast does so on GPUs, not on CPUs."""
+    """Over the last axis; in float32 whatever x has: autocast does so on GPUs, not on CPUs.
+
+    torch's kernel takes mean and deviation as constants in its higher derivatives: the third one, which the slope of a
+    second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it. So where
+    ``torch.func`` differentiates, it is written out.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Shaped like x."""
-        return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        if not differentiated():
+            return super().forward(x)
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return torch.addcmul(self.bias, centred * scale, self.weight)
 
 
 class LastLinear(nn.Linear):

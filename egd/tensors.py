@@ -54,6 +54,12 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def differentiated() -> bool:
+    """Whether this is a call under a derivative of ``torch.func``."""
+    kinds = torch._C._functorch.TransformType
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
     """f(x) (B,) and its gradient by x (B, ...). Rows are independent, so one backward pass serves all.
 
@@ -125,21 +131,24 @@ def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c:
 
 
 def _in_one_pass(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
-    def gradient(p: Tensor, _: Tensor, context: Context) -> Tensor:
-        slope: Tensor = torch.func.grad(lambda p: f(p, context).sum())(p)
-        return slope
+    n, d = len(x), x[0].numel()
+    eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    points, _, context, directions = _tiled(x, x.new_zeros(n), c, eye)
 
-    t = x.new_zeros(len(x))
-    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return f(x, c), gradient(x, t, c).flatten(1), jacobian_rows(gradient, x, t, c, eye).transpose(0, 1)
+    def total(p: Tensor) -> tuple[Tensor, Tensor]:
+        value = f(p, context)
+        return value.sum(), value
+
+    slope, pull, value = torch.func.vjp(torch.func.grad(total, has_aux=True), points, has_aux=True)  # type: ignore[misc]
+    return value[:n], slope[:n].flatten(1), pull(directions)[0].reshape(d, n, d).transpose(0, 1)
 
 
 def _row_by_row(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         points = x if x.requires_grad else x.detach().requires_grad_()
-        value = f(points, c)
-        slope = _grad(value.sum(), points, keep=True).flatten(1)
+        value, slope = _functional_value_and_grad(lambda p: f(p, c), points, create_graph=True)
+        slope = slope.flatten(1)
         hessian = torch.stack([_grad(entry, points, keep).flatten(1) for entry in slope.sum(0)], 1)
     return (value, slope, hessian) if keep else (value.detach(), slope.detach(), hessian)
 
