@@ -26,8 +26,8 @@ class LayerNorm(nn.LayerNorm):
     """Over the last axis; in float32 whatever x has: autocast does so on GPUs, not on CPUs.
 
     torch's kernel takes mean and deviation as constants in its higher derivatives: the third one, which the slope of a
-    second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it. So where
-    ``torch.func`` differentiates, it is written out.
+    second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
+    So where ``torch.func`` differentiates, it is written out.
     """
 
     def forward(self, x: Tensor) -> Tensor:
