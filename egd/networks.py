@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from egd.tensors import differentiated, flat_context
+from egd.tensors import differentiated_again, flat_context
 from egd.types import Context
 
 ActivationName = Literal["relu", "silu", "mish", "tanh", "gelu"]
@@ -27,13 +27,13 @@ class LayerNorm(nn.LayerNorm):
 
     torch's kernel takes mean and deviation as constants in its higher derivatives: the third one, which the slope of a
     second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
-    So where ``torch.func`` differentiates, it is written out.
+    So where ``torch.func`` differentiates forwards or twice, it is written out.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Shaped like x."""
         x = x.float() if x.dtype == torch.bfloat16 else x
-        if not differentiated():
+        if not differentiated_again():
             return super().forward(x)
         centred = x - x.mean(-1, keepdim=True)
         scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()

@@ -54,10 +54,11 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def differentiated() -> bool:
-    """Whether this is a call under a derivative of ``torch.func``."""
+def differentiated_again() -> bool:
+    """Whether this is a call under a forward-mode derivative of ``torch.func``, or under two of its derivatives."""
     kinds = torch._C._functorch.TransformType
-    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in torch._C._functorch.get_interpreter_stack() or ())
+    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    return kinds.Jvp in levels or levels.count(kinds.Grad) > 1
 
 
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
@@ -126,36 +127,18 @@ def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c:
     """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; rows are independent. Differentiable
     where gradients are on. Composes with ``torch.func``.
     """
-    few = x.numel() <= TILED_ROWS[x.is_cuda]
-    return _in_one_pass(f, x, c) if few or transformed() else _row_by_row(f, x, c)
-
-
-def _in_one_pass(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
     n, d = len(x), x[0].numel()
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
-    points, _, context, directions = _tiled(x, x.new_zeros(n), c, eye)
+    tiled = x.numel() <= TILED_ROWS[x.is_cuda] or transformed()
+    points, _, context, directions = _tiled(x, x.new_zeros(n), c, eye) if tiled else (x, None, c, eye)
 
     def total(p: Tensor) -> tuple[Tensor, Tensor]:
         value = f(p, context)
         return value.sum(), value
 
     slope, pull, value = torch.func.vjp(torch.func.grad(total, has_aux=True), points, has_aux=True)  # type: ignore[misc]
-    return value[:n], slope[:n].flatten(1), pull(directions)[0].reshape(d, n, d).transpose(0, 1)
-
-
-def _row_by_row(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        points = x if x.requires_grad else x.detach().requires_grad_()
-        value, slope = _functional_value_and_grad(lambda p: f(p, c), points, create_graph=True)
-        slope = slope.flatten(1)
-        hessian = torch.stack([_grad(entry, points, keep).flatten(1) for entry in slope.sum(0)], 1)
-    return (value, slope, hessian) if keep else (value.detach(), slope.detach(), hessian)
-
-
-def _grad(value: Tensor, x: Tensor, keep: bool) -> Tensor:
-    """Of a sum that may not depend on x at all, as the slope of a linear function. The graph of ``value`` stays."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (slope,) = torch.autograd.grad(value, x, create_graph=keep, retain_graph=True, materialize_grads=True)
-    return slope
+    if tiled:
+        hessian = pull(directions)[0].reshape(d, n, d)
+    else:
+        hessian = torch.stack([pull(row.reshape(x[:1].shape).expand_as(x))[0].flatten(1) for row in eye])
+    return value[:n], slope[:n].flatten(1), hessian.transpose(0, 1)

@@ -85,7 +85,7 @@ def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws
     observation, noise = observations(module, 10), policy.noise(10)
     data = module.agent.data
     expected = eagerly(module, observation, noise).clamp(data.action_low, data.action_high)
-    torch.testing.assert_close(policy(observation, noise), expected, atol=2e-4, rtol=1e-5)  # of actions; sums in another order
+    torch.testing.assert_close(policy(observation, noise), expected, atol=1e-5, rtol=1e-5)
     assert (expected.abs() < 0.9).float().mean() > 0.2
 
 
