@@ -29,6 +29,7 @@ data: {name: digits}
 targets: {brightness: {energy: {name: brightness, target: 0.38, width: 0.02}}}
 estimators: {dps: {guidance: dps}}
 unet: {widths: [8, 8], steps: 2, batch: 8}
+classifier: {steps: 5}
 calibration: {samples: 32, grid: 3}
 steps: 2
 evaluation: {samples: 10, reference: 100, draws: 100}
