@@ -44,6 +44,12 @@ def mappings(tree: Mapping[str, Any], key: str, source: str) -> dict[str, Tree]:
     return {str(name): dict(value or {}) for name, value in table.items()}
 
 
+def without_nulls(tree: Mapping[str, Any], *keys: str) -> Tree:
+    """Less the entries of these sections that are null: how --set, a budget or a method leaves one out."""
+    tables = {key: tree[key] for key in keys if isinstance(tree.get(key), Mapping)}
+    return {**tree, **{key: {name: v for name, v in table.items() if v is not None} for key, table in tables.items()}}
+
+
 def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
     """The overrides of ``--budget``, or of the recipe's ``default_budget``. UserError for one that does not exist."""
     budgets = mappings(recipe, "budgets", options.source)

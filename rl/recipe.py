@@ -8,7 +8,7 @@ from typing import Any
 from egd.config import Tree, merge, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Options
-from egd.planning import chosen_budget, mappings
+from egd.planning import chosen_budget, mappings, without_nulls
 from rl.agents import AGENTS, agent_class
 from rl.config import RunConfig
 from rl.tasks import find_task
@@ -64,7 +64,7 @@ def agent_kind(tree: Mapping[str, Any]) -> Any:
 def typed(tree: Tree, source: str) -> RunConfig:
     """The configuration that the kind of agent understands, checked. A variant has what it does not say from ``guidance``."""
     agent = agent_kind(tree)
-    tree = agent.Config.completed(tree)
+    tree = without_nulls(agent.Config.completed(tree), "variants")
     if "variants" in tree:
         headline = tree.get("guidance") or {}
         tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}

@@ -15,7 +15,7 @@ from egd.images.evaluation import rows
 from egd.images.job import ImagesJob, evaluated, load_model, train
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
 from egd.many import Variation, variations
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.planning import listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
 
@@ -35,10 +35,7 @@ class Images:
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
         options = variation.options
-        tree = resolve(recipe, task, over, options)
-        for key in ("targets", "estimators"):  # one set to null, by --set or a budget, is left out
-            if isinstance(tree.get(key), Mapping):
-                tree[key] = {name: value for name, value in tree[key].items() if value is not None}
+        tree = without_nulls(resolve(recipe, task, over, options), "targets", "estimators")
         config = validate(ImagesConfig, tree, options.source)
         check_components(config)
         folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")

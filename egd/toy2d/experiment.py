@@ -13,7 +13,7 @@ from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
 from egd.many import Variation, variations
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.planning import listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.toy2d.config import Toy2dConfig
@@ -36,9 +36,7 @@ class Toy2d:
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> Toy2dJob:
         options = variation.options
         find_data_set(task, "--task" if options.tasks else "tasks")
-        tree = resolve(recipe, task, over, options)
-        if isinstance(tree.get("estimators"), Mapping):  # one set to null, by --set or a budget, is left out
-            tree["estimators"] = {name: e for name, e in tree["estimators"].items() if e is not None}
+        tree = without_nulls(resolve(recipe, task, over, options), "estimators")
         config = validate(Toy2dConfig, tree, options.source)
         check_components(config)
         folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")

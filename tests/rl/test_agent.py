@@ -16,6 +16,7 @@ from rl.config import GuidanceConfig, GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import OfflineData
 from rl.policies import GuidedPolicy, Sampler
+from rl.recipe import typed
 
 LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}
 
@@ -234,6 +235,12 @@ def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
         drawn = GuidedPolicy(sampler, lambda x, t, c: exact.denoise(schedule, x, t), generator, temperature=temperature)(states)
         torch.testing.assert_close(drawn.mean(0), torch.tensor([0.5, -1.0]), atol=0.02, rtol=0)
         torch.testing.assert_close(drawn.std(0), temperature * torch.tensor([0.2, 0.5]), atol=0.01, rtol=0)
+
+
+def test_a_variant_set_to_null_is_left_out() -> None:
+    variants = {"dps": None, "cold": {"temperature": 0.5}}
+    config = typed({"experiment": "offline_rl", "kind": "aepo", "task": "hopper-medium", "variants": variants}, "a recipe")
+    assert isinstance(config, GuidedConfig) and set(config.arms) == {"guided", "cold"}
 
 
 def test_a_temperature_makes_an_arm_of_its_own_also_unguided() -> None:
