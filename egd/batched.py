@@ -150,7 +150,7 @@ class BatchedLearner:
             )
             for f in first.followers
         ]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=first.lr, fused=True)
+        self.optimiser = torch.optim.Adam(_groups(first.optimiser, self.parameters), fused=True)
         states = [[fit.optimiser.state[p] for p in fit.parameters()] for fit in self.fits if fit.optimiser.state]
         for parameter, slots in zip(self.parameters, zip(*states, strict=True), strict=False):
             moments = {key: torch.stack([slot[key] for slot in slots]) for key in ("exp_avg", "exp_avg_sq")}
@@ -196,6 +196,15 @@ class BatchedLearner:
         self.counts = [count + 1 for count in self.counts]
         self.step += 1
         return metrics
+
+
+def _groups(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Those of an optimiser, with its learning rates, of other parameters in the same order."""
+    others = iter(parameters)
+    return [
+        {"params": [next(others) for _ in own["params"]], "lr": own["lr"], "initial_lr": own["initial_lr"]}
+        for own in optimiser.param_groups
+    ]
 
 
 def _stacked(drawn: Sequence[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -78,14 +78,22 @@ class Follower:
 
 class Fit:
     """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional
-    exponential moving average.
+    exponential moving average. ``rates`` are learning rates of the module's children by name, where they differ from ``lr``.
     """
 
     def __init__(
-        self, module: nn.Module, *, lr: float, steps: int, decay: bool = False, ema: float = 0.0, clip: float = 0.0
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        steps: int,
+        decay: bool = False,
+        ema: float = 0.0,
+        clip: float = 0.0,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.module, self.lr, self.steps, self.decay, self.clip = module, lr, steps, decay, clip
-        self.optimiser = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
+        self.optimiser = torch.optim.Adam(_groups(module, lr, rates or {}), fused=True)
         self.followers: list[Follower] = []
         self.average = self.follow(module, ema) if ema else None
         self.step, self.cycles = 0, 1
@@ -110,11 +118,11 @@ class Fit:
         """Of the module."""
         return self.parameters()[0].device
 
-    def hold(self, lr: float) -> None:
-        """This learning rate from now on, without decay."""
-        self.lr, self.decay = lr, False
+    def hold(self, lr: float | None) -> None:
+        """This learning rate from now on, or the own ones, without decay."""
+        self.decay = False
         for settings in self.optimiser.param_groups:
-            settings["lr"] = lr
+            settings["lr"] = settings["initial_lr"] = lr or settings["initial_lr"]
 
     def descend(self, loss: Tensor) -> None:
         """One step down the loss ()."""
@@ -129,13 +137,13 @@ class Fit:
         self.step += 1
 
     def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
-        """The learning rate of this step; its decay begins anew in each of ``cycles`` equal parts of the steps."""
+        """The learning rates of this step; its decay begins anew in each of ``cycles`` equal parts of the steps."""
         if self.decay:
             length = max(1, -(-self.steps // self.cycles))
             done = self.step % length if self.step < self.steps else length
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * done / length))
+            share = 0.5 * (1 + math.cos(math.pi * done / length))
             for settings in optimiser.param_groups:
-                settings["lr"] = rate
+                settings["lr"] = settings["initial_lr"] * share
 
     def state(self) -> dict[str, Tensor]:
         """Weights, average, optimiser and step count."""
@@ -154,6 +162,14 @@ class Fit:
         if self.average is not None:
             self.average.load_state_dict(group("average", state))
         self.step = int(state["step"])
+
+
+def _groups(module: nn.Module, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Of parameters by learning rate, in the module's order."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        found.setdefault(rates.get(name.partition(".")[0], lr), []).append(parameter)
+    return [{"params": parameters, "lr": rate, "initial_lr": rate} for rate, parameters in found.items()]
 
 
 class StepLearner(ABC):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from egd.networks import ACTIVATIONS, LastLinear, LayerNorm
@@ -130,14 +130,7 @@ def make_actor(config: ActorConfig, state: int, action: int) -> Deterministic:
     return ACTORS[config.kind](state, action, **network)
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it no gradient of the module's parameters is asked for; derivatives by its inputs are as ever."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+def frozen(module: nn.Module) -> Callable[..., Tensor]:
+    """The module with its parameters as constants; derivatives by its inputs are as ever."""
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return lambda *inputs: functional_call(module, constants, inputs)

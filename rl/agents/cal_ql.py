@@ -50,8 +50,8 @@ class CalQLAgent(FineTuned, CQLAgent):
         return self.critic.update_on(self.critic.draw(batch, generator))
 
     def fits(self) -> Sequence[Fit]:
-        """Of all of them."""
-        return list(self.critic.fits.values())
+        """Of all of them, in one."""
+        return (self.critic.fit,)
 
     def learned(self) -> Mapping[str, Kept]:
         """The critic, which has its actor."""

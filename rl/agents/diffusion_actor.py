@@ -113,8 +113,7 @@ class Improved(StepLearner, ABC):
 
     def improvement(self, batch: Batch, actions: Tensor, judge: Tensor) -> tuple[Tensor, Metrics]:
         """-E Q_i(s, a) / E |Q_j(s, a)| with j the member after i: Diffusion-QL (arXiv:2208.06193), its Q scaled."""
-        with frozen(self.critic.values.q):
-            q = self.critic.values.q(batch.state, actions)
+        q = frozen(self.critic.values.q)(batch.state, actions)
         value = q.index_select(0, judge).mean()
         unit = q.detach().index_select(0, (judge + 1) % len(q)).abs().mean().clamp(min=1e-6)
         return -value / unit, {"q_policy": value.detach()}

@@ -92,8 +92,7 @@ class ActorCritic:
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """-lambda E Q_1(s, pi(s)) + E (pi(s) - a)^2, lambda = alpha / E |Q_1(s, pi(s))|."""
         action = self.actor.mean(batch.state)
-        with frozen(self.critic.values):
-            q = self.critic.values.q(batch.state, action)[0]
+        q = frozen(self.critic.values.q)(batch.state, action)[0]
         weight = self.settings.alpha / q.detach().abs().mean().clamp(min=1e-6)
         cloning = (action - batch.action).square().mean()
         return cloning - weight * q.mean(), {"cloning_loss": cloning.detach(), "q_policy": q.detach().mean()}

@@ -64,12 +64,15 @@ class Critic(ABC):
         layer_norm: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.gamma = gamma
+        self.gamma, self.polyak = gamma, polyak
         q = EnsembleMLP(ensemble, state + action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
         v = EnsembleMLP(1, state, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
         self.values = _Values(q, v).to(device)
-        self.fit = Fit(self.values, lr=lr, steps=steps, decay=decay)
-        self.target = self.fit.follow(self.values.q, 1 - polyak)
+        self._learn(Fit(self.values, lr=lr, steps=steps, decay=decay))
+
+    def _learn(self, fit: Fit) -> None:
+        """By this, which has the values and whatever is learned with them; the target follows Q."""
+        self.fit, self.target = fit, fit.follow(self.values.q, 1 - self.polyak)
         self.target.update_parameters(self.values.q)  # the first call copies
 
     @abstractmethod

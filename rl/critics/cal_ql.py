@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from egd.training import Learner
-from rl.critics.cql import CQL, CQLLearner, Drawn
+from rl.critics.base import CriticLearner
+from rl.critics.cql import CQL, Drawn
 from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
 
@@ -21,21 +22,13 @@ class CalQL(CQL):
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
         """Steps on the data's transitions, each with its return."""
-        return CalibratedLearner(self, data, batch)
+        returns = returns_to_go(data.transitions, self.gamma)
 
+        def sample(generator: torch.Generator) -> Drawn:
+            index = data.index(batch, generator)
+            return self.draw(data.transitions[index], generator, returns[index])
 
-class CalibratedLearner(CQLLearner):
-    """CQL's, with the floors of Cal-QL."""
-
-    def __init__(self, critic: CalQL, data: OfflineData, batch: int) -> None:
-        super().__init__(critic, lambda generator: data.sample(batch, generator))
-        self.data, self.batch = data, batch
-        self.returns = returns_to_go(data.transitions, critic.gamma)
-
-    def drawn(self, generator: torch.Generator) -> Drawn:
-        """A batch with returns."""
-        index = self.data.index(self.batch, generator)
-        return self.critic.draw(self.data.transitions[index], generator, self.returns[index])
+        return CriticLearner(self, sample)
 
 
 def returns_to_go(rows: Batch, gamma: float) -> Tensor:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from egd.checkpoint import group, prefixed
-from egd.computing import Computing
 from egd.networks import ActivationName
 from egd.training import Fit, Learner, Metrics
 from rl.actors import TanhGaussian, frozen
-from rl.critics.base import Critic, Shared
+from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
 from rl.support import SupportTable
 
@@ -40,8 +37,7 @@ class Drawn:
     floor: Tensor | None = None
 
 
-Losses: TypeAlias = dict[str, tuple[Fit, Tensor]]
-"""What each optimiser descends."""
+torch.export.register_dataclass(Drawn)
 
 
 class CQL(Critic):
@@ -79,21 +75,20 @@ class CQL(Critic):
         self.target_entropy = -float(action) if target_entropy is None else target_entropy
         actor = TanhGaussian(state, action, width=policy_width, layers=policy_layers, activation=policy_activation)
         self.actor = actor.to(device)
-        self.temperature, self.multiplier = _Exponential(0.0).to(device), _Exponential(1.0).to(device)
-
-        def fit(module: nn.Module, lr: float) -> Fit:
-            return Fit(module, lr=lr, steps=self.fit.steps, decay=self.fit.decay)
-
-        self.fits = {
-            "values": self.fit,
-            "actor": fit(self.actor, policy_lr),
-            "temperature": fit(self.temperature, policy_lr),
-            "multiplier": fit(self.multiplier, self.fit.lr),
-        }
+        self.temperature = _Exponential(0.0).to(device)
+        parts: dict[str, nn.Module] = {"critic": self.values, "actor": self.actor, "temperature": self.temperature}
+        if gap is not None:
+            self.multiplier = parts["multiplier"] = _Exponential(1.0).to(device)
+        rates = {"actor": policy_lr, "temperature": policy_lr}
+        self._learn(Fit(nn.ModuleDict(parts), lr=self.fit.lr, steps=self.fit.steps, decay=self.fit.decay, rates=rates))
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
         """Steps on the data's transitions."""
-        return CQLLearner(self, partial(data.sample, batch))
+
+        def sample(generator: torch.Generator) -> Drawn:
+            return self.draw(data.sample(batch, generator), generator)
+
+        return CriticLearner(self, sample)
 
     def draw(self, batch: Batch, generator: torch.Generator, floor: Tensor | None = None) -> Drawn:
         """The random numbers of a step on a batch from anywhere, ``floor`` (B,) as in ``Drawn``."""
@@ -105,29 +100,22 @@ class CQL(Critic):
         chance = 2 * torch.rand(b, self.actions, a, generator=generator, device=batch.action.device) - 1
         return Drawn(batch, noise(1), noise(self.actions), noise(self.actions), chance, floor)
 
-    def update_on(self, drawn: Drawn) -> Metrics:
-        """One step of Q, V, the target, the actor and the multipliers."""
+    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
+        """The sum of all parts' losses, none of which looks at another part's parameters but as constants."""
         losses, metrics = self.losses(drawn)
-        self.descend(losses)
-        return metrics
+        return torch.stack([*losses.values()]).sum(), metrics
 
-    def losses(self, drawn: Drawn) -> tuple[Losses, Metrics]:
-        """Of all parts, each of them as it is before the step."""
-        loss, metrics = self.loss(drawn)
+    def losses(self, drawn: Drawn) -> tuple[dict[str, Tensor], Metrics]:
+        """By part."""
+        loss, metrics = self.value_loss(drawn)
         actor_loss, actor_info = self.actor_loss(drawn)
         surplus = self.target_entropy - actor_info["entropy"]
-        # the actor first: its loss looks through Q as it is, the loss of Q at actions that are already drawn
-        losses = {"actor": actor_loss, "values": loss, "temperature": -self.temperature.log * surplus}
+        losses = {"critic": loss, "actor": actor_loss, "temperature": -self.temperature.log * surplus}
         if self.gap is not None:
             losses["multiplier"] = -self.multiplier() * self.alpha * (metrics["conservative"] - self.gap)
-        return {name: (self.fits[name], value) for name, value in losses.items()}, {**metrics, **actor_info}
+        return losses, {**metrics, **actor_info}
 
-    def descend(self, losses: Losses) -> None:
-        """One step down all of them."""
-        for fit, loss in losses.values():
-            fit.descend(loss)
-
-    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
+    def value_loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
         """Of Q and V: temporal differences and the conservative term, averaged over members."""
         batch = drawn.batch
         with torch.no_grad():
@@ -162,8 +150,7 @@ class CQL(Critic):
         """alpha_entropy log pi(a|s) - min_i Q_i(s, a), a the actor's."""
         state = drawn.batch.state
         actions, log_density = self.actor(state, drawn.own)
-        with frozen(self.values):
-            q = of_each(self.values.q, state, actions).amin(0)
+        q = of_each(frozen(self.values.q), state, actions).amin(0)
         temperature = self.temperature().detach()
         loss = (temperature * log_density - q).mean()
         return loss, {"actor_loss": loss.detach(), "entropy": -log_density.detach().mean(), "temperature": temperature}
@@ -173,18 +160,6 @@ class CQL(Critic):
         if self.gap is None:
             return self.alpha, 0.0
         return self.multiplier().detach() * self.alpha, self.gap
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that decides later updates."""
-        own = {k: v for name, fit in self.fits.items() if fit is not self.fit for k, v in prefixed(name, fit.state()).items()}
-        return {**super().state(), **own}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
-        super().load(state)
-        for name, fit in self.fits.items():
-            if fit is not self.fit:
-                fit.load(group(name, state))
 
 
 def of_each(q: Callable[[Tensor, Tensor], Tensor], state: Tensor, actions: Tensor) -> Tensor:
@@ -203,32 +178,3 @@ class _Exponential(nn.Module):
     def forward(self) -> Tensor:
         """()"""
         return self.log.exp().clamp(max=1e6)
-
-
-class CQLLearner:
-    """The critic, its actor and its multipliers, a step at a time on what ``sample`` draws."""
-
-    computing: Computing = Computing()
-
-    def __init__(self, critic: CQL, sample: Callable[[torch.Generator], Batch]) -> None:
-        self.critic, self.sample = critic, sample
-
-    def drawn(self, generator: torch.Generator) -> Drawn:
-        """All that is random in a step."""
-        return self.critic.draw(self.sample(generator), generator)
-
-    def update(self, generator: torch.Generator) -> Metrics:
-        """One step."""
-        drawn = self.drawn(generator)
-        with self.computing.autocast(self.critic.fit.device):
-            losses, metrics = self.critic.losses(drawn)
-        self.critic.descend(losses)
-        return metrics
-
-    def state(self) -> dict[str, Tensor]:
-        """The critic's, its actor and its multipliers included."""
-        return self.critic.state()
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
-        self.critic.load(state)

@@ -83,7 +83,7 @@ class OnlineLearner:
         if not self._held:
             self._held = True
             for fit in self.agent.fits():
-                fit.hold(self.config.lr or fit.lr)
+                fit.hold(self.config.lr)
 
     @torch.no_grad()
     def _act(self, generator: torch.Generator) -> Metrics:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
+from egd.batched import BatchedLearner
 from egd.checkpoint import load_checkpoint
 from rl.actors import TanhGaussian
 from rl.critics import CQL
+from rl.critics.base import CriticLearner
 from rl.data.transitions import Batch
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "policy_width": 16, "policy_layers": 2, "actions": 3}
@@ -72,10 +74,9 @@ def test_the_loss_is_the_sum_written_out(backup: bool, floor: float | None, gene
         following = [made.q(after, a[None]) for a in made.actor(after, drawn.there[i : i + 1])[0][0]]
         best = torch.stack(following).max() if backup else following[0][0]
         td.append((q(b.action[i]) - b.reward[i] - 0.9 * (1 - b.terminal[i]) * best).square())
-    _, metrics = made.loss(drawn)
+    whole, metrics = made.value_loss(drawn)
     torch.testing.assert_close(metrics["q_loss"], torch.stack(td).mean().detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(metrics["conservative"], torch.stack(excess).mean().detach(), atol=1e-4, rtol=1e-4)
-    whole = made.loss(drawn)[0]
     torch.testing.assert_close(whole.detach(), metrics["q_loss"] + metrics["v_loss"] + 2.5 * metrics["conservative"])
 
 
@@ -126,14 +127,16 @@ def test_the_actor_climbs_and_leaves_the_critic_alone(generator: torch.Generator
 
 
 def test_all_parts_are_stepped_by_gradients_as_before_the_step(generator: torch.Generator) -> None:
-    made = critic(lr=0.1)
+    made = critic(lr=0.1, gap=1.0)
     drawn = made.draw(batch(), generator)
+    assert isinstance(made.fit.module, nn.ModuleDict)
     wanted = {}
-    for name, (fit, loss) in made.losses(drawn)[0].items():
-        wanted[name] = torch.autograd.grad(loss, fit.parameters(), retain_graph=True)
+    for name, loss in made.losses(drawn)[0].items():
+        wanted[name] = torch.autograd.grad(loss, [*made.fit.module[name].parameters()], retain_graph=True)
+    assert wanted.keys() == {"critic", "actor", "temperature", "multiplier"}
     made.update_on(drawn)
     for name, gradients in wanted.items():
-        for parameter, gradient in zip(made.fits[name].parameters(), gradients, strict=True):
+        for parameter, gradient in zip(made.fit.module[name].parameters(), gradients, strict=True):
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad, gradient)
 
@@ -187,7 +190,43 @@ def test_it_goes_on_bit_for_bit() -> None:
         again.update_on(again.draw(batch(), g))
     assert again.state().keys() == whole.state().keys()
     assert all(torch.equal(again.state()[name], tensor) for name, tensor in whole.state().items())
-    assert again.state()["multiplier.step"] == 6
+    assert again.state()["fit.step"] == 6
+    assert not torch.equal(again.multiplier(), critic(gap=1.0).multiplier())
+
+
+@pytest.mark.parametrize("floored", [False, True])
+def test_critics_of_several_runs_take_their_steps_together(floored: bool) -> None:
+    def learners() -> list[CriticLearner]:
+        made = [critic(gap=1.0, lr=1e-2, policy_lr=1e-3, decay=True, steps=20) for _ in range(2)]
+        floor = torch.zeros(5) if floored else None
+        return [CriticLearner(one, lambda g, one=one: one.draw(batch(), g, floor)) for one in made]
+
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    alone, together = learners(), learners()
+    for learner, generator in zip(alone, seeds, strict=True):
+        for _ in range(8):
+            learner.update(generator)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    for learner, generator in zip(together, seeds, strict=True):
+        learner.update(generator)
+    batched = BatchedLearner(together, seeds)
+    for _ in range(7):
+        batched.update()
+    batched.unstack()
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other.state(), one.state(), atol=1e-5, rtol=1e-4)
+    assert not torch.equal(alone[0].state()["fit.module.actor.net.0.weight"], alone[1].state()["fit.module.actor.net.0.weight"])
+
+
+def test_the_actor_has_a_learning_rate_of_its_own(generator: torch.Generator) -> None:
+    """Adam's first step is of the length of the rate, whatever the gradient's."""
+    made = critic(gap=1.0, lr=1e-2, policy_lr=1e-4)
+    parts: Any = made.fit.module
+    before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
+    made.update_on(made.draw(batch(), generator))
+    for name, rate in {"critic": 1e-2, "actor": 1e-4, "temperature": 1e-4, "multiplier": 1e-2}.items():
+        moved = max(float((p - q).abs().max().detach()) for p, q in zip(parts[name].parameters(), before[name], strict=True))
+        assert moved == pytest.approx(rate, rel=1e-2), name
 
 
 CRITIC = ["--set", "critic.kind=cql", "--set", "critic.settings={actions: 2, policy_width: 16, policy_layers: 1}"]
