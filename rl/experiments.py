@@ -12,7 +12,7 @@ import torch
 
 from egd.components import validate as validate_component
 from egd.computing import set_up
-from egd.config import Tree, merge
+from egd.config import Tree
 from egd.errors import UserError
 from egd.experiments import Job, Listing, Options, Row
 from egd.many import variations
@@ -32,7 +32,7 @@ from rl.job import OfflineJob
 from rl.listings import list_tasks
 from rl.loading import read_config, restore
 from rl.online.choice import GENERATORS as TRANSITIONS
-from rl.recipe import check_sections, for_method, listed_methods, typed
+from rl.recipe import check_sections, for_method, listed_methods, task_settings, typed
 from rl.run import Planned
 from rl.tasks import Task, find_task
 
@@ -46,7 +46,7 @@ class OfflineRL:
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
-        methods = listed_methods(recipe, options)
+        methods = listed_methods(recipe, tasks, options)
         pairs = product(tasks.items(), methods.items())
         jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
         planned = [run for job in jobs for run in job.planned]
@@ -61,7 +61,7 @@ class OfflineRL:
         alike: dict[str, OfflineJob] = {}
         store = None if options.fresh else default_store()
         for one in variations(options):
-            tree = resolve(recipe, task[0], merge(method[1], task[1]), one.options)
+            tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
             config = self._config(for_method(tree, method[0], options), options)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}")
             together = json.dumps(agent_class(config.kind).alike(config), sort_keys=True)

@@ -14,20 +14,35 @@ from rl.config import RunConfig
 from rl.tasks import find_task
 
 
-def listed_methods(recipe: Mapping[str, Any], options: Options) -> dict[str, Tree]:
+def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options: Options) -> dict[str, Tree]:
     """Name -> what it changes in the recipe, for those of ``--method`` where given; {'': {}} where the recipe has none.
 
-    A budget may change methods too. UserError for a name that the recipe does not have.
+    A budget may change methods too, and so may each of the ``tasks`` (``task_settings``). UserError for a name that the recipe
+    does not have.
     """
     budget = chosen_budget(recipe, options)
     own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
     listed: dict[str, Tree] = merge(own, over)
-    for name in options.methods:
+    asked = [(name, "--method") for name in options.methods]
+    asked += [(name, f"tasks.{task}.methods") for task, tree in tasks.items() for name in _own_methods(task, tree, options)]
+    for name, key in asked:
         if name not in listed:
             known = nearest(name, listed) if listed else "this recipe has no 'methods'"
-            raise UserError(f"no method is called '{name}'; {known}", key="--method")
+            raise UserError(f"no method is called '{name}'; {known}", key=key)
     wanted = options.methods or list(listed)
     return {name: listed[name] for name in wanted} or {"": {}}
+
+
+def task_settings(task: tuple[str, Tree], method: tuple[str, Tree], options: Options) -> Tree:
+    """What a method changes in the recipe, then the task, then the task for this method, which is under its ``methods``. Task
+    and method are each a name and what it changes.
+    """
+    over = {key: value for key, value in task[1].items() if key != "methods"}
+    return merge(merge(method[1], over), _own_methods(*task, options).get(method[0], {}))
+
+
+def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:
+    return mappings(tree, "methods", f"{options.source}: tasks.{task}")
 
 
 def for_method(tree: Tree, name: str, options: Options) -> Tree:

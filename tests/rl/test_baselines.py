@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from torch import Tensor
 
 from egd.batched import BatchedLearner
 from egd.errors import UserError
+from egd.experiments import Options
 from egd.phases import Phase
 from egd.progress import Reporter
 from egd.training import Fit
@@ -29,6 +31,7 @@ from rl.critics import IQL
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData
 from rl.deploy.policy import Policy
+from rl.experiments import OfflineRL
 from rl.recipe import typed
 
 KINDS = ("bc", "iql", "td3_bc", "cql")
@@ -244,6 +247,37 @@ evaluation: {episodes: 2, envs: 2}
 checkpoint_every: 5
 log_every: 5
 """
+
+
+def planned(tree: dict[str, Any], **chosen: Any) -> dict[tuple[str, str], Any]:
+    """Task and method -> the configuration of the run."""
+    jobs = OfflineRL().plan(tree, Options(source="recipe.yaml", out=Path("out"), **chosen))
+    return {(run.config.task, run.method): run.config for job in jobs for run in job.planned}
+
+
+def test_a_task_may_change_a_method() -> None:
+    tree = yaml.safe_load(RECIPE) | {
+        "tasks": {
+            "maze2d-umaze": {"critic": {"steps": 7}, "methods": {"cql": {"critic": {"steps": 9, "settings": {"gap": 2}}}}},
+            "pen-cloned": {},
+        }
+    }
+    configs = planned(tree)
+    assert {m: configs["maze2d-umaze", m].critic.steps for m in ("iql", "cql")} == {"iql": 7, "cql": 9}
+    assert configs["maze2d-umaze", "cql"].critic.settings == {"actions": 2, "policy_width": 16, "gap": 2}
+    assert configs["pen-cloned", "cql"].critic.settings["gap"] == 5
+    assert configs["pen-cloned", "cql"].critic.steps == 12
+    assert planned(tree, settings=["critic.steps=11"])["maze2d-umaze", "cql"].critic.steps == 11
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [({"cqll": {}}, ["tasks.maze2d-umaze.methods", "'cqll'", "'cql'"]), (["cql"], ["tasks.maze2d-umaze", "['cql']"])],
+)
+def test_a_task_names_methods_that_there_are(methods: Any, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        planned(yaml.safe_load(RECIPE) | {"tasks": {"maze2d-umaze": {"methods": methods}}}, methods=["iql"])
+    assert all(word in f"{error.value.key}: {error.value}" for word in words)
 
 
 def test_a_recipe_runs_them_all_and_they_deploy(egd: Any, recipe: Path, tmp_path: Path) -> None:
