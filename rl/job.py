@@ -86,8 +86,11 @@ class OfflineJob:
 
     def _train(self, going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
         """One phase of all runs, by what is in the store where that has it. Runs that need the same train it once."""
-        firsts = list({key_of(phase.made_of or run.label): (run, phase) for run, phase in reversed(going)}.values())
-        for together in (firsts, [pair for pair in going if pair not in firsts]) if self.store else (going,):
+        firsts: dict[str, Started] = {}
+        for run, phase in going:
+            firsts.setdefault(key_of(phase.made_of or run.label), (run, phase))
+        rest = [pair for pair in going if pair not in firsts.values()]
+        for together in (list(firsts.values()), rest) if self.store else (going,):
             self._take(together)
             _train(together, failures, reporter)
             self._put([pair for pair in together if pair[0].label not in failures], reporter)
