@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from egd.components import Registry, Spec, parameters, validate
+from egd.components import Registry, Spec, bind, parameters, validate
 from egd.errors import UserError
 from rl.config import CriticConfig
 from rl.critics.base import Critic, Shared
@@ -38,7 +38,8 @@ def make_critic(config: CriticConfig, state: int, action: int, device: torch.dev
     component = CRITICS.find(config.kind, "critic.kind")
     own = {"expectile": config.expectile} if "expectile" in parameters(component) else {}
     shared = config.model_dump(include=set(Shared.__annotations__))
-    critic: Critic = component(state, action, **own, **shared, **config.settings, device=device)
+    made = bind(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
+    critic: Critic = made(state, action, **own, **shared, device=device)
     return critic
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
@@ -15,8 +16,10 @@ from torch.distributions.transforms import TanhTransform
 from egd.batched import BatchedLearner
 from egd.checkpoint import load_checkpoint
 from rl.actors import TanhGaussian
+from rl.config import CriticConfig
 from rl.critics import CQL
 from rl.critics.base import CriticLearner
+from rl.critics.choice import make_critic
 from rl.data.transitions import Batch
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "policy_width": 16, "policy_layers": 2, "actions": 3}
@@ -227,6 +230,15 @@ def test_the_actor_has_a_learning_rate_of_its_own(generator: torch.Generator) ->
     for name, rate in {"critic": 1e-2, "actor": 1e-4, "temperature": 1e-4, "multiplier": 1e-2}.items():
         moved = max(float((p - q).abs().max().detach()) for p, q in zip(parts[name].parameters(), before[name], strict=True))
         assert moved == pytest.approx(rate, rel=1e-2), name
+
+
+def test_what_yaml_takes_for_text_is_a_number() -> None:
+    config = CriticConfig(kind="cql", settings=yaml.safe_load("{policy_lr: 1e-4, alpha: 2}"))
+    made = make_critic(config, 2, 2, torch.device("cpu"))
+    assert isinstance(config.settings["policy_lr"], str)
+    assert isinstance(made, CQL)
+    assert 1e-4 in {group["lr"] for group in made.fit.optimiser.param_groups}
+    assert made.alpha == 2
 
 
 CRITIC = ["--set", "critic.kind=cql", "--set", "critic.settings={actions: 2, policy_width: 16, policy_layers: 1}"]
