@@ -103,8 +103,7 @@ PHASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", PHASES)
 def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_path: Path, setting: str) -> None:
-    often = ["--set", "evaluation.every=20"] if setting == "training=phased" else []
-    settings = ["--set", setting, "--set", "denoiser.steps=60", *often]
+    settings = ["--set", setting, "--set", "denoiser.steps=60", "--set", "evaluation.every=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(recipe, whole, *settings).wait() == 0
     for phase in PHASES[setting]:  # each kill comes at the phase's first checkpoint, before its end or just behind it
