@@ -78,12 +78,13 @@ def ratios(
     smoke: Annotated[bool, typer.Option("--smoke", help="A trial of seconds whose numbers mean nothing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the figure (PNG, PDF or SVG).")] = None,
 ) -> None:
     """Log-ratios learned from samples, as EDIS needs them, against the exact ones of Gaussian mixtures."""
     import torch
 
     from egd.bench import ratios as bench
-    from egd.bench import report
+    from egd.bench import ratios_report, report
 
     torch.set_num_threads(1)
     settings = bench.Settings(seed=seed, share=share)
@@ -96,12 +97,14 @@ def ratios(
     rows: list[bench.Row] = []
     for name in names:
         own = list(bench.run(problems[name], labels, settings))
-        console.print(bench.table(own))
+        console.print(ratios_report.table(own))
         rows += own
         if json is not None:  # after every problem: what is measured is kept
             report.write_json(json, rows)
     if markdown is not None:
-        markdown.write_text(bench.markdown(rows))
+        markdown.write_text(ratios_report.markdown(rows))
+    if figure is not None:
+        ratios_report.figure(figure, rows)
 
 
 @app.command()

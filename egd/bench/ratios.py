@@ -14,11 +14,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 
-from egd.bench.report import short
 from egd.denoisers import at_unit_scale
 from egd.energies.clean import at_zero
 from egd.energies.dps import DPS
@@ -232,39 +229,3 @@ def _sample(problem: Problem, energy: TimedEnergy, settings: Settings) -> Tensor
     times = time_grid(EDM(), settings.steps).double()
     guided: Denoiser = guide(problem.denoise, energy, Additive(), EDM())
     return torch.cat([heun(guided, EDM(), part, times) for part in torch.split(noise, 500)])
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """The rows of one problem for the terminal."""
-    out = Table(
-        title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance {short(rows[0].floor)}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in HEADINGS:
-        out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=heading != "estimator")
-    for row in rows:
-        out.add_row(*cells(row))
-    return out
-
-
-SHOWN = (0.1, 1.0, 5.0)
-HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
-
-
-def cells(row: Row) -> list[str]:
-    """A row as text, under HEADINGS."""
-    gradients = [f"{row.cosine[LEVELS.index(s)]:.2f}" for s in SHOWN] + [short(row.error[LEVELS.index(1.0)])]
-    return [row.estimator, *gradients, *map(short, (row.distance, row.mean_error, row.std_error)), f"{row.seconds:.1f}"]
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """A table for every problem."""
-    parts = []
-    for name in dict.fromkeys(row.case for row in rows):
-        own = [row for row in rows if row.case == name]
-        lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, own)]
-        parts += [f"**{name}**; two sets of samples of p: {short(own[0].floor)}", ""]
-        parts += [f"| {' | '.join(line)} |" for line in lines] + [""]
-    return "\n".join(parts)

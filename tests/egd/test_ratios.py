@@ -76,12 +76,14 @@ def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
             cli.add_commands()
         return CliRunner().invoke(cli.app, ["bench", "ratios", *map(str, arguments)])
 
-    files = tmp_path / "rows.json", tmp_path / "rows.md"
-    result = egd("--smoke", "-c", "chosen-2d", "-e", "none", "-e", "CEP, learned w", "--json", files[0], "--markdown", files[1])
+    files = tmp_path / "rows.json", tmp_path / "rows.md", tmp_path / "figures" / "rows.png"
+    chosen = "-c", "chosen-2d", "-e", "none", "-e", "CEP, learned w"
+    result = egd("--smoke", *chosen, "--json", files[0], "--markdown", files[1], "--figure", files[2])
     assert result.exit_code == 0, result.output
     assert "CEP, learned w" in result.output
     assert [row["estimator"] for row in json.loads(files[0].read_text())] == ["none", "CEP, learned w"]
     assert "| CEP, learned w |" in files[1].read_text()
+    assert files[2].read_bytes().startswith(b"\x89PNG")
     result = egd("-c", "moved-3d")
     assert result.exit_code == 2
     assert "no problem is called 'moved-3d'" in result.output

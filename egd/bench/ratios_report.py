@@ -1,0 +1,81 @@
+"""The rows of ``egd bench ratios`` as a table, as Markdown and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from egd.bench.ratios import LEVELS, Row
+from egd.bench.report import short
+
+SHOWN = (0.1, 1.0, 5.0)
+HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows of one problem for the terminal."""
+    out = Table(
+        title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance {short(rows[0].floor)}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in HEADINGS:
+        out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=heading != "estimator")
+    for row in rows:
+        out.add_row(*cells(row))
+    return out
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, under HEADINGS."""
+    gradients = [f"{row.cosine[LEVELS.index(s)]:.2f}" for s in SHOWN] + [short(row.error[LEVELS.index(1.0)])]
+    return [row.estimator, *gradients, *map(short, (row.distance, row.mean_error, row.std_error)), f"{row.seconds:.1f}"]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for every problem."""
+    parts = []
+    for name, own in by_problem(rows).items():
+        lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, own)]
+        parts += [f"**{name}**; two sets of samples of p: {short(own[0].floor)}", ""]
+        parts += [f"| {' | '.join(line)} |" for line in lines] + [""]
+    return "\n".join(parts)
+
+
+def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """In order."""
+    return {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
+
+
+def figure(path: Path, rows: Sequence[Row]) -> None:
+    """Above: the gradient's relative error over the noise level, a panel a problem. Below: energy distance over its floor."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    problems = by_problem(rows)
+    labels = [label for label in dict.fromkeys(row.estimator for row in rows) if label != "exact"]
+    colours = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(labels)}
+    fig, axes = plt.subplots(
+        2, len(problems), figsize=(3.2 * len(problems) + 2.4, 7), squeeze=False, sharey="row", layout="constrained"
+    )
+    for (top, bottom), (name, own) in zip(axes.T, problems.items(), strict=True):
+        for row in own:
+            if row.estimator in colours:
+                top.plot(LEVELS, row.error, label=row.estimator, color=colours[row.estimator])
+            bottom.plot(row.distance / row.floor, row.estimator, "o", color=colours.get(row.estimator, "black"))
+        top.set(title=name, xlabel="sigma", xscale="log", yscale="log")
+        bottom.axvline(1, color="0.5", lw=0.8, ls="--")
+        bottom.set(xlabel="energy distance / floor", xscale="log")
+    axes[0, 0].set_ylabel("relative error of grad E_t")
+    axes[1, 0].invert_yaxis()
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside right upper", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
