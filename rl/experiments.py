@@ -29,7 +29,7 @@ from rl.evaluation.evaluator import Evaluator, chosen
 from rl.evaluation.results import rows, statistics
 from rl.generators import GENERATOR_PARTS, GENERATORS
 from rl.job import OfflineJob
-from rl.listings import list_tasks
+from rl.listings import list_methods, list_tasks
 from rl.loading import read_config, restore
 from rl.online.choice import GENERATORS as TRANSITIONS
 from rl.recipe import check_sections, for_method, listed_methods, task_settings, typed
@@ -104,8 +104,8 @@ class OfflineRL:
         )
 
     def listings(self) -> dict[str, Listing]:
-        """``egd list tasks``."""
-        return {"tasks": list_tasks}
+        """``egd list tasks`` and ``egd list methods``."""
+        return {"tasks": list_tasks, "methods": list_methods}
 
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""

@@ -1,4 +1,4 @@
-"""The tasks as a table: ``egd list tasks`` and ``egd data list``."""
+"""The tasks and the methods as tables: ``egd list tasks``, ``egd data list``, ``egd list methods``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from egd.planning import summary_line
+from rl.agents import AGENTS
 from rl.data.episodes import is_local
 from rl.tasks import TASKS, Task
 
@@ -41,6 +43,16 @@ def list_tasks(wide: bool = False) -> list[RenderableType]:
         for task in tasks:
             table.add_row(*(_wide_row(task) if wide else _narrow_row(task)))
     return [table, Text(), *([] if wide else [_notes(tasks) for tasks in families]), Text(_LEGEND, style="dim")]
+
+
+def list_methods(wide: bool = False) -> list[RenderableType]:
+    """The kinds that a recipe can name, with the first line of each."""
+    table = Table(title="methods, kind: in a recipe", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for name, agent in sorted(AGENTS.items()):
+        table.add_row(name, summary_line(agent))
+    return [table]
 
 
 _LEGEND = (

@@ -194,7 +194,7 @@ def omega(report: Report) -> Figure:
         policies = [r.summary.policies for r in runs if r.summary.task == task]
         unguided = [found["behaviour"].mean for found in policies if "behaviour" in found]
         if unguided:
-            axis.axhline(np.mean(unguided), color="0.6", lw=1, label="behaviour (omega = 0)", zorder=0)
+            axis.axhline(np.mean(unguided), color="0.6", lw=1, label="behaviour (omega = 0, temperature 1)", zorder=0)
         axis.set(xlabel="guidance scale omega", ylabel="score")
     figure.suptitle(f"Score over the guidance scale, mean ± std, {_seeds(runs)}")
     _legend(figure, axes.values(), columns=3)
@@ -237,12 +237,14 @@ def sensitivity(report: Report) -> Figure:
 
 
 def _varied(report: Report) -> Iterator[tuple[str, str, list[Run]]]:
-    """(method, key, runs) for every numeric key with several values."""
+    """(method, key, runs) for every numeric key with several values; of runs alike in all else, where these have several."""
     for method, runs in grouped(report.runs, lambda r: r.summary.method).items():
         for key in runs[0].cell:
             numeric = [r for r in runs if isinstance(r.cell[key], int | float) and not isinstance(r.cell[key], bool)]
-            if len({r.cell[key] for r in numeric}) > 1:
-                yield method, key, numeric
+            lines = grouped(numeric, lambda r, key=key: _line_name(r, key)).values()  # type: ignore[misc]
+            drawn = [run for line in lines if len({r.cell[key] for r in line}) > 1 for run in line]
+            if drawn:
+                yield method, key, drawn
 
 
 def _besides(run: Run, key: str) -> str:

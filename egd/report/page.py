@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from egd.errors import UserError, writable
 from egd.report.figures import FIGURES, draw
-from egd.report.render import comma_separated, latex, markdown, rights
+from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
-from egd.report.tables import Table, tables, tidy
+from egd.report.tables import Table, by_run, tables, tidy
 
 DPI = 150
 
@@ -34,6 +34,7 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
     (out / "table.md").write_text(markdown(found))
     (out / "table.tex").write_text(latex(found))
     (out / "table.csv").write_text(comma_separated(tidy(report)))
+    (out / "scores.csv").write_text(comma_separated(by_run(report), RUN_COLUMNS))
     for name, figure in figures.items():
         save(figure, out, name)
     (out / "index.html").write_text(_page(report, found, figures, lacking))

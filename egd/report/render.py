@@ -14,6 +14,7 @@ from rich.table import Table as Rich
 from egd.report.tables import Table
 
 COLUMNS = ("what", "task", "method", "source", "checkpoint", "score", "std", "low", "high", "best", "seeds", "episodes")
+RUN_COLUMNS = ("task", "method", "seed", "score", "best", "episodes")
 NUMBERS = re.compile(r"-?[\d.]+( ± [\d.]+| \[.*\])?|")
 
 
@@ -63,10 +64,10 @@ def _tex(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
-def comma_separated(rows: Iterable[Mapping[str, Any]]) -> str:
+def comma_separated(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """Tidy rows as CSV."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()

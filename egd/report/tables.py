@@ -209,6 +209,15 @@ def means(summaries: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, s
     return rows
 
 
+def by_run(report: Report) -> list[dict[str, Any]]:
+    """Every score that the tables are made of, one a row."""
+    found = [(*key, entry) for key, group in sorted(report.cells.items()) for entry in group]
+    return [
+        {"task": task, "method": label, "seed": e.run.summary.seed, "score": e.score, "best": e.best, "episodes": e.episodes}
+        for task, label, e in found
+    ]
+
+
 def tidy(report: Report) -> list[dict[str, Any]]:
     """The numbers of all tables, one a row: results, published results, aggregates and probabilities of improvement."""
     rows = [_tidy_result(task, label, group) for (task, label), group in sorted(report.cells.items())]

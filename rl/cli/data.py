@@ -75,6 +75,13 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error}") from error
 
 
+def _evaluated(trained: Mapping[str, Any]) -> str:
+    if trained.get("score") is None:
+        return ""
+    longer = trained["beyond_the_step_limit"]
+    return f"{trained['score']:.1f}" + (f" ({longer} episodes are longer than the task's)" if longer else "")
+
+
 def _facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table(title=" + ".join(facts["datasets"]), title_justify="left", show_header=False)
     length, ended, returns, trained = (facts[k] for k in ("episode_length", "ended_by", "returns", "trained_on"))
@@ -94,7 +101,7 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
         "reward": _reward(facts["rewards"]),
         "reward transform": _transform(trained),
         "reward transformed": _reward(trained["rewards"]),
-        "score as an evaluation has it": "" if trained.get("score") is None else f"{trained['score']:.1f}",
+        "score as an evaluation has it": _evaluated(trained),
         "environment": facts["environment"] or "stored with the data",
         "not as in the benchmark": facts["environment_differs"],
     }

@@ -66,7 +66,8 @@ def _trained_on(task: Task, episodes: Episodes) -> dict[str, Any]:
         "rewards": _rewards([(r + transform.shift) * factor for r in episodes.rewards]),
         "terminal_transitions": int(sum(t.sum() for t in episodes.terminations)),
     }
-    if task.goal_reward:
+    facts["beyond_the_step_limit"] = int((episodes.lengths > (task.max_steps or np.inf)).sum())
+    if task.goal_reward or facts["beyond_the_step_limit"]:
         expected = data_return(task, episodes)
         facts["return_as_in_an_evaluation"] = expected
         facts["score"] = task.score(expected) if task.reference else None

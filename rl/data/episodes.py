@@ -89,7 +89,7 @@ def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariData
 def _download(dataset_id: str) -> str:
     """Fetch it from the hub; why that failed."""
     with suppress(ImportError):
-        importlib.import_module("huggingface_hub")  # sets its logger's level
+        importlib.import_module("huggingface_hub.utils.logging")  # sets its logger's level
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one message that matters
     try:
         minari.download_dataset(dataset_id)
@@ -185,11 +185,13 @@ def to_offline_data(
 
 
 def data_return(task: Task, episodes: Episodes) -> float:
-    """The mean return of the data's episodes up to the first terminal state, comparable with an evaluation's.
+    """The mean return of the data's episodes up to the first terminal state or the task's step limit, comparable with an
+    evaluation's: human demonstrations may be longer than those.
 
     In maze2d, where episodes are pieces of one walk that never ends, the mean reward times the step limit.
     """
     if task.goal_reward and task.family != "antmaze" and task.max_steps is not None:
         return float(np.concatenate(episodes.rewards).mean() * task.max_steps)
     lives = zip(episodes.rewards, episodes.terminations, strict=True)
-    return float(np.mean([rewards[: 1 + int(ended.argmax()) if ended.any() else None].sum() for rewards, ended in lives]))
+    ends = [(rewards, 1 + int(ended.argmax()) if ended.any() else len(ended)) for rewards, ended in lives]
+    return float(np.mean([rewards[:end][: task.max_steps].sum() for rewards, end in ends]))

@@ -90,7 +90,7 @@ def omega_figure(
     figure, axes = _figure(1, 5.2, 3.6)
     mean, error = behaviour["mean"], behaviour["std"] / behaviour["episodes"] ** 0.5
     axes[0].axhspan(mean - error, mean + error, color="0.88")
-    axes[0].axhline(mean, color="0.5", label="behaviour (omega = 0)")
+    axes[0].axhline(mean, color="0.5", label="behaviour (omega = 0, temperature 1)")
     for name, by_omega in scores.items():
         omegas = sorted(by_omega, key=float)
         means = [by_omega[o]["mean"] for o in omegas]

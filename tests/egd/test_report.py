@@ -26,6 +26,7 @@ from egd.report.runs import find
 from egd.report.tables import details, main, means, pairs
 
 TASKS = ("door-cloned", "hopper-medium-v2", "walker2d-medium")
+PAGES = {"index.html", "table.md", "table.csv", "table.tex", "scores.csv"}
 SCORES = {"aepo": (60.0, 62.0, 70.0), "iql": (50.0, 40.0, 45.0)}  # by seed, on the first task; 10 more on each further one
 
 
@@ -104,7 +105,7 @@ def test_the_page_stands_alone_and_has_the_numbers(runs: Path, tmp_path: Path) -
     images = re.findall(r"base64,([^\"]+)", page)
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
     made = {path.name for path in out.iterdir()}
-    assert made == {f"{n}.{e}" for n in drawn for e in ("png", "svg")} | {"index.html", "table.md", "table.csv", "table.tex"}
+    assert made == {f"{n}.{e}" for n in drawn for e in ("png", "svg")} | PAGES
     assert "| door-cloned | 64.0 ± 5.3 |" in (out / "table.md").read_text()
     assert r"64.0 $\pm$ 5.3 &" in (out / "table.tex").read_text()
     assert "64.0 ± 5.3" in done.output
@@ -118,6 +119,12 @@ def test_csv_has_full_numbers(runs: Path, tmp_path: Path) -> None:
     assert float(own["std"]) == pytest.approx(np.std(SCORES["aepo"], ddof=1))
     assert (own["seeds"], own["episodes"], float(own["best"])) == ("3", "30", 69.0)
     assert {r["what"] for r in rows} == {"result", "mean", "median", "IQM", "P(X > Y)"}
+    runs_of = [
+        r for r in csv.DictReader((tmp_path / "scores.csv").open()) if (r["task"], r["method"]) == ("door-cloned", "aepo")
+    ]
+    assert [(int(r["seed"]), float(r["score"]), float(r["best"]), r["episodes"]) for r in runs_of] == [
+        (seed, score, score + 5, "10") for seed, score in enumerate(SCORES["aepo"])
+    ]
 
 
 def test_settings_that_differ_between_runs_of_a_method_are_in_its_label(tmp_path: Path) -> None:
@@ -254,7 +261,7 @@ def test_every_figure_names_what_it_shows(name: str, runs: Path, tmp_path: Path)
     texts = {t.get_text() for legend in figure.legends for t in legend.get_texts()}
     texts |= {t.get_text() for axis in figure.axes for t in [*axis.get_yticklabels(), axis.xaxis.label]}
     wanted = {
-        "omega": {"guided", "plain", "behaviour (omega = 0)", "guidance scale omega"},
+        "omega": {"guided", "plain", "behaviour (omega = 0, temperature 1)", "guidance scale omega"},
         "cost": {"critic", "evaluation", "aepo", "iql"},
         "curves": {"aepo", "iql", "training steps (critic)"},
     }
@@ -293,6 +300,17 @@ def test_sensitivity_has_a_line_for_every_task_and_other_setting(tmp_path: Path)
     figure = draw("sensitivity", report(tmp_path))
     assert [axis.get_title() for axis in figure.axes] == ["aepo: guidance.beta"]
     assert lines(figure, 0) == {name: ([1, 3], [pytest.approx(11.0), pytest.approx(31.0)]) for name in ("a", "b")}
+
+
+def test_sensitivity_of_two_sweeps_has_no_line_of_one_point(tmp_path: Path) -> None:
+    for beta, expectile in ((1, 0.7), (2, 0.7), (4, 0.7), (1, 0.5), (1, 0.9)):
+        write(tmp_path, "a", "aepo", 0, beta + expectile, {"guidance": {"beta": beta}, "critic": {"expectile": expectile}})
+    figure = draw("sensitivity", report(tmp_path))
+    found = {axis.get_title(): list(lines(figure, i).items()) for i, axis in enumerate(figure.axes)}
+    assert found == {
+        "aepo: guidance.beta": [("a critic.expectile=0.7", ([1, 2, 4], pytest.approx([1.7, 2.7, 4.7])))],
+        "aepo: critic.expectile": [("a guidance.beta=1", ([0.5, 0.7, 0.9], pytest.approx([1.5, 1.7, 1.9])))],
+    }
 
 
 def test_cost_is_over_the_runs_that_have_the_phase_on_shared_tasks(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from egd.errors import UserError
+from rl.data.describe import describe
 from rl.data.episodes import Episodes, data_return, load_episodes, relabel, reward_factor, to_offline_data
 from rl.envs.maze2d import goal_xy
 from rl.tasks import find_task
@@ -73,6 +74,20 @@ def test_an_antmaze_walk_ends_at_the_goal() -> None:
     missed = np.zeros(5, np.float32), np.zeros(5, bool)
     raw = Episodes([np.zeros((6, 2))] * 2, [np.zeros((5, 8))] * 2, [rewards, missed[0]], [ends, missed[1]])
     assert data_return(find_task("antmaze-umaze"), raw) == 0.5
+
+
+def test_a_demonstration_counts_up_to_the_steps_of_an_evaluation() -> None:
+    task = find_task("door-human")  # 200 steps
+    long, short = np.ones(300, np.float32), np.full(100, 2.0, np.float32)
+    raw = Episodes(
+        [np.zeros((len(r) + 1, 39)) for r in (long, short)],
+        [np.zeros((len(r), 28)) for r in (long, short)],
+        [long, short],
+        [np.zeros(len(r), bool) for r in (long, short)],
+    )
+    assert data_return(task, raw) == 200
+    facts = describe(task, raw)["trained_on"]
+    assert (facts["beyond_the_step_limit"], facts["score"]) == (1, task.score(200))
 
 
 def test_sampling_is_reproducible_and_within_the_data() -> None:

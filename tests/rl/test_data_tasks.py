@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rl.agents import AGENTS
 from rl.tasks import REWARDS, TASKS, RewardTransform, find_task
 
 # D4RL's infos.py: id, (reference min, reference max).
@@ -147,5 +148,6 @@ def test_list_narrows_to_what_is_named(egd: Any) -> None:
     assert "quickstart.yaml" in egd("list", "recipes").output
     assert "vp_linear" not in egd("list", "recipes").output
     assert "quickstart.yaml" not in egd("list", "components").output
+    assert set(AGENTS) <= set(lines(egd("list", "methods").output))
     wrong = egd("list", "taks")
     assert wrong.exit_code == 2 and "did you mean 'tasks'" in wrong.output
