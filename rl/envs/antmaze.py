@@ -30,7 +30,10 @@ MAPS = {
 def make_env(map_name: str = "umaze", **kwargs: Any) -> gym.Env[Any, Any]:
     """AntMaze with that map in version -v4, the data's; observations stay a dict with achieved_goal and desired_goal."""
     gym.register_envs(gymnasium_robotics)
-    return gym.make("AntMaze_UMaze-v4", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
+    env = gym.make("AntMaze_UMaze-v4", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
+    maze: Any = env.unwrapped
+    maze.position_noise_range = 0.0  # else the goal, which no observation of a policy has, lies anywhere within a metre
+    return env
 
 
 def goal_xy(map_name: str) -> Any:

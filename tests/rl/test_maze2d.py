@@ -15,7 +15,9 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
-maze2d, mazes, waypoints = (import_module(f"rl.envs.{name}") for name in ("maze2d", "mazes", "waypoints"))  # after the skips
+antmaze, maze2d, mazes, waypoints = (  # after the skips
+    import_module(f"rl.envs.{name}") for name in ("antmaze", "maze2d", "mazes", "waypoints")
+)
 generate = import_module("rl.generators.maze2d").maze2d
 
 STEPS = 1500
@@ -303,3 +305,11 @@ def test_both_controllers_make_data(controller: str) -> None:
     episodes = _episodes("walk-v0")
     arrived = [len(e.actions) < 300 for e in episodes]
     assert np.mean(arrived[:-1]) > 0.9 and 10 < len(episodes) < 200
+
+
+@pytest.mark.parametrize("name", ["umaze", "large"])
+def test_antmaze_has_the_one_goal_that_rewards_are_relabelled_for(name: str) -> None:
+    env = antmaze.make_env(name)
+    goals = [env.reset(seed=seed)[0]["desired_goal"] for seed in range(3)]
+    env.close()
+    np.testing.assert_array_equal(goals, [antmaze.goal_xy(name)] * 3)
