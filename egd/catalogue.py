@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from egd.components import Registry
+from typing import Any
+
+from egd.components import Registry, Spec, makes_callables, validate
+from egd.errors import UserError, nearest
 
 SCHEDULES = Registry("schedule", "egd.schedules")
 POSTERIORS = Registry("posterior", "egd.posteriors")
@@ -22,3 +25,28 @@ CATALOGUE = {
     "wrapper of a denoiser": WRAPPERS,
 }
 """Kind, as ``egd list`` has it -> registry."""
+
+
+def is_trained(name: str, key: str) -> bool:
+    """Whether an energy of this name or path is an objective that trains a network, rather than a closed form."""
+    return hasattr(ENERGIES.find(name, key), "loss") if ":" in name else name in OBJECTIVES.names()
+
+
+def energy_registry(name: str, key: str) -> Registry:
+    """Where an energy of this name or path is."""
+    return OBJECTIVES if is_trained(name, key) else ENERGIES
+
+
+def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
+    """The class of an energy. UserError for one that does not exist, is none, or has not these settings."""
+    known = {**ENERGIES.names(), **OBJECTIVES.names()}
+    if spec.name not in known and ":" not in spec.name:
+        raise UserError(f"no energy is called '{spec.name}'; {nearest(spec.name, known)}", key=key)
+    component = validate(energy_registry(spec.name, key), spec, parts, key)
+    if not (is_trained(spec.name, key) or makes_callables(component)):
+        raise UserError(
+            f"what '{spec.name}' makes is no energy: it cannot be called with (x, t, c), "
+            "and has no 'loss' to train a network by",
+            key=key,
+        )
+    return component

@@ -119,10 +119,12 @@ class Fit:
         return self.parameters()[0].device
 
     def hold(self, lr: float | None) -> None:
-        """This learning rate from now on, or the own ones, without decay."""
+        """The own learning rates from now on, without decay; scaled, if one is given, so that the largest is this."""
         self.decay = False
+        largest = max(settings["initial_lr"] for settings in self.optimiser.param_groups)
         for settings in self.optimiser.param_groups:
-            settings["lr"] = settings["initial_lr"] = lr or settings["initial_lr"]
+            settings["initial_lr"] *= 1 if lr is None else lr / largest
+            settings["lr"] = settings["initial_lr"]
 
     def descend(self, loss: Tensor) -> None:
         """One step down the loss ()."""
@@ -263,7 +265,8 @@ class DenoiserLearner(StepLearner):
 class EnergyLearner(StepLearner):
     """Trains an energy network on an objective (AEPO Algorithm 1, last part).
 
-    Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained.
+    Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained. Not ``fresh``
+    is a network that has been trained before; its output scale is left alone.
     """
 
     def __init__(
@@ -275,9 +278,10 @@ class EnergyLearner(StepLearner):
         *,
         batch: int,
         times: Times = UNIFORM,
+        fresh: bool = True,
     ) -> None:
         self.fit, self.schedule, self.sample, self.objective = fit, schedule, sample, objective
-        self.batch, self.times = batch, times
+        self.batch, self.times, self.fresh = batch, times, fresh
         self._generator = torch.Generator()
 
     def draw(self, generator: torch.Generator) -> Noised:
@@ -289,7 +293,7 @@ class EnergyLearner(StepLearner):
         """The network's output scale is set from the first batch's targets."""
         x0, c, t, noise = drawn
         targets = getattr(self.objective, "targets", None)
-        if targets is not None and isinstance(self.fit.module, EnergyNetwork):
+        if self.fresh and targets is not None and isinstance(self.fit.module, EnergyNetwork):
             self.fit.module.standardise(targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
-from egd.components import Registry, Spec, build, makes_callables, parameters, validate, wanted_parts
-from egd.errors import UserError, nearest
+from egd import catalogue
+from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
+from egd.components import Registry, Spec, build, parameters, validate, wanted_parts
+from egd.errors import UserError
 from rl.config import GuidanceConfig
 
 POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
@@ -16,14 +17,11 @@ ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
 
 def is_trained(guidance: GuidanceConfig) -> bool:
     """Whether the energy is an objective that trains a network, rather than a closed form."""
-    name = guidance.energy.name
-    if ":" in name:
-        return hasattr(ENERGIES.find(name, "guidance.energy"), "loss")
-    return name in OBJECTIVES.names()
+    return catalogue.is_trained(guidance.energy.name, "guidance.energy")
 
 
 def _registry(guidance: GuidanceConfig) -> Registry:
-    return OBJECTIVES if is_trained(guidance) else ENERGIES
+    return energy_registry(guidance.energy.name, "guidance.energy")
 
 
 def component_parts(guidance: GuidanceConfig) -> set[str]:
@@ -63,20 +61,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
     """UserError for a component that does not exist or a setting it does not have."""
-    known = {**ENERGIES.names(), **OBJECTIVES.names()}
     for name, guidance in arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
-        if guidance.energy.name not in known and ":" not in guidance.energy.name:
-            raise UserError(
-                f"no energy is called '{guidance.energy.name}'; {nearest(guidance.energy.name, known)}", key=f"{key}.energy"
-            )
-        component = validate(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
-        if not (is_trained(guidance) or makes_callables(component)):
-            raise UserError(
-                f"what '{guidance.energy.name}' makes is no energy: it cannot be called with (x, t, c), "
-                "and has no 'loss' to train a network by",
-                key=f"{key}.energy",
-            )
+        component = check_energy(guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
         if not getattr(component, "conditional", True):
             raise UserError(f"'{guidance.energy.name}' takes no state; use support_samples or ess_blend", key=f"{key}.energy")
         validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")

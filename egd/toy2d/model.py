@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from egd import catalogue
 from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
 from egd.components import Registry, Spec, build, validate
 from egd.denoisers import NetworkDenoiser, at_unit_scale
@@ -37,12 +38,12 @@ M = TypeVar("M", bound=nn.Module)
 
 def is_trained(name: str) -> bool:
     """Whether an estimator is an objective that trains a network rather than a closed form."""
-    return hasattr(ENERGIES.find(name, "estimators"), "loss") if ":" in name else name in OBJECTIVES.names()
+    return catalogue.is_trained(name, "estimators")
 
 
 def registry_of(name: str) -> Registry:
     """Where an estimator is found by its name."""
-    return WEIGHTS if name == WEIGHTED else OBJECTIVES if is_trained(name) else ENERGIES
+    return WEIGHTS if name == WEIGHTED else catalogue.energy_registry(name, "estimators")
 
 
 def check_components(config: Toy2dConfig) -> None:

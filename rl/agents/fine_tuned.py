@@ -32,7 +32,7 @@ class FineTuned(DirectAgent):
         world = World(data, task, self.explore, self.fresh, self.made_of)
         self.generator = None if online.generator is None else make_generator(online.generator, world)
         live = Live(env_factory(task, task.observation_keys), config.seed)
-        self.online = OnlineLearner(self, online, live, self.generator)
+        self.online = OnlineLearner(self, online, live, self.generator, seed=config.seed)
 
     @classmethod
     def check(cls, config: Any) -> None:

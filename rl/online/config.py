@@ -15,6 +15,10 @@ class SharesConfig(Strict):
     online: float = Field(default=0.5, ge=0, le=1)
     offline: float = Field(default=0.5, ge=0, le=1)
     generated: float = Field(default=0.0, ge=0, le=1)
+    pooled: bool = False
+    """Draw the online and the offline share from all of these rows alike, as published fine-tuning of IQL does: the online part
+    then grows with time.
+    """
 
     @model_validator(mode="after")
     def _whole(self) -> SharesConfig:
@@ -42,7 +46,9 @@ class OnlineConfig(Strict):
     """Steps between updates."""
     batch: PositiveInt = 256
     lr: PositiveFloat | None = None
-    """Of all networks of the agent, without decay; by default those of their sections."""
+    """The largest of each optimiser's learning rates, the others in proportion, without decay; by default those of their
+    sections.
+    """
     shares: SharesConfig = SharesConfig()
     generator: ComponentConfig | None = None
     """Of the generated share: one of ``rl.online.generators`` (``egd list``)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from egd.checkpoint import group, prefixed
+from egd.phases import seed_of
 from egd.training import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.config import OnlineConfig
@@ -53,21 +54,29 @@ class Improving(Protocol):
         ...
 
 
+STREAMS = ("acting", "online")
+
+
 class OnlineLearner:
     """One step in the environment an update. Online only, offline replay, generated and resampled replay, and EDIS differ in
-    the shares of ``config`` and in the generator, in nothing else.
+    the shares of ``config`` and in the generator, in nothing else: the noise of actions and the draws of online rows have
+    random streams of their own, by ``seed``, so that they are the same in all.
     """
 
-    def __init__(self, agent: Improving, config: OnlineConfig, live: Live, generator: Generator | None) -> None:
+    def __init__(
+        self, agent: Improving, config: OnlineConfig, live: Live, generator: Generator | None, *, seed: int = 0
+    ) -> None:
         self.agent, self.config, self.live, self.generator = agent, config, live, generator
         self.replay = Replay(config.steps, agent.data.transitions)
+        streams = {name: torch.Generator(agent.device).manual_seed(seed_of(seed, f"online/{name}")) for name in STREAMS}
+        self.streams = streams
         self.step = 0
         self._held = False
 
     def update(self, generator: torch.Generator) -> Metrics:
         """A step, and what follows from it."""
         self._hold()
-        metrics = self._act(generator)
+        metrics = self._act()
         since = self.step - self.config.start
         if since < 0:
             return metrics
@@ -86,9 +95,9 @@ class OnlineLearner:
                 fit.hold(self.config.lr)
 
     @torch.no_grad()
-    def _act(self, generator: torch.Generator) -> Metrics:
+    def _act(self) -> Metrics:
         state = self._standardised(self.live.observation)
-        action = self.agent.explore(state, generator).clamp(-1, 1)
+        action = self.agent.explore(state, self.streams["acting"]).clamp(-1, 1)
         outcome = self.live.step(action[0].cpu().numpy().astype(np.float32))
         reward = torch.full((1,), self.agent.data.transformed(outcome.reward), device=self.agent.device)
         terminal = torch.full((1,), float(outcome.terminated), device=self.agent.device)
@@ -105,17 +114,27 @@ class OnlineLearner:
     def batch(self, generator: torch.Generator) -> Batch:
         """Of the three shares."""
         online, offline, generated = self.config.shares.rows(self.config.batch)
-        parts = [self.replay.sample(online, generator), self.agent.data.sample(offline, generator)]
+        if self.config.shares.pooled:
+            parts = self._pooled(online + offline)
+        else:
+            parts = [self.replay.sample(online, self.streams["online"]), self.agent.data.sample(offline, generator)]
         if generated:
             assert self.generator is not None
             parts.append(self.generator.sample(generated, generator))
         return joined(*parts)
+
+    def _pooled(self, n: int) -> list[Batch]:
+        """n of the online and the offline rows, uniformly with replacement."""
+        stream, offline = self.streams["online"], self.agent.data.transitions
+        index = torch.randint(len(offline) + len(self.replay), (n,), generator=stream, device=stream.device)
+        return [offline[index[index < len(offline)]], self.replay.rows[index[index >= len(offline)] - len(offline)]]
 
     def state(self) -> dict[str, Tensor]:
         """Everything: the agent, the replay, the environment, the generator."""
         found = {
             **prefixed("replay", self.replay.state()),
             **prefixed("live", self.live.state()),
+            **{f"stream.{name}": stream.get_state() for name, stream in self.streams.items()},
             "step": torch.tensor(self.step),
         }
         for name, part in self.agent.learned().items():
@@ -133,6 +152,8 @@ class OnlineLearner:
         self.replay.load(group("replay", state))
         self.live.load(group("live", state))
         self.step = int(state["step"])
+        for name, stream in self.streams.items():
+            stream.set_state(state[f"stream.{name}"].cpu())
         if self.generator is not None:
             self.generator.keep(group("generator", state))
             for name, module in self.generator.modules().items():

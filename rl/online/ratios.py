@@ -43,7 +43,13 @@ class RatioConfig(NetworkConfig):
     actions: Literal["policy", "replay"] = "policy"
     """Actions of p: fresh ones of the policy in the states of the window, or those that were taken there."""
     headroom: float = Field(default=0.5, ge=0)
-    """The weight of (s, a) is at most -log f + headroom, f the share of online rows in q: q holds a share f of p."""
+    """No weight is above -log f + headroom, f the share of the window in q: of the states of p, and of their actions as they
+    were taken, q has a share f. Fresh actions may be any; with these it keeps a few rows from being all that counts.
+    """
+    floor: float = Field(default=5, ge=0)
+    """No part is below minus this. Where p has next to nothing, log p / q is what the network makes of it, and a difference of
+    two such parts, as for actions alone, would be noise.
+    """
 
 
 RATIO = RatioConfig()
@@ -112,12 +118,22 @@ class LogWeights:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, D) -> (B,)"""
+        return self._unbounded(x).clamp(max=self.most)
+
+    def _unbounded(self, x: Tensor) -> Tensor:
         parts = [factor * self._part(name, x) for name, factor in self.factors.items()]
         return torch.stack(parts).sum(0)
 
     def _part(self, name: str, x: Tensor) -> Tensor:
         value: Tensor = -at_zero(self.networks[name])(x[:, self.parts[name]], None)
-        return value.clamp(max=self.most)
+        return value.clamp(-self.config.floor, self.most)
+
+    @torch.no_grad()
+    def spread(self, x: Tensor) -> Metrics:
+        """For vectors (B, D) of q: what share of them counts, and what share is as heavy as a weight may be."""
+        w = self._unbounded(x)
+        found = {"effective_share": effective_share(w.clamp(max=self.most))}
+        return found | {"at_most": (w >= self.most - 1e-6).float().mean()}
 
 
 def effective_share(log_weights: Tensor) -> Tensor:

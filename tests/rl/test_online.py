@@ -25,6 +25,7 @@ from rl.online.config import OnlineConfig
 from rl.online.generators.base import Generator, World
 from rl.online.learner import OnlineLearner
 from rl.online.live import Live
+from rl.online.pool import Pool
 from rl.online.ratios import LogWeights, RatioConfig, effective_share
 from rl.online.replay import Replay
 from rl.online.vectors import Vectors
@@ -59,13 +60,13 @@ def online(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 ARMS: dict[str, dict[str, Any]] = {
-    "offline replay": {},
+    "offline replay": {"online.shares.pooled": True},
     "unguided": {"online.shares": HALF, "online.generator": SMALL | {"name": "diffusion", "warm_start": False}},
     "edis": {
         "online.shares": HALF,
         "online.generator": EDIS | {"schedule": "vp_linear", "terms": {"state": 1, "action": 0.5, "transition": 1}},
     },
-    "resampled": {"online.shares": HALF, "online.generator": {"name": "resampled", "ratio": RATIO}},
+    "resampled": {"online.shares": HALF, "online.generator": {"name": "resampled", "ratio": RATIO, "online_share": 0.3}},
     "cal-ql": {
         "kind": "cal_ql",
         "online.shares": HALF,
@@ -113,6 +114,11 @@ def test_an_arm_stopped_online_ends_as_one_never_stopped(
         ("online.generator={name: edis, energy: {name: cep, smaples: 3}}", ["'smaples'", "samples"]),
         ("online.generator={name: edis, denoiser: {width: -1}}", ["online.generator.denoiser.width", "-1 does not fit"]),
         ("online.generator={name: edis, terms: {state: 0}}", ["online.generator.terms", "weigh 0"]),
+        (
+            "online.generator={name: edis, energy: ratio, terms: {state: 1}, ratio: {steps: 9}}",
+            ["leave out terms, ratio.steps"],
+        ),
+        ("online.generator={name: diffusion, online_share: 1.5}", ["online.generator.online_share", "1.5 does not fit"]),
         ("online.generator={name: edis, terms: {reward: 1}}", ["online.generator.terms", "does not fit"]),
         ("online.generator={name: edis, rule: {name: interval, start: 2}}", ["online.generator.rule"]),
         ("online.generator={name: diffusion, sampler: {spacing: karass}}", ["online.generator.sampler.spacing"]),
@@ -128,7 +134,8 @@ def test_bad_input_is_named_with_its_remedy(egd: Any, online: Path, tmp_path: Pa
 
 def test_arms_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_STORE", str(tmp_path / "store"))
-    for arm, generator in (("unguided", SMALL | {"name": "diffusion"}), ("edis", EDIS | {"energy": "ratio"})):
+    direct = EDIS | {"energy": "ratio", "ratio": {"window": 30}}
+    for arm, generator in (("unguided", SMALL | {"name": "diffusion"}), ("edis", direct)):
         chosen = {"online.shares": HALF, "online.generator": generator}
         settings = [part for key, value in chosen.items() for part in ("--set", f"{key}={json.dumps(value)}")]
         assert egd("run", online, "--out", tmp_path / arm, *settings).exit_code == 0
@@ -192,6 +199,35 @@ def test_a_batch_has_its_shares(shares: tuple[float, float, float], generator: t
         learner.replay.append(rows[torch.tensor([i])])
     found = learner.batch(generator).reward
     assert [int((found == mark).sum()) for mark in (1, 2, 3)] == [int(64 * share) for share in shares]
+
+
+def test_pooled_shares_are_of_all_rows_alike() -> None:
+    class Agent:
+        data, device = data_of(marked(30, 2.0)), torch.device("cpu")
+
+    config = OnlineConfig.model_validate({"steps": 90, "batch": 4000, "shares": {"pooled": True}})
+    learner = OnlineLearner(Agent(), config, None, None)  # type: ignore[arg-type]
+    rows = marked(90, 1.0)
+    for i in range(90):
+        learner.replay.append(rows[torch.tensor([i])])
+    assert (learner.batch(torch.Generator()).reward == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_arms_take_the_same_actions_and_online_rows(generator: torch.Generator) -> None:
+    """Whatever else is drawn between."""
+
+    class Agent:
+        data, device = data_of(marked(50, 2.0)), torch.device("cpu")
+
+    found = []
+    for shares in ({"online": 0.5, "offline": 0.5}, {"online": 0.5, "offline": 0, "generated": 0.5}):
+        config = OnlineConfig.model_validate({"steps": 50, "batch": 64, "shares": shares, "generator": "fixed"})
+        learner = OnlineLearner(Agent(), config, None, Fixed(), seed=5)  # type: ignore[arg-type]
+        rows = transitions(50, seed=3)
+        for i in range(50):
+            learner.replay.append(rows[torch.tensor([i])])
+        found.append([learner.batch(generator).state[:32] for _ in range(3)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_recent_view_holds_the_last_rows() -> None:
@@ -341,6 +377,57 @@ def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, gener
     exact = terms.get("state", 0) * ratio_s + terms.get("action", 0) * ratio_a
     found = weights(vectors.encode(rows)).detach()
     assert (found - exact).abs().mean() < 0.3
+
+
+def test_weights_of_actions_alone_say_nothing_where_p_never_is(online_rows: Replay, generator: torch.Generator) -> None:
+    """log p(a | s) = log p(s, a) / q(s, a) - log p(s) / q(s) is a difference of two unknown numbers at s = -1."""
+    pool = toy_pool(None)
+    config = RatioConfig(steps=600, width=64, lr=5e-3, batch=512)
+    weights = LogWeights(world_of(data_of(pool.offline), policy), pool.vectors, {"action": 1.0}, config)
+    pool.take(online_rows)
+    weights.train(online_rows.rows, pool.draw, pool.share_of(len(online_rows)), None, generator)
+    x = pool.draw(4000, generator)
+    e = weights(x).detach().double().exp()
+    never = x[:, 0] < 0
+    assert (e[never].sum() / e.sum()).item() < 1.3 * never.double().mean().item()
+
+
+def toy_pool(online_share: float | None) -> Pool:
+    rows = toy(5000, 0, wanted=False)
+    return Pool(rows, Vectors(rows, "never"), online_share)
+
+
+@pytest.mark.parametrize(("online_share", "expected"), [(None, 1 / 6), (0.4, 0.4)])
+def test_a_pool_has_its_share_of_online_rows(
+    online_share: float | None, expected: float, online_rows: Replay, generator: torch.Generator
+) -> None:
+    pool = toy_pool(online_share)
+    assert pool.share == 0
+    pool.take(online_rows)
+    assert pool.share == pytest.approx(expected)
+    assert pool.share_of(250) == pytest.approx(expected / 4)
+    right = pool.vectors.decode(pool.draw(20_000, generator)).state > 0
+    assert right.float().mean().item() == pytest.approx(0.5 + expected / 2, abs=0.02)
+    parts = [(x, torch.full((len(x),), log_q).double().exp()) for x, log_q in pool.weighed()]
+    x, q = torch.cat([x for x, _ in parts]), torch.cat([q for _, q in parts])
+    assert (len(x), q.sum().item()) == (6000, pytest.approx(1))
+    assert q[5000:].sum().item() == pytest.approx(expected)
+    low, high = pool.range()
+    assert torch.equal(low, x.amin(0)) and torch.equal(high, x.amax(0))
+
+
+def test_samples_beyond_the_offline_data_are_kept_where_online_rows_are(
+    online_rows: Replay, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trained("diffusion", MODEL | {"reach": 0.0, "refresh_steps": 0})
+    replay, rows = Replay(2, toy(1, 0, wanted=True)), toy(2, 1, wanted=True)
+    far = Batch(rows.state + 9, rows.action, rows.reward, rows.next_state, rows.terminal)
+    for i in range(2):
+        replay.append(far[torch.tensor([i])])
+    monkeypatch.setattr(made, "draw", lambda denoiser, n, g: made.vectors.encode(far)[:1].expand(n, -1))
+    with pytest.raises(UserError, match="in the range of the data"):
+        made.refresh(online_rows, generator)
+    assert made.refresh(replay, generator)["rejected"] == 0
 
 
 def test_a_weight_asks_for_no_more_than_the_replay_holds(online_rows: Replay, generator: torch.Generator) -> None:

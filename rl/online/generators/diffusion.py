@@ -24,6 +24,7 @@ from rl.config import DenoiserConfig, SamplerConfig
 from rl.data.transitions import Batch, drawn
 from rl.online import terminations
 from rl.online.generators.base import Generator, World
+from rl.online.pool import Pool, Share
 from rl.online.replay import Replay
 from rl.online.vectors import TerminalModel, Vectors
 from rl.tasks import Task
@@ -55,8 +56,9 @@ MODEL, SAMPLER = ModelConfig(), StepsConfig()
 
 class Diffusion(Generator):
     """One unconditional diffusion over whole transitions (s, a, r, s', terminal), as SynthER (arXiv:2303.06614) has it:
-    learned offline, and at every refresh for ``refresh_steps`` more on offline and online transitions alike, with a learning
-    rate that begins anew; then ``samples`` are drawn in place of those of the last refresh.
+    learned offline, and at every refresh for ``refresh_steps`` more on offline and online transitions, with a learning rate
+    that begins anew; then ``samples`` are drawn in place of those of the last refresh. ``online_share`` is that of online
+    transitions among those it learns from; by default they are drawn alike, as SynthER's are.
 
     The default schedule is EDM's with its distribution of noise levels; a network that predicts v under it is EDM's
     preconditioned one for data of unit variance (arXiv:2206.00364, Table 1). ``warm_start: false`` begins each refresh with a
@@ -76,6 +78,7 @@ class Diffusion(Generator):
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
         reach: NonNegativeFloat = 0.1,
+        online_share: Share | None = None,
     ) -> None:
         self.world, self.settings, self.sampler, self.samples = world, denoiser, sampler, samples
         self.refresh_steps, self.warm_start, self.reach = refresh_steps, warm_start, reach
@@ -83,11 +86,9 @@ class Diffusion(Generator):
         data = world.data.transitions
         rule = terminations.rule(world.task, world.data) if terminal == "computed" else None
         self.vectors = Vectors(data, terminal, rule)
-        self.offline = self.vectors.encode(data)
-        self.low, self.high = self.offline.amin(0), self.offline.amax(0)
+        self.pool = Pool(data, self.vectors, online_share)
         self.fit = self._fit(world.fresh("generator", self._network), denoiser.steps)
         self.rows = data[torch.zeros(0, dtype=torch.long, device=data.reward.device)]
-        self.pool = self.offline
         self.refreshes = 0
 
     @classmethod
@@ -129,17 +130,13 @@ class Diffusion(Generator):
         d, times = self.settings, LogNormalTimes(self.schedule)
 
         def sample(n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-            return self.replayed(n, generator), None
+            return self.pool.draw(n, generator), None
 
         return DenoiserLearner(fit, self.schedule, sample, batch=d.batch, prediction=d.prediction, times=times)
 
-    def replayed(self, n: int, generator: torch.Generator) -> Tensor:
-        """Vectors (n, D) of offline and, from the first refresh on, online transitions alike: of q."""
-        return drawn(self.pool, n, generator)
-
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
         """Learn on, and sample anew."""
-        self.pool = torch.cat([self.offline, self.vectors.encode(online.rows)])
+        self.pool.take(online)
         metrics = self._learn(generator)
         denoiser, more = self.denoiser(online, generator)
         self.refreshes += 1
@@ -178,8 +175,9 @@ class Diffusion(Generator):
 
     def _fill(self, denoiser: Denoiser, generator: torch.Generator) -> Metrics:
         x = self.draw(denoiser, self.samples, generator)
-        room = self.reach * (self.high - self.low).clamp(min=1)  # a coordinate may be constant
-        inside = (x >= self.low - room) & (x <= self.high + room)
+        low, high = self.pool.range()
+        room = self.reach * (high - low).clamp(min=1)  # a coordinate may be constant
+        inside = (x >= low - room) & (x <= high + room)
         inside[:, self.vectors.bounded] = True
         good = inside.all(1) & x.isfinite().all(1)
         if not good.any():

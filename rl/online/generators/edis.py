@@ -10,11 +10,11 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
-from egd.components import Registry, build, validate, wanted_parts
+from egd.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
+from egd.components import build, validate, wanted_parts
 from egd.config import ComponentConfig
 from egd.denoisers import at_unit_scale
-from egd.errors import UserError, nearest
+from egd.errors import UserError
 from egd.guidance import guide
 from egd.networks import EnergyMLP
 from egd.posteriors import calibrate
@@ -25,7 +25,8 @@ from egd.types import Context, Denoiser, TimedEnergy
 from rl.data.transitions import Batch, drawn
 from rl.online.generators.base import World
 from rl.online.generators.diffusion import MODEL, SAMPLER, SCHEDULE, Diffusion, ModelConfig, StepsConfig
-from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term, effective_share
+from rl.online.pool import Share
+from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term
 from rl.online.replay import Replay
 from rl.online.vectors import TerminalModel
 from rl.tasks import Task
@@ -75,6 +76,7 @@ class EDIS(Diffusion):
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
         reach: NonNegativeFloat = 0.1,
+        online_share: Share | None = None,
         terms: Mapping[Term, NonNegativeFloat] = TERMS,
         ratio: RatioConfig = RATIO,
         energy: ComponentConfig = CEP,
@@ -93,22 +95,24 @@ class EDIS(Diffusion):
             terminal=terminal,
             warm_start=warm_start,
             reach=reach,
+            online_share=online_share,
         )
         self.energy, self.posterior, self.network_settings = energy, posterior, energy_network
         self.rule = build(RULES, rule.spec, {"omega": omega}, f"{KEY}.rule")
         self.ratio = ratio
         self.weights = None if self.direct else LogWeights(world, self.vectors, terms, ratio)
-        self.network = world.fresh("generator/energy", self._energy_network) if _trained(energy) else None
+        self.network = (
+            world.fresh("generator/energy", self._energy_network) if is_trained(energy.name, f"{KEY}.energy") else None
+        )
 
     @classmethod
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
         """UserError for components that do not exist or do not have these settings, and for terms that all weigh nothing."""
         super().check(settings, task)
         energy = ComponentConfig.model_validate(settings.get("energy", "cep"))
-        known = {**ENERGIES.names(), **OBJECTIVES.names()}
-        if ":" not in energy.name and energy.name not in known:
-            raise UserError(f"no energy is called '{energy.name}'; {nearest(energy.name, known)}", key=f"{KEY}.energy")
-        validate(_registry(energy), energy.spec, PARTS, f"{KEY}.energy")
+        check_energy(energy.spec, PARTS, f"{KEY}.energy")
+        if "wanted" in _wanted_parts(energy):
+            _check_direct(energy.name, settings)
         posterior = ComponentConfig.model_validate(settings.get("posterior", "residual"))
         validate(POSTERIORS, posterior.spec, POSTERIOR_PARTS, f"{KEY}.posterior")
         try:
@@ -122,10 +126,7 @@ class EDIS(Diffusion):
     @property
     def direct(self) -> bool:
         """Whether the energy is learned from samples of p, without a clean weight."""
-        return "wanted" in self._wanted_parts()
-
-    def _wanted_parts(self) -> set[str]:
-        return wanted_parts(_registry(self.energy), self.energy.spec, PARTS, f"{KEY}.energy")
+        return "wanted" in _wanted_parts(self.energy)
 
     def _energy_network(self) -> EnergyMLP:
         n = self.network_settings
@@ -136,11 +137,11 @@ class EDIS(Diffusion):
     def denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
         """Guided by an energy learned from the online transitions."""
         recent = online.recent(self.ratio.window or len(online))
-        metrics = self._weigh(recent, len(online), generator)
+        metrics = self._weigh(recent, generator)
         timed, more = self._timed(recent, generator)
         return guide(self.plain(), timed, self.rule, self.schedule), metrics | more
 
-    def _weigh(self, recent: Batch, online: int, generator: torch.Generator) -> Metrics:
+    def _weigh(self, recent: Batch, generator: torch.Generator) -> Metrics:
         if self.weights is None:
             return {}
         samples = self.draw(self.plain(), SAMPLES, generator) if "transition" in self.weights.parts else None
@@ -149,14 +150,13 @@ class EDIS(Diffusion):
             assert samples is not None
             return drawn(samples, n, generator)
 
-        share = online / len(self.pool)
-        metrics = self.weights.train(recent, self.replayed, share, None if samples is None else generated, generator)
-        with torch.no_grad():
-            return metrics | {"effective_share": effective_share(self.weights(self.replayed(SAMPLES, generator)))}
+        share = self.pool.share_of(len(recent))
+        metrics = self.weights.train(recent, self.pool.draw, share, None if samples is None else generated, generator)
+        return metrics | self.weights.spread(self.pool.draw(SAMPLES, generator))
 
     def _timed(self, recent: Batch, generator: torch.Generator) -> tuple[TimedEnergy, Metrics]:
         parts = self._parts(recent, generator)
-        component = build(_registry(self.energy), self.energy.spec, parts, f"{KEY}.energy")
+        component = build(energy_registry(self.energy.name, f"{KEY}.energy"), self.energy.spec, parts, f"{KEY}.energy")
         if self.network is None:
             timed: TimedEnergy = component
             return timed, {}
@@ -165,15 +165,15 @@ class EDIS(Diffusion):
         times = LogNormalTimes(self.schedule, -0.5, 1.5)
 
         def sample(count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-            return self.replayed(count, generator), None
+            return self.pool.draw(count, generator), None
 
-        learner = EnergyLearner(fit, self.schedule, sample, component, batch=n.batch, times=times)
+        learner = EnergyLearner(fit, self.schedule, sample, component, batch=n.batch, times=times, fresh=self.refreshes == 0)
         metrics = train(learner, n.steps, generator)
         return at_unit_scale(self.network, self.schedule), {"energy_loss": metrics["loss"]} if metrics else {}
 
     def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
         """What energies and objectives may ask for."""
-        wanted, denoiser = self._wanted_parts(), self.plain()
+        wanted, denoiser = _wanted_parts(self.energy), self.plain()
         parts: dict[str, Any] = {"schedule": self.schedule, "denoiser": denoiser, "beta": 1.0, "energy": self._clean}
         parts["support"] = partial(self._support, generator)
         encoded = self.vectors.encode(recent)
@@ -182,7 +182,7 @@ class EDIS(Diffusion):
             moments = calibrate(
                 denoiser,
                 self.schedule,
-                lambda n, g: (self.replayed(n, g), None),
+                lambda n, g: (self.pool.draw(n, g), None),
                 generator=generator,
                 grid=GRID,
                 samples=SAMPLES,
@@ -198,7 +198,7 @@ class EDIS(Diffusion):
 
     def _support(self, generator: torch.Generator, c: Context, k: int) -> Tensor:
         """K replayed vectors: (1, K, D)"""
-        return self.replayed(k, generator)[None]
+        return self.pool.draw(k, generator)[None]
 
     def modules(self) -> dict[str, nn.Module]:
         """The model, the ratios, the energy network."""
@@ -207,12 +207,16 @@ class EDIS(Diffusion):
         return {**super().modules(), **ratios, **energy}
 
 
-def _trained(energy: ComponentConfig) -> bool:
-    """Whether it is an objective."""
-    if ":" in energy.name:
-        return hasattr(ENERGIES.find(energy.name, f"{KEY}.energy"), "loss")
-    return energy.name in OBJECTIVES.names()
+def _wanted_parts(energy: ComponentConfig) -> set[str]:
+    return wanted_parts(energy_registry(energy.name, f"{KEY}.energy"), energy.spec, PARTS, f"{KEY}.energy")
 
 
-def _registry(energy: ComponentConfig) -> Registry:
-    return OBJECTIVES if _trained(energy) else ENERGIES
+def _check_direct(energy: str, settings: Mapping[str, Any]) -> None:
+    """UserError for settings of a log-weight, where there is none."""
+    unused = ["terms"] * ("terms" in settings) + [f"ratio.{key}" for key in dict(settings.get("ratio", {})) if key != "window"]
+    if unused:
+        raise UserError(
+            f"the energy '{energy}' is learned from the online transitions as they were, without a weight of (s, a); "
+            f"leave out {', '.join(unused)}, or take another energy, such as cep",
+            key=KEY,
+        )

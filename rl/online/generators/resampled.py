@@ -8,26 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from egd.training import Metrics
-from rl.data.transitions import Batch, drawn
+from rl.data.transitions import Batch
 from rl.online.generators.base import Generator, World
-from rl.online.ratios import RATIO, LogWeights, RatioConfig, effective_share
+from rl.online.pool import Pool, Share
+from rl.online.ratios import RATIO, LogWeights, RatioConfig
 from rl.online.replay import Replay, joined
 from rl.online.vectors import Vectors
 
 __all__ = ["Resampled"]
 
-CHUNK = 65_536
+SAMPLES = 2048  # of q, to say how far weights are spread
 
 
 class Resampled(Generator):
     """Importance-resampled replay: rows of D_off and D_on with probability proportional to e^w(s, a), w = log p / q as EDIS
-    learns it. It costs the ratio alone, and its transitions obey the dynamics: what EDIS has to beat.
+    learns it; with an ``online_share`` that of q is that of EDIS, too. It costs the ratio alone, and its transitions obey the
+    dynamics: what EDIS has to beat.
     """
 
-    def __init__(self, world: World, *, ratio: RatioConfig = RATIO) -> None:
+    def __init__(self, world: World, *, ratio: RatioConfig = RATIO, online_share: Share | None = None) -> None:
         self.world = world
-        self.vectors = Vectors(world.data.transitions, "never")
-        self.weights = LogWeights(world, self.vectors, {"state": 1.0, "action": 1.0}, ratio)
+        vectors = Vectors(world.data.transitions, "never")
+        self.weights = LogWeights(world, vectors, {"state": 1.0, "action": 1.0}, ratio)
+        self.pool = Pool(world.data.transitions, vectors, online_share)
         self.rows = world.data.transitions
         self.cumulative = torch.empty(0)
         self.online = 0
@@ -35,17 +38,13 @@ class Resampled(Generator):
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
         """Learn the ratio; weigh all rows."""
         self._take(online.rows)
-        encoded = self.vectors.encode(self.rows)
-
-        def replayed(n: int, generator: torch.Generator) -> Tensor:
-            return drawn(encoded, n, generator)
-
+        self.pool.take(online)
         recent = online.recent(self.weights.config.window or len(online))
-        metrics = self.weights.train(recent, replayed, len(online) / len(encoded), None, generator)
+        metrics = self.weights.train(recent, self.pool.draw, self.pool.share_of(len(recent)), None, generator)
         with torch.no_grad():
-            w = torch.cat([self.weights(part) for part in torch.split(encoded, CHUNK)])
+            w = torch.cat([self.weights(x) + log_q for x, log_q in self.pool.weighed()])
         self.cumulative = w.double().softmax(0).cumsum(0)
-        return metrics | {"effective_share": effective_share(w)}
+        return metrics | self.weights.spread(self.pool.draw(SAMPLES, generator))
 
     def _take(self, online: Batch) -> None:
         self.online = len(online)
