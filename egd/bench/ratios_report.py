@@ -18,7 +18,7 @@ HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean
 def table(rows: Sequence[Row]) -> Table:
     """The rows of one problem for the terminal."""
     out = Table(
-        title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance {short(rows[0].floor)}",
+        title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance ± {short(rows[0].floor)}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -41,7 +41,7 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = []
     for name, own in by_problem(rows).items():
         lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, own)]
-        parts += [f"**{name}**; two sets of samples of p: {short(own[0].floor)}", ""]
+        parts += [f"**{name}**; two sets of samples of p: ± {short(own[0].floor)}", ""]
         parts += [f"| {' | '.join(line)} |" for line in lines] + [""]
     return "\n".join(parts)
 
@@ -52,7 +52,7 @@ def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def figure(path: Path, rows: Sequence[Row]) -> None:
-    """Above: the gradient's relative error over the noise level, a panel a problem. Below: energy distance over its floor."""
+    """Above: the gradient's relative error over the noise level, a panel a problem. Below: energy distance."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -68,10 +68,11 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         for row in own:
             if row.estimator in colours:
                 top.plot(LEVELS, row.error, label=row.estimator, color=colours[row.estimator])
-            bottom.plot(row.distance / row.floor, row.estimator, "o", color=colours.get(row.estimator, "black"))
+            bottom.plot(row.distance, row.estimator, "o", color=colours.get(row.estimator, "black"))
         top.set(title=name, xlabel="sigma", xscale="log", yscale="log")
-        bottom.axvline(1, color="0.5", lw=0.8, ls="--")
-        bottom.set(xlabel="energy distance / floor", xscale="log")
+        bottom.axvspan(-2 * own[0].floor, 2 * own[0].floor, color="0.9")
+        bottom.set_xscale("symlog", linthresh=2 * own[0].floor)
+        bottom.set_xlabel("energy distance (grey: that of two sets)")
     axes[0, 0].set_ylabel("relative error of grad E_t")
     axes[1, 0].invert_yaxis()
     handles, names = axes[0, 0].get_legend_handles_labels()

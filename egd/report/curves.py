@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from egd.report.results import Entry, Report
 from egd.report.runs import Run
-from egd.report.statistics import Estimate, estimate, mean
+from egd.report.statistics import Estimate
 
 Curve = Mapping[float, float]
 """Step of the last phase -> score."""
@@ -28,13 +30,14 @@ def area(points: Curve) -> float:
     return float(np.trapezoid(scores, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else scores[0]
 
 
-def steps_to(points: Curve, threshold: float) -> float | None:
-    """The first evaluation that is not below the threshold; None where there is none."""
-    return next((step for step in sorted(points) if points[step] >= threshold), None)
+def steps_to(points: Curve, threshold: float) -> float:
+    """The first evaluation that is not below the threshold; infinite where there is none."""
+    return next((step for step in sorted(points) if points[step] >= threshold), math.inf)
 
 
 def paired(report: Report, task: str, label: str) -> Estimate | None:
-    """Mean difference of the areas of ``label`` and ``report.against`` over the seeds that both have, with its 95 % interval.
+    """Mean difference of the areas of ``label`` and ``report.against`` over the seeds that both have, with Student's 95 %
+    interval: of five seeds a bootstrap covers but 84 %.
 
     None for ``against`` itself, and where no seed is in both.
     """
@@ -43,7 +46,11 @@ def paired(report: Report, task: str, label: str) -> Estimate | None:
     if label == report.against or not own:
         return None
     differences = [area(curve(e.run)) - area(curve(others[e.run.summary.seed].run)) for e in own]
-    return estimate(mean, [np.array(differences)])
+    value = float(np.mean(differences))
+    if len(differences) < 2:
+        return Estimate(value, None)
+    found = ttest_1samp(differences, 0).confidence_interval(0.95)
+    return Estimate(value, (float(found.low), float(found.high)))
 
 
 def row(report: Report, task: str, label: str) -> dict[str, Any]:

@@ -148,11 +148,11 @@ def learning(report: Report) -> Table:
     notes = ["Mean ± standard deviation over seeds. Mean over steps: the area under the curve, divided by its length."]
     if report.threshold is not None:
         header.append(f"steps to {report.threshold:g}")
-        notes.append("Steps to: the median of the seeds that get there, and how many do.")
+        notes.append("Steps to: the median over seeds, those that never get there included, and how many get there.")
     if report.against is not None:
         header.append(f"less {report.against}")
         notes.append(
-            "Less: the mean of the differences of means over steps between runs of the same seed, with its 95 % interval."
+            "Less: the mean of the differences of means over steps between runs of the same seed, with Student's 95 % interval."
         )
     rows: list[list[str]] = []
     sections = []
@@ -168,12 +168,8 @@ def _learning_cells(report: Report, task: str, label: str) -> Iterator[str]:
     found = curves.row(report, task, label)
     yield from (spread(found[name]) for name in ("start", "area", "end"))
     if report.threshold is not None:
-        there = [steps for steps in found["steps"] if steps is not None]
-        yield (
-            f"{np.median(there):.0f} ({len(there)} of {len(found['steps'])})"
-            if there
-            else f"never (0 of {len(found['steps'])})"
-        )
+        middle, there = np.median(found["steps"]), sum(map(np.isfinite, found["steps"]))
+        yield f"{f'{middle:.0f}' if np.isfinite(middle) else 'never'} ({there} of {len(found['steps'])})"
     if report.against is not None:
         difference = curves.paired(report, task, label)
         yield "" if difference is None else difference.text(1)

@@ -3,9 +3,10 @@
     python -m rl.bench.edis_data --task hopper-medium --expert mujoco/hopper/expert-v0 --rows 5000
 
 The task's data are offline, some of the expert's rows online, and the next as many held out: what the generated share of a
-batch ought to look like. Measured: energy distance to the held-out rows (coordinates in standard deviations of the replay);
-the area under the ROC curve of a network that tells the two apart (0.5: it cannot); root mean square errors of s' and of r
-against the simulator set to (s, a); the share of rows nearer to an online row than one in a hundred held-out rows is.
+batch ought to look like; further episodes of the expert are the floor. Measured: energy distance to the held-out rows
+(coordinates in standard deviations of the replay) of all coordinates and of (s, a); the area under the ROC curve of a network
+that tells the two apart (0.5: it cannot); root mean square errors of s' and of r against the simulator set to (s, a); the share
+of rows nearer to an online row than one in a hundred held-out rows is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from egd.metrics import energy_distance
 from egd.progress import Reporter
 from rl.actors import mlp
 from rl.data.episodes import data_return, load_episodes, to_offline_data
-from rl.data.transitions import Batch, OfflineData
+from rl.data.transitions import Batch, OfflineData, drawn
 from rl.online.choice import make_generator
 from rl.online.generators.base import World
 from rl.online.replay import Replay, joined
@@ -44,12 +45,12 @@ ENVIRONMENTS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")  # whose observati
 TAKEN = {"window": 0, "actions": "replay"}  # an expert that can be asked for no more actions than it took
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "unguided": {"name": "diffusion"},
-    "EDIS, CEP": {"name": "edis", "ratio": TAKEN},
-    "EDIS, noised discriminator": {"name": "edis", "energy": "ratio", "ratio": TAKEN},
-    "EDIS, support samples": {"name": "edis", "energy": {"name": "support_samples", "samples": 256}, "ratio": TAKEN},
-    "EDIS, second order": {"name": "edis", "energy": "second_order", "ratio": TAKEN},
-    "EDIS, DPS": {"name": "edis", "energy": "dps", "ratio": TAKEN},
-    "resampled replay": {"name": "resampled", "ratio": TAKEN},
+    "EDIS: CEP": {"name": "edis", "ratio": TAKEN},
+    "EDIS: ratio": {"name": "edis", "energy": "ratio", "ratio": {"window": 0}},
+    "EDIS: support": {"name": "edis", "energy": {"name": "support_samples", "samples": 256}, "ratio": TAKEN},
+    "EDIS: second": {"name": "edis", "energy": "second_order", "ratio": TAKEN},
+    "EDIS: DPS": {"name": "edis", "energy": "dps", "ratio": TAKEN},
+    "resampled": {"name": "resampled", "ratio": TAKEN},
 }
 
 
@@ -61,6 +62,8 @@ class Setting:
     data: OfflineData
     online: Batch
     held_out: Batch
+    other: Batch
+    """As many again: what is measured of these is the floor."""
 
     @property
     def vectors(self) -> Vectors:
@@ -69,8 +72,8 @@ class Setting:
 
 
 def load(task_name: str, expert: str, rows: int, seed: int) -> Setting:
-    """``rows`` of the expert's transitions, in the order of time, are online, and the next as many held out; others for
-    another seed.
+    """``rows`` of the expert's transitions, in the order of time, are online, the next as many held out, and as many again the
+    floor; others for another seed.
     """
     task = find_task(task_name)
     if task.env_id not in ENVIRONMENTS:
@@ -83,14 +86,24 @@ def load(task_name: str, expert: str, rows: int, seed: int) -> Setting:
     raw = to_offline_data(theirs, 0.0, standardise=False).transitions
     s = [data.standardise(v) for v in (raw.state, raw.next_state)]
     rows_of = Batch(s[0], raw.action, (raw.reward + data.reward_shift) * data.reward_factor, s[1], raw.terminal)
-    if len(rows_of) < 2 * rows * (seed + 1):
-        raise UserError(f"{expert} has {len(rows_of)} transitions, too few for {seed + 1} times twice {rows}", key="--rows")
-    online, held_out = (2 * rows * seed + torch.arange(2 * rows)).split(rows)  # type: ignore[no-untyped-call]
-    return Setting(task, data, rows_of[online], rows_of[held_out])
+    if len(rows_of) < 3 * rows * (seed + 1):
+        raise UserError(f"{expert} has {len(rows_of)} transitions, too few for {seed + 1} times thrice {rows}", key="--rows")
+    blocks = (3 * rows * seed + torch.arange(3 * rows)).split(rows)  # type: ignore[no-untyped-call]
+    return Setting(task, data, *(rows_of[block] for block in blocks))
 
 
-def made(setting: Setting, arm: Mapping[str, Any], seed: int, advance: Callable[[int, str], None]) -> tuple[Batch, Any]:
-    """Rows of a generator after one refresh, with its metrics and seconds."""
+@dataclass
+class Model:
+    """The diffusion model offline, which all arms of a seed go on from."""
+
+    seconds: float
+    weights: Mapping[str, Tensor]
+
+
+def made(
+    setting: Setting, arm: Mapping[str, Any], seed: int, model: Model | None, advance: Callable[[int, str], None]
+) -> tuple[Batch, Model | None, dict[str, float]]:
+    """Rows of a generator after one refresh, its model before that, and metrics and seconds."""
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(name: str, make: Callable[[], Any]) -> Any:
@@ -99,26 +112,32 @@ def made(setting: Setting, arm: Mapping[str, Any], seed: int, advance: Callable[
 
     world = World(setting.data, setting.task, lambda s, g: s, fresh, lambda *a, **k: None)
     source = make_generator(ComponentConfig.model_validate(arm), world)
-    started = time.perf_counter()
-    for phase in source.phases():
-        for step in range(phase.steps):
-            phase.learner.update(generator)
+    phases = source.phases()
+    if phases and model is None:
+        started = time.perf_counter()
+        for step in range(phases[0].steps):
+            phases[0].learner.update(generator)
             if step % 100 == 0:
-                advance(0, f"{arm['name']}: {step} of {phase.steps} steps offline")
-    offline = time.perf_counter() - started
+                advance(0, f"{arm['name']}: {step} of {phases[0].steps} steps offline")
+        weights = {key: value.clone() for key, value in source.modules()["model"].state_dict().items()}
+        model = Model(time.perf_counter() - started, weights)
+    if phases and model is not None:
+        source.modules()["model"].load_state_dict(model.weights)
+    generator.manual_seed(seed + 1)
     replay = Replay(len(setting.online), setting.online)
     replay.room, replay.size = setting.online, len(setting.online)
     started = time.perf_counter()
     metrics = source.refresh(replay, generator)
-    seconds = {"offline s": offline, "refresh s": time.perf_counter() - started}
-    return source.sample(SAMPLES, generator), {**{k: float(v) for k, v in metrics.items()}, **seconds}
+    seconds = {"offline s": model.seconds if phases and model else 0.0, "refresh s": time.perf_counter() - started}
+    return source.sample(SAMPLES, generator), model, {**{k: float(v) for k, v in metrics.items()}, **seconds}
 
 
 def measured(setting: Setting, rows: Batch, seed: int) -> dict[str, float]:
     """All measures of some rows."""
     vectors, g = setting.vectors, torch.Generator().manual_seed(seed)
     held_out = vectors.encode(setting.held_out)
-    few = held_out[torch.randperm(len(held_out), generator=g)[:SAMPLES]]
+    held_out = held_out[torch.randperm(len(held_out), generator=g)]  # which were in the order of time
+    few = held_out[:SAMPLES]
     x = vectors.encode(rows)
     state, reward = dynamics(setting, rows)
     return {
@@ -141,6 +160,7 @@ def near_copies(x: Tensor, online: Tensor, held_out: Tensor) -> float:
 def auc(x: Tensor, y: Tensor, seed: int) -> float:
     """Of a network trained on half of x (N, D) and of y (M, D), on the other halves."""
     torch.manual_seed(seed)
+    x, y = x[torch.randperm(len(x))], y[torch.randperm(len(y))]
     n = min(len(x), len(y)) // 2
     train, test = (torch.cat([x[part], y[part]]) for part in (slice(0, n), slice(n, 2 * n)))
     labels = torch.cat([torch.zeros(n), torch.ones(n)])
@@ -187,26 +207,27 @@ def main(
     arm: Annotated[list[str] | None, typer.Option("--arm", "-a", help="Only this one. May be repeated.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of the diffusion model offline.")] = 20_000,
     training: Annotated[int, typer.Option(min=1, help="Steps of each network at the refresh.")] = 1000,
+    share: Annotated[float | None, typer.Option(help="Of online rows in what generators learn from; as they come.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write all numbers.")] = None,
 ) -> None:
     """Distance, discernibility, dynamics and copies of generated transitions."""
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
-    arms = {name: _with_steps(spec, steps, training) for name, spec in ARMS.items() if not arm or name in arm}
+    arms = {name: _settings(spec, steps, training, share) for name, spec in ARMS.items() if not arm or name in arm}
     with user_errors(), Reporter(console).bar("measuring", seeds * (len(arms) + 3)) as bar:
         if unknown := set(arm or ()) - set(ARMS):
             raise UserError(f"no arm is called '{unknown.pop()}'; there are {', '.join(ARMS)}", key="--arm")
         for seed in range(seeds):
             setting = load(task, expert, rows, seed)
             replay = joined(setting.data.transitions, setting.online)
-            index = torch.randint(len(replay), (SAMPLES,), generator=torch.Generator().manual_seed(seed))
-            known = {"held out (floor)": setting.held_out[torch.arange(SAMPLES)], "replay": replay[index]}
-            known["online rows again"] = setting.online[torch.arange(SAMPLES) % len(setting.online)]
+            known = {"floor": setting.other, "online": setting.online, "replay": replay}
             for name, given in known.items():
-                found.append({"arm": name, "seed": seed, **measured(setting, given, seed + 1)})
+                few = drawn(given, SAMPLES, torch.Generator().manual_seed(seed))
+                found.append({"arm": name, "seed": seed, **measured(setting, few, seed + 1)})
                 bar.advance(1, name)
+            model: Model | None = None
             for name, spec in arms.items():
-                generated, info = made(setting, spec, seed, bar.advance)
+                generated, model, info = made(setting, spec, seed, model, bar.advance)
                 found.append({"arm": name, "seed": seed, **measured(setting, generated, seed + 1), **info})
                 bar.advance(1, name)
                 if out is not None:
@@ -214,18 +235,26 @@ def main(
     show(_summary(found), f"{task}, {rows} online rows of {expert}: mean ± std over {seeds} seeds")
 
 
-def _with_steps(spec: Mapping[str, Any], steps: int, training: int) -> dict[str, Any]:
-    tree = {**spec}
+def _settings(spec: Mapping[str, Any], steps: int, training: int, share: float | None) -> dict[str, Any]:
+    tree = {**spec, "online_share": share}
     if tree["name"] != "resampled":
         tree |= {"denoiser": {"steps": steps}, "samples": SAMPLES, "refresh_steps": training}
     if tree["name"] == "edis":
         tree["energy_network"] = {"steps": training}
-    if "ratio" in tree:
+    if tree.get("energy") != "ratio" and "ratio" in tree:
         tree["ratio"] = {**tree["ratio"], "steps": training}
     return tree
 
 
-SHOWN = ("distance", "distance (s, a)", "AUC", "error s'", "error r", "near copies", "rejected", "refresh s")
+SHOWN = {
+    "distance": "dist.",
+    "distance (s, a)": "(s, a)",
+    "AUC": "AUC",
+    "error s'": "s'",
+    "error r": "r",
+    "near copies": "copies",
+}
+SHOWN |= {"rejected": "rej.", "refresh s": "s"}
 
 
 def _summary(found: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -233,15 +262,15 @@ def _summary(found: list[dict[str, Any]]) -> list[dict[str, str]]:
     for name in dict.fromkeys(row["arm"] for row in found):
         own = [row for row in found if row["arm"] == name]
         columns = {key: [row[key] for row in own if key in row] for key in SHOWN}
-        rows.append({"arm": name, **{key: _spread(values) for key, values in columns.items()}})
+        rows.append({"arm": name, **{SHOWN[key]: _spread(values) for key, values in columns.items()}})
     return rows
 
 
 def _spread(values: list[float]) -> str:
     if not values:
         return ""
-    mean = f"{np.mean(values):.3g}"
-    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+    mean = f"{np.mean(values):.2g}"
+    return mean if len(values) < 2 else f"{mean}±{np.std(values, ddof=1):.1g}"
 
 
 if __name__ == "__main__":
