@@ -12,6 +12,8 @@ from egd.bench.ratios import LEVELS, Row
 from egd.bench.report import short
 
 SHOWN = (0.1, 1.0, 5.0)
+FAR = 100.0
+"""Energy distances beyond are drawn at the edge: samples of a diverging guidance lie anywhere."""
 HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
 
 
@@ -68,10 +70,13 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         for row in own:
             if row.estimator in colours:
                 top.plot(LEVELS, row.error, label=row.estimator, color=colours[row.estimator])
-            bottom.plot(row.distance, row.estimator, "o", color=colours.get(row.estimator, "black"))
+            far = not row.distance < FAR
+            x = FAR if far else row.distance
+            bottom.plot(x, row.estimator, ">" if far else "o", color=colours.get(row.estimator, "black"))
         top.set(title=name, xlabel="sigma", xscale="log", yscale="log")
         bottom.axvspan(-2 * own[0].floor, 2 * own[0].floor, color="0.9")
         bottom.set_xscale("symlog", linthresh=2 * own[0].floor)
+        bottom.set_xticks([0, 0.1, 1, 10, FAR], ["0", "0.1", "1", "10", "100"])
         bottom.set_xlabel("energy distance (grey: that of two sets)")
     axes[0, 0].set_ylabel("relative error of grad E_t")
     axes[1, 0].invert_yaxis()
