@@ -77,7 +77,7 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         bottom.axvspan(-2 * own[0].floor, 2 * own[0].floor, color="0.9")
         bottom.set_xscale("symlog", linthresh=2 * own[0].floor)
         bottom.set_xticks([0, 0.1, 1, 10, FAR], ["0", "0.1", "1", "10", "100"])
-        bottom.set_xlabel("energy distance (grey: that of two sets)")
+        bottom.set_xlabel("energy distance")
     axes[0, 0].set_ylabel("relative error of grad E_t")
     axes[1, 0].invert_yaxis()
     handles, names = axes[0, 0].get_legend_handles_labels()
