@@ -115,8 +115,8 @@ def test_an_arm_stopped_online_ends_as_one_never_stopped(
         ("online.generator={name: edis, denoiser: {width: -1}}", ["online.generator.denoiser.width", "-1 does not fit"]),
         ("online.generator={name: edis, terms: {state: 0}}", ["online.generator.terms", "weigh 0"]),
         (
-            "online.generator={name: edis, energy: ratio, terms: {state: 1}, ratio: {steps: 9}}",
-            ["leave out terms, ratio.steps"],
+            "online.generator={name: edis, energy: ratio, terms: {state: 1}, ratio: {actions: policy}}",
+            ["leave out terms, ratio.actions"],
         ),
         ("online.generator={name: diffusion, online_share: 1.5}", ["online.generator.online_share", "1.5 does not fit"]),
         ("online.generator={name: edis, terms: {reward: 1}}", ["online.generator.terms", "does not fit"]),
@@ -134,7 +134,7 @@ def test_bad_input_is_named_with_its_remedy(egd: Any, online: Path, tmp_path: Pa
 
 def test_arms_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_STORE", str(tmp_path / "store"))
-    direct = EDIS | {"energy": "ratio", "ratio": {"window": 30}}
+    direct = EDIS | {"energy": "ratio"}  # a swap leaves how the other's weights are trained
     for arm, generator in (("unguided", SMALL | {"name": "diffusion"}), ("edis", direct)):
         chosen = {"online.shares": HALF, "online.generator": generator}
         settings = [part for key, value in chosen.items() for part in ("--set", f"{key}={json.dumps(value)}")]

@@ -212,8 +212,8 @@ def _wanted_parts(energy: ComponentConfig) -> set[str]:
 
 
 def _check_direct(energy: str, settings: Mapping[str, Any]) -> None:
-    """UserError for settings of a log-weight, where there is none."""
-    unused = ["terms"] * ("terms" in settings) + [f"ratio.{key}" for key in dict(settings.get("ratio", {})) if key != "window"]
+    """UserError for settings of which weight is meant, where there is none; how one is trained may stay in a recipe."""
+    unused = ["terms"] * ("terms" in settings) + ["ratio.actions"] * ("actions" in dict(settings.get("ratio", {})))
     if unused:
         raise UserError(
             f"the energy '{energy}' is learned from the online transitions as they were, without a weight of (s, a); "
