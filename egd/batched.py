@@ -46,7 +46,7 @@ class Stack:
         arguments is (S, ...), everything else is shared. What f returns is stacked likewise. Random numbers within f are
         refused: they would not be those of separate runs.
         """
-        runner = _Runner(self.first, f)
+        runner = Runner(self.first, f)
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
 
         def one(own: dict[str, Tensor], *arguments: Any) -> Any:
@@ -63,12 +63,15 @@ class Stack:
                 tensor.copy_(self.tensors[name][i])
 
 
-class _Runner(nn.Module):
+class Runner(nn.Module):
+    """A function as a module, beside the one whose tensors it reads."""
+
     def __init__(self, module: nn.Module, f: Callable[..., Any]) -> None:
         super().__init__()
         self.module, self.f = module, f
 
     def forward(self, *arguments: Any) -> Any:
+        """What the function gives."""
         return self.f(*arguments)
 
 
@@ -136,7 +139,7 @@ class BatchedLearner:
 
     def _stack(self) -> None:
         first = self.fits[0]
-        modules = [nn.ModuleDict({"fitted": x.fit.module, **_followers(x.fit), **x.reads()}) for x in self.learners]
+        modules = [nn.ModuleDict({"fitted": x.fit.module, **followers(x.fit), **x.reads()}) for x in self.learners]
         self.stack = Stack(modules)
         self.step, self.counts = first.step, [int(f.average.n_averaged) for f in first.followers]
         name_of = {id(p): name for name, p in modules[0].named_parameters()}
@@ -211,7 +214,8 @@ def _stacked(drawn: Sequence[Any]) -> Any:
     return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *drawn)
 
 
-def _followers(fit: Fit) -> dict[str, nn.Module]:
+def followers(fit: Fit) -> dict[str, nn.Module]:
+    """The averages that follow a fit, by name."""
     modules: dict[str, nn.Module] = {f"average{i}": f.average.module for i, f in enumerate(fit.followers)}
     return modules
 

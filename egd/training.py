@@ -128,9 +128,13 @@ class Fit:
 
     def descend(self, loss: Tensor) -> None:
         """One step down the loss ()."""
-        self.set_rate(self.optimiser)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.step_down()
+
+    def step_down(self) -> None:
+        """One step down the gradients that the parameters hold."""
+        self.set_rate(self.optimiser)
         if self.clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self.optimiser.step()

@@ -59,12 +59,6 @@ class Cloning(StepLearner):
         loss = (weight * cost).mean()
         return loss, {"loss": loss.detach(), "cost": cost.detach().mean(), "weight": weight.mean()}
 
-    def update_on(self, batch: Batch) -> Metrics:
-        """One step on a batch from anywhere."""
-        loss, metrics = self.loss(batch)
-        self.fit.descend(loss)
-        return metrics
-
     def reads(self) -> dict[str, nn.Module]:
         """Those of the weights."""
         return {} if self.weight is None else self.weight.reads()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from egd.steps import Steps
 from egd.training import Fit, Metrics
 from rl.agents.cql import CQLAgent, CQLConfig
 from rl.agents.fine_tuned import FineTuned
 from rl.config import CriticConfig, RunConfig
+from rl.critics.base import CriticLearner
 from rl.data.transitions import Batch
 from rl.online.config import OnlineConfig
 from rl.online.learner import Kept
@@ -47,7 +50,13 @@ class CalQLAgent(FineTuned, CQLAgent):
         """Of Q, V, the policy and the multipliers."""
         if self.config.online_alpha is not None:
             self.critic.alpha = self.config.online_alpha
-        return self.critic.update_on(self.critic.draw(batch, generator))
+        return self._steps(self.critic.draw(batch, generator))
+
+    @cached_property
+    def _steps(self) -> Steps:
+        learner = CriticLearner(self.critic, lambda generator: self.critic.draw(self.data.sample(1, generator), generator))
+        learner.computing = self.config.computing
+        return Steps(learner)
 
     def fits(self) -> Sequence[Fit]:
         """Of all of them, in one."""

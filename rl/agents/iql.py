@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from egd.phases import Phase
-from egd.training import Fit
+from egd.training import Fit, Learner
 from rl.actors import make_actor
 from rl.agents.direct import DirectAgent
 from rl.cloning import AdvantageWeight, Cloning
@@ -69,12 +69,17 @@ class IQL(DirectAgent):
     def phases(self) -> list[Phase]:
         """Critic, then policy."""
         a, c = self.config.actor, self.config.critic
-        critic = self.critic.learner(self.data, c.batch, None)
-        cloning = Cloning(self.actor, self.fit, partial(self.data.sample, a.batch), self.weight)
-        critic.computing = cloning.computing = self.config.computing  # type: ignore[attr-defined]
+        critic, cloning = self.learners()
         made = self.critic_made_of(self.critic)
         policy = self.made_of("policy", {"actor": a.model_dump(mode="json")}, (Cloning,), after=[made])
         return [
             Phase("critic", c.steps, critic, made_of=made),
             Phase("policy", a.steps, cloning, made_of=policy),
         ]
+
+    def learners(self) -> tuple[Learner, Cloning]:
+        """Of the critic and of the policy, on the data."""
+        critic = self.critic.learner(self.data, self.config.critic.batch, None)
+        cloning = Cloning(self.actor, self.fit, partial(self.data.sample, self.config.actor.batch), self.weight)
+        critic.computing = cloning.computing = self.config.computing  # type: ignore[attr-defined]
+        return critic, cloning

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from egd.training import Fit, Metrics
+from egd.steps import Steps
+from egd.training import Fit, Metrics, StepLearner
 from rl.actors import Gaussian
 from rl.agents.fine_tuned import FineTuned
 from rl.agents.iql import IQL, IQLConfig
-from rl.cloning import Cloning
 from rl.config import RunConfig
 from rl.data.transitions import Batch
 from rl.online.config import OnlineConfig
@@ -45,8 +46,14 @@ class IQLOnline(FineTuned, IQL):
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """Of the critic, then of the policy."""
-        cloning = Cloning(self.actor, self.fit, lambda _: batch, self.weight)
-        return {**self.critic.update_on(batch), **{f"policy_{k}": v for k, v in cloning.update_on(batch).items()}}
+        critic, policy = self._steps
+        return {**critic(batch), **{f"policy_{k}": v for k, v in policy(batch).items()}}
+
+    @cached_property
+    def _steps(self) -> tuple[Steps, Steps]:
+        critic, cloning = self.learners()
+        assert isinstance(critic, StepLearner)
+        return Steps(critic), Steps(cloning)
 
     def fits(self) -> Sequence[Fit]:
         """Of the critic and the policy."""
