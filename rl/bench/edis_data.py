@@ -45,7 +45,7 @@ ENVIRONMENTS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")  # whose observati
 TAKEN = {"window": 0, "actions": "replay"}  # an expert that can be asked for no more actions than it took
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "unguided": {"name": "diffusion"},
-    "EDIS: CEP": {"name": "edis", "ratio": TAKEN},
+    "EDIS: CEP": {"name": "edis", "energy": "cep", "ratio": TAKEN},
     "EDIS: ratio": {"name": "edis", "energy": "ratio", "ratio": {"window": 0}},
     "EDIS: support": {"name": "edis", "energy": {"name": "support_samples", "samples": 256}, "ratio": TAKEN},
     "EDIS: second": {"name": "edis", "energy": "second_order", "ratio": TAKEN},

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "sampler": {"steps": 3},
 }
 RATIO = {"steps": 5, "width": 16, "batch": 32}
-EDIS = SMALL | {"name": "edis", "ratio": RATIO, "energy_network": {"steps": 5, "width": 16, "batch": 32}}
+EDIS = SMALL | {"name": "edis", "ratio": RATIO, "energy": "cep", "energy_network": {"steps": 5, "width": 16, "batch": 32}}
 HALF = {"online": 0.5, "offline": 0.0, "generated": 0.5}
 
 
@@ -480,8 +480,9 @@ def test_an_unguided_model_generates_the_replayed_transitions(online_rows: Repla
     assert rows.terminal.mean() < 0.01
 
 
-def test_edis_generates_those_of_the_policy(online_rows: Replay) -> None:
-    rows, _ = generated("edis", {**MODEL, **LEARN}, online_rows)
+@pytest.mark.parametrize("more", [{}, {"energy": "cep"}], ids=["its own energy", "cep"])
+def test_edis_generates_those_of_the_policy(more: dict[str, str], online_rows: Replay) -> None:
+    rows, _ = generated("edis", {**MODEL, **LEARN, **more}, online_rows)
     assert (rows.state > 0).float().mean() > 0.93
     assert rows.action.mean().item() == pytest.approx(0.5, abs=0.1)
     assert rows.action.std() < 0.35  # 0.54 in the replay

@@ -48,7 +48,7 @@ class TimedConfig(NetworkConfig):
     lr: float = 1e-3
 
 
-CEP = ComponentConfig(name="cep")
+SUPPORT = ComponentConfig.model_validate({"name": "support_samples", "samples": 256})
 RESIDUAL = ComponentConfig(name="residual")
 ADDITIVE = ComponentConfig(name="additive")
 TIMED = TimedConfig()
@@ -79,7 +79,7 @@ class EDIS(Diffusion):
         online_share: Share | None = None,
         terms: Mapping[Term, NonNegativeFloat] = TERMS,
         ratio: RatioConfig = RATIO,
-        energy: ComponentConfig = CEP,
+        energy: ComponentConfig = SUPPORT,
         energy_network: TimedConfig = TIMED,
         posterior: ComponentConfig = RESIDUAL,
         rule: ComponentConfig = ADDITIVE,
@@ -109,7 +109,7 @@ class EDIS(Diffusion):
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
         """UserError for components that do not exist or do not have these settings, and for terms that all weigh nothing."""
         super().check(settings, task)
-        energy = ComponentConfig.model_validate(settings.get("energy", "cep"))
+        energy = ComponentConfig.model_validate(settings.get("energy", SUPPORT))
         check_energy(energy.spec, PARTS, f"{KEY}.energy")
         if "wanted" in _wanted_parts(energy):
             _check_direct(energy.name, settings)
