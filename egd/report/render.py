@@ -77,7 +77,7 @@ def terminal(table: Table) -> Rich:
     """For the console: what begins a section is its title, so that the table is narrow."""
     result = Rich(title=table.title, title_justify="left")
     for i, column in enumerate(table.header[1:]):
-        result.add_column(column, justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+        result.add_column(column, justify="right" if i else "left", overflow="fold", no_wrap=not i)
     for i, row in enumerate(table.rows):
         if i in table.sections:
             result.add_section()
