@@ -36,7 +36,7 @@ class Steps:
         for name, parameter in self.fitted.items():
             parameter.grad = slopes[name].contiguous()  # a fused optimiser takes the layout for granted
         self.fit.step_down()
-        return metrics
+        return {name: value.clone() for name, value in metrics.items()}  # on a GPU the next step writes over the graph's own
 
     @cached_property
     def _slopes(self) -> Callable[..., tuple[dict[str, Tensor], Metrics]]:

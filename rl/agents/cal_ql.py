@@ -54,7 +54,8 @@ class CalQLAgent(FineTuned, CQLAgent):
 
     @cached_property
     def _steps(self) -> Steps:
-        learner = CriticLearner(self.critic, lambda generator: self.critic.draw(self.data.sample(1, generator), generator))
+        batch = self.config.online.batch
+        learner = CriticLearner(self.critic, lambda generator: self.critic.draw(self.data.sample(batch, generator), generator))
         learner.computing = self.config.computing
         return Steps(learner)
 
