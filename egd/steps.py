@@ -16,7 +16,8 @@ from egd.training import Metrics, StepLearner
 
 class Steps:
     """Takes a learner's steps on what others have drawn for it, in one shape; compiled where the learner's ``computing`` says
-    so. The learner's own tensors are updated, so that what else reads these need not know.
+    so. The learner's own tensors are updated, so that what reads these between steps need not know; ``BatchedLearner`` has
+    stacked copies, and draws for itself.
     """
 
     def __init__(self, learner: StepLearner) -> None:
@@ -24,15 +25,16 @@ class Steps:
         self.module = nn.ModuleDict({"fitted": self.fit.module, **followers(self.fit), **learner.reads()})
         names = {id(p): name for name, p in self.module.named_parameters()}
         self.fitted = {names[id(p)]: p for p in self.fit.parameters()}
+        self.tensors = tensors_of(self.module)  # found once: whatever is loaded or averaged is written into these
 
     def __call__(self, drawn: Any) -> Metrics:
-        """One step."""
+        """One step on what the learner's ``draw`` might have given."""
         if not self.learner.computing.compile:
             with self.learner.computing.autocast(self.fit.device):
                 loss, metrics = self.learner.loss(drawn)
             self.fit.descend(loss)
             return metrics
-        slopes, metrics = self._slopes({name: tensor.detach() for name, tensor in tensors_of(self.module).items()}, drawn)
+        slopes, metrics = self._slopes({name: tensor.detach() for name, tensor in self.tensors.items()}, drawn)
         for name, parameter in self.fitted.items():
             parameter.grad = slopes[name].contiguous()  # a fused optimiser takes the layout for granted
         self.fit.step_down()

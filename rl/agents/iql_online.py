@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from egd.errors import UserError
 from egd.steps import Steps
 from egd.training import Fit, Metrics, StepLearner
 from rl.actors import Gaussian
 from rl.agents.fine_tuned import FineTuned
 from rl.agents.iql import IQL, IQLConfig
 from rl.config import RunConfig
+from rl.critics.base import Critic
+from rl.critics.choice import CRITICS
 from rl.data.transitions import Batch
 from rl.online.config import OnlineConfig
 from rl.online.learner import Kept
@@ -34,6 +37,17 @@ class IQLOnline(FineTuned, IQL):
 
     Config: ClassVar[type[RunConfig]] = IQLOnlineConfig
     config: IQLOnlineConfig
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Also UserError for a critic that learns from more than transitions, which is all that the online loop has."""
+        super().check(config)
+        critic = CRITICS.find(config.critic.kind, "critic.kind")
+        if isinstance(critic, type) and issubclass(critic, Critic) and critic.learner is not Critic.learner:
+            raise UserError(
+                f"'{config.critic.kind}' draws more than transitions, which is all that goes online; use iql, or kind: cal_ql",
+                key="critic.kind",
+            )
 
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:

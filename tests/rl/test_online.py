@@ -109,6 +109,7 @@ def test_an_arm_stopped_online_ends_as_one_never_stopped(
     [
         ("online.shares.online=0.7", ["online.shares", "1.2", "sum to 1"]),
         ("online.shares={online: 0.5, offline: 0, generated: 0.5}", ["online", "no generator"]),
+        ("critic.kind=cql", ["critic.kind", "'cql'", "use iql"]),
         ("online.generator=edit", ["online.generator", "no transition generator is called 'edit'", "edis"]),
         ("online.generator={name: edis, energy: ceb}", ["online.generator.energy", "'ceb'", "cep"]),
         ("online.generator={name: edis, energy: {name: cep, smaples: 3}}", ["'smaples'", "samples"]),
