@@ -25,7 +25,7 @@ from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.critics.choice import CRITICS
 from rl.evaluation import video
-from rl.evaluation.evaluator import Evaluator, chosen
+from rl.evaluation.evaluator import Evaluator, chosen, watched
 from rl.evaluation.results import rows, statistics
 from rl.generators import GENERATOR_PARTS, GENERATORS
 from rl.job import OfflineJob
@@ -127,8 +127,8 @@ def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int
             f"the policies of '{agent.config.kind}' have no guidance scale: {', '.join(agent.arms())}", key="--omega"
         )
     scales = chosen(agent, policies) if policies else agent.scales(settings.get("omegas"))
-    with reporter.bar("evaluation", episodes * sum(max(1, len(found)) for found in scales.values())) as bar:
-        return Evaluator(agent, task).run(scales, episodes=episodes, seed=seed, advance=bar.advance).returns
+    with watched(reporter, "evaluation", [agent], task) as watch:
+        return Evaluator(agent, task).run(scales, episodes=episodes, seed=seed, watch=watch).returns
 
 
 def _filmed(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int, reporter: Reporter) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from egd.progress import Reporter
 from egd.store import Store, key_of
 from rl.agents import agent_class
 from rl.envs.making import check_env
-from rl.evaluation.evaluator import environments, evaluate_together
+from rl.evaluation.evaluator import environments, evaluate_together, watched
 from rl.evaluation.results import rows
 from rl.evaluation.rollouts import Rollouts
 from rl.loading import load_data
@@ -176,17 +176,16 @@ def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> li
 
 def _rollouts(runs: Sequence[Run], reporter: Reporter) -> list[Rollouts]:
     started, episodes = time.perf_counter(), runs[0].config.evaluation.episodes
-    scales = [run.agent.scales() for run in runs]
-    total = episodes * sum(max(1, len(found)) for own in scales for found in own.values())
+    agents, task = [run.agent for run in runs], runs[0].task
     title = "evaluation" if len(runs) == 1 else f"evaluation, {len(runs)} runs"
-    with reporter.bar(title, total) as bar:
+    with watched(reporter, title, agents, task) as watch:
         results = evaluate_together(
-            [run.agent for run in runs],
-            runs[0].task,
-            scales,
+            agents,
+            task,
+            [agent.scales() for agent in agents],
             episodes=episodes,
             seeds=[run.config.seed for run in runs],
-            advance=bar.advance,
+            watch=watch,
             paths=PATHS,
         )
     seconds = (time.perf_counter() - started) / len(runs)

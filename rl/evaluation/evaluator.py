@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from egd.errors import UserError, nearest
 from egd.phases import seed_of
+from egd.progress import Reporter
 from rl.agents.base import Agent
 from rl.envs.making import env_factory
-from rl.evaluation.rollouts import Arm, Player, Rollouts, quota, rollouts
+from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
 from rl.tasks import Task
 
 
@@ -29,12 +31,12 @@ class Evaluator:
         *,
         episodes: int,
         seed: int,
-        advance: Callable[[int, str], None] | None = None,
+        watch: Callable[[SoFar], None] | None = None,
         paths: int = 0,
     ) -> Rollouts:
         """Returns by policy, ``name`` or ``name@scale``. The seed is not the training's."""
         (result,) = evaluate_together(
-            [self.agent], self.task, [omegas], episodes=episodes, seeds=[seed], advance=advance, paths=paths
+            [self.agent], self.task, [omegas], episodes=episodes, seeds=[seed], watch=watch, paths=paths
         )
         return result
 
@@ -46,7 +48,7 @@ def evaluate_together(
     *,
     episodes: int,
     seeds: Sequence[int],
-    advance: Callable[[int, str], None] | None = None,
+    watch: Callable[[SoFar], None] | None = None,
     paths: int = 0,
 ) -> list[Rollouts]:
     """What an ``Evaluator`` of each agent finds at its own scales and seed, in one pass over one task's environments.
@@ -59,7 +61,7 @@ def evaluate_together(
         players,
         workers=agents[0].config.evaluation.workers,
         device=agents[0].device,
-        advance=advance,
+        watch=watch,
         paths=paths,
     )
 
@@ -106,6 +108,27 @@ def _scale(policy: str, text: str) -> float:
     if not 0 <= scale < math.inf:
         raise UserError(f"'{policy}': a guidance scale is a number that is not negative, as in guided@1.5", key="--policy")
     return scale
+
+
+@contextmanager
+def watched(reporter: Reporter, title: str, agents: Sequence[Agent], task: Task) -> Iterator[Callable[[SoFar], None]]:
+    """What shows how far an evaluation is: a bar of environment steps, as episodes may all end at once, with scores in the
+    units of the results table, the headline's first. Where episodes may be of any length, how many steps is not known.
+    """
+    head = agents[0].headline
+
+    def note(so_far: SoFar) -> str:
+        first = {head: so_far.means[head]} if head in so_far.means else {}
+        scores = [f"{name} {task.score(mean):.1f}" for name, mean in {**first, **so_far.means}.items()]
+        return ", ".join([*scores[:2], f"{so_far.ended} of {so_far.ended + so_far.left} episodes"])
+
+    with reporter.bar(title, None) as bar:
+
+        def watch(so_far: SoFar) -> None:
+            rest = None if task.max_steps is None else so_far.left * task.max_steps - so_far.under_way
+            bar.at(so_far.steps, note(so_far), total=None if rest is None else so_far.steps + rest)
+
+        yield watch
 
 
 def environments(agent: Agent) -> int:

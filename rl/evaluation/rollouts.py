@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,19 @@ class Player:
 
 
 @dataclass(frozen=True)
+class SoFar:
+    """How far rollouts are: the steps of all environments, those of them that belong to episodes under way, the episodes
+    ended and left (those under way included), and mean returns by arm name, of arms that have ended one.
+    """
+
+    steps: int
+    under_way: int
+    ended: int
+    left: int
+    means: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """Undiscounted returns by arm name (episodes,), and the states (T, S) acted upon in each arm's first episodes."""
 
@@ -61,7 +74,7 @@ def rollouts(
     *,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    advance: Callable[[int, str], None] | None = None,
+    watch: Callable[[SoFar], None] | None = None,
     paths: int = 0,
 ) -> list[Rollouts]:
     """What every player's arms earn, each arm in a vector of environments of its own.
@@ -77,13 +90,13 @@ def rollouts(
         playing = dict(enumerate(plays))
         while playing:
             for i, play in list(playing.items()):
-                finished = play.record(envs.receive(i))
+                play.record(envs.receive(i))
                 if play.active.any():
                     envs.step(i, play.actions())
                 else:
                     del playing[i]
-                if finished and advance is not None:
-                    advance(finished, _so_far(plays))
+            if watch is not None:
+                watch(_so_far(plays))
     return [_together(own) for own in each]
 
 
@@ -100,10 +113,10 @@ class _Play:
         self.seeds = [player.seed + i % n for i in range(total)]
         self.active = np.ones(total, dtype=bool)
         self.resetting = np.ones(total, dtype=bool)  # the first answer is a reset's
-        self.running = np.zeros(total)
+        self.running, self.lengths = np.zeros(total), np.zeros(total, dtype=int)
         self.returns: list[list[float]] = [[] for _ in range(total)]
         self.paths: list[Any] = [[] for _ in range(total)]
-        self.env_steps = 0
+        self.env_steps = self.ended = 0
 
     def actions(self) -> Array:
         """Actions of the running environments (n names, A); zeros for those that are done."""
@@ -117,19 +130,20 @@ class _Play:
         actions[rows] = chosen
         return actions
 
-    def record(self, step: Step) -> int:
-        """Enter what the environments answered; returns how many counted episodes ended."""
+    def record(self, step: Step) -> None:
+        """Enter what the environments answered."""
         counted = self.active & ~self.resetting  # a step that resets has no reward and takes no action
         self.observation = step.observation
         self.running += np.where(counted, step.reward, 0.0)
         self.env_steps += int(counted.sum())
+        self.lengths += counted
         self.resetting = step.terminated | step.truncated
         ended = np.flatnonzero(counted & self.resetting)
         for i in ended:
             self.returns[i].append(float(self.running[i]))
-            self.running[i] = 0.0
+            self.running[i], self.lengths[i] = 0.0, 0
+            self.ended += 1
             self.active[i] = len(self.returns[i]) < self.each
-        return len(ended)
 
     def rows(self) -> dict[str, slice]:
         """Where each name's environments are."""
@@ -144,11 +158,17 @@ def _together(plays: Sequence[_Play]) -> Rollouts:
     return Rollouts(returns, paths, sum(play.env_steps for play in plays))
 
 
-def _so_far(plays: Sequence[_Play]) -> str:
-    """Mean returns of the first two arms, over all players, for the progress bar."""
+def _so_far(plays: Sequence[_Play]) -> SoFar:
+    """Of all players together: an arm's mean is over those that have one of its name."""
     returns: dict[str, list[float]] = {}
     for play in plays:
-        for name, rows in play.rows().items():
+        for name, rows in play.rows().items() if play.ended else ():
             returns.setdefault(name, []).extend(r for ended in play.returns[rows] for r in ended)
-    means = {name: np.mean(found) for name, found in returns.items() if found}
-    return ", ".join(f"{name.partition('@')[0]} {mean:.0f}" for name, mean in list(means.items())[:2])
+    ended = sum(play.ended for play in plays)
+    return SoFar(
+        steps=sum(play.env_steps for play in plays),
+        under_way=sum(int(play.lengths.sum()) for play in plays),
+        ended=ended,
+        left=sum(play.each * len(play.active) for play in plays) - ended,
+        means={name: float(np.mean(found)) for name, found in returns.items() if found},
+    )

@@ -22,9 +22,11 @@ GENERATOR_PARTS = {"dataset_id", "progress"}
 def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
     """Make the dataset by the generator of ``spec``, with a bar. UserError, naming ``key``, for what does not fit."""
     validate(GENERATORS, spec, GENERATOR_PARTS, key)
-    with reporter.bar(f"make {dataset_id}", _steps(spec, key)) as bar:
+    steps = _steps(spec, key)
+    with reporter.bar(f"make {dataset_id}", steps) as bar:
         parts = {"dataset_id": dataset_id, "progress": lambda done: bar.advance(done - bar.done)}
         build(GENERATORS, spec, parts, key)
+        bar.at(steps or bar.done)  # the last steps need not have been told
 
 
 def _steps(spec: Spec, key: str) -> int | None:

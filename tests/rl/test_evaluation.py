@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from countdown import Countdown, Dying, Raising, unmakeable
+from rich.console import Console
 
 from egd.errors import UserError
+from egd.progress import Reporter
 from rl.agents.aepo import AEPO
 from rl.config import GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
-from rl.evaluation.evaluator import Evaluator, evaluate_together
-from rl.evaluation.rollouts import Arm, Player, Rollouts, quota, rollouts
+from rl.evaluation.evaluator import Evaluator, evaluate_together, watched
+from rl.evaluation.results import statistics
+from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
 from rl.tasks import TASKS, find_task
 
 
@@ -81,13 +85,13 @@ def test_actions_are_kept_within_the_action_space() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_no_result(workers: int) -> None:
     def with_workers(n: int) -> tuple[Rollouts, list[Any]]:
-        arms, seen = [Arm(["one"], noisy(0)), Arm(["two", "three"], noisy(1))], []
-        advance = lambda *arguments: seen.append(arguments)  # noqa: E731
-        return play(arms, episodes=15, envs=5, seed=3, workers=n, advance=advance, paths=3), seen
+        arms, seen = [Arm(["one"], noisy(0)), Arm(["two", "three"], noisy(1))], list[SoFar]()
+        return play(arms, episodes=15, envs=5, seed=3, workers=n, watch=seen.append, paths=3), seen
 
     (plain, plain_seen), (parallel, seen) = with_workers(0), with_workers(workers)
     same(plain, parallel)
-    assert plain_seen == seen and sum(finished for finished, _ in seen) == 45
+    assert plain_seen == seen and (seen[-1].ended, seen[-1].left, seen[-1].under_way) == (45, 0, 0)
+    assert seen[-1].steps == plain.env_steps
     assert len({len(path) for path in plain.paths["one"]}) == 3  # episodes of unequal lengths
 
 
@@ -175,6 +179,26 @@ def test_agents_together_score_what_they_score_apart(workers: int) -> None:
         same(one, other)
     assert list(together[1].returns) == ["behaviour", "guided@0.5", "guided@2"]
     assert together[0].returns["behaviour"].tolist() != together[1].returns["behaviour"].tolist()
+
+
+def test_the_bar_counts_steps_and_shows_scores_as_the_table_does() -> None:
+    task = replace(find_task("maze2d-umaze-dense"), max_steps=15)  # all episodes end at once
+    agent, text = maze_agent(0), io.StringIO()
+    with watched(Reporter(Console(file=text, width=120)), "evaluation", [agent], task) as watch:
+        seen: list[SoFar] = []
+
+        def both(so_far: SoFar) -> None:
+            seen.append(so_far)
+            watch(so_far)
+
+        scales = {"behaviour": [], "guided": [1.0]}
+        result = Evaluator(agent, task).run(scales, episodes=2, seed=0, watch=both)
+    counted = [s.steps + s.left * 15 - s.under_way for s in seen]
+    assert counted == [60] * len(seen) and [s.steps for s in seen][:3] == [0, 4, 8]
+    score = {name: statistics(task, returns)["mean"] for name, returns in result.returns.items()}
+    shown = " ".join(text.getvalue().split())
+    assert "60/60" in shown
+    assert f"guided@1 {score['guided@1']:.1f}, behaviour {score['behaviour']:.1f}, 4 of 4 episodes" in shown
 
 
 @pytest.mark.parametrize(
