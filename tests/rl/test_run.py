@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ from safetensors.torch import load_file
 
 from rl.job import OfflineJob
 from rl.tasks import TASKS, Task
+from tests.processes import exit_code, kill_when, start_egd
 
 SEED0 = Path("egd-maze2d-umaze-v0") / "seed-0"
 
@@ -78,21 +74,6 @@ def test_the_resolved_config_repeats_the_run(egd: Any, recipe: Path, tmp_path: P
     assert_same_run(tmp_path / "a" / SEED0, tmp_path / "b" / SEED0)
 
 
-def start(recipe: Path, out: Path, *extra: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from egd.cli import entry; entry()", "run", str(recipe), "--out", str(out), *extra]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-
-
-def kill_when(process: subprocess.Popen[bytes], reached: Path) -> None:
-    """kill -9 as soon as a file is there (or the process is done: then there is nothing to kill)."""
-    deadline = time.monotonic() + 120
-    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert reached.exists(), "the run ended before it reached the phase to be killed in"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 PHASES = {
     "training=phased": ["denoiser", "critic", "calibration", "energy_literal"],
     "training=joint": ["joint"],
@@ -105,12 +86,13 @@ PHASES = {
 def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_path: Path, setting: str) -> None:
     settings = ["--set", setting, "--set", "denoiser.steps=60", "--set", "evaluation.every=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(recipe, whole, *settings).wait() == 0
+    assert exit_code(start_egd("run", recipe, "--out", whole, *settings)) == 0
     for phase in PHASES[setting]:  # each kill comes at the phase's first checkpoint, before its end or just behind it
         path = killed / SEED0 / "checkpoints" / f"{phase}.safetensors"
-        kill_when(start(recipe, killed, *settings, *(["--resume"] if killed.exists() else [])), path)
+        resume = ["--resume"] if killed.exists() else []
+        kill_when(start_egd("run", recipe, "--out", killed, *settings, *resume), path)
         assert not (killed / SEED0 / "summary.json").exists()
-    assert start(recipe, killed, *settings, "--resume").wait() == 0
+    assert exit_code(start_egd("run", recipe, "--out", killed, *settings, "--resume")) == 0
     assert_same_run(whole / SEED0, killed / SEED0)
 
 

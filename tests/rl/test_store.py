@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from egd.config import override
 from egd.store import key_of
 from rl.loading import load_data
 from rl.recipe import agent_kind, typed
+from tests.processes import exit_code, kill_when, start_egd
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
 PHASES = {"denoiser", "critic", "calibration", "energy_literal"}
@@ -216,10 +214,8 @@ def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path
 # -- in processes of their own ---------------------------------------------------------------------------------------
 
 
-def start(recipe: Path, out: Path, store: Path, *extra: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from egd.cli import entry; entry()", "run", str(recipe), "--out", str(out), *extra]
-    environment = {**os.environ, "EGD_STORE": str(store), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+def start(recipe: Path, out: Path, store: Path, *extra: str) -> BaseProcess:
+    return start_egd("run", recipe, "--out", out, *extra, env={"EGD_STORE": str(store)})
 
 
 MINE = '''
@@ -240,7 +236,7 @@ def test_an_objective_whose_code_changed_is_trained_anew(egd: Any, recipe: Path,
     for i, (comment, factor) in enumerate([("One.", 1), ("Another comment.", 1), ("Another comment.", 2)]):
         path.write_text(MINE.format(comment=comment, factor=factor))
         setting = ("--set", f"variants.literal.energy={path}:Mine")
-        assert start(recipe, tmp_path / str(i), tmp_path / "store", *setting).wait() == 0
+        assert exit_code(start(recipe, tmp_path / str(i), tmp_path / "store", *setting)) == 0
         found.append(reused(tmp_path / str(i) / RUN))
     assert found == [set(), PHASES, PHASES - {"energy_literal"}]
 
@@ -248,15 +244,11 @@ def test_an_objective_whose_code_changed_is_trained_anew(egd: Any, recipe: Path,
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_what_it_reused(egd: Any, recipe: Path, tmp_path: Path) -> None:
     store, long = tmp_path / "store", ("--set", "energy_network.steps=400")
-    assert start(recipe, tmp_path / "first", store).wait() == 0
-    process = start(recipe, tmp_path / "killed", store, *long)
-    reached, deadline = tmp_path / "killed" / RUN / "checkpoints" / "energy_literal.safetensors", time.monotonic() + 120
-    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert exit_code(start(recipe, tmp_path / "first", store)) == 0
+    reached = tmp_path / "killed" / RUN / "checkpoints" / "energy_literal.safetensors"
+    kill_when(start(recipe, tmp_path / "killed", store, *long), reached)
     assert not (tmp_path / "killed" / RUN / "summary.json").exists()
-    assert start(recipe, tmp_path / "killed", store, *long, "--resume").wait() == 0
-    assert start(recipe, tmp_path / "whole", store, *long, "--fresh").wait() == 0
+    assert exit_code(start(recipe, tmp_path / "killed", store, *long, "--resume")) == 0
+    assert exit_code(start(recipe, tmp_path / "whole", store, *long, "--fresh")) == 0
     assert reused(tmp_path / "killed" / RUN) == {"denoiser", "critic", "calibration"}
     assert_same(tmp_path / "whole" / RUN, tmp_path / "killed" / RUN)
