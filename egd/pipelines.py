@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,13 +13,15 @@ from torch import Tensor
 
 from egd.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.components import Spec, build, parameters, wanted_parts
-from egd.denoisers import NetworkDenoiser, convert
+from egd.denoisers import NetworkDenoiser
 from egd.energies.base import prepare
 from egd.guidance import guide
+from egd.pipeline_inputs import check_images, check_numbers, check_output_type, check_rows, checked_support, replaced
 from egd.posteriors import MomentPosterior, calibrate
 from egd.posteriors.moments import MomentKind
 from egd.rules import Additive
 from egd.schedules import Diffusers, from_diffusers
+from egd.schedules.stepping import SchedulerSteps, check_guidable, check_steps
 from egd.tensors import expand
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Posterior, Support, TimedEnergy
 from egd.wrappers import Clip
@@ -29,7 +30,6 @@ Component: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 """A component's name, ``{name: ..., setting: ...}`` as in a recipe, or an object."""
 
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
-T_MIN = 1e-7  # the data itself, sigma = 0, has no score
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,6 @@ class UNetDenoiser:
         output = self._network(self.scheduler.precondition_inputs(x, sigma), t, c)
         denoised: Tensor = self.scheduler.precondition_outputs(x, output, sigma)
         return denoised
-
-    def output(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """What the UNet would have to say for D(x_t, t) to be x0: the inverse, shaped like x."""
-        if not hasattr(self.scheduler, "precondition_outputs"):
-            return convert(x0, x, t, self.schedule, "sample", self.schedule.prediction)
-        sigma = expand(self.schedule.sigma(t), x)
-        skipped = self.scheduler.precondition_outputs(x, torch.zeros_like(x), sigma)
-        gain = self.scheduler.precondition_outputs(torch.zeros_like(x), torch.ones_like(x), sigma)
-        inverse: Tensor = (x0 - skipped) / gain
-        return inverse
 
     def _network(self, x: Tensor, t: Tensor, c: Context) -> Tensor:
         labels = c.get("class_labels") if isinstance(c, Mapping) else None
@@ -107,9 +97,10 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         class_labels: Tensor | None = None,
         context: Mapping[str, Tensor] | None = None,
         eta: float = 0.0,
+        mu: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Tensor] | None] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample; with neither an energy nor a guidance of one's own exactly what ``diffusers`` would sample.
 
@@ -119,32 +110,36 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         its parameters name, and returns a timed energy. ``posterior`` is a callable (see ``calibrate``) or a name, and
         ``support`` gives samples of the data; needed only where the guidance asks for them. ``rule`` is additive at
         ``omega`` by default. ``clip_x0`` keeps x_0 in [-1, 1], before and after guidance; so does ``dynamic_threshold``, by
-        shrinking. ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return another image.
+        shrinking. ``eta`` goes to schedulers that take one, ``mu`` to flows with a dynamic shift. The scheduler's own state
+        stays as it is. ``output_type`` is ``pil``, ``np`` or ``pt``, from 0 to 1, or ``latent``, as sampled.
+        ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return {"image": another}.
 
-        Raises UserError for a name or setting that does not exist, ValueError for a missing posterior or support and for
-        a UNet that also predicts variances.
+        Raises UserError for a name or setting that does not exist and for a scheduler that cannot be guided, ValueError for
+        a missing posterior or support, for a UNet that also predicts variances, and for an argument that makes no sense.
         """
-        shape = (batch_size, self.unet.config.in_channels, *self._size())
+        check_output_type(output_type)
+        check_numbers(batch_size=batch_size, num_inference_steps=num_inference_steps, beta=beta, omega=omega, eta=eta)
+        check_rows(batch_size, generator, class_labels, context)
         device = self._execution_device
-        image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        image = image * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
         labels = None if class_labels is None else class_labels.to(device)
         c = _context(context, labels)
+        check_steps(self.scheduler)
         guided: Denoiser | None = None
+        schedule: Diffusers | None = None
         if energy is not None or callable(guidance):
+            schedule = check_guidable(self.scheduler, eta)
             guided = self._guided(energy, beta, guidance, posterior, support, rule, omega, clip_x0, c)
-        extra = self._step_settings(generator, eta)
-        for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            scale = getattr(self.scheduler, "scale_model_input", None)
-            scaled = image if scale is None else scale(image, timestep)
+        steps = SchedulerSteps(self.scheduler, schedule, num_inference_steps, device, mu)
+        shape = (batch_size, *self._event())
+        image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) * steps.noise_std
+        for i, timestep in enumerate(self.progress_bar(steps.timesteps)):
             if guided is None:
-                output = run_unet(self.unet, scaled, timestep, labels)
+                output = run_unet(self.unet, steps.network_input(image, timestep), timestep, labels)
             else:
-                output = self._guided_output(guided, image, scaled, timestep, c)
-            image = self.scheduler.step(output, timestep, image, **extra).prev_sample
+                output = steps.guided_output(guided, image, timestep, c)
+            image = steps.step(output, i, image, generator, eta)
             if callback_on_step_end is not None:
-                image = callback_on_step_end(self, i, timestep, {"image": image}).get("image", image)
+                image = replaced(image, callback_on_step_end(self, i, timestep, {"image": image}))
         images = self._finish(image, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -172,9 +167,14 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> MomentPosterior:
         """The posterior N(D, v(t) I), v estimated on images (N, C, H, W) in [-1, 1]; for ``posterior=`` above.
 
-        It costs grid * samples evaluations of the UNet and holds for this UNet and kind of schedule.
+        It costs grid * samples evaluations of the UNet and holds for this UNet and kind of schedule. ValueError for images
+        that are not as the UNet's, such as those of uint8; any range will do without ``clip_x0``.
         """
         device = self._execution_device
+        check_images("images", images, self._event(), bounded=clip_x0)
+        if images.ndim != 4:
+            raise ValueError(f"images: expected (N, C, H, W), got {tuple(images.shape)}")
+        check_rows(len(images), None, class_labels, None)
         data = images.to(device, self.unet.dtype)
         labels = None if class_labels is None else class_labels.to(device)
 
@@ -214,39 +214,23 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError("the UNet predicts variances beside the mean; guide one with as many channels out as in")
         denoiser, schedule = self.denoiser(clip_x0=clip_x0), self.schedule
         basic = {"denoiser": denoiser, "schedule": schedule}
+        support = None if support is None else checked_support(support, self._event(), bounded=clip_x0 is not False)
         parts = {**basic, "energy": energy, "beta": beta, "support": support, "posterior": _posterior(posterior, basic)}
         timed = prepare(_timed_energy(guidance, {k: v for k, v in parts.items() if v is not None}), c)
         return _bounded(guide(denoiser, timed, _rule(rule, omega), schedule), clip_x0)
 
-    def _guided_output(self, guided: Denoiser, image: Tensor, scaled: Tensor, timestep: Any, c: Context) -> Tensor:
-        """The prediction that makes the scheduler step towards the guided x_0."""
-        schedule = self.schedule
-        x = image if schedule.family == "edm" else scaled  # k-diffusion's x_t / alpha_t is scaled back to x_t
-        t = self._time(schedule, timestep).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
-        return UNetDenoiser(self.unet, self.scheduler, schedule).output(guided(x, t, c), x, t).to(image.dtype)
-
-    def _time(self, schedule: Diffusers, timestep: Any) -> Tensor:
-        """Where the scheduler is, (). Its own noise level where it keeps a table: timesteps may have been rounded."""
-        sigmas = getattr(self.scheduler, "sigmas", None)
-        if sigmas is None or hasattr(self.scheduler, "sigmas_interpol"):  # KDPM2 steps between the entries of its table
-            t = (torch.as_tensor(timestep).double() + 1) / schedule.steps
-        else:
-            sigma = sigmas[self.scheduler.step_index or 0].double()
-            alpha = 1 - sigma if schedule.family == "flow" else torch.ones_like(sigma)
-            t = schedule.time((alpha / sigma).log())
-        return t.clamp(T_MIN, 1.0)
-
     # -- around the steps ----------------------------------------------------------------------------------------
 
-    def _size(self) -> tuple[int, int]:
+    def _event(self) -> tuple[int, int, int]:
         size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
-
-    def _step_settings(self, generator: Any, eta: float) -> dict[str, Any]:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        return {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
+        if size is None:
+            raise ValueError("the UNet's config has no sample_size; set it: unet.register_to_config(sample_size=64)")
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
 
     def _finish(self, image: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return image
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return image

@@ -20,6 +20,7 @@ from egd.images.data import ImageSet
 from egd.phases import Phase, seed_of
 from egd.posteriors.moments import Moments, calibrate
 from egd.schedules import Diffusers
+from egd.schedules.stepping import check_guidable
 from egd.training import DenoiserLearner, Fit, Metrics
 from egd.types import Context, Denoiser, Energy, Posterior, Support
 
@@ -33,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 def check_components(config: ImagesConfig) -> None:
     """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
     validate(DATA, config.data.spec, set(), "data")
-    _ = make_schedule(config).prediction
+    make_schedule(config)
     for name, target in config.targets.items():
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
     for name, estimator in config.estimators.items():
@@ -45,11 +46,13 @@ def check_components(config: ImagesConfig) -> None:
 
 
 def make_schedule(config: ImagesConfig) -> Diffusers:
-    """The forward process of the recipe's scheduler. UserError naming ``scheduler``."""
+    """The forward process of the recipe's scheduler. UserError naming ``scheduler``, also for one that cannot be guided."""
     try:
-        return Diffusers(config.scheduler.name, config.scheduler.spec.settings)
+        schedule = Diffusers(config.scheduler.name, config.scheduler.spec.settings)
+        check_guidable(schedule.scheduler)
     except UserError as error:
         raise UserError(str(error), key="scheduler") from None
+    return schedule
 
 
 class ImagesModel:

@@ -76,6 +76,9 @@ class Diffusers:
         """What the network of this scheduler predicts. UserError where it is none of ours."""
         config = self.scheduler.config
         name = config.get("prediction_type", "flow_prediction" if self.family == "flow" else "epsilon")
+        if "sigma_data" in config and not hasattr(self.scheduler, "precondition_outputs"):
+            kind = type(self.scheduler).__name__
+            raise UserError(f"{kind} is made for consistency models, which are no denoisers; take another scheduler")
         if "sigma_data" in config and (name, config.sigma_data) != ("v_prediction", 1.0):
             raise UserError(
                 f"{type(self.scheduler).__name__} predicts '{name}' in units of sigma_data = {config.sigma_data}; write the "
@@ -92,7 +95,10 @@ def from_diffusers(scheduler: Any) -> Diffusers:
 
 
 def _forward(scheduler: Any) -> tuple[Family, Schedule]:
-    config, name = scheduler.config, type(scheduler).__name__
+    name = type(scheduler).__name__
+    if not isinstance(getattr(scheduler, "config", None), Mapping):
+        raise UserError(f"{name} has no config; is it a scheduler of diffusers, and does the installed version have it?")
+    config = scheduler.config
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         return "flow", _flow(config, name)
     if "sigma_data" in config or config.get("timestep_type") == "continuous":

@@ -262,6 +262,7 @@ def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> No
         ("targets.class.energy.label=11", "label 11 is not one of 0 to 9"),
         ("targets.class.energy=class_probabilty", "did you mean 'class_probability'"),
         ("scheduler.name=DDPMSchedulr", "did you mean 'DDPMScheduler'"),
+        ("scheduler=LCMScheduler", "LCMScheduler cannot be guided"),
         ("data={name: folder, path: /nowhere}", "no images below"),
         ("estimators.dps.clip_x0=dynamic_treshold", "did you mean 'dynamic_threshold'"),
         ("estimators.dps.clip_x0={name: dynamic_threshold, quantil: 1}", "has no setting 'quantil'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
 from torch import Tensor
 
 import egd
@@ -44,7 +46,62 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "flow": ("FlowMatchEulerDiscreteScheduler", {}),
     "flow_shift": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "flow_dynamic": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+    "flow_dynamic_linear": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "time_shift_type": "linear"}),
+    "ddim_trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    "ddim_linspace": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "linspace"}),
+    "ddim_zero_snr": (
+        "DDIMScheduler",
+        {
+            "clip_sample": False,
+            "timestep_spacing": "trailing",
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+        },
+    ),
+    "ddim_parallel": ("DDIMParallelScheduler", {"clip_sample": False}),
+    "ddpm_parallel": ("DDPMParallelScheduler", {"clip_sample": False}),
+    "cogvideox": ("CogVideoXDDIMScheduler", {"clip_sample": False}),
+    "singlestep": ("DPMSolverSinglestepScheduler", {}),
+    "sa": ("SASolverScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "unclip": ("UnCLIPScheduler", {"clip_sample": False}),
+    "euler_leading": ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "heun_leading": ("HeunDiscreteScheduler", {"beta_start": 0.0001, "beta_end": 0.02, "timestep_spacing": "leading"}),
+    "lms_leading": ("LMSDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "kdpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {"beta_start": 0.0001, "beta_end": 0.02}),
 }
+CONSISTENCY, PROCESS = "consistency models", "has neither alphas_cumprod"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "AmusedScheduler": ({"mask_token_id": 1}, "discrete tokens"),
+    "BlockRefinementScheduler": ({}, "discrete tokens"),
+    "CMStochasticIterativeScheduler": ({}, CONSISTENCY),
+    "CogVideoXDPMScheduler": ({}, "its step needs old_pred_original_sample, timestep_back"),
+    "DDIMInverseScheduler": ({}, "timesteps rise, from an image to noise"),
+    "DDPMWuerstchenScheduler": ({}, PROCESS),
+    "DPMSolverMultistepInverseScheduler": ({}, "timesteps rise, from an image to noise"),
+    "DiscreteDDIMScheduler": ({}, "discrete tokens"),
+    "EntropyBoundScheduler": ({}, "discrete tokens"),
+    "FlowMapEulerDiscreteScheduler": ({}, PROCESS),
+    "FlowMatchLCMScheduler": ({}, CONSISTENCY),
+    "HeliosDMDScheduler": ({}, "runs in stages"),
+    "HeliosScheduler": ({}, "runs in stages"),
+    "IPNDMScheduler": ({}, PROCESS),
+    "KarrasVeScheduler": ({}, "no ConfigMixin of diffusers"),
+    "LCMScheduler": ({}, CONSISTENCY),
+    "LTXEulerAncestralRFScheduler": ({}, PROCESS),
+    "MiniMaxH3Scheduler": ({}, PROCESS),
+    "PiflowScheduler": ({}, PROCESS),
+    "RFD4ProteinaScheduler": (
+        {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigma": 1.0},
+        "its step needs emit_mask",
+    ),
+    "RePaintScheduler": ({}, "its step needs original_image, mask"),
+    "SCMScheduler": ({}, "no sigma_min and sigma_max"),
+    "ScoreSdeVeScheduler": ({}, "no set_timesteps.* and step"),
+    "VQDiffusionScheduler": ({"num_vec_classes": 5}, "discrete tokens"),
+}
+UNAVAILABLE = {"CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"}  # they need torchsde
 MEAN, VAR, SIDE = 0.1, 0.04, 4
 
 
@@ -72,6 +129,7 @@ class GaussianUNet(ModelMixin, ConfigMixin):
         kind, settings = SCHEDULERS[scheduler]
         self.family = "edm" if kind.startswith("EDM") else "flow" if "low" in kind or "use_flow_sigmas" in settings else "vp"
         self.prediction = settings.get("prediction_type", "epsilon")
+        self.product = getattr(getattr(diffusers, kind)(**settings), "alphas_cumprod", torch.ones(1)).double()
 
     def forward(self, x: Tensor, timestep: Any, class_labels: Tensor | None = None) -> SimpleNamespace:
         t = torch.as_tensor(timestep).to(x).reshape(-1, 1, 1, 1)
@@ -79,10 +137,11 @@ class GaussianUNet(ModelMixin, ConfigMixin):
         return SimpleNamespace(sample=answer)
 
     def vp(self, x: Tensor, t: Tensor) -> Tensor:
-        product = diffusers.DDPMScheduler().alphas_cumprod.double()
-        lam = 0.5 * (product / (1 - product)).log()
+        lam = 0.5 * (self.product / (1 - self.product)).log()
         left = t.floor().long().clamp(max=998)
-        at = torch.lerp(lam[left], lam[left + 1], (t - left).double()).to(x)
+        share = (t - left).double()
+        to_noise = lam[left] + (1 - share).log()  # the last interval at zero terminal SNR: alpha / sigma is linear
+        at = torch.where(lam[left + 1].isinf(), to_noise, torch.lerp(lam[left], lam[left + 1], share)).to(x)
         a, s = torch.sigmoid(2 * at).sqrt(), torch.sigmoid(-2 * at).sqrt()
         x0 = self.x0(x, a, s)
         eps = (x - a * x0) / s
@@ -207,6 +266,142 @@ def test_the_exact_energy_makes_of_a_unet_the_unet_of_the_target(name: str) -> N
     guided = pipe(guidance=lambda: exact, generator=seeded(), **settings).images
     torch.testing.assert_close(guided, target(generator=seeded(), **settings).images, atol=5e-3, rtol=0)
     assert float(2 * guided.mean() - 1) == pytest.approx(target.unet.mean, abs=0.02)
+
+
+def test_every_scheduler_of_diffusers_is_guided_or_refused() -> None:
+    known = {n for n in dir(diffusers) if n.endswith("Scheduler")}
+    guided = {kind for kind, _ in SCHEDULERS.values()}
+    assert guided | set(REFUSED) | UNAVAILABLE == known and not guided & set(REFUSED)
+
+
+def test_the_documented_table_of_schedulers_is_true() -> None:
+    text = Path("docs/schedules.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+Scheduler`.*) \| (yes|no|they need).*\|$", text, re.MULTILINE)
+    found = {name: answer for names, answer in rows for name in re.findall(r"\w+Scheduler", names)}
+    want = {kind: "yes" for kind, _ in SCHEDULERS.values()} | dict.fromkeys(REFUSED, "no")
+    assert found == want | dict.fromkeys(UNAVAILABLE, "they need")
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_scheduler_that_cannot_be_guided_is_refused_with_the_reason(kind: str) -> None:
+    settings, reason = REFUSED[kind]
+    pipe = quiet(EnergyGuidedPipeline(GaussianUNet("ddim"), scheduler("ddim")))
+    pipe.scheduler = getattr(diffusers, kind)(**settings)
+    with pytest.raises(UserError, match=f"{kind}.*{reason}"):
+        pipe(energy=quadratic(0.5, 1.0), num_inference_steps=5)
+
+
+def test_the_deprecated_karras_ve_is_refused_with_the_reason() -> None:
+    pipe = gaussian("ddim")
+    pipe.scheduler = KarrasVeScheduler()
+    with pytest.raises(UserError, match="KarrasVeScheduler cannot be guided: its step needs sigma_hat, sigma_prev, sample_hat"):
+        pipe(energy=quadratic(0.5, 1.0), num_inference_steps=5)
+
+
+def test_a_flow_that_renoises_as_consistency_models_do_is_refused() -> None:
+    pipe = gaussian("flow")
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(UserError, match=r"standard deviation 0\.2"):
+        pipe(energy=quadratic(0.5, 1.0), num_inference_steps=5)
+
+
+@pytest.mark.parametrize("kind", ["Euler", "Heun", "LMS", "EulerAncestral", "KDPM2"])
+def test_the_first_noise_is_that_of_the_steps_asked_for_and_equal_every_time(kind: str) -> None:
+    """init_noise_sigma depends on the steps with leading spacing: 5.2 for 5 of them, where 1000 give 14.6."""
+    pipe, seen = gaussian("euler"), []
+
+    def keep(x0: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        seen.append(x0)
+        return x0.flatten(1).sum(1)
+
+    own = getattr(diffusers, f"{kind}DiscreteScheduler")(timestep_spacing="leading", beta_start=0.0001, beta_end=0.02)
+    pipe.scheduler = own
+    settings = {"batch_size": 300, "guidance": lambda: keep, "num_inference_steps": 5, "output_type": "latent"}
+    first = pipe(generator=seeded(), **settings).images
+    x_t, sigma = seen[0], 5.15  # sigma / alpha at timestep 800
+    assert float(x_t.detach().std()) == pytest.approx(sigma / (1 + sigma**2) ** 0.5, rel=0.02)
+    pipe(generator=seeded(), **{**settings, "num_inference_steps": 3})
+    assert torch.equal(pipe(generator=seeded(), **settings).images, first)
+    assert len(own.timesteps) == 1000 or own.num_inference_steps != 5  # the user's scheduler is not stepped
+
+
+def test_mu_shifts_a_dynamic_flow_and_is_refused_elsewhere() -> None:
+    pipe = gaussian("flow_dynamic")
+    settings = {"batch_size": 50, "energy": quadratic(0.5, 10.0), "num_inference_steps": 5, "output_type": "pt"}
+    plain, same, shifted = (pipe(generator=seeded(), mu=mu, **settings).images for mu in (None, 0.0, 1.15))
+    assert torch.equal(plain, same) and not torch.equal(plain, shifted)
+    with pytest.raises(ValueError, match=r"mu = 1\.15, and DDIMScheduler has no dynamic shift"):
+        gaussian("ddim")(mu=1.15, num_inference_steps=2)
+
+
+def test_output_types() -> None:
+    pipe = gaussian("ddim")
+    settings = {"batch_size": 40, "num_inference_steps": 5}
+    run = lambda kind: pipe(generator=seeded(), output_type=kind, **settings).images  # noqa: E731
+    latent = run("latent")
+    assert latent.shape == (40, 1, SIDE, SIDE) and float(latent.min()) < 0
+    assert torch.equal(run("pt"), (latent / 2 + 0.5).clamp(0, 1))
+    assert np.array_equal(run("np"), run("pt").permute(0, 2, 3, 1).numpy())
+    assert run("pil")[0].size == (SIDE, SIDE)
+    with pytest.raises(ValueError, match="output_type is one of pil, np, pt, latent; got 'PIL'"):
+        run("PIL")
+
+
+def test_a_step_callback_may_return_nothing_or_another_image() -> None:
+    pipe = gaussian("ddim")
+    settings = {"batch_size": 2, "num_inference_steps": 3, "output_type": "latent"}
+    run = lambda f=None: pipe(generator=seeded(), callback_on_step_end=f, **settings).images  # noqa: E731
+    assert torch.equal(run(lambda *a: None), run())
+    half = lambda p, i, t, tensors: {"image": torch.full_like(tensors["image"], 0.5)}  # noqa: E731
+    assert torch.equal(run(half), torch.full((2, 1, SIDE, SIDE), 0.5))
+    with pytest.raises(ValueError, match=r"returns None or .*got \['latents'\]"):
+        run(lambda p, i, t, tensors: {"latents": tensors["image"]})
+    with pytest.raises(ValueError, match=r"'image' is of shape \(2, 1, 4, 4\); got \(1, 4, 4\)"):
+        run(lambda p, i, t, tensors: {"image": tensors["image"][0]})
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"batch_size": 0}, "batch_size is a whole number"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is a whole number"),
+        ({"beta": float("nan")}, "beta is a finite number"),
+        ({"omega": float("inf")}, "omega is a finite number"),
+        ({"eta": -1.0}, "eta is a number from 0 to 1"),
+        ({"generator": [torch.Generator()]}, "generator is one, or a list of one for each of 2 images"),
+        ({"generator": 3}, "generator is a torch.Generator"),
+        ({"class_labels": torch.zeros(1, dtype=torch.long)}, r"class_labels is a tensor with one row for each of 2 images"),
+        ({"context": {"y": torch.zeros(3)}}, r"context\['y'\] is a tensor with one row for each of 2 images; got \(3,\)"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(bad: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        gaussian("ddim")(**{"batch_size": 2, "num_inference_steps": 2, **bad})
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(9, 1, 4, 4, dtype=torch.uint8), r"expected floating images in \[-1, 1\], got torch.uint8"),
+        (torch.full((9, 1, 4, 4), 200.0), r"expected images in \[-1, 1\], got values from 200"),
+        (torch.full((9, 1, 4, 4), torch.nan), "expected finite images"),
+        (torch.zeros(9, 3, 4, 4), r"expected \(..., 1, 4, 4\), got \(.*9, 3, 4, 4\)"),
+        (torch.zeros(1, 4, 4), r"expected \(N, C, H, W\)"),
+    ],
+)
+def test_images_on_another_scale_are_refused(images: Tensor, said: str) -> None:
+    pipe = gaussian("ddim")
+    with pytest.raises(ValueError, match=said):
+        pipe.calibrate(images)
+    if images.ndim == 4:
+        settings = {"energy": quadratic(0, 1), "guidance": "support_samples", "num_inference_steps": 2}
+        with pytest.raises(ValueError, match=f"support: {said}"):
+            pipe(support=lambda c, k: images[None], **settings)
+
+
+def test_images_between_0_and_1_are_pointed_out() -> None:
+    with pytest.warns(UserWarning, match=r"no value is below 0; from \[0, 1\] write 2 \* images - 1"):
+        gaussian("ddim").calibrate(torch.rand(9, 1, 4, 4), grid=2, samples=4)
 
 
 def test_second_order_with_the_exact_posterior_is_exact_for_gaussian_images() -> None:
