@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from egd.components import Registry, Spec, makes_callables, validate
+from egd.components import Registry, Spec, validate
 from egd.errors import UserError, nearest
 
-SCHEDULES = Registry("schedule", "egd.schedules")
-POSTERIORS = Registry("posterior", "egd.posteriors")
-ENERGIES = Registry("energy", "egd.energies")
-OBJECTIVES = Registry("energy", "egd.objectives")
-RULES = Registry("guidance rule", "egd.rules")
+SCHEDULES = Registry("schedule", "egd.schedules", ("alpha",))
+POSTERIORS = Registry("posterior", "egd.posteriors", ("__call__",), 3)
+ENERGIES = Registry("energy", "egd.energies", ("__call__", "loss"), 3)
+OBJECTIVES = Registry("energy", "egd.objectives", ("loss",))
+RULES = Registry("guidance rule", "egd.rules", ("__call__",), 3)
 SAMPLERS = Registry("sampler", "egd.samplers")
-WRAPPERS = Registry("wrapper of a denoiser", "egd.wrappers")
+WRAPPERS = Registry("wrapper of a denoiser", "egd.wrappers", ("__call__",), 3)
 
 CATALOGUE = {
     "schedule": SCHEDULES,
@@ -42,11 +42,4 @@ def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
     known = {**ENERGIES.names(), **OBJECTIVES.names()}
     if spec.name not in known and ":" not in spec.name:
         raise UserError(f"no energy is called '{spec.name}'; {nearest(spec.name, known)}", key=key)
-    component = validate(energy_registry(spec.name, key), spec, parts, key)
-    if not (is_trained(spec.name, key) or makes_callables(component)):
-        raise UserError(
-            f"what '{spec.name}' makes is no energy: it cannot be called with (x, t, c), "
-            "and has no 'loss' to train a network by",
-            key=key,
-        )
-    return component
+    return validate(energy_registry(spec.name, key), spec, parts, key)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from egd.errors import UserError
+from egd.safe_names import literal, markup
+from egd.trust import reading
 
 if TYPE_CHECKING:
     from egd.experiments import Experiment, Job, Options
@@ -48,15 +49,20 @@ def resumable(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"[yellow]interrupted; {how} from the last checkpoint of every phase[/]", highlight=False, soft_wrap=True)
+        say(f"interrupted; {how} from the last checkpoint of every phase", "yellow", errors)
         raise typer.Exit(130) from None
 
 
 def complain(error: UserError, where: str = "") -> None:
     """One clear message: place, what is wrong, remedy."""
     place = " ".join(part for part in (where, error.key or "") if part)
-    head = f"[bold red]error[/] [bold]{escape(place)}[/]: " if place else "[bold red]error[/]: "
-    errors.print(head + escape(str(error)), highlight=False, soft_wrap=True)
+    head = f"[bold red]error[/] [bold]{markup(place)}[/]: " if place else "[bold red]error[/]: "
+    errors.print(head + markup(error), highlight=False, soft_wrap=True)
+
+
+def say(text: str, style: str = "", to: Console | None = None) -> None:
+    """Print a line as it is, names in it too: no markup, no control characters."""
+    (to or console).print(literal(text, style), soft_wrap=True)
 
 
 def show(rows: Sequence[Any], title: str) -> None:
@@ -70,26 +76,26 @@ def show(rows: Sequence[Any], title: str) -> None:
         places = [key for key in places if key in rows[0] and not key.startswith("score")]
         same = {key: rows[0][key] for key in places if all(row.get(key) == rows[0][key] for row in rows)}
         rows = [{key: value for key, value in row.items() if key not in same} for row in rows]
-        title = "; ".join([title, *(f"{escape(key)}: {escape(value)}" for key, value in same.items() if value)])
+        title = "; ".join([title, *(f"{key}: {value}" for key, value in same.items() if value)])
     table = Table()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         name = column in ("policy", "estimator", "energy")  # to be copied: never cut
         left = name or column == "task"
-        table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=name)
+        table.add_column(literal(column), justify="left" if left else "right", overflow="fold", no_wrap=name)
     before = None
     for row in rows:
         if before is not None and row.get("task") != before:
             table.add_section()
         before = row.get("task")
-        table.add_row(*(str(row.get(column, "")) for column in columns))
-    console.print(title, style="italic", highlight=False)  # a table's own title is folded to the width of the table
+        table.add_row(*(literal(row.get(column, "")) for column in columns))
+    console.print(literal(title, "italic"))  # a table's own title is folded to the width of the table
     console.print(table)
 
 
 def listing(title: str, *columns: str) -> Table:
     """An empty table whose first column, of names to be copied, is never cut; the others fold."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=literal(title), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0, overflow="fold")
     return table
@@ -115,6 +121,10 @@ Grid = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the runs; runs/<recipe> by default.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run code that the files name although they may be a stranger's (see SECURITY.md)."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train every phase, also those that another run has finished.")]
 
 
@@ -134,6 +144,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with runs found in the folder; show those that are complete.")
     ] = False,
     fresh: Fresh = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train, guide and evaluate the tasks of a recipe."""
     with user_errors():
@@ -141,9 +152,11 @@ def run(
             raise UserError("give --seed or --seeds, not both", key="--seeds")
         chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
         options = _options(recipe, out, seeds, grid, device=device, resume=resume, fresh=fresh, seed=seed, **chosen)
-        experiment, jobs = _plan(recipe, options)
-    with resumable("the same command with --resume goes on"):
-        rows, failed = _run_all(jobs, _reporter())
+    with reading(recipe, trust_code):
+        with user_errors():
+            experiment, jobs = _plan(recipe, options)
+        with resumable("the same command with --resume goes on"):
+            rows, failed = _run_all(jobs, _reporter())
     show(rows, f"Results: {experiment.caption}")
     _conclude(options.out, jobs, failed)
 
@@ -160,6 +173,7 @@ def sweep(
     device: Device = "auto",
     out: Out = None,
     fresh: Fresh = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run every cell of a grid with every seed, and tabulate means over seeds.
 
@@ -170,11 +184,13 @@ def sweep(
     with user_errors():
         chosen = {"tasks": task or (), "methods": method or (), "budget": budget, "settings": settings or ()}
         options = _options(recipe, out, seeds, grid, device=device, resume=True, fresh=fresh, **chosen)
-        experiment, jobs = _plan(recipe, options)
-    with resumable("the same command goes on"):
-        rows, failed = _run_all(jobs, _reporter())
+    with reading(recipe, trust_code):
+        with user_errors():
+            experiment, jobs = _plan(recipe, options)
+        with resumable("the same command goes on"):
+            rows, failed = _run_all(jobs, _reporter())
     show(means_below(options.out) or rows, f"Means over seeds: {experiment.caption}")
-    console.print(f"egd report {options.out} makes tables and figures of them", highlight=False, soft_wrap=True)
+    say(f"egd report {options.out} makes tables and figures of them")
     _conclude(options.out, jobs, failed)
 
 
@@ -208,11 +224,10 @@ def _reporter() -> Reporter:
 
 def _conclude(out: Path, jobs: Sequence[Job], failed: Sequence[Failure]) -> None:
     """Where the runs are, and which failed."""
-    console.print(f"Runs are in {out}/", highlight=False, soft_wrap=True)
+    say(f"Runs are in {out}/")
     if failed:
         count, total = sum(f.runs for f in failed), sum(map(_runs, jobs))
-        names = escape(", ".join(f.label for f in failed))
-        errors.print(f"[red]{count} of {total} failed: {names}[/]", highlight=False, soft_wrap=True)
+        say(f"{count} of {total} failed: {', '.join(f.label for f in failed)}", "red", errors)
         raise typer.Exit(1 if any(f.crashed for f in failed) else 2)
 
 
@@ -238,7 +253,7 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failur
     rows: list[Any] = []
     failed: list[Failure] = []
     for job in jobs:
-        reporter.console.rule(escape(job.label), align="left")
+        reporter.console.rule(literal(job.label), align="left")
         try:
             rows += job.run(reporter)
         except RunsFailed as some:
@@ -260,7 +275,7 @@ def _reported(error: Exception, label: str, runs: int) -> Failure:
     else:
         from rich.traceback import Traceback
 
-        errors.print(f"[bold red]error[/] [bold]{escape(label)}[/]:", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error[/] [bold]{markup(label)}[/]:", highlight=False, soft_wrap=True)
         errors.print(Traceback.from_exception(type(error), error, error.__traceback__))
     return Failure(label, runs, not isinstance(error, UserError))
 
@@ -280,6 +295,7 @@ def evaluate(
     video: Annotated[
         Path | None, typer.Option(help="Film the rollouts, the policies side by side: FILE.mp4 or FILE.gif. One episode.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Evaluate the checkpoints of a run again."""
     from egd import experiments
@@ -297,10 +313,11 @@ def evaluate(
         name = read_yaml(config).get("experiment")
         experiment = experiments.load(name, str(config))
         experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
-        rows = experiment.evaluate(run, settings, Reporter(console))
+        with reading(config, trust_code):
+            rows = experiment.evaluate(run, settings, Reporter(console))
     show(rows, f"Evaluation of {run}")
     if video is not None:
-        console.print(f"Written: {video}", highlight=False, soft_wrap=True)
+        say(f"Written: {video}")
 
 
 def numbers(text: str | None) -> list[float] | None:
@@ -359,7 +376,8 @@ def _recipe_table(folder: Path) -> Table:
     for path in sorted(folder.rglob("*.yaml")):
         tree = read_yaml(path)
         count = str(len(tree.get("tasks") or ()))
-        table.add_row(path.name, count, " ".join(tree.get("budgets") or ()), str(tree.get("description", "")).strip())
+        budgets = " ".join(map(str, tree.get("budgets") or ()))
+        table.add_row(*map(literal, (path.name, count, budgets, str(tree.get("description", "")).strip())))
     return table
 
 
@@ -369,7 +387,7 @@ def _components(title: str, kinds: Mapping[str, Mapping[str, str]]) -> Table:
     for kind, components in kinds.items():
         table.add_section()
         for i, (component, line) in enumerate(sorted(components.items())):
-            table.add_row(component, kind if i == 0 else "", escape(line))
+            table.add_row(*map(literal, (component, kind if i == 0 else "", line)))
     return table
 
 
@@ -391,7 +409,7 @@ def add_commands() -> None:
         try:
             sub: typer.Typer | Callable[..., Any] = entry.load()
         except ImportError as error:  # of a package that is half installed: no reason to go without the others
-            errors.print(f"[yellow]egd {entry.name} is not there: {escape(str(error))}[/]", highlight=False, soft_wrap=True)
+            say(f"egd {entry.name} is not there: {error}", "yellow", errors)
             continue
         if isinstance(sub, typer.Typer):
             app.add_typer(sub, name=entry.name)

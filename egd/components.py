@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pydantic
 
 from egd.errors import UserError, nearest
+from egd.trust import is_pythons_own, require_trust
 from egd.types import Part
 
 Component = Callable[..., Any]
@@ -52,6 +53,15 @@ class Registry:
 
     kind: str
     package: str
+    makes: tuple[str, ...] = ()
+    """Methods of which what is made has one at least; any object will do where there are none."""
+    arguments: int | None = None
+    """How many its ``__call__`` is given, where it has one."""
+
+    @staticmethod
+    def of(part: Part) -> Registry:
+        """The components that may fill a part."""
+        return Registry(part.kind, part.package, part.makes, part.arguments)
 
     def names(self) -> dict[str, Component]:
         """Short name -> component, names in snake case: ``FirstOrder`` is ``first_order``."""
@@ -60,11 +70,39 @@ class Registry:
     def find(self, name: str, key: str) -> Component:
         """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
         if ":" in name:
-            return by_path(name, key)
+            found = by_path(name, key, self.package)
+            self._check_class(found, name, key)
+            return found
         try:
             return self.names()[name]
         except KeyError:
             raise UserError(f"no {self.kind} is called '{name}'; {nearest(name, self.names())}", key=key) from None
+
+    def _check_class(self, component: Component, name: str, key: str) -> None:
+        """UserError for a class that makes something else, as far as can be told without a call."""
+        if not inspect.isclass(component) or not self.makes:
+            return
+        found = [method for method in self.makes if any(method in vars(base) for base in component.__mro__)]
+        if not found:
+            wanted = " or ".join(f"'{method}'" for method in self.makes)
+            raise UserError(f"what '{name}' makes is no {self.kind}: it has no {wanted}", key=key)
+        if found == ["__call__"] and self.arguments is not None and not _takes(component.__call__, 1 + self.arguments):
+            raise UserError(f"what '{name}' makes is no {self.kind}: it is not called with {self.arguments} arguments", key=key)
+
+    def check_made(self, made: Any, name: str, key: str) -> None:
+        """UserError for an object, of a function that is named by its path, which is none of this kind."""
+        if ":" in name and self.makes and not any(hasattr(made, method) for method in self.makes):
+            raise UserError(f"what '{name}' makes is no {self.kind}: it is a {type(made).__name__}", key=key)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be read
+        return True
+    return True
 
 
 @cache
@@ -78,9 +116,16 @@ def _scan(package: str) -> dict[str, Component]:
     return found
 
 
-def by_path(path: str, key: str) -> Component:
-    """The class or function ``package.module:Name`` or ``path/to/file.py:Name``. UserError (naming ``key``) where none is."""
+def by_path(path: str, key: str, library: str) -> Component:
+    """The class or function ``package.module:Name`` or ``path/to/file.py:Name``. UserError (naming ``key``) where none is, and
+    where it is a stranger's code (``egd.trust``), which what the package ``library`` defines is not.
+    """
     place, _, name = path.rpartition(":")
+    if is_pythons_own(place):
+        raise UserError(f"'{path}' is a part of Python's standard library, not a component", key=key)
+    inside = _within(place, library)
+    if not inside:
+        require_trust(path, key)
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
@@ -89,9 +134,15 @@ def by_path(path: str, key: str) -> Component:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f"'{place}' has no '{name}'; {nearest(name, public)}", key=key)
     component: Component = getattr(module, name)
-    if not callable(component):
+    if not callable(component) or inspect.isbuiltin(component) or inspect.ismodule(component):
         raise UserError(f"'{path}' is {component!r}, not a class or a function", key=key)
+    if inside and not _within(getattr(component, "__module__", ""), library):  # the library imports it only
+        require_trust(path, key)
     return component
+
+
+def _within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def _load_file(place: str) -> Any:
@@ -112,11 +163,6 @@ def _load_file(place: str) -> Any:
     return module
 
 
-def makes_callables(component: Component) -> bool:
-    """Whether what the component makes can be called, as far as a class can tell."""
-    return not inspect.isclass(component) or any("__call__" in vars(base) for base in component.__mro__)
-
-
 def parameters(component: Component) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by name, without ``*args`` and ``**kwargs``."""
     open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -135,7 +181,9 @@ def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) ->
     component = registry.find(spec.name, key)
     wanted = {name: parts[name] for name in parameters(component) if name in parts}
     settings = _settings(component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
-    return component(**{**wanted, **settings})
+    made = component(**{**wanted, **settings})
+    registry.check_made(made, spec.name, key)
+    return made
 
 
 def bind(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
@@ -178,7 +226,7 @@ def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
     part, many = _part(hint)
     if part is None or value is None:
         return _check(hint, value, key)
-    registry = Registry(part.kind, part.package)
+    registry = Registry.of(part)
     if not many:
         return make(registry, Spec.of(value, key), key)
     if not isinstance(value, list | tuple):

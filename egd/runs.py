@@ -11,6 +11,7 @@ from typing import Any
 from egd.checkpoint import write_atomic
 from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
+from egd.trust import record
 
 HOW = frozenset({"device", "threads", "compile", "evaluation.workers"})
 """Keys that say how a run is computed, not what: a run may go on with other values of them."""
@@ -62,6 +63,7 @@ class RunFolder:
         with writable("--out"):
             if not self.summary.exists():
                 write_atomic(self.config, to_yaml(config).encode())
+                record(self.path, config)
             self.figures.mkdir(parents=True, exist_ok=True)
 
     def _same(self, old: Tree, new: Tree) -> None:

@@ -16,6 +16,10 @@ class Part:
 
     kind: str
     package: str
+    makes: tuple[str, ...] = ("__call__",)
+    """Methods of which what is made has one at least."""
+    arguments: int = 3
+    """How many ``__call__`` is given."""
 
 
 Context: TypeAlias = Tensor | Mapping[str, Tensor] | None
@@ -27,7 +31,9 @@ Denoiser: TypeAlias = Callable[[Tensor, Tensor, Context], Tensor]
 Energy: TypeAlias = Callable[[Tensor, Context], Tensor]
 """(x_0 (B, ...), c) -> (B,): the user's function, low where samples are wanted."""
 
-TimedEnergy: TypeAlias = Annotated[Callable[[Tensor, Tensor, Context], Tensor], Part("energy", "egd.energies")]
+TimedEnergy: TypeAlias = Annotated[
+    Callable[[Tensor, Tensor, Context], Tensor], Part("energy", "egd.energies", ("__call__", "loss"))
+]
 """(x_t (B, ...), t (B,), c) -> (B,): an estimate of E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t], AEPO Eq. 11."""
 
 GuidanceRule: TypeAlias = Annotated[Callable[[Tensor, Tensor, Tensor], Tensor], Part("guidance rule", "egd.rules")]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from egd.components import validate as validate_component
 from egd.computing import set_up
 from egd.config import Tree
 from egd.errors import UserError
@@ -22,12 +21,11 @@ from egd.runs import RunFolder
 from egd.store import default_store
 from rl.agents import AGENTS, agent_class
 from rl.agents.base import Agent
-from rl.config import RunConfig
 from rl.critics.choice import CRITICS
 from rl.evaluation import video
 from rl.evaluation.evaluator import Evaluator, chosen, watched
 from rl.evaluation.results import rows, statistics
-from rl.generators import GENERATOR_PARTS, GENERATORS
+from rl.generators import GENERATORS
 from rl.job import OfflineJob
 from rl.listings import list_methods, list_tasks
 from rl.loading import read_config, restore
@@ -62,18 +60,12 @@ class OfflineRL:
         store = None if options.fresh else default_store()
         for one in variations(options):
             tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
-            config = self._config(for_method(tree, method[0], options), options)
+            config = typed(for_method(tree, method[0], options), options.source)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}")
             together = json.dumps(agent_class(config.kind).alike(config), sort_keys=True)
             job = alike.setdefault(together, OfflineJob([], options.resume, store))
             job.planned.append(Planned(config, folder, one.cell, method[0]))
         return list(alike.values())
-
-    def _config(self, tree: Tree, options: Options) -> RunConfig:
-        config = typed(tree, options.source)
-        if config.data.generator is not None:
-            validate_component(GENERATORS, config.data.generator.spec, GENERATOR_PARTS, "data.generator")
-        return config
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Fresh rollouts of a trained run: ``omegas`` for every arm in one batched pass, ``episodes``, ``seed``, ``device``; of

@@ -11,6 +11,7 @@ from egd.errors import UserError
 from egd.phases import Phase, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.trust import trusting
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
@@ -51,8 +52,9 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
 
 
 def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run. UserError where it is none of this version's."""
-    return typed(read_yaml(folder.config), str(folder.config))
+    """The configuration of a run. UserError where it is none of this version's, or names a stranger's code (``egd.trust``)."""
+    with trusting(False, folder.path):
+        return typed(read_yaml(folder.config), str(folder.config))
 
 
 def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[Agent, Task]:

@@ -11,6 +11,7 @@ from egd.experiments import Options
 from egd.planning import chosen_budget, mappings, without_nulls
 from rl.agents import AGENTS, agent_class
 from rl.config import RunConfig
+from rl.generators import check_generator
 from rl.tasks import find_task
 
 
@@ -85,6 +86,8 @@ def typed(tree: Tree, source: str) -> RunConfig:
         tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}
     config: RunConfig = validate(agent.Config, tree, source)
     agent.check(config)
+    if config.data.generator is not None:
+        check_generator(config.data.generator.spec, "data.generator")
     rewards = config.data.rewards(find_task(config.task))
     explicit = {"reward_scale": rewards.scale, "reward_shift": rewards.shift}
     return config.model_copy(update={"data": config.data.model_copy(update=explicit)})

@@ -24,8 +24,8 @@ from egd.schedules.stepping import check_guidable
 from egd.training import DenoiserLearner, Fit, Metrics
 from egd.types import Context, Denoiser, Energy, Posterior, Support
 
-DATA = Registry("set of images", "egd.images.data")
-IMAGE_ENERGIES = Registry("energy of images", "egd.images.energies")
+DATA = Registry("set of images", "egd.images.data", ("split",))
+IMAGE_ENERGIES = Registry("energy of images", "egd.images.energies", ("__call__",), 2)
 POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
 M = TypeVar("M", bound=nn.Module)

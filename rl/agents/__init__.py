@@ -46,7 +46,7 @@ def agent_class(kind: str) -> type[Agent]:
         return AGENTS[kind]
     if ":" not in kind:
         raise UserError(f"no agent is of kind '{kind}'; {nearest(kind, AGENTS)}", key="kind")
-    found = by_path(kind, "kind")
+    found = by_path(kind, "kind", __name__)
     if not (isinstance(found, type) and issubclass(found, Agent)):
         raise UserError(f"'{kind}' is not a subclass of rl.agents.base.Agent", key="kind")
     return found

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from egd.cli import console, user_errors
+from egd.cli import TrustCode, console, user_errors
 
 
 def export(
@@ -18,6 +18,7 @@ def export(
     ] = None,
     omega: Annotated[float | None, typer.Option(help="Guidance scale; the recipe's by default.")] = None,
     batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
     from rl.deploy.export import check_target, write
@@ -25,6 +26,6 @@ def export(
 
     with user_errors():
         check_target(to)
-        about = write(load_module(run, arm, omega), to, batch)
+        about = write(load_module(run, arm, omega, trust_code=trust_code), to, batch)
     inputs = ", ".join(f"{name} {shape}" for name, shape in about["inputs"].items())
     console.print(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}", highlight=False, soft_wrap=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from egd.cli import console, numbers, show, user_errors
+from egd.cli import TrustCode, console, numbers, show, user_errors
 from egd.errors import UserError
+from egd.trust import trusting
 
 if TYPE_CHECKING:
     from rl.selection.offline_selection import Judged, Selection, Settings
@@ -36,6 +37,7 @@ def select(
     seed: Annotated[int, typer.Option(help="Of states and actions.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Choose a policy, such as a guidance scale, from finished runs and their data alone."""
     from egd.progress import Reporter
@@ -47,7 +49,8 @@ def select(
         if beta is not None and not beta > 0:
             raise UserError(f"{beta:g} is no inverse temperature: it is positive", key="--beta")
         settings = Settings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
-        found = judge(runs, settings, Reporter(console))
+        with trusting(trust_code):
+            found = judge(runs, settings, Reporter(console))
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n")

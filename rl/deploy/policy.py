@@ -17,6 +17,7 @@ from egd.config import read_yaml
 from egd.errors import UserError, nearest
 from egd.planning import pick_device
 from egd.runs import RunFolder
+from egd.trust import trusting
 from rl.agents.base import Agent
 from rl.deploy.export import onnx_runtime
 from rl.deploy.tracing import Folding, trace
@@ -110,9 +111,17 @@ def _scale(agent: Agent, arm: str, omega: float | None) -> float:
     return own if omega is None else omega
 
 
-def load_module(run: Path | str, arm: str | None = None, omega: float | None = None, device: str = "cpu") -> PolicyModule:
+def load_module(
+    run: Path | str,
+    arm: str | None = None,
+    omega: float | None = None,
+    device: str = "cpu",
+    *,
+    trust_code: bool = False,
+) -> PolicyModule:
     """An arm of a complete run, from its folder OUT/<task>/seed-<n>; its data set must be at hand. UserError where the folder
-    is none or the run is not complete, and as ``PolicyModule``.
+    is none or the run is not complete, where its settings name code of a stranger and not ``trust_code``, and as
+    ``PolicyModule``.
     """
     folder = RunFolder(Path(run))
     if not folder.config.exists():
@@ -123,9 +132,10 @@ def load_module(run: Path | str, arm: str | None = None, omega: float | None = N
     if folder.read_summary() is None:
         raise UserError(f"{run} is not complete; finish it with egd run --resume")
     chosen = torch.device(pick_device(device))
-    config = read_config(folder).model_copy(update={"device": chosen.type})
-    agent, _ = restore(config, folder, chosen)
-    return PolicyModule(agent, arm, omega)
+    with trusting(trust_code, folder.path):
+        config = read_config(folder).model_copy(update={"device": chosen.type})
+        agent, _ = restore(config, folder, chosen)
+        return PolicyModule(agent, arm, omega)
 
 
 class Policy:
@@ -157,9 +167,11 @@ class Policy:
         *,
         seed: int = 0,
         batch: int = 1,
+        trust_code: bool = False,
     ) -> Policy:
         """An arm of a complete run, warmed up for batches of one size. UserError as ``load_module``."""
-        policy = cls(load_module(run, arm, omega, device), compile=compile, seed=seed)
+        module = load_module(run, arm, omega, device, trust_code=trust_code)
+        policy = cls(module, compile=compile, seed=seed)
         policy.warm_up(batch)
         return policy
 

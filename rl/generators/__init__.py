@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from egd.components import Registry, Spec, build, parameters, validate
+from egd.errors import UserError
 from egd.progress import Reporter
 
 Progress: TypeAlias = Callable[[int], None]
@@ -19,9 +20,15 @@ GENERATORS = Registry("generator", "rl.generators")
 GENERATOR_PARTS = {"dataset_id", "progress"}
 
 
+def check_generator(spec: Spec, key: str) -> None:
+    """UserError, naming ``key``, for a generator that does not exist, is none, or has not these settings."""
+    if "dataset_id" not in parameters(validate(GENERATORS, spec, GENERATOR_PARTS, key)):
+        raise UserError(f"'{spec.name}' is no generator: it takes no dataset_id", key=key)
+
+
 def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
     """Make the dataset by the generator of ``spec``, with a bar. UserError, naming ``key``, for what does not fit."""
-    validate(GENERATORS, spec, GENERATOR_PARTS, key)
+    check_generator(spec, key)
     steps = _steps(spec, key)
     with reporter.bar(f"make {dataset_id}", steps) as bar:
         parts = {"dataset_id": dataset_id, "progress": lambda done: bar.advance(done - bar.done)}

@@ -1,0 +1,112 @@
+"""Names that people choose, or strangers: made safe for paths, the terminal, Markdown, CSV, LaTeX and figures.
+
+Methods, tasks, variants, descriptions and paths may hold anything. Whatever prints, draws or writes one goes through here;
+HTML is escaped by Jinja.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from rich.markup import escape
+from rich.text import Text
+
+from egd.errors import UserError
+
+BYTES = 255
+"""The longest name that file systems take."""
+
+RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+"""Names that Windows has taken."""
+
+
+def folder_name(name: str, key: str) -> str:
+    """The name itself. UserError (naming ``key``) for one that a file system should not hold: it would lead elsewhere, or not
+    be possible everywhere.
+    """
+    if problem := _problem(name):
+        raise UserError(f"{_short(name)} cannot be the name of a folder: {problem}; choose another", key=key)
+    return name
+
+
+def folder_of_task(task: str, key: str) -> str:
+    """The same for a task, which may be a dataset's id of several parts: ``D4RL/door/human-v2`` is ``D4RL-door-human-v2``."""
+    for part in task.split("/"):
+        folder_name(part, key)
+    return folder_name(task.replace("/", "-"), key)
+
+
+def apart(folders: Mapping[str, str], key: str) -> None:
+    """UserError where two names, of ``folders`` name -> folder, would share one."""
+    first: dict[str, str] = {}
+    for name, folder in folders.items():
+        if first.setdefault(folder, name) != name:
+            raise UserError(f"{_short(first[folder])} and {_short(name)} would share the folder '{folder}'", key=key)
+
+
+def _problem(name: str) -> str | None:
+    if not name.strip():
+        return "it is empty"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "it leads to another folder"
+    if name != printable(name):
+        return "it has characters that cannot be shown"
+    if name != name.strip() or name.endswith("."):
+        return "it begins or ends with a space, or ends with a dot"
+    if RESERVED.fullmatch(name):
+        return "Windows has taken it"
+    if (size := len(name.encode())) > BYTES:
+        return f"it has {size} bytes, {BYTES} are possible"
+    return None
+
+
+def _short(name: str, length: int = 60) -> str:
+    shown = printable(name)
+    return f"'{shown}'" if len(shown) <= length else f"'{shown[:length]}...'"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Characters that are no mark on the screen (control, direction, half of a pair) as escapes, but for those of ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(c if _is_mark(c) or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_mark(c: str) -> bool:
+    return c.isprintable() or unicodedata.category(c) == "Zs" or c in "\u200c\u200d"  # spaces; joiners within words
+
+
+def literal(text: object, style: str = "") -> Text:
+    """For Rich: as it is, no markup and no control characters; lines stay lines."""
+    return Text(printable(str(text), keep="\n"), style)
+
+
+def markup(text: object) -> str:
+    """The same, as a part of a string with markup."""
+    return escape(printable(str(text), keep="\n"))
+
+
+def markdown(text: str) -> str:
+    """One cell of a table, or a line: no HTML, no link, no code, no further column."""
+    line = re.sub(r"([\\`*|])", r"\\\1", printable(text))
+    return line.replace("<", "&lt;").replace("](", "]\\(")
+
+
+def csv_cell(value: object) -> object:
+    """Text that a spreadsheet does not take for a formula; numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else printable(value)
+
+
+def csv_rows(rows: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """All cells of rows."""
+    return [{key: csv_cell(value) for key, value in row.items()} for row in rows]
+
+
+def figure_text(text: str) -> str:
+    """For Matplotlib: dollars are dollars, and a leading underscore does not hide a line from the legend. Lines stay lines."""
+    shown = printable(text, keep="\n").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
