@@ -253,7 +253,7 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failur
     rows: list[Any] = []
     failed: list[Failure] = []
     for job in jobs:
-        reporter.console.rule(literal(job.label), align="left")
+        reporter.console.rule(literal(job.label, "rule.text"), align="left")
         try:
             rows += job.run(reporter)
         except RunsFailed as some:
@@ -375,9 +375,9 @@ def _recipe_table(folder: Path) -> Table:
     table = listing(f"recipes in {folder}/", "recipe", "tasks", "budgets", "description")
     for path in sorted(folder.rglob("*.yaml")):
         tree = read_yaml(path)
-        count = str(len(tree.get("tasks") or ()))
-        budgets = " ".join(map(str, tree.get("budgets") or ()))
-        table.add_row(*map(literal, (path.name, count, budgets, str(tree.get("description", "")).strip())))
+        tasks, budgets = (own if isinstance(own := tree.get(key), list | dict) else () for key in ("tasks", "budgets"))
+        about = str(tree.get("description", "")).strip()
+        table.add_row(*map(literal, (path.name, len(tasks), " ".join(map(str, budgets)), about)))
     return table
 
 

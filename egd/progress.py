@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from egd.safe_names import literal, printable
+
 WIDE = 100
 """Columns of a terminal from which a bar is as long as it likes to be; on a narrower one the note needs the room."""
 
@@ -68,7 +70,7 @@ class Bar:
         """So many steps are done, of ``total`` where that is known better by now."""
         self.progress.update(self.task, completed=done, total=total)
         if note is not None:
-            self.progress.update(self.task, note=note)
+            self.progress.update(self.task, note=printable(note))
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,18 @@ class Reporter:
     def bar(self, label: str, total: int | None, done: int = 0) -> Iterator[Bar]:
         """A bar for the length of a with-block; finished bars stay on the screen."""
         wide = self.console.width >= WIDE
+        note = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description:<20}" if wide else "{task.description}"),
+            TextColumn("{task.description:<20}" if wide else "{task.description}", markup=False),
             BarColumn(14 if wide else 8),
             MofNCompleteColumn(),
             _Rate(),
             _Left(),
-            TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            TextColumn("{task.fields[note]}", "dim", markup=False, table_column=note),
         )
         with Progress(*columns, console=self.console, get_time=self.clock, expand=True) as progress:
-            yield Bar(progress, progress.add_task(label, total=total, completed=done, note="", before=done))
+            yield Bar(progress, progress.add_task(printable(label), total=total, completed=done, note="", before=done))
+
+    def warn(self, text: str) -> None:
+        """Say what people should look at, names in it as they are."""
+        self.console.print(literal(text, "yellow"), soft_wrap=True)

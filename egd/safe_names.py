@@ -47,19 +47,16 @@ def apart(folders: Mapping[str, str], key: str) -> None:
 
 
 def _problem(name: str) -> str | None:
-    if not name.strip():
-        return "it is empty"
-    if "/" in name or "\\" in name or name in (".", ".."):
-        return "it leads to another folder"
-    if name != printable(name):
-        return "it has characters that cannot be shown"
-    if name != name.strip() or name.endswith("."):
-        return "it begins or ends with a space, or ends with a dot"
-    if RESERVED.fullmatch(name):
-        return "Windows has taken it"
-    if (size := len(name.encode())) > BYTES:
-        return f"it has {size} bytes, {BYTES} are possible"
-    return None
+    size = len(name.encode(errors="replace"))
+    problems = {
+        "it is empty": not name.strip(),
+        "it leads to another folder": "/" in name or "\\" in name or name in (".", ".."),
+        "it has characters that cannot be shown": name != printable(name),
+        "it begins or ends with a space, or ends with a dot": name != name.strip() or name.endswith("."),
+        "Windows has taken it": RESERVED.fullmatch(name) is not None,
+        f"it has {size} bytes, {BYTES} are possible": size > BYTES,
+    }
+    return next((problem for problem, there in problems.items() if there), None)
 
 
 def _short(name: str, length: int = 60) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.markup import escape
 
 from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import RunsFailed, in_cell, kept, runs_label
 from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
 from egd.progress import Reporter
+from egd.safe_names import literal
 from egd.store import Store, key_of
 from rl.agents import agent_class
 from rl.envs.making import check_env
@@ -82,7 +82,7 @@ class OfflineJob:
                         warnings.setdefault(warning, []).append(run.label)
         for warning, (first, *more) in warnings.items():
             which = first + (f" and {len(more)} more" if more else "")
-            reporter.console.print(f"[yellow]{escape(which)}, {warning}[/]", soft_wrap=True)
+            reporter.warn(f"{which}, {warning}")
 
     def _train(self, going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
         """One phase of all runs, by what is in the store where that has it. Runs that need the same train it once."""
@@ -95,7 +95,7 @@ class OfflineJob:
             _train(together, failures, reporter)
             self._put([pair for pair in together if pair[0].label not in failures], reporter)
         if count := sum(phase.name in run.reused for run, phase in going):
-            reporter.console.print(f"{going[0][1].name}: {count} of {len(going)} trained before", style="dim", highlight=False)
+            reporter.console.print(literal(f"{going[0][1].name}: {count} of {len(going)} trained before", "dim"))
 
     def _take(self, pairs: Sequence[Started]) -> None:
         for run, phase in pairs:
@@ -110,8 +110,7 @@ class OfflineJob:
                 self.store.put(phase, run.planned.folder)
         except OSError as error:
             remedy = "set EGD_STORE to a folder that can be written, or to nothing"
-            text = f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}"
-            reporter.console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)
+            reporter.warn(f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}")
 
     def _prepare(self, todo: Sequence[Planned], reporter: Reporter) -> list[Run]:
         """Data and fresh agents."""

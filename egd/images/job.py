@@ -84,10 +84,10 @@ class ImagesJob:
             share = own.clamp_share(kind) if used else 0.0
             if share:
                 text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"
-                reporter.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+                reporter.warn(text)
         bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
         if bad:
-            reporter.console.print(f"[yellow]samples are not finite: {', '.join(bad)}[/]", soft_wrap=True)
+            reporter.warn(f"samples are not finite: {', '.join(bad)}")
 
 
 def load_model(config: ImagesConfig) -> ImagesModel:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from egd.cli import console, user_errors
+from egd.cli import console, say, user_errors
 from egd.errors import UserError, nearest
+from egd.safe_names import markup
 
 POLICIES = ("headline", "all")
 
@@ -53,13 +53,13 @@ def report(
         wanted: dict[str, Any] = {"everything": policies == "all", "only": method or ()}
         result = collect(found, published, title=title, against=against, threshold=threshold, **wanted)
         for path, reason in result.skipped:
-            console.print(f"[yellow]not used[/] {escape(f'{path}: {reason}')}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]not used[/] {markup(f'{path}: {reason}')}", highlight=False, soft_wrap=True)
         if figure is not None:
             written = page.save(draw(figure, result), out, figure)
-            console.print("Written: " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+            say("Written: " + ", ".join(map(str, written)))
             return
         tables, lacking = page.write(result, out)
     console.print(terminal(tables[-1]))
     for reason in lacking:
-        console.print(f"[dim]Not drawn:[/] {escape(reason)}", highlight=False, soft_wrap=True)
-    console.print(f"Written: {out}/index.html; tables and figures beside it", highlight=False, soft_wrap=True)
+        console.print(f"[dim]Not drawn:[/] {markup(reason)}", highlight=False, soft_wrap=True)
+    say(f"Written: {out}/index.html; tables and figures beside it")

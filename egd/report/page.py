@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import date
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from egd.report.figures import FIGURES, draw
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
 from egd.report.tables import Table, by_run, tables, tidy
+from egd.safe_names import printable
 
 DPI = 150
 
@@ -52,7 +54,8 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 
 
 def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lacking: list[str]) -> str:
-    template = Environment(loader=PackageLoader("egd.report", "."), autoescape=True).get_template("page.html.j2")
+    environment = Environment(loader=PackageLoader("egd.report", "."), autoescape=True, finalize=_shown)
+    template = environment.get_template("page.html.j2")
     return template.render(
         report=report,
         date=date.today().isoformat(),
@@ -62,6 +65,10 @@ def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lac
         figures=[(name, FIGURES[name].__doc__, _encoded(figure)) for name, figure in figures.items()],
         lacking=lacking,
     )
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if type(value) is str else value  # what is escaped already is of another type
 
 
 def _encoded(figure: Figure) -> str:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as Rich
 
 from egd.report.tables import Table
+from egd.safe_names import csv_rows, literal, printable
+from egd.safe_names import markdown as safe_markdown
 
 COLUMNS = ("what", "task", "method", "source", "checkpoint", "score", "std", "low", "high", "best", "seeds", "episodes")
 RUN_COLUMNS = ("task", "method", "seed", "score", "best", "episodes")
@@ -26,9 +27,9 @@ def markdown(tables: Iterable[Table]) -> str:
 def _markdown(table: Table) -> str:
     sides = ["---:" if right else "---" for right in rights(table)]
     lines = [table.header, sides, *table.rows]
-    body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-    notes = "\n\n".join(note.replace("*", "\\*") for note in table.notes)
-    return f"## {table.title}\n\n{body}\n\n{notes}\n"
+    body = "\n".join(f"| {' | '.join(map(safe_markdown, line))} |" for line in lines)
+    notes = "\n\n".join(map(safe_markdown, table.notes))
+    return f"## {safe_markdown(table.title)}\n\n{body}\n\n{notes}\n"
 
 
 def rights(table: Table) -> list[bool]:
@@ -61,7 +62,8 @@ def _line(cells: Sequence[str]) -> str:
 def _tex(text: str) -> str:
     special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\^{}"}
     special |= {"±": "$\\pm$", "<": "$<$", ">": "$>$"}
-    return "".join(special.get(c, c) for c in text)
+    shown = "".join(special.get(c, c) for c in printable(text))
+    return f"{{}}{shown}" if shown.startswith("[") else shown  # else an option of the line's end before it
 
 
 def comma_separated(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
@@ -69,18 +71,18 @@ def comma_separated(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = 
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(csv_rows(rows))
     return file.getvalue()
 
 
 def terminal(table: Table) -> Rich:
     """For the console: what begins a section is its title, so that the table is narrow."""
-    result = Rich(title=table.title, title_justify="left")
+    result = Rich(title=literal(table.title), title_justify="left")
     for i, column in enumerate(table.header[1:]):
-        result.add_column(column, justify="right" if i else "left", overflow="fold", no_wrap=not i)
+        result.add_column(literal(column), justify="right" if i else "left", overflow="fold", no_wrap=not i)
     for i, row in enumerate(table.rows):
         if i in table.sections:
             result.add_section()
-            result.add_row(f"[bold]{escape(row[0])}[/]")
-        result.add_row(*(escape(cell) for cell in row[1:]))
+            result.add_row(literal(row[0], "bold"))
+        result.add_row(*map(literal, row[1:]))
     return result

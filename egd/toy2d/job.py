@@ -78,10 +78,10 @@ class Toy2dJob:
         for beta, ess in evaluation.ess.items():
             if ess < self.config.evaluation.samples:
                 text = f"beta {beta:g}: the exact samples are worth {ess:.0f} independent ones only; raise evaluation.draws"
-                reporter.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+                reporter.warn(text)
         for name, by_beta in evaluation.results.items():
             if bad := [f"{beta:g}" for beta, result in by_beta.items() if result["finite"] < 1]:
-                reporter.console.print(f"[yellow]{name}: samples are not finite at beta {', '.join(bad)}[/]", soft_wrap=True)
+                reporter.warn(f"{name}: samples are not finite at beta {', '.join(bad)}")
 
 
 def train(model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from egd.cli import console, listing, user_errors
+from egd.cli import console, listing, say, user_errors
 from egd.errors import UserError
+from egd.safe_names import literal
 
 app = typer.Typer(help="Offline datasets: list, describe, generate, import.", no_args_is_help=True)
 
@@ -33,10 +33,10 @@ def list_datasets(
         console.print(part)
     table = listing("local datasets", "dataset", "episodes", "steps")
     for name, metadata in sorted(minari.list_local_datasets().items()):
-        table.add_row(name, str(metadata.get("total_episodes")), str(metadata.get("total_steps")))
+        table.add_row(*map(literal, (name, metadata.get("total_episodes"), metadata.get("total_steps"))))
     console.print(table)
     if remote:
-        console.print(*sorted(minari.list_remote_datasets()), sep="\n", highlight=False)
+        say("\n".join(sorted(minari.list_remote_datasets())))
 
 
 @app.command()
@@ -83,7 +83,7 @@ def _evaluated(trained: Mapping[str, Any]) -> str:
 
 
 def _facts_table(facts: Mapping[str, Any]) -> Table:
-    table = Table(title=" + ".join(facts["datasets"]), title_justify="left", show_header=False)
+    table = Table(title=literal(" + ".join(facts["datasets"])), title_justify="left", show_header=False)
     length, ended, returns, trained = (facts[k] for k in ("episode_length", "ended_by", "returns", "trained_on"))
     states, actions, count = facts["states"], facts["actions"], facts["episodes"]
     rows = {
@@ -107,7 +107,7 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     }
     for key, value in rows.items():
         if value:
-            table.add_row(key, escape(value))
+            table.add_row(key, literal(value))
     return table
 
 
@@ -185,7 +185,7 @@ def generate(
         if part:
             chosen["parts"] = _shares(part)
         make(dataset, Spec(generator, override(chosen, settings or ())), Reporter(console), "generator")
-    console.print(f"{dataset} is in the local Minari store", highlight=False)
+    say(f"{dataset} is in the local Minari store")
 
 
 def _shares(parts: Sequence[str]) -> dict[str, float]:
@@ -218,8 +218,7 @@ def import_file(
     with user_errors():
         register()
         report = import_hdf5(file, dataset, env_id=env, max_steps=max_steps)
-    console.print(
+    say(
         f"{report.dataset_id}: {report.episodes} episodes, {report.steps} transitions, mean return {report.mean_return:.1f}; "
-        f"{report.dropped} transitions dropped (their next observation is unknown)",
-        highlight=False,
+        f"{report.dropped} transitions dropped (their next observation is unknown)"
     )

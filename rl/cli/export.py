@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from egd.cli import TrustCode, console, user_errors
+from egd.cli import TrustCode, say, user_errors
 
 
 def export(
@@ -28,4 +28,4 @@ def export(
         check_target(to)
         about = write(load_module(run, arm, omega, trust_code=trust_code), to, batch)
     inputs = ", ".join(f"{name} {shape}" for name, shape in about["inputs"].items())
-    console.print(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}", highlight=False, soft_wrap=True)
+    say(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}")

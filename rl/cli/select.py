@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from egd.cli import TrustCode, console, numbers, show, user_errors
 from egd.errors import UserError
+from egd.safe_names import markup
 from egd.trust import trusting
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def select(
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n")
     several = len({row.run for row in found.rows}) > 1
-    show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {escape(found.task)}")
+    show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {found.task}")
     for line in (*_skipped(found), *_remarks(found, settings)):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -94,19 +94,19 @@ def _row(judged: Judged, found: Selection, several: bool) -> dict[str, str]:
 
 
 def _skipped(found: Selection) -> list[str]:
-    return [f"[yellow]not used[/] {escape(f'{path}: {reason}')}" for path, reason in found.skipped]
+    return [f"[yellow]not used[/] {markup(f'{path}: {reason}')}" for path, reason in found.skipped]
 
 
 def _remarks(found: Selection, settings: Settings) -> list[str]:
     what = "the critics' error" if settings.penalty == "error" else "a nat costs"
-    lines = [f"Chosen: {escape(found.chosen)} ({what} {found.price:.3g})", *map(escape, found.notes)]
+    lines = [f"Chosen: {markup(found.chosen)} ({what} {found.price:.3g})", *map(markup, found.notes)]
     cost = found.regret
     if cost is None:
         return lines
     of_choice, of_default = (_cost(score, cost.best_score) for score in (cost.chosen_score, cost.default_score))
     lines.append(
-        f"By the simulator: best {escape(cost.best)}, {cost.best_score:.1f}; chosen {of_choice}; "
-        f"default {escape(found.default)}, {of_default}"
+        f"By the simulator: best {markup(cost.best)}, {cost.best_score:.1f}; chosen {of_choice}; "
+        f"default {markup(found.default)}, {of_default}"
     )
     return lines
 
