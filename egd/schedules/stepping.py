@@ -32,17 +32,23 @@ class SchedulerSteps:
     """One run of a scheduler from noise to data. The scheduler that is handed over stays as it is: a copy takes the steps.
 
     ``mu`` is the shift of a flow with ``use_dynamic_shifting``; without it the times are left unshifted. Raises ValueError for
-    a ``mu`` that the scheduler has no use for.
+    a ``mu`` that the scheduler has no use for, and for a number of steps that it cannot take.
     """
 
     def __init__(
         self, scheduler: Any, schedule: Diffusers | None, steps: int, device: Any = "cpu", mu: float | None = None
     ) -> None:
         self.scheduler, self.schedule = copy.deepcopy(scheduler), schedule
-        self.scheduler.set_timesteps(steps, device=device, **_shift(scheduler, mu))
+        shift = _shift(scheduler, mu)
+        try:
+            self.scheduler.set_timesteps(steps, device=device, **shift)
+        except (ArithmeticError, IndexError) as error:  # UnCLIP divides by steps - 1
+            raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}: {error}") from error
         if hasattr(self.scheduler, "set_begin_index"):  # else it looks for the first timestep, which rounding may have doubled
             self.scheduler.set_begin_index(0)
         self.timesteps: Tensor = self.scheduler.timesteps
+        if not self.timesteps.isfinite().all():  # KDPM2's ancestral one interpolates log sigma = -inf where there are 2
+            raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}; take more")
 
     @property
     def noise_std(self) -> Any:

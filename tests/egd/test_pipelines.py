@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,12 @@ def scheduler(name: str) -> Any:
     return getattr(diffusers, kind)(**settings)
 
 
+@cache
+def product(name: str) -> Tensor:
+    """alpha_bar of a VP scheduler."""
+    return getattr(scheduler(name), "alphas_cumprod", torch.ones(1)).double()
+
+
 class GaussianUNet(ModelMixin, ConfigMixin):
     """What a perfect UNet says when the images are N(mean, var I); written in each family's own formulas."""
 
@@ -129,7 +136,7 @@ class GaussianUNet(ModelMixin, ConfigMixin):
         kind, settings = SCHEDULERS[scheduler]
         self.family = "edm" if kind.startswith("EDM") else "flow" if "low" in kind or "use_flow_sigmas" in settings else "vp"
         self.prediction = settings.get("prediction_type", "epsilon")
-        self.product = getattr(getattr(diffusers, kind)(**settings), "alphas_cumprod", torch.ones(1)).double()
+        self.product = product(scheduler)
 
     def forward(self, x: Tensor, timestep: Any, class_labels: Tensor | None = None) -> SimpleNamespace:
         t = torch.as_tensor(timestep).to(x).reshape(-1, 1, 1, 1)
@@ -377,6 +384,12 @@ def test_a_step_callback_may_return_nothing_or_another_image() -> None:
 def test_an_argument_that_makes_no_sense_is_named(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         gaussian("ddim")(**{"batch_size": 2, "num_inference_steps": 2, **bad})
+
+
+@pytest.mark.parametrize(("name", "steps"), [("unclip", 1), ("kdpm2_ancestral", 2)])
+def test_a_number_of_steps_that_a_scheduler_cannot_take_is_named(name: str, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"Scheduler cannot take num_inference_steps = {steps}"):
+        gaussian(name)(energy=quadratic(0, 1), num_inference_steps=steps)
 
 
 @pytest.mark.parametrize(
