@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import (
@@ -27,7 +28,7 @@ from egd.schedules import Spacing
 from egd.sections import NetworkConfig
 from egd.types import Sampler
 from rl.data.transitions import RewardScale
-from rl.tasks import RewardTransform, Task
+from rl.tasks import RewardTransform, Task, find_task
 
 
 class DataConfig(Strict):
@@ -169,6 +170,8 @@ class EvaluationConfig(Strict):
     """Also evaluate every so many steps of the last phase (0: at the end only)."""
     envs: PositiveInt = 30
     """Environments a guidance scale runs at a time."""
+    max_steps: PositiveInt | None = None
+    """Steps after which an episode ends; none: those of the task, or of an environment that has a limit of its own."""
     workers: NonNegativeInt = 0
     """Processes that step the environments while actions are sampled; 0: the main process, in between. Changes no result."""
 
@@ -222,6 +225,11 @@ class RunConfig(Strict):
         return dict(tree) | {
             key: merge(set_here, tree.get(key, {})) for key, set_here in said.items() if isinstance(tree.get(key, {}), Mapping)
         }
+
+    def found_task(self) -> Task:
+        """Its task, with the time limit that the recipe gives it."""
+        task = find_task(self.task)
+        return task if self.evaluation.max_steps is None else replace(task, max_steps=self.evaluation.max_steps)
 
     @property
     def computing(self) -> Computing:

@@ -118,7 +118,8 @@ class OfflineJob:
         config = todo[0].config
         device = torch.device(config.device)
         data, task = load_data(config, device, reporter)
-        check_env(task, data.transitions.state.shape[1], data.transitions.action.shape[1])
+        sizes = data.transitions.state.shape[1], data.transitions.action.shape[1]
+        check_env(task, *sizes, dataset=(config.data.datasets or task.datasets)[0])
         runs = [Run(agent_class(config.kind)(planned.config, data, device), planned, task) for planned in todo]
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from egd.planning import summary_line
 from rl.agents import AGENTS
-from rl.data.episodes import is_local
+from rl.data.stored import is_local
 from rl.tasks import TASKS, Task
 
 FAMILIES = {"gym-mujoco": "Gym-MuJoCo", "maze2d": "Maze2D", "antmaze": "AntMaze", "adroit": "Adroit", "other": "other"}

@@ -15,16 +15,17 @@ from egd.trust import trusting
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.data.episodes import Episodes, data_return, is_local, load_episodes, relabel, to_offline_data
+from rl.data.episodes import Episodes, data_return, load_episodes, relabel, to_offline_data
+from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
 from rl.generators import make
 from rl.recipe import typed
-from rl.tasks import Task, find_task
+from rl.tasks import Task
 
 
 def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter | None = None) -> tuple[OfflineData, Task]:
     """The task's transitions on the device; a dataset with a generator is made where it is missing."""
-    task = find_task(config.task)
+    task = config.found_task()
     names = config.data.datasets or task.datasets
     _generate(config, names, reporter or Reporter())
     episodes = load_episodes(names, task.observation_keys, download=config.data.download)

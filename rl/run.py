@@ -104,7 +104,11 @@ class Run:
         diagnostics = agent.diagnostics(torch.Generator(agent.device).manual_seed(seed_of(self.config.seed, "diagnostics")))
         agent.draw(folder.figures, self.label, self.task, result)
         folder.write_summary(self._summary(result) | {"diagnostics": diagnostics})
-        return agent.warnings(diagnostics)
+        left = [
+            f"{name}: in {n} of {result.env_steps} steps its action left [-1, 1] and was clipped"
+            for name, n in result.clipped.items()
+        ]
+        return [*agent.warnings(diagnostics), *left]
 
     def _summary(self, result: Rollouts) -> dict[str, Any]:
         config, agent, task, seconds = self.config, self.agent, self.task, self.seconds
@@ -123,6 +127,7 @@ class Run:
             "normalised": task.reference is not None,
             "headline": agent.headline,
             "policies": policies,
+            "clipped_actions": result.clipped,
             "best": max(evaluations, key=lambda n: n["score"]),
             "evaluations": evaluations,
             "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},

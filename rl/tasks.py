@@ -216,8 +216,8 @@ _MAZE2D_ID = re.compile(r"(D4RL/pointmaze|egd/maze2d)/(umaze|medium|large)(-dens
 
 def _by_dataset(dataset: str) -> Task:
     """The task whose only dataset it is; else, by the id, that of a known environment; else one of its own environment."""
-    if not re.fullmatch(r"([\w.-]+/)*[\w.-]+-v\d+", dataset):
-        raise UserError(f"'{dataset}' is not a Minari id of the form namespace/name-v0", key="--task")
+    if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d{1,9}", dataset):  # it becomes a path: no dots
+        raise UserError(f"'{dataset[:100]}' is not a Minari id of the form namespace/name-v0", key="--task")
     for task in TASKS.values():
         if task.datasets == (dataset,):
             return task

@@ -28,7 +28,7 @@ class FineTuned(DirectAgent):
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         online: OnlineConfig = config.online
-        task = find_task(config.task)
+        task = config.found_task()
         world = World(data, task, self.explore, self.fresh, self.made_of)
         self.generator = None if online.generator is None else make_generator(online.generator, world)
         live = Live(env_factory(task, task.observation_keys), config.seed)

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from egd.cli import console, listing, say, user_errors
+from egd.cli import TrustCode, console, listing, say, user_errors
 from egd.errors import UserError
 from egd.safe_names import literal
+from egd.trust import trusting
 
-app = typer.Typer(help="Offline datasets: list, describe, generate, import.", no_args_is_help=True)
+app = typer.Typer(help="Offline datasets: list, check, describe, generate, import.", no_args_is_help=True)
+SHOWN = 100
+"""Problems of a dataset that are printed."""
 
 
 @app.command("list")
@@ -25,17 +28,19 @@ def list_datasets(
     remote: Annotated[bool, typer.Option("--remote", help="Also ask Minari's hub (needs a network).")] = False,
 ) -> None:
     """List the tasks, and all local datasets."""
-    import minari
-
+    from rl.data.stored import list_local
     from rl.listings import list_tasks
 
-    for part in list_tasks():
-        console.print(part)
-    table = listing("local datasets", "dataset", "episodes", "steps")
-    for name, metadata in sorted(minari.list_local_datasets().items()):
-        table.add_row(*map(literal, (name, metadata.get("total_episodes"), metadata.get("total_steps"))))
+    with user_errors():
+        for part in list_tasks():
+            console.print(part)
+        table = listing("local datasets", "dataset", "episodes", "steps")
+        for name, metadata in sorted(list_local().items()):
+            table.add_row(*map(literal, (name, metadata.get("total_episodes"), metadata.get("total_steps"))))
     console.print(table)
     if remote:
+        import minari
+
         say("\n".join(sorted(minari.list_remote_datasets())))
 
 
@@ -65,6 +70,26 @@ def describe(
         if figure is not None:
             with _writing(figure):
                 returns_figure(episodes.returns, task, figure)
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="A Minari id, a task's short name, or a D4RL file (HDF5).")],
+    trust_code: TrustCode = False,
+) -> None:
+    """Say all that is wrong with a dataset, or with a file before it is imported; exit code 2 where anything is."""
+    from rl.data.health import problems_of
+
+    with user_errors(), trusting(True) if trust_code else nullcontext():
+        found = problems_of(dataset)
+    for name, problems in found.items():
+        say(f"{name}: {len(problems)} wrong" if problems else f"{name}: nothing is wrong")
+        for problem in problems[:SHOWN]:
+            say(f"  {problem}")
+        if len(problems) > SHOWN:
+            say(f"  and {len(problems) - SHOWN} more")
+    if any(found.values()):
+        raise typer.Exit(2)
 
 
 @contextmanager
@@ -163,6 +188,7 @@ def generate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Any other setting of the generator: key=value. May be repeated.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Make a dataset: maze2d walks a maze, noisy replays a dataset with noise, mixed joins datasets or shares of them."""
     from egd.components import Spec
@@ -170,7 +196,7 @@ def generate(
     from egd.progress import Reporter
     from rl.generators import make
 
-    with user_errors():
+    with user_errors(), trusting(True) if trust_code else nullcontext():
         if maze is not None and drawing is not None:
             raise UserError("give --maze or --map, not both", key="--map")
         named: dict[str, Any] = {

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
@@ -29,13 +28,16 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from egd.errors import UserError
+from rl.data.checks import Complain, column, flags, numbers, refusing
 from rl.data.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
+from rl.data.hdf5 import opened
 from rl.data.minari_store import check_new_id, episode_buffer, write_dataset
 from rl.envs.making import register
 from rl.tasks import Task, find_task
 
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
 OPTIONAL_KEYS = ("timeouts", "next_observations")
+TABLES = ("observations", "actions", "next_observations")
 
 
 @dataclass(frozen=True)
@@ -147,56 +149,65 @@ def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple
 
 def _read(path: Path, spaces: tuple[Box, Box] | None) -> _Table:
     """The file's rows, checked against each other and against the spaces."""
-    raw = _load(path)
-    rows = raw["rewards"].size
-    for key in ("rewards", "terminals", "timeouts"):
-        _check(path, key, raw.get(key), 1, rows)
-    for key in ("observations", "actions", "next_observations"):
-        _check(path, key, raw.get(key), 2, rows)
-    if "next_observations" in raw and raw["next_observations"].shape != raw["observations"].shape:
-        raise UserError(f"'{path}': 'next_observations' and 'observations' differ in width: the file is damaged")
+    raw = check_hdf5(path, refusing(str(path), key=None))
     obs_dtype, act_dtype = (np.dtype(np.float32),) * 2 if spaces is None else (spaces[0].dtype, spaces[1].dtype)
     _check_spaces(path, raw, spaces)
     return _Table(
         observations=raw["observations"].astype(obs_dtype),
         actions=raw["actions"].astype(act_dtype),
         rewards=raw["rewards"].astype(np.float32),
-        terminals=raw["terminals"].astype(bool),
-        timeouts=raw["timeouts"].astype(bool) if "timeouts" in raw else None,
+        terminals=raw["terminals"],
+        timeouts=raw.get("timeouts"),
         next_observations=raw["next_observations"].astype(obs_dtype) if "next_observations" in raw else None,
     )
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of the file that is used, as it is there."""
-    if not path.is_file():
-        raise UserError(f"no file '{path}': give the path of a D4RL .hdf5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in REQUIRED_KEYS if not isinstance(file.get(key), h5py.Dataset)]
-            if missing:
-                raise UserError(
-                    f"'{path}' lacks {', '.join(map(repr, missing))} (it has: {', '.join(file) or 'nothing'}): "
-                    f"a D4RL file holds the arrays {', '.join(REQUIRED_KEYS)}"
-                )
-            present = [k for k in REQUIRED_KEYS + OPTIONAL_KEYS if isinstance(file.get(k), h5py.Dataset)]
-            return {key: np.asarray(file[key]) for key in present}
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read as HDF5 ({error}): download it again or give a D4RL file") from error
+def check_hdf5(path: Path, complain: Complain) -> dict[str, NDArray[Any]]:
+    """Every array of the file that is used, as it is there, but for those that were complained of."""
+    found: dict[str, NDArray[Any]] = {}
+    with opened(path, complain) as reader:
+        if reader is None:
+            return {}
+        names = reader.names(reader.root)
+        if missing := [key for key in REQUIRED_KEYS if key not in names]:
+            has = ", ".join(sorted(names)[:20]) or "nothing"
+            complain(
+                f"it lacks {', '.join(map(repr, missing))} (it has: {has}): "
+                f"a D4RL file holds the arrays {', '.join(REQUIRED_KEYS)}"
+            )
+        present = [key for key in REQUIRED_KEYS + OPTIONAL_KEYS if key in names]
+        raw = {key: reader.array(reader.root, key, f"'{key}'") for key in present}
+    rows = next((len(raw[key]) for key in ("rewards", *present) if _has_rows(raw.get(key))), None)  # type: ignore[arg-type]
+    for key, array in raw.items():
+        sound = None if array is None else _sound(key, array, rows, complain)
+        if sound is not None:
+            found[key] = sound
+    if {"next_observations", "observations"} <= found.keys():
+        following, width = found["next_observations"].shape, found["observations"].shape
+        if following != width:
+            complain(f"'next_observations' and 'observations' differ in width: {following} and {width}")
+    return found
 
 
-def _check(path: Path, key: str, array: NDArray[Any] | None, ndim: int, rows: int) -> None:
-    """UserError unless ``array`` is numbers in ``ndim`` axes, ``rows`` long."""
-    if array is None:
-        return
-    if array.dtype.kind not in "bfiu":
-        raise UserError(f"'{path}': '{key}' has type {array.dtype}, not numbers: a D4RL file holds numeric arrays")
-    if ndim == 1 and array.ndim == 2 and array.shape[1] == 1:
-        raise UserError(f"'{path}': '{key}' has shape {array.shape}: store it as ({array.shape[0]},)")
-    if array.ndim != ndim:
-        raise UserError(f"'{path}': '{key}' has {array.ndim} axes, not {ndim}: a D4RL file has one row a step")
+def _has_rows(array: NDArray[Any] | None) -> bool:
+    return array is not None and array.ndim > 0
+
+
+def _sound(key: str, array: NDArray[Any], rows: int | None, complain: Complain) -> NDArray[Any] | None:
+    """The array where it is numbers, one row a step."""
+    name = f"'{key}'"
+    if key not in TABLES:
+        values = column(array, name, rows, complain)
+        if values is None:
+            return None
+        return numbers(values, name, complain) if key == "rewards" else flags(values, name, complain)
+    if array.ndim != 2 or not array.shape[1]:
+        complain(f"{name} has shape {array.shape}: a D4RL file has one row a step, (N, d)")
+        return None
     if len(array) != rows:
-        raise UserError(f"'{path}': '{key}' has {len(array)} rows, 'rewards' {rows}: cut them to the same length")
+        complain(f"{name} has {len(array)} rows, not {rows}")
+        return None
+    return numbers(array, name, complain)
 
 
 def _check_spaces(path: Path, raw: dict[str, NDArray[Any]], spaces: tuple[Box, Box] | None) -> None:

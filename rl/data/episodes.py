@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import minari
 import numpy as np
 import torch
-from minari.storage.local import get_dataset_path
 from torch import Tensor
 
 import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError, nearest
+from rl.data.checks import refusing
+from rl.data.stored import Stored, check_spaces, existing, is_local, list_local, read_episodes, store_root
 from rl.data.transitions import Batch, OfflineData, RewardScale
-from rl.envs.making import flat_keys, flatten_observation
 from rl.envs.maze2d import reward_at
+from rl.envs.spaces import flat_paths, flatten_rows
 from rl.tasks import TASKS, Task, find_task
 
 Array = np.ndarray[Any, Any]
@@ -49,16 +49,19 @@ class Episodes:
 
 
 def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, download: bool = True) -> Episodes:
-    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded."""
+    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded, and
+    for whatever is wrong with one first.
+    """
     episodes = Episodes([], [], [], [])
     for dataset_id in datasets:
-        dataset = open_dataset(dataset_id, download=download)
-        chosen = flat_keys(dataset.spec.observation_space, keys)
-        for episode in dataset.iterate_episodes():
-            episodes.observations.append(flatten_observation(episode.observations, chosen))
+        stored = open_dataset(dataset_id, download=download)
+        check_spaces(stored, keys, refusing(dataset_id))
+        paths = flat_paths(stored.observation_space, keys)
+        for episode in read_episodes(stored, keys=keys):
+            episodes.observations.append(flatten_rows(episode.observations, paths))
             episodes.actions.append(np.asarray(episode.actions, dtype=np.float32))
             episodes.rewards.append(np.asarray(episode.rewards, dtype=np.float32))
-            episodes.terminations.append(np.asarray(episode.terminations, dtype=bool))
+            episodes.terminations.append(episode.terminations)
         first, last = ((e.observations[i].shape[1], e.actions[i].shape[1]) for e in [episodes] for i in (0, -1))
         if first != last:
             raise UserError(
@@ -69,20 +72,16 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
     return episodes
 
 
-def open_dataset(dataset_id: str, *, download: bool = True) -> minari.MinariDataset:
-    """A Minari dataset from the local store, else from the hub. UserError naming the remedies when it is in neither."""
-    if is_local(dataset_id):
-        try:
-            return minari.load_dataset(dataset_id)
-        except Exception as error:  # h5py, json and Minari's own
-            raise UserError(
-                f"dataset {dataset_id} is damaged: {error}; remove it and fetch it again", key="data.datasets"
-            ) from error
-    if not download:
-        raise UserError(_missing(dataset_id, "data.download is off"), key="data.datasets")
-    if reason := _download(dataset_id):
-        raise UserError(_missing(dataset_id, f"could not be downloaded: {reason}"), key="data.datasets")
-    return minari.load_dataset(dataset_id)
+def open_dataset(dataset_id: str, *, download: bool = True) -> Stored:
+    """A Minari dataset of the local store, fetched from the hub if it is not there. UserError naming the remedies when it is in
+    neither, and for metadata that are not in order.
+    """
+    if not is_local(dataset_id):
+        if not download:
+            raise UserError(_missing(dataset_id, "data.download is off"), key="data.datasets")
+        if reason := _download(dataset_id):
+            raise UserError(_missing(dataset_id, f"could not be downloaded: {reason}"), key="data.datasets")
+    return existing(dataset_id)
 
 
 @cache  # a hub that cannot be reached is asked once, not again for every method of a sweep
@@ -98,15 +97,10 @@ def _download(dataset_id: str) -> str:
     return ""
 
 
-def is_local(dataset_id: str) -> bool:
-    """Whether the dataset is in the local Minari store, whole."""
-    folder = Path(get_dataset_path(dataset_id)) / "data"
-    return (folder / "metadata.json").exists()
-
-
 def _missing(dataset_id: str, reason: str) -> str:
-    local, task = list(minari.list_local_datasets()), find_task(dataset_id)
-    task = next((listed for listed in TASKS.values() if dataset_id in listed.datasets), task)
+    local = list(list_local())
+    own = find_task(dataset_id) if "/" in dataset_id else Task(dataset_id, "other", (dataset_id,))
+    task = next((listed for listed in TASKS.values() if dataset_id in listed.datasets), own)
     remedies = ["set MINARI_DATASETS_PATH to the folder that has it"]
     if task.on_hub:
         remedies.append(f"minari download {dataset_id} where there is a network")
@@ -116,7 +110,7 @@ def _missing(dataset_id: str, reason: str) -> str:
     if task.family != "antmaze":  # whose files are of another ant
         remedies.append(f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file")
     return (
-        f"dataset {dataset_id} is not in {get_dataset_path('')} ({reason}); "
+        f"dataset {dataset_id} is not in {store_root()} ({reason}); "
         f"{nearest(dataset_id, local) if local else 'no dataset is there'}\nRemedies: {'; '.join(remedies)}"
     )
 
@@ -156,7 +150,9 @@ def to_offline_data(
     standardise: bool = True,
     device: torch.device | str = "cpu",
 ) -> OfflineData:
-    """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention)."""
+    """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention), both
+    taken in float64: in float32 a large offset would spoil them.
+    """
     factor = reward_factor(scale, episodes.returns)
 
     def flat(parts: list[Array]) -> Tensor:
@@ -164,7 +160,9 @@ def to_offline_data(
 
     state = flat([o[:-1] for o in episodes.observations])
     next_state = flat([o[1:] for o in episodes.observations])
-    mean, std = state.mean(0), state.std(0) + 1e-3
+    exact = np.concatenate([o[:-1] for o in episodes.observations]).astype(np.float64)
+    mean = torch.from_numpy(exact.mean(0).astype(np.float32)).to(device)
+    std = torch.from_numpy(exact.std(0, ddof=1).astype(np.float32)).to(device) + 1e-3
     if not standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
     action = flat(episodes.actions)

@@ -16,21 +16,15 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
-from minari.storage import get_dataset_path
 from numpy.typing import NDArray
 
 from egd.errors import UserError
+from rl.data.stored import place_of
 
 
 def check_new_id(dataset_id: str) -> Path:
     """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # TypeError: Minari's answer to an id without a version
-        raise UserError(
-            f"'{dataset_id}' is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
-        ) from error
-    path = Path(get_dataset_path(dataset_id))
+    path = place_of(dataset_id)
     if path.exists():
         raise UserError(
             f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"

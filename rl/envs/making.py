@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
-import minari
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import TransformObservation
+from gymnasium.wrappers import TimeLimit
 
 import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError
+from rl.data.stored import existing
 from rl.envs.robotics import gymnasium_robotics
+from rl.envs.spaces import Array, Path, check_actions, entry, flat_paths, flat_size, flatten_observation
+from rl.envs.specs import make_stored, stored_spec
 from rl.tasks import Task
 
 Env = gym.Env[Any, Any]
@@ -29,52 +33,101 @@ def register() -> None:
     rl.envs.antmaze.register()
 
 
-def flat_keys(space: gym.Space[Any], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The entries of a dict observation to use, in order; () for a plain vector. UserError for an entry that is not there."""
-    if not isinstance(space, Dict):
-        return ()
-    keys = keys or tuple(space.spaces)
-    for key in keys:
-        if key not in space.spaces:
-            raise UserError(f"the observation has no '{key}', only {', '.join(space.spaces)}")
-    return keys
+class Flat(gym.Wrapper[Any, Any, Any, Any]):
+    """Observations as one float32 vector (S,), and nothing but numbers in and out: UserError for a NaN, whoever made it."""
+
+    def __init__(self, env: Env, paths: tuple[Path, ...]) -> None:
+        super().__init__(env)
+        self.paths, self.steps = paths, 0
+        self.observation_space = Box(-np.inf, np.inf, (flat_size(env.observation_space, paths),), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """A new episode."""
+        self.steps = 0
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._flat(observation), info
+
+    def step(self, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        """One action."""
+        self.steps += 1
+        self._check(action, "was given the action")
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._check(reward, "gave the reward")
+        return self._flat(observation), reward, terminated, truncated, info
+
+    def _flat(self, observation: Any) -> Array:
+        flat = flatten_observation(observation, self.paths)
+        self._check(flat, "gave the observation")
+        return flat
+
+    def _check(self, value: Any, what: str) -> None:
+        if not np.isfinite(value).all():
+            name = self.env.unwrapped.spec.id if self.env.unwrapped.spec else type(self.env.unwrapped).__name__
+            said = " ".join(str(np.asarray(value)).split())[:100]
+            raise UserError(f"the environment {name} {what} {said} in step {self.steps} of an episode, which cannot go on")
 
 
-def flatten_observation(observation: Any, keys: tuple[str, ...]) -> np.ndarray[Any, Any]:
-    """(..., S) float32 from a vector or from the chosen entries of a dict observation."""
-    if not keys:
-        return np.asarray(observation, dtype=np.float32)
-    return np.concatenate([np.asarray(observation[key], dtype=np.float32) for key in keys], axis=-1)
+def make_env(task: Task, keys: tuple[str, ...] = (), *, spec: EnvSpec | None = None, **kwargs: Any) -> Env:
+    """The task's evaluation environment with flat float32 observations, its episodes of bounded length. UserError when it
+    cannot be made.
 
-
-def make_env(task: Task, keys: tuple[str, ...] = (), **kwargs: Any) -> Env:
-    """The task's evaluation environment with flat float32 observations. UserError when it cannot be made."""
+    ``spec`` is that of a task whose environment comes with its data, where it has been read and trusted before.
+    """
     register()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = _make(task, spec, **kwargs)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env = _make(task, **kwargs)
-    except (gym.error.Error, ImportError, FileNotFoundError, TypeError) as error:
-        raise UserError(
-            f"cannot make the environment of {task.name} ({task.env_id or 'stored with its data'}): {error}"
-        ) from error
-    chosen = flat_keys(env.observation_space, keys or task.observation_keys)
-    size = len(flatten_observation(env.observation_space.sample(), chosen))
-    space = Box(-np.inf, np.inf, (size,), np.float32)
-    return cast(Env, TransformObservation(env, lambda o: flatten_observation(o, chosen), space))
+        return Flat(_limited(env, task), _paths(env, task, keys))
+    except UserError:
+        env.close()
+        raise
 
 
-def _make(task: Task, **kwargs: Any) -> Env:
-    if task.env_id is not None:
+def _make(task: Task, spec: EnvSpec | None, **kwargs: Any) -> Env:
+    if task.env_id is None:
+        return make_stored(spec or _spec(task), task.datasets[0], **kwargs)
+    try:
         return gym.make(task.env_id, max_episode_steps=task.max_steps, disable_env_checker=True, **task.env_kwargs, **kwargs)
-    return cast(Env, minari.load_dataset(task.datasets[0]).recover_environment(eval_env=True, **kwargs))
+    except (gym.error.Error, ImportError, FileNotFoundError, TypeError) as error:
+        raise UserError(f"cannot make the environment of {task.name} ({task.env_id}): {error}") from error
 
 
-def check_env(task: Task, state: int, action: int) -> None:
-    """Make the environment once, before hours of training: UserError when it cannot be made or does not fit the data."""
+def _spec(task: Task) -> EnvSpec:
+    register()  # what is registered is trusted
+    return stored_spec(existing(task.datasets[0]))
+
+
+def _paths(env: Env, task: Task, keys: tuple[str, ...]) -> tuple[Path, ...]:
+    check_actions(env.action_space, f"the action space of the environment of {task.name}")
+    name = f"the observation space of the environment of {task.name}"
+    return flat_paths(env.observation_space, keys or task.observation_keys, name)
+
+
+def _limited(env: Env, task: Task) -> Env:
+    """With a time limit: an evaluation without one may never end."""
+    found: Any = env
+    while isinstance(found, gym.Wrapper):
+        if isinstance(found, TimeLimit) and (task.max_steps is None or found._max_episode_steps <= task.max_steps):
+            return env
+        found = found.env
+    if task.max_steps is None:
+        raise UserError(
+            f"the environment of {task.name} has no time limit, so that an evaluation might never end; say after how many "
+            "steps an episode ends",
+            key="evaluation.max_steps",
+        )
+    return cast(Env, TimeLimit(env, task.max_steps))
+
+
+def check_env(task: Task, state: int, action: int, dataset: str | None = None) -> None:
+    """Make the environment once, before hours of training: UserError when it cannot be made or does not fit the data, which
+    are ``state`` and ``action`` entries long, and in their order those of ``dataset``.
+    """
     env = make_env(task)
     try:
         sizes = int(np.prod(env.observation_space.shape or ())), int(np.prod(env.action_space.shape or ()))
+        inner = cast(Flat, env).env.observation_space
     finally:
         env.close()
     if sizes != (state, action):
@@ -83,8 +136,47 @@ def check_env(task: Task, state: int, action: int) -> None:
             f"{action}; check data.datasets",
             key="task",
         )
+    if dataset is not None and not task.observation_keys:
+        _check_entries(inner, existing(dataset).observation_space, task, dataset)
+
+
+def _check_entries(space: gym.Space[Any], recorded: gym.Space[Any], task: Task, dataset: str) -> None:
+    """UserError where a Dict that was recorded has other entries than the environment's: equal sizes do not make them equal."""
+    if not (isinstance(space, Dict) and isinstance(recorded, Dict)):
+        return
+    ours, theirs = ({"/".join(p): entry(s, p).shape for p in flat_paths(s)} for s in (space, recorded))
+    if ours != theirs:
+        raise UserError(
+            f"the observations of the environment of {task.name} are {ours}, those of {dataset} {theirs}", key="task"
+        )
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Makes the environment of a task. For vectors of environments: it pickles, for those of worker processes, which are told
+    what this process trusts and has registered. ``render_mode`` as gymnasium has it.
+    """
+
+    task: Task
+    keys: tuple[str, ...] = ()
+    render_mode: str | None = None
+
+    def __call__(self) -> Env:
+        """A new one."""
+        return make_env(self.task, self.keys, **self._settings())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        spec = _spec(self.task) if self.task.env_id is None else None
+        return _partial, (self.task, self.keys, {"spec": spec, **self._settings()})
+
+    def _settings(self) -> dict[str, Any]:
+        return {} if self.render_mode is None else {"render_mode": self.render_mode}
+
+
+def _partial(task: Task, keys: tuple[str, ...], settings: dict[str, Any]) -> Callable[[], Env]:
+    return partial(make_env, task, keys, **settings)
 
 
 def env_factory(task: Task, keys: tuple[str, ...], *, render_mode: str | None = None) -> Callable[[], Env]:
-    """For vectors of environments; it pickles, for those of worker processes. ``render_mode`` as gymnasium has it."""
-    return partial(make_env, task, keys, **({} if render_mode is None else {"render_mode": render_mode}))
+    """What makes the environment of the task."""
+    return EnvFactory(task, keys, render_mode)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from egd.errors import UserError
 from rl.envs.making import Env
 from rl.envs.vector import Step, vectors
 
 Array = np.ndarray[Any, Any]
+ROUNDING = 1e-4
+"""By so much an action may leave [-1, 1] without being counted."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Rollouts:
     returns: dict[str, Array]
     paths: dict[str, list[Any]]
     env_steps: int
+    clipped: dict[str, int] = field(default_factory=dict)
+    """In how many steps an arm's action left [-1, 1], where that was ever."""
 
 
 def quota(episodes: int, envs: int) -> tuple[int, int]:
@@ -117,6 +123,7 @@ class _Play:
         self.returns: list[list[float]] = [[] for _ in range(total)]
         self.paths: list[Any] = [[] for _ in range(total)]
         self.env_steps = self.ended = 0
+        self.clipped: Counter[str] = Counter()
 
     def actions(self) -> Array:
         """Actions of the running environments (n names, A); zeros for those that are done."""
@@ -126,9 +133,24 @@ class _Play:
         rows = np.flatnonzero(self.active)
         states = torch.as_tensor(self.observation[rows], dtype=torch.float32, device=self.device)
         chosen = self.arm.act(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
+        self._check(chosen, rows)
         actions = np.zeros((len(self.active), chosen.shape[1]), dtype=np.float32)
         actions[rows] = chosen
         return actions
+
+    def _check(self, chosen: Array, rows: Array) -> None:
+        """UserError for an action that is no number; count those beyond [-1, 1], which environments see clipped."""
+        acting = ~self.resetting[rows]
+        names = [self.arm.names[i] for i in rows // self.n]
+        lost = np.flatnonzero(acting & ~np.isfinite(chosen).all(1))
+        if len(lost):
+            first = int(lost[0])
+            raise UserError(
+                f"the policy '{names[first]}' gave the action {chosen[first].tolist()} in step {self.lengths[rows[first]]} of "
+                "an episode: it has diverged, or its guidance is too strong; look at its losses, and try a smaller omega"
+            )
+        for i in np.flatnonzero(acting & (np.abs(chosen) > 1 + ROUNDING).any(1)):
+            self.clipped[names[i]] += 1
 
     def record(self, step: Step) -> None:
         """Enter what the environments answered."""
@@ -155,7 +177,8 @@ def _together(plays: Sequence[_Play]) -> Rollouts:
     each = [(play, name, rows) for play in plays for name, rows in play.rows().items()]
     returns = {name: np.concatenate([np.asarray(r) for r in play.returns[rows]]) for play, name, rows in each}
     paths = {name: play.paths[rows][: play.keep] for play, name, rows in each}
-    return Rollouts(returns, paths, sum(play.env_steps for play in plays))
+    clipped = sum((play.clipped for play in plays), Counter[str]())
+    return Rollouts(returns, paths, sum(play.env_steps for play in plays), dict(clipped))
 
 
 def _so_far(plays: Sequence[_Play]) -> SoFar:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from egd.errors import UserError
 from rl.data.minari_store import check_new_id, write_dataset
+from rl.data.stored import Stored
+from rl.envs.specs import recorded_spec
 from rl.generators import Progress
 from rl.generators.sources import copies, find_source
 
@@ -52,7 +53,8 @@ def mixed(
                 if progress is not None:
                     progress(done)
 
-    write_dataset(dataset_id, buffers(), first.observation_space, first.action_space, first.env_spec, metadata)
+    spec = recorded_spec(first)
+    write_dataset(dataset_id, buffers(), first.observation_space, first.action_space, spec, metadata)
     return dataset_id
 
 
@@ -65,7 +67,7 @@ def _choose(name: str, episodes: int, share: float, rng: np.random.Generator) ->
     return sorted(rng.choice(episodes, count, replace=False).tolist())
 
 
-def _check_fit(name: str, source: minari.MinariDataset, first: minari.MinariDataset) -> None:
+def _check_fit(name: str, source: Stored, first: Stored) -> None:
     for kind in ("observation_space", "action_space"):
         one, other = getattr(first, kind), getattr(source, kind)
         if one != other:

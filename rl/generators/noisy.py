@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import gymnasium as gym
-import minari
 import numpy as np
 from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
@@ -14,9 +13,11 @@ from numpy.typing import NDArray
 
 from egd.errors import UserError
 from rl.data.minari_store import check_new_id, write_dataset
+from rl.data.stored import Episode, Stored, read_episodes
 from rl.envs.making import register
+from rl.envs.specs import make_stored, recorded_spec, stored_spec
 from rl.generators import Progress
-from rl.generators.sources import Start, find_source, start
+from rl.generators.sources import find_source
 
 __all__ = ["noisy"]
 
@@ -54,7 +55,7 @@ def noisy(
     recorded = find_source(source, "source", download=download)
     if not isinstance(recorded.action_space, Box):
         raise UserError(f"the actions of {source} are {recorded.action_space}: noise is added to a Box only", key="source")
-    env = _environment(source, recorded)
+    space, env = recorded.action_space, _environment(source, recorded)
     count = min(episodes or recorded.total_episodes, recorded.total_episodes)
     metadata = {
         "algorithm_name": "replay with action noise",
@@ -63,43 +64,43 @@ def noisy(
 
     def buffers() -> Iterator[EpisodeBuffer]:
         done = 0
-        for buffer in _replays(env, recorded, count, noise, seed):
+        for buffer in _replays(env, recorded, space, count, noise, seed):
             yield buffer
             done += len(buffer)
             if progress is not None:
                 progress(done)
 
     try:
-        write_dataset(dataset_id, buffers(), recorded.observation_space, recorded.action_space, recorded.env_spec, metadata)
+        spec = recorded_spec(recorded)
+        write_dataset(dataset_id, buffers(), recorded.observation_space, recorded.action_space, spec, metadata)
     finally:
         env.close()
     return dataset_id
 
 
-def _environment(source: str, recorded: minari.MinariDataset) -> Env:
+def _environment(source: str, recorded: Stored) -> Env:
     register()
     try:
-        env: Env = recorded.recover_environment(disable_env_checker=True)
-    except Exception as error:  # whatever a foreign environment raises when it is made
+        spec = stored_spec(recorded, evaluation=False)
+        return make_stored(spec, source, disable_env_checker=True)
+    except UserError as error:
         raise UserError(
             f"the environment of {source} cannot be recovered ({error}), and without it nothing can be replayed: "
             "import the dataset with its environment (egd data import --env), or take another",
             key="source",
         ) from error
-    return env
 
 
-def _replays(env: Env, recorded: minari.MinariDataset, count: int, noise: float, seed: int) -> Iterator[EpisodeBuffer]:
+def _replays(env: Env, recorded: Stored, space: Box, count: int, noise: float, seed: int) -> Iterator[EpisodeBuffer]:
     """One buffer for every episode that can be played: none goes on from one that the environment terminated."""
     at: Any = None
     last_recorded: Any = None
-    for index, episode in enumerate(recorded.iterate_episodes(range(count))):
-        begun = start(recorded, index)
-        if begun.seed is not None or begun.options is not None:
-            at = env.reset(seed=begun.seed, options=begun.options)[0]
+    for index, episode in enumerate(read_episodes(recorded, indices=range(count))):
+        if episode.seed is not None or episode.options is not None:
+            at = env.reset(seed=episode.seed, options=episode.options)[0]
         elif index == 0 or not _same(_row(episode.observations, 0), last_recorded):
             raise UserError(
-                f"episode {index} of {recorded.id} has no reset seed and does not go on from the one before: "
+                f"episode {index} of {recorded.dataset_id} has no reset seed and does not go on from the one before: "
                 "it cannot be replayed",
                 key="source",
             )
@@ -107,7 +108,7 @@ def _replays(env: Env, recorded: minari.MinariDataset, count: int, noise: float,
         if at is None:
             continue
         rng = np.random.default_rng([seed, index])
-        buffer = _replay(env, at, _disturbed(episode.actions, noise, recorded.action_space, rng), begun)
+        buffer = _replay(env, at, _disturbed(episode.actions, noise, space, rng), episode)
         at = None if buffer.terminations[-1] else _row(buffer.observations, -1)
         yield buffer
 
@@ -120,7 +121,7 @@ def _disturbed(actions: Array, noise: float, space: Box, rng: np.random.Generato
     return np.clip(disturbed, space.low, space.high).astype(actions.dtype)
 
 
-def _replay(env: Env, first: Any, actions: Array, begun: Start) -> EpisodeBuffer:
+def _replay(env: Env, first: Any, actions: Array, begun: Episode) -> EpisodeBuffer:
     """The actions (T, A) played on from observation ``first`` until they end or the environment terminates.
 
     Its truncations are not heeded: the recorded episode says how long to go on.

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import minari
 from minari.data_collector import EpisodeBuffer
 
 from egd.errors import UserError
 from rl.data.episodes import open_dataset
+from rl.data.stored import Stored, read_episodes
 
 
-@dataclass(frozen=True)
-class Start:
-    """How a recorded episode began: the seed and options of its reset; no seed where it went on from the one before."""
-
-    seed: int | None
-    options: dict[str, Any] | None
-
-
-def find_source(dataset_id: str, key: str, *, download: bool) -> minari.MinariDataset:
+def find_source(dataset_id: str, key: str, *, download: bool) -> Stored:
     """The dataset of that Minari id, from the hub only with ``download``. UserError naming ``key`` where there is none."""
     try:
         return open_dataset(dataset_id, download=download)
@@ -29,22 +20,14 @@ def find_source(dataset_id: str, key: str, *, download: bool) -> minari.MinariDa
         raise UserError(str(error), key=key) from error
 
 
-def start(source: minari.MinariDataset, index: int) -> Start:
-    """How the episode began."""
-    metadata = next(iter(source.storage.get_episode_metadata([index])))
-    return Start(metadata.get("seed"), metadata.get("options"))
-
-
-def copies(source: minari.MinariDataset, indices: Sequence[int]) -> Iterator[EpisodeBuffer]:
+def copies(source: Stored, indices: Sequence[int]) -> Iterator[EpisodeBuffer]:
     """The episodes as they are, seeds and options with them. ``infos`` are left behind: no method reads them."""
-    for index, episode in zip(indices, source.iterate_episodes(indices), strict=True):
-        begun = start(source, index)
-        yield EpisodeBuffer(
-            seed=begun.seed,
-            options=begun.options,
-            observations=episode.observations,
-            actions=episode.actions,
-            rewards=episode.rewards,
-            terminations=episode.terminations,
-            truncations=episode.truncations,
-        )
+    for episode in read_episodes(source, indices=indices):
+        fields: dict[str, Any] = {  # arrays where Minari's annotations say lists
+            "observations": episode.observations,
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "terminations": episode.terminations,
+            "truncations": episode.truncations,
+        }
+        yield EpisodeBuffer(seed=episode.seed, options=episode.options, **fields)

@@ -139,16 +139,20 @@ def test_mismatching_lengths_are_named(key: str, tmp_path: Path) -> None:
     rows = _rows(6, timeouts=())
     rows["next_observations"] = rows["observations"]
     rows[key] = rows[key][:-1]
-    with pytest.raises(UserError, match=f"'{key}' has 5 rows, 'rewards' 6"):
+    with pytest.raises(UserError, match=f"'{key}' has 5 rows, not 6"):
         import_hdf5(_file(tmp_path, rows), "test-v0")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"actions": np.zeros(6)}, "'actions' has 1 axes, not 2"),
-        ({"rewards": np.zeros((6, 1))}, r"'rewards' has shape \(6, 1\)"),
-        ({"rewards": np.float64(1)}, "'rewards' has 0 axes"),
+        ({"actions": np.zeros(6)}, r"'actions' has shape \(6,\)"),
+        ({"rewards": np.zeros((6, 2))}, r"'rewards' has shape \(6, 2\)"),
+        ({"rewards": np.float64(1)}, r"'rewards' has shape \(\)"),
+        ({"rewards": np.array([0, 1, np.nan, np.nan, 4, 5])}, r"'rewards'\[2\] is nan.* 1 more"),
+        ({"terminals": np.array([0, 0, 0, 0, np.nan, 1])}, r"'terminals'\[4\] is nan"),
+        ({"timeouts": np.array([0, 0, 2, 0, 0, 1])}, r"'timeouts'\[2\] is 2, neither 0 nor 1"),
+        ({"observations": np.full((6, OBS), np.inf)}, r"'observations'\[0, 0\] is inf"),
         ({"next_observations": np.zeros((6, OBS + 1))}, "differ in width"),
         ({"actions": np.array([b"x"] * 6)}, "not numbers"),
     ],
@@ -158,12 +162,42 @@ def test_misshapen_arrays_are_named(change: dict[str, Any], message: str, tmp_pa
         import_hdf5(_file(tmp_path, {**_rows(6, timeouts=()), **change}), "test-v0")
 
 
+def test_a_column_for_the_rewards_is_what_it_seems(tmp_path: Path) -> None:
+    rows = _rows(3, terminals=(2,), timeouts=())
+    import_hdf5(_file(tmp_path, {**rows, "rewards": rows["rewards"][:, None]}), "test-v0")
+    assert _episodes("test-v0")[0].rewards.tolist() == [0.5, 1.5, 2.5]
+
+
+def test_a_check_of_a_file_says_all_that_is_wrong(egd: Any, tmp_path: Path) -> None:
+    path = _file(tmp_path, _rows(6, timeouts=()))
+    assert egd("data", "check", path).exit_code == 0
+    wrong = {"rewards": np.full(6, np.nan), "actions": np.zeros((5, ACT)), "timeouts": np.array([b"no"] * 6)}
+    result = egd("data", "check", _file(tmp_path, {**_rows(6), **wrong}))
+    assert result.exit_code == 2
+    for part in ("'rewards'[0] is nan", "'actions' has 5 rows, not 6", "'timeouts' has type"):
+        assert part in result.output
+
+
+def test_a_truncated_file_and_one_that_points_elsewhere(tmp_path: Path) -> None:
+    path = _file(tmp_path, _rows(400, timeouts=()))
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UserError, match=r"cannot be read as HDF5.*truncated"):
+        import_hdf5(path, "test-v0")
+    rows = _rows(4, timeouts=())
+    del rows["rewards"]
+    path = _file(tmp_path, rows)
+    with h5py.File(path, "a") as file:
+        file["rewards"] = h5py.ExternalLink("other.hdf5", "rewards")
+    with pytest.raises(UserError, match=r"'rewards' is a link to another file, 'other.hdf5'"):
+        import_hdf5(path, "test-v0")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         import_hdf5(tmp_path / "absent.hdf5", "test-v0")
     text = tmp_path / "text.hdf5"
     text.write_text("not HDF5")
-    with pytest.raises(UserError, match="cannot be read as HDF5"):
+    with pytest.raises(UserError, match=r"cannot be read as HDF5"):
         import_hdf5(text, "test-v0")
     with pytest.raises(UserError, match="no complete transition"):
         import_hdf5(_file(tmp_path, _rows(0, timeouts=())), "test-v0")

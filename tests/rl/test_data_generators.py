@@ -15,7 +15,7 @@ from egd.errors import UserError
 gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
-is_local = import_module("rl.data.episodes").is_local
+is_local = import_module("rl.data.stored").is_local
 maze2d, mixed, noisy = (getattr(import_module(f"rl.generators.{name}"), name) for name in ("maze2d", "mixed", "noisy"))
 minari_store = import_module("rl.data.minari_store")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from egd.errors import UserError
-from rl.data.episodes import is_local, load_episodes
+from rl.data.episodes import load_episodes
+from rl.data.stored import is_local
 from rl.tasks import find_task
 
 RECIPES = Path(__file__).parents[2] / "recipes"

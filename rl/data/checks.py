@@ -1,0 +1,94 @@
+"""What the arrays of an episode must be. Whatever is wrong goes to a ``Complain``: one that raises, or one that collects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from egd.errors import UserError
+
+Array: TypeAlias = NDArray[Any]
+Complain: TypeAlias = Callable[[str], None]
+"""Takes a sentence that names array, episode and row. One that returns is called again for whatever else is wrong."""
+
+LARGEST = 1e18
+"""Squares of larger numbers come near the end of float32."""
+REACH = 1.05
+"""Recorded actions overshoot [-1, 1] by rounding, up to this."""
+
+
+def refusing(name: str, key: str | None = "data.datasets") -> Complain:
+    """Raises UserError at the first thing that is wrong, and says how to see the rest."""
+
+    def complain(problem: str) -> None:
+        raise UserError(f"{name}: {problem} ('egd data check {name}' lists all that is wrong)", key=key)
+
+    return complain
+
+
+def numbers(values: Array, name: str, complain: Complain) -> Array | None:
+    """The array, where it holds finite numbers of a size that can be computed with."""
+    if values.dtype.kind not in "biuf":
+        complain(f"{name} has type {values.dtype}, not numbers")
+        return None
+    if values.dtype.kind == "b":
+        return values
+    bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)  # so that NaN is bad
+    if not bad.any():
+        return values
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    more = f", and {bad.sum() - 1} more entries are like it" if bad.sum() > 1 else ""
+    complain(f"{name}[{', '.join(map(str, at))}] is {values[at]}, no number to compute with{more}")
+    return None
+
+
+def flags(values: Array, name: str, complain: Complain) -> NDArray[np.bool_] | None:
+    """The array as booleans, where it holds nothing but false and true, 0 and 1."""
+    if (known := numbers(values, name, complain)) is None:
+        return None
+    if (bad := (known != 0) & (known != 1)).any():
+        row = int(np.argmax(bad))
+        complain(f"{name}[{row}] is {known[row]}, neither 0 nor 1")
+        return None
+    return known.astype(bool)
+
+
+def column(values: Array, name: str, rows: int | None, complain: Complain) -> Array | None:
+    """(N,) from (N,) or (N, 1), where N is ``rows``, if that is known."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        complain(f"{name} has shape {values.shape}: there must be one number a step, (T,)")
+        return None
+    if rows is not None and len(values) != rows:
+        complain(f"{name} has {len(values)} rows, not {rows}")
+        return None
+    return values
+
+
+def table(values: Array, name: str, rows: int, shape: tuple[int, ...], complain: Complain) -> Array | None:
+    """(rows, *shape)"""
+    if values.shape[1:] != shape or values.ndim == 0:
+        complain(f"{name} has shape {values.shape}, not ({rows}, {', '.join(map(str, shape))}) as its space says")
+        return None
+    if len(values) != rows:
+        complain(f"{name} has {len(values)} rows, not {rows}")
+        return None
+    return values
+
+
+def check_reach(actions: Array, name: str, complain: Complain) -> None:
+    """Complain of actions beyond [-1, 1]."""
+    if actions.size and (reach := float(np.abs(actions).max())) > REACH:
+        row = int(np.abs(actions).max(axis=tuple(range(1, actions.ndim))).argmax())
+        complain(f"{name}[{row}] reaches {reach:.3g}, but actions must lie in [-1, 1]; rescale the action space first")
+
+
+def check_ends(terminations: Array, name: str, complain: Complain) -> None:
+    """Complain of an episode that goes on after its terminal step."""
+    if terminations[:-1].any():
+        row = int(terminations.argmax())
+        complain(f"{name}[{row}] is true, but {len(terminations) - 1 - row} more steps follow: cut the episode there")

@@ -1,0 +1,46 @@
+"""All that is wrong with a dataset, or with a D4RL file, at once: ``egd data check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from egd.errors import UserError
+from rl.data.d4rl_import import check_hdf5
+from rl.data.episodes import open_dataset
+from rl.data.stored import check_all, is_local
+from rl.envs.making import make_env
+from rl.tasks import Task, find_task
+
+
+def problems_of(name: str) -> dict[str, list[str]]:
+    """Problems by dataset, of a task's short name or a Minari id; or those of the D4RL file at a path. UserError for what is
+    not there.
+    """
+    if name.endswith((".hdf5", ".h5")):
+        problems: list[str] = []
+        check_hdf5(Path(name), problems.append)
+        return {name: problems}
+    task = _task(name)
+    return {dataset: _problems(dataset, task) for dataset in task.datasets}
+
+
+def _task(name: str) -> Task:
+    try:
+        return find_task(name)
+    except UserError:  # an id without a namespace is no task, but may be a dataset
+        if not is_local(name):
+            raise
+    return Task(name, "other", (name,))
+
+
+def _problems(dataset: str, task: Task) -> list[str]:
+    problems: list[str] = []
+    if not is_local(dataset):
+        open_dataset(dataset, download=False)  # UserError that names the remedies
+    stored = check_all(dataset, task.observation_keys, problems.append)
+    if stored is not None and task.env_id is None:
+        try:
+            make_env(task).close()
+        except UserError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,328 @@
+"""Datasets of the local Minari store, read with suspicion: their metadata, spaces and episodes are checked before anything is
+made of them, and no code that they name is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+from minari.dataset._storages.hdf5_storage import unflatten_dict
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.serialization import deserialize_space
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from egd.errors import UserError
+from rl.data.checks import Array, Complain, check_ends, check_reach, column, flags, numbers, refusing, table
+from rl.data.hdf5 import Reader, opened, regular
+from rl.envs.spaces import check_actions, flat_paths
+
+METADATA_BYTES = 2**26
+ENTRIES = 2**20
+"""Of a space: a larger one is no observation, and its bounds alone would fill the memory."""
+DEPTH = 16
+"""Of nested spaces."""
+NAME_BYTES = 255
+"""Of a folder, on most file systems."""
+
+
+class Metadata(BaseModel):
+    """What of ``metadata.json`` is read."""
+
+    model_config = ConfigDict(strict=True)
+    data_format: Literal["hdf5"]
+    minari_version: str
+    total_episodes: NonNegativeInt
+    total_steps: NonNegativeInt
+    observation_space: str
+    action_space: str
+    env_spec: str | None = None
+    eval_env_spec: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A dataset whose metadata is in order."""
+
+    dataset_id: str
+    folder: Path
+    metadata: Metadata
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+
+    @property
+    def total_episodes(self) -> int:
+        """How many there are."""
+        return self.metadata.total_episodes
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One as it is stored, checked: ``observations`` (T + 1, ...) in a dict of dicts where the space is one, ``actions``
+    (T, A), the others (T,). ``seed`` and ``options`` are those of its reset.
+    """
+
+    observations: Any
+    actions: Array
+    rewards: Array
+    terminations: NDArray[np.bool_]
+    truncations: NDArray[np.bool_]
+    seed: int | None
+    options: dict[str, Any] | None
+
+
+def store_root() -> Path:
+    """The folder of the local store. UserError for a setting that names none."""
+    named = os.environ.get("MINARI_DATASETS_PATH")
+    if named is None:
+        return Path.home() / ".minari" / "datasets"
+    remedy = "name a folder for datasets, or unset it for Minari's own"
+    if not named.strip():
+        raise UserError(f"it is empty; {remedy}", key="MINARI_DATASETS_PATH")
+    root = Path(named)
+    try:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"'{named}' is not a folder; {remedy}", key="MINARI_DATASETS_PATH")
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{named}' is no folder ({error}); {remedy}", key="MINARI_DATASETS_PATH") from error
+    return root
+
+
+def place_of(dataset_id: str) -> Path:
+    """The dataset's folder, within the store whatever the id. UserError for what is no id."""
+    if not _is_id(dataset_id):
+        raise UserError(
+            f"{dataset_id[:100]!r} is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
+        )
+    return store_root() / dataset_id
+
+
+def _is_id(text: str) -> bool:
+    try:
+        parse_dataset_id(text)  # so it has neither dots nor a slash in front
+    except (ValueError, TypeError):  # TypeError: Minari's answer to an id without a version
+        return False
+    return all(0 < len(part.encode()) <= NAME_BYTES for part in text.split("/"))
+
+
+def is_local(dataset_id: str) -> bool:
+    """Whether the dataset is in the local Minari store, whole."""
+    try:
+        return (place_of(dataset_id) / "data" / "metadata.json").exists()
+    except OSError:  # a folder that may not be looked into
+        return False
+
+
+def list_local() -> dict[str, dict[str, Any]]:
+    """Metadata, as they are in the files, by the ids of all local datasets. UserError where the store cannot be read."""
+    root = store_root()
+    if not root.exists():
+        return {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # folders that are no datasets
+            return dict(minari.list_local_datasets())
+    except Exception as error:  # of folders that have no version in their names, that cannot be listed, ...
+        raise UserError(f"the datasets in {root} cannot be listed: {error}", key="MINARI_DATASETS_PATH") from error
+
+
+def find_stored(dataset_id: str, complain: Complain | None = None) -> Stored | None:
+    """The local dataset of that id, its metadata and spaces checked; None after a complaint."""
+    complain = complain or refusing(dataset_id)
+    folder = place_of(dataset_id) / "data"
+    metadata = _metadata(folder / "metadata.json", complain)
+    if metadata is None:
+        return None
+    observations = _space(metadata.observation_space, "the observation space", complain)
+    actions = _space(metadata.action_space, "the action space", complain)
+    if observations is None or actions is None:
+        return None
+    return Stored(dataset_id, folder, metadata, observations, actions)
+
+
+def existing(dataset_id: str) -> Stored:
+    """The same, or UserError."""
+    found = find_stored(dataset_id)
+    assert found is not None  # else UserError
+    return found
+
+
+def check_spaces(stored: Stored, keys: tuple[str, ...], complain: Complain) -> bool:
+    """Whether policies can be learned in its spaces; of a Dict only the entries ``keys``, if any are named, are looked at."""
+    sound = True
+    checks = (lambda: flat_paths(stored.observation_space, keys), lambda: check_actions(stored.action_space))
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            complain(str(error))
+            sound = False
+    return sound
+
+
+def read_episodes(
+    stored: Stored, complain: Complain | None = None, *, keys: tuple[str, ...] = (), indices: Iterable[int] | None = None
+) -> Iterator[Episode]:
+    """The sound episodes in order, or those of these numbers; ``infos`` are never read.
+
+    ``keys`` are the entries of a Dict observation that are wanted, all by default.
+    """
+    complain = complain or refusing(stored.dataset_id)
+    with opened(stored.folder / "main_data.hdf5", complain) as reader:
+        if reader is None:
+            return
+        there = _numbered(stored, reader, complain)
+        wanted = there if indices is None else indices
+        lengths = []
+        for index in wanted:
+            if (episode := _episode(stored, reader, index, keys, complain)) is not None:
+                lengths.append(len(episode.rewards))
+                yield episode
+        total = stored.metadata.total_steps
+        if indices is None and len(lengths) == len(there) and sum(lengths) != total:
+            complain(f"metadata.json counts {total} steps, main_data.hdf5 has {sum(lengths)}")
+
+
+def check_all(dataset_id: str, keys: tuple[str, ...], complain: Complain) -> Stored | None:
+    """Complain of all that is wrong with a local dataset: metadata, spaces, episodes, and the actions' range."""
+    stored = find_stored(dataset_id, complain)
+    if stored is None or not check_spaces(stored, keys, complain):
+        return stored
+    for index, episode in enumerate(read_episodes(stored, complain, keys=keys)):
+        check_reach(episode.actions, f"episode {index}: actions", complain)
+    return stored
+
+
+# -- metadata --------------------------------------------------------------------------------------------------------
+
+
+def _metadata(path: Path, complain: Complain) -> Metadata | None:
+    try:
+        tree = json.loads(regular(path, METADATA_BYTES).read_text(encoding="utf-8"))
+        metadata = Metadata.model_validate(tree)
+    except ValidationError as error:
+        for part in error.errors():
+            field = ".".join(map(str, part["loc"])) or "all of it"
+            complain(f"metadata.json, {field}: {part['msg']}, not {repr(part['input'])[:60]}")
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        complain(f"metadata.json cannot be read ({' '.join(str(error).split())[:200]})")
+        return None
+    if metadata.minari_version not in minari.supported_dataset_versions:
+        known = ", ".join(sorted(minari.supported_dataset_versions))
+        complain(f"it was written by Minari {metadata.minari_version[:40]}, the installed one reads those of {known}")
+        return None
+    return metadata
+
+
+def _space(text: str, name: str, complain: Complain) -> gym.Space[Any] | None:
+    try:
+        tree = json.loads(text)
+        _check_tree(tree, DEPTH)
+        space: gym.Space[Any] = deserialize_space(tree)
+    except Exception as error:  # Minari's and gymnasium's constructors raise whatever they meet
+        complain(f"{name} of metadata.json is none ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
+        return None
+    return space
+
+
+def _check_tree(tree: Any, depth: int) -> None:
+    """ValueError for a space that is too deep or too large to be made."""
+    if depth == 0:
+        raise ValueError(f"it is nested more than {DEPTH} deep")
+    if tree["type"] in ("Dict", "Tuple"):
+        parts = tree["subspaces"]
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            _check_tree(part, depth - 1)
+    elif tree["type"] == "Box":
+        shape = tree["shape"]
+        if not all(type(n) is int and n >= 0 for n in shape) or np.prod(shape, dtype=np.float64) > ENTRIES:
+            raise ValueError(f"a Box of shape {str(shape)[:60]}")
+        if np.dtype(tree["dtype"]).kind not in "biuf":
+            raise ValueError(f"a Box of {str(tree['dtype'])[:40]}")
+
+
+# -- episodes --------------------------------------------------------------------------------------------------------
+
+
+def _numbered(stored: Stored, reader: Reader, complain: Complain) -> list[int]:
+    """Numbers of the episodes that are there."""
+    total, names = stored.total_episodes, set(reader.names(reader.root))
+    found = [i for i in range(min(total, len(names))) if f"episode_{i}" in names]
+    more = sum(name.startswith("episode_") for name in names)
+    if not len(found) == more == total:
+        complain(f"metadata.json counts {total} episodes (episode_0 and so on), main_data.hdf5 has {more}")
+    elif not total:
+        complain("it has no episodes")
+    return found
+
+
+def _episode(stored: Stored, reader: Reader, index: int, keys: tuple[str, ...], complain: Complain) -> Episode | None:
+    """None after complaints of all that is wrong with it."""
+    name = f"episode {index}"
+    group = reader.group(reader.root, f"episode_{index}", name)
+    if group is None:
+        return None
+    raw = {field: reader.array(group, field, f"{name}: {field}") for field in ("rewards", "terminations", "truncations")}
+    lengths = Counter(len(values) for values in raw.values() if values is not None and values.ndim)
+    steps = lengths.most_common(1)[0][0] if lengths else 0
+    if not steps:
+        complain(f"{name} has no steps")
+        return None
+    noted = reader.attributes(group, name)
+    if "total_steps" in noted and not np.array_equal(noted["total_steps"], steps):
+        complain(f"{name}: total_steps is noted as {str(noted['total_steps'])[:40]}, but it has {steps}")
+    rewards, terminations, truncations = (
+        None if values is None else _numbers(values, field == "rewards", f"{name}: {field}", steps, complain)
+        for field, values in raw.items()
+    )
+    if terminations is not None:
+        check_ends(terminations, f"{name}: terminations", complain)
+    observations = _entries(reader, group, "observations", f"{name}: observations", stored.observation_space, steps + 1, keys)
+    actions = _entries(reader, group, "actions", f"{name}: actions", stored.action_space, steps, ())
+    if rewards is None or observations is None or actions is None or terminations is None or truncations is None:
+        return None
+    begun = unflatten_dict(noted)
+    seed = begun.get("seed")
+    return Episode(
+        observations,
+        actions,
+        rewards,
+        terminations,
+        truncations,
+        int(seed) if isinstance(seed, int | np.integer) else None,
+        begun.get("options"),
+    )
+
+
+def _numbers(values: Array, real: bool, where: str, steps: int, complain: Complain) -> Array | None:
+    """One number a step, or one flag."""
+    rows = column(values, where, steps, complain)
+    return None if rows is None else numbers(rows, where, complain) if real else flags(rows, where, complain)
+
+
+def _entries(
+    reader: Reader, group: h5py.Group, field: str, where: str, space: gym.Space[Any], rows: int, keys: tuple[str, ...]
+) -> Any:
+    """The arrays of a space, those of a Dict as a dict of them."""
+    if isinstance(space, gym.spaces.Dict):
+        held = reader.group(group, field, where)
+        if held is None:
+            return None
+        wanted = keys or tuple(space.spaces)
+        found = {key: _entries(reader, held, key, f"{where}'s '{key}'", space.spaces[key], rows, ()) for key in wanted}
+        return None if any(value is None for value in found.values()) else found
+    values = reader.array(group, field, where)
+    values = None if values is None else table(values, where, rows, space.shape or (), reader.complain)
+    return None if values is None else numbers(values, where, reader.complain)

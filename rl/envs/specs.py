@@ -1,0 +1,107 @@
+"""Environments that are named by the metadata of a dataset, which may come from a stranger.
+
+gymnasium makes whatever ``module:name`` such a specification gives as its entry point. Here it is made where it is what this
+process has registered, by gymnasium, gymnasium-robotics, this package or the user's own code; else only where the user said
+``--trust-code``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import wrappers
+from gymnasium.envs.registration import EnvSpec
+
+from egd.errors import UserError
+from egd.trust import require_trust_of_data
+from rl.data.stored import Stored
+
+KEY = "data.datasets"
+WRAPPERS = {
+    f"{wrapper.__module__}:{wrapper.__name__}"
+    for wrapper in (
+        wrappers.ClipAction,
+        wrappers.ClipReward,
+        wrappers.DelayObservation,
+        wrappers.DtypeObservation,
+        wrappers.FilterObservation,
+        wrappers.FlattenObservation,
+        wrappers.FrameStackObservation,
+        wrappers.NormalizeObservation,
+        wrappers.NormalizeReward,
+        wrappers.OrderEnforcing,
+        wrappers.PassiveEnvChecker,
+        wrappers.RecordEpisodeStatistics,
+        wrappers.RescaleAction,
+        wrappers.RescaleObservation,
+        wrappers.ReshapeObservation,
+        wrappers.StickyAction,
+        wrappers.TimeAwareObservation,
+        wrappers.TimeLimit,
+    )
+}
+"""gymnasium's own that touch nothing but what goes in and out."""
+
+
+def stored_spec(stored: Stored, *, evaluation: bool = True) -> EnvSpec:
+    """The environment that comes with a dataset, as its metadata have it: the one for evaluations, if there is one and it is
+    for them. UserError where there is none, where it cannot be read or made again, and where it is code that is not trusted.
+    """
+    metadata = stored.metadata
+    text = (metadata.eval_env_spec if evaluation else None) or metadata.env_spec
+    if text is None:
+        raise UserError(
+            f"{stored.dataset_id} comes without an environment; import it with one (egd data import --env) or store it with an "
+            "env_spec",
+            key=KEY,
+        )
+    spec = _parsed(text, stored.dataset_id)
+    _check_code(spec, stored.dataset_id)
+    return spec
+
+
+def recorded_spec(stored: Stored) -> EnvSpec | None:
+    """The environment that the dataset was recorded in, to be written down again: nothing of it is made."""
+    return None if stored.metadata.env_spec is None else _parsed(stored.metadata.env_spec, stored.dataset_id)
+
+
+def _parsed(text: str, dataset_id: str) -> EnvSpec:
+    for old in ('"order_enforce": true,', '"apply_api_compatibility": false,', '"autoreset": false, '):
+        text = text.replace(old, "")  # as Minari does for specifications of gymnasium before 1.0
+    try:
+        return EnvSpec.from_json(text)
+    except Exception as error:  # of json, of dataclasses, of gymnasium
+        raise UserError(
+            f"the environment that comes with {dataset_id} cannot be read: {' '.join(str(error).split())[:200]}", key=KEY
+        ) from error
+
+
+def _check_code(spec: EnvSpec, dataset_id: str) -> None:
+    registered = {known.entry_point for known in gym.registry.values() if isinstance(known.entry_point, str)}
+    if spec.entry_point not in registered:
+        require_trust_of_data(str(spec.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
+    for wrapper in spec.additional_wrappers:
+        if wrapper.kwargs is None:
+            raise UserError(
+                f"the environment that comes with {dataset_id} is wrapped in {str(wrapper.name)[:100]}, which does not say how "
+                "it was made (gymnasium.utils.RecordConstructorArgs) and cannot be made again",
+                key=KEY,
+            )
+        if wrapper.entry_point not in WRAPPERS:
+            require_trust_of_data(str(wrapper.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
+
+
+def make_stored(spec: EnvSpec, dataset_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make it. UserError for whatever a foreign environment raises when it is made."""
+    try:
+        env: gym.Env[Any, Any] = gym.make(spec, **kwargs)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the environment that comes with {dataset_id} cannot be made ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})",
+            key=KEY,
+        ) from error
+    return env
