@@ -135,7 +135,9 @@ def run(
     method: Methods = None,
     budget: Budget = None,
     settings: Settings = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all randomness; the recipe's by default.", min=0, max=2**32 - 1)
+    ] = None,
     seeds: Seeds = None,
     grid: Grid = None,
     device: Device = "auto",
@@ -286,8 +288,8 @@ def evaluate(
     omega: Annotated[
         str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3. All are rolled out in one batched pass.")
     ] = None,
-    episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0)] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1, max=10**6)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0, max=2**32 - 1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     policy: Annotated[
         list[str] | None, typer.Option(help="Only this: NAME, or NAME@OMEGA, of the results table. May be repeated.")
@@ -321,16 +323,20 @@ def evaluate(
 
 
 def numbers(text: str | None) -> list[float] | None:
-    """Guidance scales of an option: 0.1,1,3. UserError for anything else."""
+    """Guidance scales of an option: 0.1,1,3, each once. UserError for anything else."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from egd.bounds import Omega
+
     if text is None:
         return None
     try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"'{text}' is not a list of numbers such as 0.1,1,3", key="--omega") from None
-    if any(n < 0 for n in numbers):
-        raise UserError(f"'{text}': a guidance scale is not negative", key="--omega")
-    return numbers
+        numbers = TypeAdapter(list[Omega]).validate_python(text.split(","))
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise UserError(f"'{text}' is not a list of guidance scales such as 0.1,1,3 ({wrong})", key="--omega") from None
+    return list(dict.fromkeys(numbers))
 
 
 @app.command("list")

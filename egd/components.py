@@ -252,7 +252,9 @@ def _hints(component: Component) -> dict[str, Any]:
 
 def _check(hint: Any, value: Any, key: str) -> Any:
     section = inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)  # which has a configuration of its own
-    config = None if section else pydantic.ConfigDict(arbitrary_types_allowed=True)
+    config = None if section else pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    if isinstance(value, bool) and hint in (int, float):  # which they are to Python alone
+        raise UserError(f"{value!r} does not fit: input should be a number", key=key)
     try:
         return pydantic.TypeAdapter(hint, config=config).validate_python(value)
     except pydantic.ValidationError as error:

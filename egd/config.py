@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from egd.components import Spec
 from egd.errors import UserError, nearest
+from egd.yaml_text import parse, parse_or_text, read_text
 
 Tree = dict[str, Any]
 
@@ -19,7 +22,7 @@ Tree = dict[str, Any]
 class Strict(BaseModel):
     """A frozen section of a recipe that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ComponentConfig(BaseModel):
@@ -42,7 +45,7 @@ class ComponentConfig(BaseModel):
 def read_yaml(path: Path) -> Tree:
     """A YAML mapping. UserError when the file is missing, is not YAML or not a mapping."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        text = read_text(path)
     except OSError as error:
         folders = [folder for folder in (path.parent, Path("recipes")) if any(folder.glob("*.yaml"))]
         near = "is the folder right?"
@@ -50,8 +53,7 @@ def read_yaml(path: Path) -> Tree:
             elsewhere = "" if folders[0] == path.parent else f"in {folders[0]}/: "
             near = elsewhere + nearest(path.name, [p.name for p in folders[0].glob("*.yaml")])
         raise UserError(f"cannot read {path}: {error.strerror}; {near}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold 'key: value' lines, found {type(tree).__name__}")
     return tree
@@ -75,39 +77,90 @@ def override(tree: Mapping[str, Any], settings: Sequence[str]) -> Tree:
     result = dict(tree)
     for setting in settings:
         path, equals, text = setting.partition("=")
-        if not equals or not path:
+        keys = keys_of(path.strip(), result) if equals else []
+        if not keys:
             raise UserError(f"'{setting}' is not of the form a.b=c", key="--set")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        for key in reversed(path.strip().split(".")):
+            value: Any = parse_or_text(text, f"the value of {path.strip()}")
+        except UserError as error:
+            raise UserError(str(error), key="--set") from None
+        for key in reversed(keys):
             value = {key: value}
         result = merge(result, value)
     return result
 
 
+def keys_of(path: str, tree: Mapping[str, Any]) -> list[str]:
+    """The keys of a dotted path into a tree: a name with dots in it is one key where the tree has it, or in quotes. [] for a
+    path with an empty name.
+    """
+    words = [word.strip() for word in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+|(?<=\.)(?=\.|$)|^(?=\.|$)", path)]
+    keys: list[str] = []
+    here: Any = tree
+    while words:
+        known = here if isinstance(here, Mapping) else {}
+        longest = range(len(words), 1, -1)
+        count = next((n for n in longest if ".".join(words[:n]) in known), 1)
+        key = ".".join(words[:count]) if count > 1 or words[0] in known else words[0].strip("\"'")
+        keys, words, here = [*keys, key], words[count:], known.get(key)
+    return keys if all(keys) else []
+
+
 T = TypeVar("T", bound=BaseModel)
 
 
-def validate(model: type[T], tree: Mapping[str, Any], source: str) -> T:
-    """The typed object. UserError listing every wrong key of the recipe ``source``."""
+def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mapping[str, str] | None = None) -> T:
+    """The typed object. UserError listing every wrong key of ``source``, or of an option of the command line: ``given``
+    maps dotted keys to these.
+    """
     try:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:
-        first = {(p["loc"][-1], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # one of repeated ones
-        lines = [_explain(model, dict(problem)) for problem in reversed(first.values())]
-        raise UserError("\n".join(lines), key=source) from None
+        first = {(p["loc"][-1:], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # one of repeated ones
+        problems = [dict(problem) for problem in reversed(first.values())]
+        for problem in problems:
+            problem["loc"] = _place(problem["loc"], tree, problem["type"])
+        options = [blamed_on(".".join(problem["loc"]), given or {}) or "" for problem in problems]
+        lines = [_explain(model, problem) for problem in problems]
+        if len(set(options)) == 1:
+            raise UserError("\n".join(lines), key=options[0] or source) from None
+        raise UserError("\n".join(f"{o} {line}".strip() for o, line in zip(options, lines, strict=True)), key=source) from None
+
+
+def _place(loc: Sequence[str | int], tree: Any, kind: str) -> list[str]:
+    """A place as the recipe has it, without pydantic's words for the members of a union."""
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        inside = part in tree if isinstance(tree, Mapping) else isinstance(tree, list | tuple) and isinstance(part, int)
+        if inside:
+            parts, tree = [*parts, str(part)], tree[part]
+        elif kind == "missing" and i == len(loc) - 1:
+            parts.append(str(part))
+    return parts or [str(part) for part in loc]
+
+
+def blamed_on(path: str, given: Mapping[str, str]) -> str | None:
+    """The option of the command line that set the key, what it is in, or something in it."""
+    for key, option in given.items():
+        if (path and f"{path}.".startswith(f"{key}.")) or f"{key}.".startswith(f"{path}."):
+            return option
+    return None
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    loc = [str(part) for part in problem["loc"]]
+    loc = problem["loc"]
     path = ".".join(loc)
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key; {nearest(loc[-1], _fields(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: required and missing"
-    return f"{path}: got {problem['input']!r}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return f"{path}: got {shown(problem['input'])}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def shown(value: Any) -> str:
+    """In a message: what fits on a line."""
+    text = reprlib.repr(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

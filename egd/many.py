@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,30 +11,64 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from egd.config import shown
 from egd.errors import UserError
 from egd.experiments import Options, Row
+from egd.yaml_text import items, parse_or_text
 
 Cell = Mapping[str, str]
 """A run's place in the grid: key -> value, for the keys that have several."""
 
-ELSEWHERE = {"seed": "--seeds", "task": "--task", "experiment": "another recipe"}
-"""Keys that are no axis of a grid, and what chooses them."""
+ELSEWHERE = {
+    "experiment": "take another recipe",
+    "task": "use --task",
+    "tasks": "use --task, and set what it changes",
+    "method": "use --method",
+    "methods": "use --method, and set what it changes",
+    "budgets": "use --budget, and set what it changes",
+    "default_budget": "use --budget",
+    "description": "edit the recipe",
+    "seed": "use --seed or --seeds",
+    "device": "use --device",
+}
+"""Keys that are chosen elsewhere than in --set and --grid, and what to do."""
+RUNS = 10_000
+"""At most so many runs in one command."""
+SEED = 2**32 - 1
+
+
+def refuse_key(key: str, option: str, chosen: Mapping[str, bool]) -> None:
+    """UserError for a key that this option cannot set; a seed and a device it can, unless they are ``chosen`` already."""
+    section = key.partition(".")[0]
+    if section in ELSEWHERE and chosen.get(section, True):
+        raise UserError(f"'{key}' cannot be set here; {ELSEWHERE[section]}", key=option)
+
+
+def check_count(options: Options, tasks: int = 1, methods: int = 1) -> None:
+    """UserError where the tasks, methods, values and seeds make more runs than one command may have."""
+    axes = {f"--grid {key}": len(values) for key, values in options.grid.items()}
+    counts = {"tasks": tasks, "methods": methods, **axes, "--seeds": max(1, len(options.seeds))}
+    if (total := math.prod(counts.values())) > RUNS:
+        factors = " x ".join(f"{count:,} ({name})" for name, count in counts.items() if count > 1)
+        raise UserError(f"{factors} = {total:,} runs, more than {RUNS:,}: make several commands of it")
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``0-7`` or ``0,2,5``, each seed once. UserError for anything else."""
-    seeds: list[int] = []
+    """``0-7`` or ``0,2,5``, each seed once. UserError for anything else, and for more than ``RUNS``."""
+    seeds: dict[int, None] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip())
         if found is None:
-            raise UserError(f"'{text}' is not a list of seeds such as 0-7 or 0,2,5", key="--seeds")
+            raise UserError(f"{shown(text)} is not a list of seeds such as 0-7 or 0,2,5", key="--seeds")
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
             raise UserError(f"'{part.strip()}' is an empty range; did you mean {last}-{first}?", key="--seeds")
-        seeds += range(first, last + 1)
-    return list(dict.fromkeys(seeds))
+        if last > SEED:
+            raise UserError(f"a seed is at most {SEED:,}; '{part.strip()}' is more", key="--seeds")
+        if len(seeds) + last - first >= RUNS:
+            raise UserError(f"{shown(text)} are more than {RUNS:,} seeds; make several commands of it", key="--seeds")
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)
 
 
 def parse_grid(axes: Iterable[str]) -> dict[str, list[str]]:
@@ -43,11 +78,12 @@ def parse_grid(axes: Iterable[str]) -> dict[str, list[str]]:
     grid: dict[str, list[str]] = {}
     for axis in axes:
         key, values = _axis(axis)
-        if key in ELSEWHERE:
-            raise UserError(f"'{key}' is no key for a grid; use {ELSEWHERE[key]}", key="--grid")
+        refuse_key(key, "--grid", {})
         if key in grid:
             together = ",".join([*grid[key], *values])
             raise UserError(f"'{key}' is given twice; list its values in one: {key}={together}", key="--grid")
+        if len(values) > RUNS:
+            raise UserError(f"{key}: {len(values):,} values, more than {RUNS:,}", key="--grid")
         if twice := _repeated(values):
             raise UserError(f"{key}: the value {twice} is given twice", key="--grid")
         grid[key] = values
@@ -57,23 +93,24 @@ def parse_grid(axes: Iterable[str]) -> dict[str, list[str]]:
 def _axis(text: str) -> tuple[str, list[str]]:
     """Values are YAML, so that one may hold commas: ``a.b=[1, 2],[3]``."""
     key, _, listed = text.partition("=")
-    with suppress(yaml.YAMLError):
-        root: Any = yaml.compose(f"[{listed}]")
-        values = [f"[{listed}]"[node.start_mark.index : node.end_mark.index] for node in root.value]
-        if key.strip() and values and all(values):
-            return key.strip(), values
-    raise UserError(f"'{text}' is not of the form a.b=1,3,10", key="--grid")
+    try:
+        values = items(listed, f"the values of {key.strip()}")
+    except UserError as error:
+        raise UserError(str(error), key="--grid") from None
+    if key.strip() and values and all(values):
+        return key.strip(), values
+    raise UserError(f"{shown(text)} is not of the form a.b=1,3,10", key="--grid")
 
 
 def _repeated(values: Sequence[str]) -> str | None:
-    seen: list[Any] = []
+    seen: set[str] = set()
     for text in values:
-        value: Any = yaml.safe_load(text)
+        value: Any = parse_or_text(text, "a value")
         with suppress(TypeError, ValueError):
             value = float(text)  # 1 is 1.0, and 1e-3 a number
-        if value in seen:
+        if repr(value) in seen:
             return text
-        seen.append(value)
+        seen.add(repr(value))
     return None
 
 

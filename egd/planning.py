@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from egd.config import Tree, merge, override
+from egd.config import Tree, blamed_on, merge, override
 from egd.errors import UserError, nearest
 from egd.experiments import Options
+from egd.many import refuse_key
 
 RECIPE_KEYS = ("description", "tasks", "methods", "budgets", "default_budget")
 """The keys of a recipe that choose between settings; all others are settings."""
@@ -64,6 +66,9 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
 
 def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:
     """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``."""
+    for setting in options.settings:
+        key = setting.partition("=")[0].strip()
+        refuse_key(key, "--set", {"seed": options.seed is not None, "device": options.device != "auto"})
     tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
     budget = {k: v for k, v in chosen_budget(recipe, options).items() if k not in RECIPE_KEYS}
     tree = override(merge(merge(tree, budget), over), options.settings)
@@ -74,12 +79,31 @@ def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], optio
     return tree
 
 
-def pick_device(name: str) -> str:
+def given(options: Options) -> dict[str, str]:
+    """The dotted keys that the command line sets -> the option that does."""
+    keys = {setting.partition("=")[0].strip(): "--set" for setting in options.settings}
+    return keys | dict.fromkeys(options.grid, "--grid")
+
+
+@contextmanager
+def blaming(options: Options) -> Iterator[None]:
+    """A complaint about a key that the command line sets names the option, too."""
+    try:
+        yield
+    except UserError as error:
+        in_file = error.key == options.source  # then the message begins with the key
+        option = blamed_on(str(error).partition(":")[0] if in_file else error.key or "", given(options))
+        if option is None:
+            raise
+        raise UserError(str(error), key=option if in_file else f"{option} {error.key}") from None
+
+
+def pick_device(name: Any) -> str:
     """``auto`` is a GPU where there is one. UserError for a device that is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
-        raise UserError(f"'{name}' is not a device; use auto, cpu or cuda", key="--device")
+        raise UserError(f"{name!r} is not a device; use auto, cpu or cuda", key="--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available here; use --device cpu", key="--device")
     return name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-
+from egd.bounds import Batch, Layers, Rate, Steps, Width
 from egd.config import Strict
 from egd.networks import ActivationName
 
@@ -13,11 +12,11 @@ __all__ = ["NetworkConfig"]
 class NetworkConfig(Strict):
     """A network of dense layers, and how it is trained."""
 
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
+    width: Width = 256
+    layers: Layers = 3
     activation: ActivationName = "silu"
-    steps: NonNegativeInt = 1_000_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
+    steps: Steps = 1_000_000
+    batch: Batch = 256
+    lr: Rate = 3e-4
     decay: bool = True
     """The learning rate falls to 0, by a cosine."""

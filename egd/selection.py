@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from egd.bounds import Batch, BetaOrZero, Candidates, Positive
 from egd.tensors import repeat_context
 from egd.types import Context, Energy
 
@@ -29,8 +30,8 @@ def best_of(samples: Tensor, energy: Energy | Tensor, c: Context = None) -> Tens
 def softmax_resample(
     samples: Tensor,
     energy: Energy | Tensor,
-    beta: float,
-    n: int,
+    beta: BetaOrZero,
+    n: Candidates,
     *,
     c: Context = None,
     generator: torch.Generator | None = None,
@@ -60,7 +61,7 @@ def _take(samples: Tensor, index: Tensor) -> Tensor:
     return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
 
 
-def energy_weights(energy: Energy, beta: float, *, group: int | None = None, clip: float | None = None) -> Weights:
+def energy_weights(energy: Energy, beta: BetaOrZero, *, group: Batch | None = None, clip: Positive | None = None) -> Weights:
     """Weights of mean 1 for the loss of a denoiser: K softmax(-beta E) over every ``group`` of K rows, or over the batch.
 
     A denoiser so trained is that of p(x_0 | c) ~ q(x_0 | c) exp(-beta E(x_0, c)) as K grows, and needs no guidance:

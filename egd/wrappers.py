@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from egd.bounds import Number, Positive, PositiveShare
 from egd.tensors import expand, in_place, map_context
 from egd.types import Context, Denoiser
 
@@ -26,8 +27,8 @@ class Clip:
     """
 
     denoiser: Denoiser
-    low: float | Tensor
-    high: float | Tensor
+    low: Number | Tensor
+    high: Number | Tensor
     straight_through: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
@@ -47,8 +48,8 @@ class DynamicThreshold:
     """
 
     denoiser: Denoiser
-    quantile: float = 0.995
-    bound: float = 1.0
+    quantile: PositiveShare = 0.995
+    bound: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not (0 < self.quantile <= 1 and self.bound > 0):
@@ -108,7 +109,7 @@ class ClassifierFree:
     """
 
     denoiser: Denoiser
-    scale: float | Tensor
+    scale: Number | Tensor
     null: Context | Callable[[Context], Context] = None
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:

@@ -10,14 +10,35 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
 
+from egd.bounds import (
+    Batch,
+    Beta,
+    Candidates,
+    Decay,
+    Environments,
+    Episodes,
+    Every,
+    Grid,
+    Layers,
+    Members,
+    Number,
+    Omega,
+    PositiveShare,
+    ProperShare,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+    Temperature,
+    Threads,
+    Walk,
+    Width,
+    Workers,
+)
 from egd.components import Spec
 from egd.computing import Computing, Precision
 from egd.config import ComponentConfig, Strict, Tree, merge
@@ -41,7 +62,7 @@ class DataConfig(Strict):
     """Makes the (one) dataset when it is not there; see ``rl.generators``."""
     reward_scale: RewardScale | Literal["task"] = "task"
     """A factor; ``range``, 1000 / (largest - smallest return); or ``task``, that of the task's family."""
-    reward_shift: float | Literal["task"] = "task"
+    reward_shift: Number | Literal["task"] = "task"
     """Added to the reward first (antmaze: -1); ``task``, that of the task's family."""
     standardise_states: bool = True
 
@@ -55,13 +76,13 @@ class DenoiserConfig(Strict):
     """The network of the behaviour policy (AEPO Algorithm 1)."""
 
     prediction: Prediction = "epsilon"
-    width: PositiveInt = 256
-    blocks: PositiveInt = 7
-    steps: NonNegativeInt = 600_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
+    width: Width = 256
+    blocks: Layers = 7
+    steps: Steps = 600_000
+    batch: Batch = 256
+    lr: Rate = 3e-4
     decay: bool = True
-    ema: float = Field(default=0.995, ge=0, lt=1)
+    ema: Decay = 0.995
 
 
 class CriticConfig(Strict):
@@ -71,18 +92,18 @@ class CriticConfig(Strict):
     """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of that kind alone, as ISQL's ``beta``."""
-    expectile: float = Field(default=0.7, gt=0, lt=1)
+    expectile: ProperShare = 0.7
     """tau of IQL (AEPO Eq. 27)."""
-    gamma: float = Field(default=0.99, ge=0, lt=1)
-    polyak: float = Field(default=0.005, gt=0, le=1)
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
+    gamma: Decay = 0.99
+    polyak: PositiveShare = 0.005
+    width: Width = 256
+    layers: Layers = 3
     activation: ActivationName = "silu"
     layer_norm: bool = True
-    ensemble: PositiveInt = 2
-    steps: NonNegativeInt = 1_000_000
-    batch: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
+    ensemble: Members = 2
+    steps: Steps = 1_000_000
+    batch: Batch = 256
+    lr: Rate = 3e-4
     decay: bool = False
 
 
@@ -98,9 +119,9 @@ class ActorConfig(NetworkConfig):
 class CalibrationConfig(Strict):
     """Posterior variances on a grid of times; ``every`` matters in joint training only."""
 
-    grid: int = Field(default=50, ge=2)
-    samples: PositiveInt = 8192
-    every: PositiveInt = 1000
+    grid: Grid = 50
+    samples: Samples = 8192
+    every: Every = 1000
 
 
 class EnergyNetworkConfig(NetworkConfig):
@@ -116,9 +137,9 @@ class GuidanceConfig(Strict):
     energy: ComponentConfig = ComponentConfig(name="support_samples")
     """A closed form (``egd list``), or an objective that trains a network."""
     rule: ComponentConfig = ComponentConfig(name="additive")
-    beta: PositiveFloat = 3.0
-    omega: NonNegativeFloat = 1.0
-    omegas: tuple[NonNegativeFloat, ...] = ()
+    beta: Beta = 3.0
+    omega: Omega = 1.0
+    omegas: tuple[Omega, ...] = Field(default=(), max_length=1000)
     """Further guidance scales to evaluate beside it, in the same batched pass."""
     posterior: ComponentConfig = ComponentConfig(name="residual")
     """Of the energies that name none of their own."""
@@ -128,12 +149,12 @@ class GuidanceConfig(Strict):
     """Energies that look through the denoiser see the derivatives of the unclipped x_0."""
     energy_scale: Literal["raw", "advantage_std"] = "raw"
     """E = V - Q in the critic's units, or divided by the data's spread of Q - V so that beta means the same on every task."""
-    candidates: PositiveInt = 1
+    candidates: Candidates = 1
     """Draw that many actions for every state and keep one."""
     selection: Selection = "best"
     """Of the candidates: that of lowest energy; by softmax(-beta E); or by sequential Monte Carlo along the sampler, which
     corrects whatever the intermediate energy gets wrong."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Standard deviation of the sampler's initial noise in units of the schedule's: below 1 actions gather where the density
     is high, at 0 they are a function of the state. Low-temperature sampling of Decision Diffuser (arXiv:2211.15657)."""
 
@@ -153,9 +174,9 @@ class SamplerConfig(Strict):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "dpm_solver_pp_2m"
-    steps: PositiveInt = 15
+    steps: Walk = 15
     spacing: Spacing = "log_snr"
-    end: float = Field(default=1e-3, ge=0, lt=1)
+    end: Decay = 1e-3
 
     def chosen(self) -> Sampler:
         """The sampler with its settings. UserError where it does not exist or does not have them."""
@@ -165,21 +186,21 @@ class SamplerConfig(Strict):
 class EvaluationConfig(Strict):
     """Rollouts in the task's environment."""
 
-    episodes: PositiveInt = 30
-    every: NonNegativeInt = 0
+    episodes: Episodes = 30
+    every: Steps = 0
     """Also evaluate every so many steps of the last phase (0: at the end only)."""
-    envs: PositiveInt = 30
+    envs: Environments = 30
     """Environments a guidance scale runs at a time."""
-    max_steps: PositiveInt | None = None
+    max_steps: Every | None = None
     """Steps after which an episode ends; none: those of the task, or of an environment that has a limit of its own."""
-    workers: NonNegativeInt = 0
+    workers: Workers = 0
     """Processes that step the environments while actions are sampled; 0: the main process, in between. Changes no result."""
 
 
 class SupportConfig(Strict):
     """Actions of the behaviour policy, drawn once for every state of the data, for what learns from them."""
 
-    actions: PositiveInt = 16
+    actions: Candidates = 16
     """K for each state."""
     clip_x0: bool = False
     """Keep the denoiser's x_0 within the range of the data's actions."""
@@ -194,9 +215,9 @@ class RunConfig(Strict):
     """The agent, of ``rl.agents``."""
     method: str = ""
     """What a table calls it: the name under ``methods``, or else its kind."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
-    threads: PositiveInt = 1
+    threads: Threads = 1
     """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
     precision: Precision = "float32"
     """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
@@ -204,8 +225,8 @@ class RunConfig(Strict):
     """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint_every: PositiveInt = 5000
-    log_every: PositiveInt = 500
+    checkpoint_every: Every = 5000
+    log_every: Every = 500
 
     @model_validator(mode="before")
     @classmethod
@@ -259,7 +280,7 @@ class GuidedConfig(ValuedConfig):
     training: Literal["phased", "joint"] = "phased"
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
     guidance: GuidanceConfig = GuidanceConfig()
-    variants: dict[str, GuidanceConfig] = Field(default_factory=dict)
+    variants: dict[str, GuidanceConfig] = Field(default_factory=dict, max_length=1000)
 
     @field_validator("variants")
     @classmethod

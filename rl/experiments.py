@@ -14,8 +14,8 @@ from egd.computing import set_up
 from egd.config import Tree
 from egd.errors import UserError
 from egd.experiments import Job, Listing, Options, Row
-from egd.many import variations
-from egd.planning import listed_tasks, pick_device, resolve, summary_line
+from egd.many import check_count, variations
+from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.store import default_store
@@ -45,6 +45,7 @@ class OfflineRL:
         """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
         methods = listed_methods(recipe, tasks, options)
+        check_count(options, len(tasks), len(methods))
         pairs = product(tasks.items(), methods.items())
         jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
         planned = [run for job in jobs for run in job.planned]
@@ -59,8 +60,9 @@ class OfflineRL:
         alike: dict[str, OfflineJob] = {}
         store = None if options.fresh else default_store()
         for one in variations(options):
-            tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
-            config = typed(for_method(tree, method[0], options), options.source)
+            with blaming(options):
+                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
+                config = typed(for_method(tree, method[0], options), options.source, given(options))
             folder = RunFolder(place / one.folder / f"seed-{config.seed}")
             together = json.dumps(agent_class(config.kind).alike(config), sort_keys=True)
             job = alike.setdefault(together, OfflineJob([], options.resume, store))

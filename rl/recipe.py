@@ -77,14 +77,17 @@ def agent_kind(tree: Mapping[str, Any]) -> Any:
     return agent_class(str(tree.get("kind", RunConfig.model_fields["kind"].default)))
 
 
-def typed(tree: Tree, source: str) -> RunConfig:
-    """The configuration that the kind of agent understands, checked. A variant has what it does not say from ``guidance``."""
+def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> RunConfig:
+    """The configuration that the kind of agent understands, checked; ``given`` as in ``validate``.
+
+    A variant has what it does not say from ``guidance``.
+    """
     agent = agent_kind(tree)
     tree = without_nulls(agent.Config.completed(tree), "variants")
     if "variants" in tree:
         headline = tree.get("guidance") or {}
         tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}
-    config: RunConfig = validate(agent.Config, tree, source)
+    config: RunConfig = validate(agent.Config, tree, source, given)
     agent.check(config)
     if config.data.generator is not None:
         check_generator(config.data.generator.spec, "data.generator")

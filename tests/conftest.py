@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from egd.mixtures import GaussianMixture
 from egd.schedules import VPCosine, VPLinear
+from egd.training import Fit
 from egd.types import Schedule
 
 torch.set_num_threads(1)  # networks of tests are tiny: threads would cost more than they give
@@ -37,3 +40,15 @@ def mixture() -> GaussianMixture:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def diverging_rate(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The largest learning rate that a recipe may give, which then is one that diverges at once."""
+    made = Fit.__init__
+
+    def init(self: Fit, module: torch.nn.Module, *, lr: float, **settings: Any) -> None:
+        made(self, module, lr=1e38 if lr == 1000 else lr, **settings)
+
+    monkeypatch.setattr(Fit, "__init__", init)
+    return "1000"

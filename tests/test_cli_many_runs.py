@@ -86,12 +86,14 @@ def test_values_of_a_grid_may_be_lists_and_rows_with_other_columns_stand_in_one_
 
 
 @pytest.mark.parametrize("recipe", [TOY2D, IMAGES], ids=["toy2d", "images"])
-def test_a_run_that_diverges_costs_no_other(tmp_path: Path, recipe: str) -> None:
+def test_a_run_that_diverges_costs_no_other(tmp_path: Path, recipe: str, diverging_rate: str) -> None:
     part = "denoiser" if recipe is TOY2D else "unet"
-    result = run(tmp_path, recipe, "--grid", f"{part}.lr=1e-3,1e30", "--set", f"{part}.steps=6", "--set", "log_every=2")
+    result = run(
+        tmp_path, recipe, "--grid", f"{part}.lr=1e-3,{diverging_rate}", "--set", f"{part}.steps=6", "--set", "log_every=2"
+    )
     assert result.exit_code == 2, result.output
     assert "not finite" in result.output
-    assert f"1 of 2 failed: {'moons' if recipe is TOY2D else 'digits'} {part}.lr=1e30 seed 0" in result.output
+    assert f"1 of 2 failed: {'moons' if recipe is TOY2D else 'digits'} {part}.lr={diverging_rate} seed 0" in result.output
     assert [p.parent.parent.name for p in tmp_path.rglob("summary.json")] == [f"{part}.lr=1e-3"]
 
 

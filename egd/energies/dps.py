@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import BetaOrZero
 from egd.types import Context, Denoiser, Energy
 
 __all__ = ["DPS"]
@@ -20,7 +21,7 @@ class DPS:
 
     energy: Energy
     denoiser: Denoiser
-    beta: float = 1.0
+    beta: BetaOrZero = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""

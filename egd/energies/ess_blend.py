@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Positive, Samples
 from egd.energies.base import prepare
 from egd.energies.second_order import SecondOrder
 from egd.energies.support import DrawnSupport, SupportSamples
@@ -28,9 +29,9 @@ class EssBlend:
     posterior: Posterior
     support: Support
     schedule: Schedule
-    beta: float = 1.0
-    samples: int = 1024
-    pivot: float = 10.0
+    beta: BetaOrZero = 1.0
+    samples: Samples = 1024
+    pivot: Positive = 10.0
     local: TimedEnergy | None = None
 
     def prepare(self, c: Context) -> TimedEnergy:
@@ -48,7 +49,7 @@ class EssBlend:
 class _Blend:
     local: TimedEnergy
     support: DrawnSupport
-    pivot: float
+    pivot: Positive
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         w = 1 / (1 + (self.pivot / self.support.ess(x.detach(), t)) ** 4)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import BetaOrZero
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.types import Context, Schedule
 
@@ -19,7 +20,7 @@ class Exact:
     energy: Quadratic
     mixture: GaussianMixture
     schedule: Schedule
-    beta: float = 1.0
+    beta: BetaOrZero = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, D), (B,), c -> (B,)"""

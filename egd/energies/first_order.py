@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import BetaOrZero
 from egd.tensors import inner, value_and_grad
 from egd.types import Context, Energy, Posterior
 
@@ -23,7 +24,7 @@ class FirstOrder:
 
     energy: Energy
     posterior: Posterior
-    beta: float = 1.0
+    beta: BetaOrZero = 1.0
     variance: bool = True
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None, at: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Members, Points, Positive, Samples, Seed
 from egd.energies.second_order import LocalQuadratic
 from egd.mixtures import GaussianMixture
 from egd.tensors import value_gradient_hessian
@@ -39,12 +40,12 @@ class MixtureFit:
     energy: Energy
     support: Support
     schedule: Schedule
-    beta: float = 1.0
-    samples: int = 65536
-    components: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-    points: int = 64
-    delta: float = 0.05
-    seed: int = 0
+    beta: BetaOrZero = 1.0
+    samples: Samples = 65536
+    components: Sequence[Members] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    points: Points = 64
+    delta: Positive = 0.05
+    seed: Seed = 0
 
     def prepare(self, c: Context) -> TimedEnergy:
         """The same energy with the mixture fitted. ValueError for a context: one fit serves one distribution."""
@@ -95,9 +96,9 @@ class _Fitted:
     mixture: GaussianMixture
     schedule: Schedule
     beta: float
-    points: int
-    delta: float
-    seed: int
+    points: Points
+    delta: Positive
+    seed: Seed
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         log_v, means, covs = self.mixture.posterior(self.schedule, x.flatten(1), t)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Samples, Seed
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Posterior
 
@@ -25,9 +26,9 @@ class MonteCarlo:
 
     energy: Energy
     posterior: Posterior
-    beta: float = 1.0
-    samples: int = 16
-    seed: int = 0
+    beta: BetaOrZero = 1.0
+    samples: Samples = 16
+    seed: Seed = 0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Positive, Width
 from egd.posteriors.base import finite_rows
 from egd.tensors import transformed, value_gradient_hessian
 from egd.types import Context, Energy, Posterior
@@ -38,9 +39,9 @@ class SecondOrder:
 
     energy: Energy
     posterior: Posterior
-    beta: float = 1.0
-    delta: float = 0.05
-    max_dim: int = 256
+    beta: BetaOrZero = 1.0
+    delta: Positive = 0.05
+    max_dim: Width = 256
     clips: ClipCount = field(default_factory=ClipCount, compare=False)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
@@ -73,7 +74,7 @@ class LocalQuadratic:
         slope: Tensor,
         hessian: Tensor,
         root: Tensor,
-        delta: float,
+        delta: Positive,
         clips: ClipCount | None = None,
         instead: float | None = None,
     ) -> LocalQuadratic:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Number
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Posterior
 
@@ -25,8 +26,8 @@ class SigmaPoints:
 
     energy: Energy
     posterior: Posterior
-    beta: float = 1.0
-    kappa: float = 1.0
+    beta: BetaOrZero = 1.0
+    kappa: Number = 1.0
 
     def __post_init__(self) -> None:
         if self.kappa < 0:

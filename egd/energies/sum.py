@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import Number
 from egd.energies.base import prepare
 from egd.types import Context, TimedEnergy
 
@@ -26,7 +27,7 @@ class Sum:
     """
 
     energies: Sequence[TimedEnergy]
-    weights: Sequence[float] | None = None
+    weights: Sequence[Number] | None = None
 
     def __post_init__(self) -> None:
         check_weights(self.energies, self.weights)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Samples
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Schedule, Support
 
@@ -25,8 +26,8 @@ class SupportSamples:
     energy: Energy
     support: Support
     schedule: Schedule
-    beta: float = 1.0
-    samples: int = 32
+    beta: BetaOrZero = 1.0
+    samples: Samples = 32
 
     def prepare(self, c: Context) -> DrawnSupport:
         """The same energy with K samples drawn for every row of c and their energies computed."""

@@ -4,49 +4,68 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from egd.bounds import (
+    Batch,
+    Beta,
+    Candidates,
+    Decay,
+    Every,
+    Grid,
+    Layers,
+    NotNegative,
+    Omega,
+    ProperShare,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+    Threads,
+    Walk,
+    Width,
+)
 from egd.config import ComponentConfig, Strict
 
 
 class UNetConfig(Strict):
     """The denoiser, a ``UNet2DModel``: one width a resolution, halved from one to the next."""
 
-    widths: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = Field(default=(32, 64), min_length=1)
-    layers: PositiveInt = 1
+    widths: tuple[Annotated[Width, Field(ge=8, multiple_of=8)], ...] = Field(default=(32, 64), min_length=1, max_length=8)
+    layers: Layers = 1
     attention: bool = False
     """Self-attention at the lowest resolution. Tweedie's posterior cannot look through it."""
-    steps: NonNegativeInt = 20_000
-    batch: PositiveInt = 64
-    lr: PositiveFloat = 1e-3
+    steps: Steps = 20_000
+    batch: Batch = 64
+    lr: Rate = 1e-3
     decay: bool = True
-    ema: float = Field(default=0.995, ge=0, lt=1)
+    ema: Decay = 0.995
 
 
 class ClassifierConfig(Strict):
     """The classifier that guides and the one that judges, trained on different images."""
 
-    width: PositiveInt = 16
-    steps: NonNegativeInt = 1000
-    batch: PositiveInt = 64
-    lr: PositiveFloat = 2e-3
-    noise: NonNegativeFloat = 0.2
+    width: Width = 16
+    steps: Steps = 1000
+    batch: Batch = 64
+    lr: Rate = 2e-3
+    noise: NotNegative = 0.2
     """Standard deviation of noise on its training images: a smoother classifier."""
 
 
 class CalibrationConfig(Strict):
     """Posterior covariances on a grid of times."""
 
-    grid: int = Field(default=25, ge=2)
-    samples: PositiveInt = 512
-    batch: PositiveInt = 64
+    grid: Grid = 25
+    samples: Samples = 512
+    batch: Batch = 64
 
 
 class TargetConfig(Strict):
     """What is wanted: q(x_0) exp(-beta E(x_0)) for every beta."""
 
     energy: ComponentConfig
-    betas: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
+    betas: tuple[Beta, ...] = Field(default=(1.0,), min_length=1, max_length=100)
 
 
 class EstimatorConfig(Strict):
@@ -55,7 +74,7 @@ class EstimatorConfig(Strict):
     guidance: ComponentConfig
     posterior: ComponentConfig = ComponentConfig(name="residual")
     rule: ComponentConfig = ComponentConfig(name="additive")
-    omega: NonNegativeFloat = 1.0
+    omega: Omega = 1.0
     clip_x0: bool | ComponentConfig = True
     """Keep x_0 in [-1, 1] by clipping, or by ``dynamic_threshold``."""
 
@@ -68,13 +87,13 @@ class EstimatorConfig(Strict):
 class EvaluationConfig(Strict):
     """Guided samples against data weighted by exp(-beta E)."""
 
-    samples: PositiveInt = 100
-    reference: PositiveInt = 2000
+    samples: Samples = 100
+    reference: Samples = 2000
     """Weighted data to measure distances to."""
-    draws: PositiveInt = 5000
+    draws: Samples = 5000
     """At most so many images are weighted."""
-    projections: PositiveInt = 128
-    shown: PositiveInt = 10
+    projections: Candidates = 128
+    shown: Candidates = 10
     """Images of every cell of the figure."""
 
 
@@ -83,23 +102,23 @@ class ImagesConfig(Strict):
 
     experiment: str
     task: str
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
-    threads: PositiveInt = 1
+    threads: Threads = 1
     data: ComponentConfig = ComponentConfig(name="digits")
-    test_share: float = Field(default=0.2, gt=0, lt=1)
+    test_share: ProperShare = 0.2
     """Images that nothing is trained on."""
     scheduler: ComponentConfig = ComponentConfig.model_validate(
         {"name": "DPMSolverMultistepScheduler", "prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
     )
     """A scheduler of ``diffusers`` and its settings: the forward process, what the UNet predicts, and the steps."""
-    steps: PositiveInt = 25
+    steps: Walk = 25
     """Of the scheduler."""
     unet: UNetConfig = UNetConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    targets: dict[str, TargetConfig] = Field(min_length=1)
-    estimators: dict[str, EstimatorConfig] = Field(min_length=1)
+    targets: dict[str, TargetConfig] = Field(min_length=1, max_length=100)
+    estimators: dict[str, EstimatorConfig] = Field(min_length=1, max_length=100)
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint_every: PositiveInt = 1000
-    log_every: PositiveInt = 100
+    checkpoint_every: Every = 1000
+    log_every: Every = 100

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
+from egd.bounds import Pixels
 from egd.errors import UserError
 
 __all__ = ["digits", "folder"]
@@ -48,7 +48,7 @@ class ImageSet:
         return self.rows(order[:cut]), self.rows(order[cut:])
 
 
-def digits(size: PositiveInt = 8) -> ImageSet:
+def digits(size: Pixels = 8) -> ImageSet:
     """1797 handwritten digits of 8 x 8 pixels in ten classes, which scikit-learn carries; padded to ``size`` with black."""
     from sklearn.datasets import load_digits
 
@@ -62,7 +62,7 @@ def digits(size: PositiveInt = 8) -> ImageSet:
     return ImageSet(images, torch.from_numpy(found.target).long(), tuple(str(name) for name in found.target_names))
 
 
-def folder(path: Path, size: PositiveInt = 32, channels: Literal[1, 3] = 3) -> ImageSet:
+def folder(path: Path, size: Pixels = 32, channels: Literal[1, 3] = 3) -> ImageSet:
     """Every image below ``path``, cut to its central square and scaled to ``size``. Where they lie in sub-folders, the first
     one's name is the class. UserError where there are none."""
     root = path.expanduser()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
+from egd.bounds import Index, Number, Positive, Seed
 from egd.types import Context
 
 __all__ = ["Brightness", "ClassProbability", "Inpainting"]
@@ -36,7 +36,7 @@ class ClassProbability:
     """E(x_0) = -log p(y | x_0) of a classifier of clean images; y is ``label``, or the context's where none is set."""
 
     classifier: Logits
-    label: int | None = None
+    label: Index | None = None
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
         """(B, C, H, W), c -> (B,)"""
@@ -58,8 +58,8 @@ class ClassProbability:
 class Brightness:
     """E(x_0) = (m - target)^2 / (2 width^2), m the mean pixel on a scale from 0 to 1: a quadratic in one direction."""
 
-    target: float = 0.5
-    width: PositiveFloat = 0.02
+    target: Number = 0.5
+    width: Positive = 0.02
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
         """(B, C, H, W) -> (B,)"""
@@ -77,8 +77,8 @@ class Inpainting:
     noise of that standard deviation (pixels in [-1, 1]). ``random`` hides half of them."""
 
     hide: Literal["left", "right", "top", "bottom", "centre", "random"] = "right"
-    noise: PositiveFloat = 0.2
-    seed: int = 0
+    noise: Positive = 0.2
+    seed: Seed = 0
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
         """(B, C, H, W), c -> (B,)"""

@@ -13,6 +13,7 @@ from torch import Tensor
 from egd.experiments import Row
 from egd.images.data import ImageSet
 from egd.images.model import ImagesModel
+from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
 from egd.selection import energies_of
@@ -50,7 +51,7 @@ def evaluate(
         energy = model.energy(target.energy, f"targets.{name}.energy")
         data = Weighted.of(model, energy, c, n, seed)
         for beta in target.betas:
-            about, row = {"target": name, "beta": beta}, f"{name}, β = {beta:g}"
+            about, row = {"target": name, "beta": beta}, f"{name}, β = {label(beta)}"
             judge = Judge.of(model, energy, c, data, beta, seed)
             exact = data.resample(beta, 1, seed)
             cells[row] = {"": energy.shown(c) if hasattr(energy, "shown") else exact}
@@ -168,7 +169,7 @@ def _row(task: str, result: Mapping[str, Any]) -> Row:
     if result.get("ess", ENOUGH) < ENOUGH:
         own = f"none: weights of {result['ess']:.1f} images"
     return {
-        "task": f"{task} {result['target']}, beta {result['beta']:g}",
+        "task": f"{task} {result['target']}, beta {label(result['beta'])}",
         "policy": result["estimator"],
         "result": own if result["finite"] == 1 else "diverged",
         "energy": _number(result, "energy", 2),

@@ -14,8 +14,9 @@ from egd.images.config import ImagesConfig
 from egd.images.evaluation import rows
 from egd.images.job import ImagesJob, evaluated, load_model, train
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
-from egd.many import Variation, variations
-from egd.planning import listed_tasks, pick_device, resolve, summary_line, without_nulls
+from egd.labels import label
+from egd.many import Variation, check_count, variations
+from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
 
@@ -31,13 +32,15 @@ class Images:
         if unknown := [name for name in options.tasks if name not in known]:
             raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
         tasks = listed_tasks(recipe, options).items()
+        check_count(options, len(tasks))
         return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
         options = variation.options
-        tree = without_nulls(resolve(recipe, task, over, options), "targets", "estimators")
-        config = validate(ImagesConfig, tree, options.source)
-        check_components(config)
+        with blaming(options):
+            tree = without_nulls(resolve(recipe, task, over, options), "targets", "estimators")
+            config = validate(ImagesConfig, tree, options.source, given(options))
+            check_components(config)
         folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
         return ImagesJob(config, folder, options.resume, variation.cell)
 
@@ -55,7 +58,7 @@ class Images:
         table: list[Row] = []
         for omega in settings.get("omegas") or [None]:
             result = evaluated(model, reporter, seed, omega, settings.get("episodes"))
-            column = {} if omega is None else {"omega": f"{omega:g}"}
+            column = {} if omega is None else {"omega": label(omega)}
             table += [{**row, **column} for row in rows(config.task, result.results)]
         return table
 

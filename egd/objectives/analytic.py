@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, NotNegative
 from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
 from egd.tensors import expand, norm, value_and_grad
@@ -30,9 +31,9 @@ class Analytic:
 
     energy: Energy | None = None
     posterior: Posterior | None = None
-    beta: float = 1.0
+    beta: BetaOrZero = 1.0
     target: TimedEnergy | None = None
-    nu: float = 0.001
+    nu: NotNegative = 0.001
     variance: bool = True
     expand_at: Literal["data", "mean"] = "data"
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Candidates
 from egd.denoisers import diffuse
 from egd.tensors import map_context, repeat_context
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
@@ -35,8 +36,8 @@ class CEP:
     energy: Energy
     schedule: Schedule
     support: Support | None = None
-    beta: float = 1.0
-    samples: Annotated[int, Field(ge=2)] = 16
+    beta: BetaOrZero = 1.0
+    samples: Annotated[Candidates, Field(ge=2)] = 16
     labels: Literal["group", "batch"] = "group"
     dimensionless: ClassVar[bool] = True
 

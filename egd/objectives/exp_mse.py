@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
+from egd.bounds import BetaOrZero, Candidates
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["ExpMSE"]
@@ -30,8 +30,8 @@ class ExpMSE:
     """
 
     energy: Energy
-    beta: float = 1.0
-    samples: PositiveInt | None = None
+    beta: BetaOrZero = 1.0
+    samples: Candidates | None = None
     grouped: ClassVar[bool] = True
     dimensionless: ClassVar[bool] = True
 

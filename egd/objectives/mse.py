@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import BetaOrZero
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["MSE"]
@@ -18,7 +19,7 @@ class MSE:
     Jensen (AEPO Theorem 3.1)."""
 
     energy: Energy
-    beta: float = 1.0
+    beta: BetaOrZero = 1.0
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """The regression targets, (B,)."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from egd.bounds import Candidates, Samples, Seed
 from egd.posteriors.base import DiagonalGaussian, FullGaussian, IsotropicGaussian
 from egd.tensors import jacobian_columns, jacobian_rows
 from egd.types import Context, Denoiser, Gaussian, Schedule
@@ -30,9 +31,9 @@ class Tweedie:
     denoiser: Denoiser
     schedule: Schedule
     covariance: Literal["trace", "diagonal", "full"] = "full"
-    probe_above: int = 64
-    probes: int = 8
-    seed: int = 0
+    probe_above: Samples = 64
+    probes: Candidates = 8
+    seed: Seed = 0
     detach: bool = False
     reverse: bool = False
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import Omega
 from egd.tensors import expand
 
 __all__ = ["Additive"]
@@ -15,7 +16,7 @@ __all__ = ["Additive"]
 class Additive:
     """s - omega grad E_t: AEPO Eq. 13 with a scale; exact at omega = 1. ``omega`` is one number or one a row, (B,)."""
 
-    omega: float | Tensor = 1.0
+    omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""

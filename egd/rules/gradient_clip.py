@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import PositiveFloat
 from torch import Tensor
 
+from egd.bounds import Omega, Positive
 from egd.rules.base import wrapped
 from egd.tensors import expand, norm
 from egd.types import GuidanceRule
@@ -24,10 +24,10 @@ class GradientClip:
     Raises ValueError unless limit > 0.
     """
 
-    limit: PositiveFloat
+    limit: Positive
     relative: bool = False
     rule: GuidanceRule | None = None
-    omega: float | Tensor = 1.0
+    omega: Omega | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if not self.limit > 0:

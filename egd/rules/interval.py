@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import Number, Omega
 from egd.rules.base import wrapped
 from egd.tensors import expand
 from egd.types import GuidanceRule
@@ -22,10 +23,10 @@ class Interval:
     everywhere. The inner ``rule`` is additive at ``omega`` where none is given. Raises ValueError unless low < high.
     """
 
-    low: float = 0.0
-    high: float = 1.0
+    low: Number = 0.0
+    high: Number = 1.0
     rule: GuidanceRule | None = None
-    omega: float | Tensor = 1.0
+    omega: Omega | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from egd.bounds import Omega
 from egd.rules.additive import scaled
 from egd.tensors import expand, norm
 
@@ -19,7 +20,7 @@ class Rescaled:
     Guidance turns the score but never lengthens it. That is robust to a wrong energy and never exact.
     """
 
-    omega: float | Tensor = 1.0
+    omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""

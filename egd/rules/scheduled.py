@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
+from egd.bounds import NotNegative, Omega, Positive
 from egd.rules.base import wrapped
 from egd.tensors import expand
 from egd.types import GuidanceRule
@@ -32,11 +32,11 @@ class Scheduled:
     """
 
     shape: ShapeName | Shape = "cosine"
-    at_noise: float = 0.0
-    at_data: float = 1.0
-    power: PositiveFloat = 2.0
+    at_noise: NotNegative = 0.0
+    at_data: NotNegative = 1.0
+    power: Positive = 2.0
     rule: GuidanceRule | None = None
-    omega: float | Tensor = 1.0
+    omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from egd.bounds import Share
 from egd.samplers.base import check_times
 from egd.types import Context, Denoiser, Schedule
 
@@ -21,7 +22,7 @@ def ddim(
     times: Tensor,
     c: Context = None,
     *,
-    eta: float = 0.0,
+    eta: Share = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """DDIM, arXiv:2010.02502 Eq. 12 and 16, for any alpha and sigma: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,

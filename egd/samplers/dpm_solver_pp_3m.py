@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from egd.bounds import Number
 from egd.samplers.base import check_times, levels, shrink
 from egd.types import Context, Denoiser, Schedule
 
@@ -19,7 +20,7 @@ def dpm_solver_pp_3m(
     times: Tensor,
     c: Context = None,
     *,
-    curvature: float = 0.5,
+    curvature: Number = 0.5,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """DPM-Solver++(3M): the integral of arXiv:2211.01095 Eq. 8 with x_0 quadratic in lambda through the last three calls.

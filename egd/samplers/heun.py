@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from egd.bounds import NotNegative
 from egd.samplers.base import check_times
 from egd.types import Context, Denoiser, Schedule
 
@@ -23,10 +24,10 @@ def heun(
     c: Context = None,
     *,
     rescaled: bool = False,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    s_churn: NotNegative = 0.0,
+    s_min: NotNegative = 0.0,
+    s_max: NotNegative = math.inf,
+    s_noise: NotNegative = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Heun's method for dx = D dalpha + eps dsigma; two denoiser calls a step, one in a step to sigma = 0.

@@ -135,7 +135,17 @@ def _make(name: str, config: Mapping[str, Any]) -> Any:
     known = [n for n in dir(library) if n.endswith("Scheduler")]
     if name not in known:
         raise UserError(f"diffusers has no scheduler '{name}'; {nearest(name, known)}")
+    _check_numbers(name, config)
     try:
         return getattr(library, name)(**config)
-    except (TypeError, ValueError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # whatever a foreign class raises
         raise UserError(f"{name} cannot be made of {dict(config)}: {error}") from error
+
+
+def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
+    """UserError for a setting beyond what any scheduler can mean: nobody else bounds them."""
+    for key, value in config.items():
+        most = 100_000 if key == "num_train_timesteps" else 1e9
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(n, int | float) and not abs(n) <= most for n in numbers):
+            raise UserError(f"{key} of {name} is {value!r}: give a number, at most {most:,.0f}")

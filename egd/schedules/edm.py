@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import Positive
+
 __all__ = ["EDM"]
 
 
@@ -19,9 +21,9 @@ class EDM:
     and rho > 0.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
 
     def __post_init__(self) -> None:
         if not (0 < self.sigma_min < self.sigma_max and self.rho > 0):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import Positive
+
 __all__ = ["FlowMatching"]
 
 
@@ -20,7 +22,7 @@ class FlowMatching:
     shift > 0.
     """
 
-    shift: float = 1.0
+    shift: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not self.shift > 0:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import Positive
+
 __all__ = ["VE"]
 
 
@@ -18,8 +20,8 @@ class VE:
     At exactly t = 0 sigma is 0, the data; just above it is sigma_min. Raises ValueError unless 0 < sigma_min < sigma_max.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: Positive = 0.01
+    sigma_max: Positive = 50.0
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:

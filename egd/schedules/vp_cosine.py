@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import ProperShare
+
 __all__ = ["VPCosine"]
 
 
@@ -17,7 +19,7 @@ class VPCosine:
     ``s`` < 1 ends it short of alpha = 0, by which a noise-predicting denoiser would divide: alpha_1 = 0.008 is VP-linear's.
     """
 
-    s: float = 0.995
+    s: ProperShare = 0.995
 
     def alpha(self, t: Tensor) -> Tensor:
         """(B,) -> (B,)"""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from egd.bounds import NotNegative, Positive
+
 __all__ = ["VPLinear"]
 
 
@@ -15,8 +17,8 @@ class VPLinear:
     """log alpha_t = -t^2 (beta_max - beta_min)/4 - t beta_min/2, sigma_t^2 = 1 - alpha_t^2: the VP-SDE of
     Song et al. (arXiv:2011.13456), as QGPO and AEPO use it."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: NotNegative = 0.1
+    beta_max: Positive = 20.0
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """(B,) -> (B,)"""

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from egd.bounds import (
+    Batch,
+    BetaOrZero,
+    Candidates,
+    Decay,
+    Every,
+    Grid,
+    Layers,
+    Omega,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+    Threads,
+    Walk,
+    Width,
+)
 from egd.config import ComponentConfig, Strict
 from egd.denoisers import Prediction
 from egd.schedules import Spacing
@@ -16,13 +33,13 @@ class DenoiserConfig(Strict):
 
     prediction: Prediction = "v_prediction"
 
-    width: PositiveInt = 128
-    blocks: PositiveInt = 3
-    steps: NonNegativeInt = 20_000
-    batch: PositiveInt = 512
-    lr: PositiveFloat = 1e-3
+    width: Width = 128
+    blocks: Layers = 3
+    steps: Steps = 20_000
+    batch: Batch = 512
+    lr: Rate = 1e-3
     decay: bool = True
-    ema: float = Field(default=0.995, ge=0, lt=1)
+    ema: Decay = 0.995
     clip_x0: bool = True
     """Keep x_0 within the range of the data, unguided and guided."""
 
@@ -30,37 +47,37 @@ class DenoiserConfig(Strict):
 class CalibrationConfig(Strict):
     """Posterior covariances on a grid of times."""
 
-    grid: int = Field(default=50, ge=2)
-    samples: PositiveInt = 8192
+    grid: Grid = 50
+    samples: Samples = 8192
 
 
 class EnergyNetworkConfig(NetworkConfig):
     """The network of a trained energy; one is trained for every such estimator and beta."""
 
-    width: PositiveInt = 128
-    steps: NonNegativeInt = 10_000
-    batch: PositiveInt = 512
-    lr: PositiveFloat = 1e-3
+    width: Width = 128
+    steps: Steps = 10_000
+    batch: Batch = 512
+    lr: Rate = 1e-3
 
 
 class SamplerConfig(Strict):
     """The reverse process."""
 
     name: str = "dpm_solver_pp_2m"
-    steps: PositiveInt = 25
+    steps: Walk = 25
     spacing: Spacing = "time"
-    end: float = Field(default=1e-3, ge=0, lt=1)
+    end: Decay = 1e-3
 
 
 class EvaluationConfig(Strict):
     """Guided samples against exact ones."""
 
-    samples: PositiveInt = 2000
-    reference: PositiveInt = 20_000
+    samples: Samples = 2000
+    reference: Samples = 20_000
     """Exact samples to measure distances to."""
-    draws: int = Field(default=1_000_000, ge=1, lt=2**24)
+    draws: Samples = 1_000_000
     """Points of the data set that are weighted by exp(-beta E) to make the exact samples."""
-    projections: PositiveInt = 128
+    projections: Candidates = 128
 
 
 class Toy2dConfig(Strict):
@@ -68,22 +85,22 @@ class Toy2dConfig(Strict):
 
     experiment: str
     task: str
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "cpu"
-    threads: PositiveInt = 1
+    threads: Threads = 1
     schedule: ComponentConfig = ComponentConfig(name="vp_linear")
     denoiser: DenoiserConfig = DenoiserConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     posterior: ComponentConfig = ComponentConfig(name="residual")
     """For the estimators that name no posterior of their own."""
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
-    estimators: dict[str, ComponentConfig] = Field(min_length=1)
+    estimators: dict[str, ComponentConfig] = Field(min_length=1, max_length=100)
     """Title -> a closed form, or an objective that trains a network, or ``energy_weights``: an unguided denoiser of
     the weighted data, trained like the first one."""
-    betas: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 3.0, 10.0, 20.0), min_length=1)
+    betas: tuple[BetaOrZero, ...] = Field(default=(0.0, 3.0, 10.0, 20.0), min_length=1, max_length=100)
     rule: ComponentConfig = ComponentConfig(name="additive")
-    omega: NonNegativeFloat = 1.0
+    omega: Omega = 1.0
     sampler: SamplerConfig = SamplerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint_every: PositiveInt = 5000
-    log_every: PositiveInt = 500
+    checkpoint_every: Every = 5000
+    log_every: Every = 500

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from egd.experiments import Row
+from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
 from egd.toy2d.exact import Draws
@@ -88,7 +89,7 @@ class Judge:
         if finite < 1:
             return {"w2": None, "energy": None, "finite": finite}
         settings = self.model.config.evaluation
-        generator = torch.Generator(x.device).manual_seed(seed_of(self.seed, f"reference/{beta:g}"))
+        generator = torch.Generator(x.device).manual_seed(seed_of(self.seed, f"reference/{label(beta)}"))
         points = self.reference.resample(beta, settings.reference, generator)
         w2 = sliced_wasserstein(x, points, settings.projections, generator)
         return {"w2": float(w2), "energy": float(self.model.data.energy(x, None).mean()), "finite": finite}
@@ -97,8 +98,8 @@ class Judge:
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """As JSON-able trees: estimator -> beta (a string) -> result."""
     return {
-        "ess": {f"{beta:g}": ess for beta, ess in evaluation.ess.items()},
-        "results": {n: {f"{b:g}": r for b, r in by_beta.items()} for n, by_beta in evaluation.results.items()},
+        "ess": {label(beta): ess for beta, ess in evaluation.ess.items()},
+        "results": {n: {label(b): r for b, r in by_beta.items()} for n, by_beta in evaluation.results.items()},
     }
 
 

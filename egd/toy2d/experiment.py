@@ -12,8 +12,9 @@ from egd.computing import set_up
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
-from egd.many import Variation, variations
-from egd.planning import listed_tasks, pick_device, resolve, summary_line, without_nulls
+from egd.labels import label
+from egd.many import Variation, check_count, variations
+from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.toy2d.config import Toy2dConfig
@@ -31,14 +32,16 @@ class Toy2d:
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every data set of the recipe, or for those of ``--task``."""
         tasks = listed_tasks(recipe, options).items()
+        check_count(options, len(tasks))
         return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> Toy2dJob:
         options = variation.options
         find_data_set(task, "--task" if options.tasks else "tasks")
-        tree = without_nulls(resolve(recipe, task, over, options), "estimators")
-        config = validate(Toy2dConfig, tree, options.source)
-        check_components(config)
+        with blaming(options):
+            tree = without_nulls(resolve(recipe, task, over, options), "estimators")
+            config = validate(Toy2dConfig, tree, options.source, given(options))
+            check_components(config)
         folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
         return Toy2dJob(config, folder, options.resume, variation.cell)
 
@@ -57,7 +60,7 @@ class Toy2d:
         table: list[Row] = []
         for omega in settings.get("omegas") or [config.omega]:
             result = evaluated(model, reporter, seed, omega, settings.get("episodes"))
-            table += [{**row, "omega": f"{omega:g}"} for row in rows(config.task, seed, summarise(result))]
+            table += [{**row, "omega": label(omega)} for row in rows(config.task, seed, summarise(result))]
         return table
 
     def components(self) -> dict[str, dict[str, str]]:

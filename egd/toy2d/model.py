@@ -15,6 +15,7 @@ from egd.denoisers import NetworkDenoiser, at_unit_scale
 from egd.energies.base import prepare
 from egd.errors import UserError, nearest
 from egd.guidance import guide
+from egd.labels import label
 from egd.networks import EnergyMLP, NoiseMLP
 from egd.phases import Phase, seed_of
 from egd.posteriors.moments import Moments, calibrate
@@ -131,19 +132,19 @@ class Toy2dModel:
         return phases
 
     def _weighted_phase(self, name: str, spec: Spec, beta: float) -> Phase:
-        label = f"denoiser_{name}_beta{beta:g}"
-        fit = self.weighted[name, beta] = self._denoiser_fit(label)
+        phase = f"denoiser_{name}_beta{label(beta)}"
+        fit = self.weighted[name, beta] = self._denoiser_fit(phase)
         weights = build(WEIGHTS, spec, {"energy": self.data.energy, "beta": beta}, f"estimators.{name}")
-        return self._denoiser_phase(label, fit, weights)
+        return self._denoiser_phase(phase, fit, weights)
 
     def _energy_phase(self, name: str, spec: Spec, beta: float) -> Phase:
-        label, e = f"energy_{name}_beta{beta:g}", self.config.energy_network
-        network = self._fresh(label, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
-        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{label}/support"))
+        phase, e = f"energy_{name}_beta{label(beta)}", self.config.energy_network
+        network = self._fresh(phase, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
+        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{phase}/support"))
         objective = build(OBJECTIVES, spec, self.parts(beta, own), f"estimators.{name}")
         fit = Fit(network, lr=e.lr, steps=e.steps, decay=e.decay)
         self.networks[name, beta] = network
-        return Phase(label, e.steps, EnergyLearner(fit, self.schedule, self.data.sample, objective, batch=e.batch))
+        return Phase(phase, e.steps, EnergyLearner(fit, self.schedule, self.data.sample, objective, batch=e.batch))
 
     # -- sampling ------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from egd.bounds import NotNegative
 from egd.steps import Steps
 from egd.training import Fit, Metrics
 from rl.agents.cql import CQLAgent, CQLConfig
@@ -27,7 +27,7 @@ class CalQLConfig(CQLConfig):
     kind: str = "cal_ql"
     critic: CriticConfig = CriticConfig(kind="cal_ql")
     online: OnlineConfig = OnlineConfig()
-    online_alpha: NonNegativeFloat | None = None
+    online_alpha: NotNegative | None = None
     """Weight of the conservative term online; none: as offline. 0 is a soft actor-critic."""
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
+from egd.bounds import Grid, Steps
 from egd.config import ComponentConfig, Strict
 from egd.errors import UserError
 from egd.phases import Phase
@@ -32,14 +32,14 @@ from rl.policies import Randomness
 class PlanConfig(Strict):
     """What is planned."""
 
-    horizon: int = Field(default=32, ge=2)
+    horizon: Grid = 32
     """Steps of a plan, H."""
 
 
 class RewardConfig(NetworkConfig):
     """The network r(s, a), by which a plan's steps are judged."""
 
-    steps: NonNegativeInt = 100_000
+    steps: Steps = 100_000
 
 
 class DiffuserConfig(GuidedConfig):

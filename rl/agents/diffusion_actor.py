@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from egd.bounds import Beta, Candidates, NotNegative
 from egd.checkpoint import group, prefixed
 from egd.computing import Computing
 from egd.config import Strict
@@ -34,11 +34,11 @@ T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
 class ImprovementConfig(Strict):
     """How a critic improves the policy."""
 
-    eta: NonNegativeFloat = 1.0
+    eta: NotNegative = 1.0
     """Weight of the critic's term against the denoising loss, a mean over entries; 0 is plain imitation."""
-    backup: PositiveInt = 1
+    backup: Candidates = 1
     """So many actions in each next state, of which Q's target takes the best (max-Q backup)."""
-    clip: NonNegativeFloat = 0.0
+    clip: NotNegative = 0.0
     """Largest norm of a gradient, of the policy's and of that of a critic trained with it; 0: any."""
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions, in training and in acting."""
@@ -47,11 +47,11 @@ class ImprovementConfig(Strict):
 class ActingConfig(Strict):
     """How the policy acts."""
 
-    candidates: PositiveInt = 50
+    candidates: Candidates = 50
     """Actions drawn for every state, of which one is kept."""
     selection: Literal["best", "softmax"] = "softmax"
     """That of highest Q, or one by softmax(beta Q)."""
-    beta: PositiveFloat = 1.0
+    beta: Beta = 1.0
 
 
 class DiffusionActorConfig(DiffusionConfig):

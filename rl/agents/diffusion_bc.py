@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import nn
 
+from egd.bounds import Temperature
 from egd.networks import NoiseMLP
 from egd.phases import Phase
 from rl.agents.base import Act, Agent
@@ -24,7 +24,7 @@ class DiffusionBCConfig(DiffusionConfig):
     kind: str = "diffusion_bc"
     clip_x0: bool = True
     """Keep the denoiser's x_0, and the actions, within the range of the data's actions."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Of the sampler's initial noise, as in ``guidance``."""
 
 

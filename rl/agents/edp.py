@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
+from egd.bounds import Positive
 from egd.denoisers import convert
 from egd.training import Metrics
 from rl.agents.diffusion_actor import DiffusionActor, DiffusionActorConfig, Improved, ImprovementConfig
@@ -21,7 +21,7 @@ class EDPImprovementConfig(ImprovementConfig):
 
     extraction: Literal["q", "awr"] = "q"
     """Up the gradient of Q; or by advantage-weighted regression of x_0, as EDP has it with an IQL critic."""
-    temperature: PositiveFloat = 3.0
+    temperature: Positive = 3.0
     """beta of awr's weights exp(beta (Q - V))."""
 
 

@@ -15,6 +15,7 @@ from egd.catalogue import ENERGIES, POSTERIORS, RULES
 from egd.components import build
 from egd.denoisers import at_unit_scale
 from egd.errors import UserError
+from egd.labels import label
 from egd.networks import EnergyMLP, EnergyNetwork
 from egd.phases import Phase
 from egd.posteriors import residual
@@ -118,7 +119,7 @@ class GuidedAgent(ValuedAgent):
     def own(self, arm: str) -> str:
         """The policy that an arm is at its own guidance scale."""
         guidance = self.config.arms[arm]
-        return f"{arm}@{guidance.omega:g}" if guidance.alters(guidance.omega) else "behaviour"
+        return f"{arm}@{label(guidance.omega)}" if guidance.alters(guidance.omega) else "behaviour"
 
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
         """An arm at these guidance scales, or ``behaviour``."""

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
 
+from egd.bounds import BetaOrZero, Positive
 from egd.phases import Phase
 from egd.training import Fit, Learner
 from rl.actors import make_actor
@@ -23,9 +23,9 @@ class WeightedActorConfig(ActorConfig):
     """A policy and how its data are weighted."""
 
     kind: Literal["deterministic", "gaussian"] = "gaussian"
-    beta: NonNegativeFloat = 3.0
+    beta: BetaOrZero = 3.0
     """Weights are exp(beta (Q - V)) in the critic's units."""
-    max_weight: PositiveFloat = 100.0
+    max_weight: Positive = 100.0
 
 
 class IQLConfig(RunConfig):

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from egd.bounds import Batch, Beta, Decay, Rate, Rounds, Steps
 from egd.config import Strict
 from egd.denoisers import NetworkDenoiser
 from egd.networks import NoiseMLP
@@ -31,19 +31,19 @@ from rl.support import SupportTable, support_phase
 class WeightedPolicyConfig(Strict):
     """The network trained on weighted actions; of the size of the denoiser, whose weights it starts from."""
 
-    beta: PositiveFloat = 3.0
+    beta: Beta = 3.0
     energy_scale: Literal["raw", "advantage_std"] = "raw"
     """Q in the critic's units, or divided by the data's spread of Q - V."""
-    rounds: PositiveInt = 1
+    rounds: Rounds = 1
     """After each but the last the actions are drawn anew, from the policy so far."""
-    steps: NonNegativeInt = 200_000
+    steps: Steps = 200_000
     """In each round."""
-    batch: PositiveInt = 4096
+    batch: Batch = 4096
     """Actions, all K of as many states as that makes."""
-    lr: PositiveFloat = 3e-4
+    lr: Rate = 3e-4
     decay: bool = True
     """Over a round."""
-    ema: float = Field(default=0.995, ge=0, lt=1)
+    ema: Decay = 0.995
     clip_x0: bool = True
     """Keep x_0 within the range of the data's actions when acting."""
 

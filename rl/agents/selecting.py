@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from egd.bounds import Beta, Candidates
 from egd.components import parameters
 from egd.config import Strict, merge
 from egd.errors import UserError
@@ -20,11 +21,11 @@ from rl.policies import Choice, GuidedPolicy, Randomness
 class SelectionConfig(Strict):
     """How one of several samples of the behaviour policy is chosen."""
 
-    candidates: PositiveInt = 64
+    candidates: Candidates = 64
     """So many samples in each state."""
     by: Literal["best", "softmax", "expectile"] = "best"
     """That of highest Q; one drawn by softmax(beta Q); or one by IQL's implicit weights |tau - 1(Q < V)|."""
-    beta: PositiveFloat = 3.0
+    beta: Beta = 3.0
     """Of ``softmax``."""
     energy_scale: Literal["raw", "advantage_std"] = "raw"
     """Q in the critic's units, or divided by the data's spread of Q - V."""
@@ -36,7 +37,7 @@ class SelectingConfig(ValuedConfig):
     """A behaviour policy, a critic, and one or several ways of choosing."""
 
     selection: SelectionConfig = SelectionConfig()
-    selections: dict[str, SelectionConfig] = Field(default_factory=dict)
+    selections: dict[str, SelectionConfig] = Field(default_factory=dict, max_length=1000)
     """Further policies; each has what it does not say from ``selection``."""
 
     @model_validator(mode="before")

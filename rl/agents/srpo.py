@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from egd.bounds import Beta, PositiveShare, ProperShare
 from egd.config import Strict
 from egd.denoisers import convert, diffuse
 from egd.errors import UserError
@@ -36,12 +36,12 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class RegularisationConfig(Strict):
     """The balance of critic and behaviour policy."""
 
-    beta: PositiveFloat = 0.05
+    beta: Beta = 0.05
     """Weight of Q's gradient against the score's."""
     weight: Literal["variance", "constant", "score"] = "variance"
     """w(t) = sigma_t^2, 1 or alpha_t / sigma_t."""
-    t_min: float = Field(default=0.02, gt=0, lt=1)
-    t_max: float = Field(default=0.98, gt=0, le=1)
+    t_min: ProperShare = 0.02
+    t_max: PositiveShare = 0.98
     unit_gradient: bool = False
     """Q's gradient divided by its root mean square over the action's entries: beta then has no unit (published for mazes)."""
 

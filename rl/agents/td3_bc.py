@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from egd.bounds import Every, NotNegative
 from egd.checkpoint import group, prefixed
 from egd.computing import Computing
 from egd.errors import UserError
@@ -28,12 +28,12 @@ class ImprovedActorConfig(ActorConfig):
 
     kind: Literal["deterministic"] = "deterministic"
     decay: bool = False
-    alpha: NonNegativeFloat = 2.5
+    alpha: NotNegative = 2.5
     """Weight of Q, divided by the mean of |Q|, against the squared error."""
-    noise: NonNegativeFloat = 0.2
+    noise: NotNegative = 0.2
     """Standard deviation of the noise on the target policy's actions."""
-    noise_clip: NonNegativeFloat = 0.5
-    delay: PositiveInt = 2
+    noise_clip: NotNegative = 0.5
+    delay: Every = 2
     """Steps of the critic for one of the policy."""
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Unpack
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from egd.bounds import Candidates, Layers, NotNegative, Number, Rate, Width
 from egd.networks import ActivationName
 from egd.training import Fit, Learner, Metrics
 from rl.actors import TanhGaussian, frozen
@@ -56,15 +56,15 @@ class CQL(Critic):
         state: int,
         action: int,
         *,
-        alpha: NonNegativeFloat = 10.0,
-        actions: PositiveInt = 10,
-        gap: float | None = None,
+        alpha: NotNegative = 10.0,
+        actions: Candidates = 10,
+        gap: Number | None = None,
         max_target_backup: bool = False,
-        clip_min: float | None = None,
-        target_entropy: float | None = None,
-        policy_lr: PositiveFloat = 3e-5,
-        policy_width: PositiveInt = 256,
-        policy_layers: PositiveInt = 3,
+        clip_min: Number | None = None,
+        target_entropy: Number | None = None,
+        policy_lr: Rate = 3e-5,
+        policy_width: Width = 256,
+        policy_layers: Layers = 3,
         policy_activation: ActivationName = "relu",
         **shared: Unpack[Shared],
     ) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TypeAlias, Unpack
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from egd.bounds import Beta, Rounds
 from egd.checkpoint import group, prefixed
 from egd.computing import Computing
 from egd.training import Learner, Metrics
@@ -42,8 +42,8 @@ class InSamplePlanning(Critic):
         state: int,
         action: int,
         *,
-        rounds: PositiveInt = 2,
-        beta: PositiveFloat = 20.0,
+        rounds: Rounds = 2,
+        beta: Beta = 20.0,
         reset: bool = True,
         **shared: Unpack[Shared],
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from egd.bounds import ProperShare
 from egd.training import Metrics
 from rl.critics.base import Critic, Shared
 from rl.data.transitions import Batch
@@ -23,7 +24,7 @@ def expectile_loss(difference: Tensor, tau: float | Tensor) -> Tensor:
 class IQL(Critic):
     """Twin (or more) Q and one V by expectile regression (arXiv:2110.06169). The losses of AEPO Eq. 27."""
 
-    def __init__(self, state: int, action: int, *, expectile: float = 0.7, **shared: Unpack[Shared]) -> None:
+    def __init__(self, state: int, action: int, *, expectile: ProperShare = 0.7, **shared: Unpack[Shared]) -> None:
         super().__init__(state, action, **shared)
         tau = torch.tensor(expectile, device=self.fit.device)
         self.values.register_buffer("expectile", tau, persistent=False)  # so that runs can differ in it

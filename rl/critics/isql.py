@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TypeAlias, Unpack
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
+from egd.bounds import Beta
 from egd.training import Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
@@ -28,7 +28,7 @@ class ISQL(Critic):
 
     needs_support = True
 
-    def __init__(self, state: int, action: int, *, beta: PositiveFloat = 3.0, **shared: Unpack[Shared]) -> None:
+    def __init__(self, state: int, action: int, *, beta: Beta = 3.0, **shared: Unpack[Shared]) -> None:
         super().__init__(state, action, **shared)
         self.beta = beta
 

@@ -9,7 +9,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-RewardScale = Literal["range"] | float
+from egd.bounds import Number
+
+RewardScale = Literal["range"] | Number
 Rows = TypeVar("Rows", Tensor, "Batch")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from egd.errors import UserError, nearest
+from egd.labels import label
 from egd.phases import seed_of
 from egd.progress import Reporter
 from rl.agents.base import Agent
@@ -79,7 +80,7 @@ def player(agent: Agent, omegas: Mapping[str, Sequence[float]], seed: int, episo
 
 def names(name: str, scales: Sequence[float]) -> list[str]:
     """``name@scale`` for every scale; the name itself where there is none."""
-    return [f"{name}@{scale:g}" for scale in scales] or [name]
+    return [f"{name}@{label(scale)}" for scale in scales] or [name]
 
 
 def chosen(agent: Agent, policies: Sequence[str]) -> dict[str, list[float]]:

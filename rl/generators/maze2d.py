@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from egd.bounds import NotNegative, Seed, Steps
 from egd.errors import UserError
 from rl.data.minari_store import check_new_id, episode_buffer, write_dataset
 from rl.envs.maze2d import ENV_ID, POSITION_NOISE, Maze2DEnv, reward_at
@@ -31,9 +32,9 @@ def maze2d(
     *,
     map_name: str = "umaze",
     map: str | None = None,  # the word of the recipe and the command line
-    steps: int = 100_000,
-    noise: float = 0.5,
-    seed: int = 0,
+    steps: Steps = 100_000,
+    noise: NotNegative = 0.5,
+    seed: Seed = 0,
     dense: bool = False,
     controller: Controller = "direct",
     progress: Progress | None = None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
+from egd.bounds import PositiveShare, Seed
 from egd.errors import UserError
 from rl.data.minari_store import check_new_id, write_dataset
 from rl.data.stored import Stored
@@ -19,9 +20,9 @@ __all__ = ["mixed"]
 
 def mixed(
     dataset_id: str,
-    parts: Mapping[str, float],
+    parts: Mapping[str, PositiveShare],
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     download: bool = True,
     progress: Progress | None = None,
 ) -> str:

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
+from egd.bounds import Episodes, NotNegative, Seed
 from egd.errors import UserError
 from rl.data.minari_store import check_new_id, write_dataset
 from rl.data.stored import Episode, Stored, read_episodes
@@ -29,9 +30,9 @@ def noisy(
     dataset_id: str,
     source: str,
     *,
-    noise: float = 0.1,
-    seed: int = 0,
-    episodes: int | None = None,
+    noise: NotNegative = 0.1,
+    seed: Seed = 0,
+    episodes: Episodes | None = None,
     download: bool = True,
     progress: Progress | None = None,
 ) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from math import isclose
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 
+from egd.bounds import Batch, Every, Rate, Rounds, Share, Steps
 from egd.config import ComponentConfig, Strict
 
 
 class SharesConfig(Strict):
     """What a batch is made of: replayed online transitions, offline ones, generated ones. They sum to 1."""
 
-    online: float = Field(default=0.5, ge=0, le=1)
-    offline: float = Field(default=0.5, ge=0, le=1)
-    generated: float = Field(default=0.0, ge=0, le=1)
+    online: Share = 0.5
+    offline: Share = 0.5
+    generated: Share = 0.0
     pooled: bool = False
     """Draw the online and the offline share from all of these rows alike, as published fine-tuning of IQL does: the online part
     then grows with time.
@@ -36,23 +37,23 @@ class SharesConfig(Strict):
 class OnlineConfig(Strict):
     """One loop: a step in the environment, then updates on batches of three shares."""
 
-    steps: NonNegativeInt = 50_000
+    steps: Steps = 50_000
     """In the environment."""
-    start: PositiveInt = 1000
+    start: Every = 1000
     """Steps before the first update: until then the agent acts as the offline phase has left it."""
-    updates: PositiveInt = 1
+    updates: Rounds = 1
     """A step."""
-    update_every: PositiveInt = 1
+    update_every: Every = 1
     """Steps between updates."""
-    batch: PositiveInt = 256
-    lr: PositiveFloat | None = None
+    batch: Batch = 256
+    lr: Rate | None = None
     """The largest of each optimiser's learning rates, the others in proportion, without decay; by default those of their
     sections.
     """
     shares: SharesConfig = SharesConfig()
     generator: ComponentConfig | None = None
     """Of the generated share: one of ``rl.online.generators`` (``egd list``)."""
-    refresh: PositiveInt = 5000
+    refresh: Every = 5000
     """Steps between refreshes of the generator; the first is at ``start``."""
 
     @model_validator(mode="after")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from egd.bounds import ProperShare
 from rl.data.transitions import Batch, drawn
 from rl.online.replay import Replay
 from rl.online.vectors import Vectors
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = ProperShare
 CHUNK = 65_536  # vectors at a time
 
 

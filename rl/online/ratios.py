@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
+from egd.bounds import Layers, NotNegative, Rate, Steps, Width
 from egd.energies.clean import at_zero
 from egd.networks import EnergyMLP
 from egd.objectives.ratio import Ratio
@@ -34,19 +34,19 @@ Draw = Callable[[int, torch.Generator], Tensor]
 class RatioConfig(NetworkConfig):
     """The networks of the log-weights; ``steps`` of every refresh."""
 
-    width: int = 256
-    layers: int = 2
-    steps: NonNegativeInt = 500
-    lr: float = 1e-3
-    window: NonNegativeInt = 5000
+    width: Width = 256
+    layers: Layers = 2
+    steps: Steps = 500
+    lr: Rate = 1e-3
+    window: Steps = 5000
     """So many of the last online transitions stand for p; 0: all."""
     actions: Literal["policy", "replay"] = "policy"
     """Actions of p: fresh ones of the policy in the states of the window, or those that were taken there."""
-    headroom: float = Field(default=0.5, ge=0)
+    headroom: NotNegative = 0.5
     """No weight is above -log f + headroom, f the share of the window in q: of the states of p, and of their actions as they
     were taken, q has a share f. Fresh actions may be any; with these it keeps a few rows from being all that counts.
     """
-    floor: float = Field(default=5, ge=0)
+    floor: NotNegative = 5
     """No part is below minus this. Where p has next to nothing, log p / q is what the network makes of it, and a difference of
     two such parts, as for actions alone, would be noise.
     """

@@ -154,9 +154,9 @@ def test_a_dataset_that_cannot_be_had_fails_its_task_only(
 
 
 def test_a_diverging_run_says_so_and_a_crash_costs_no_other_task(
-    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverging_rate: str
 ) -> None:
-    diverged = egd("run", recipe, "--out", tmp_path / "nan", "--set", "critic.lr=1e30")
+    diverged = egd("run", recipe, "--out", tmp_path / "nan", "--set", f"critic.lr={diverging_rate}")
     assert diverged.exit_code == 2
     assert "not finite" in diverged.output
     assert "critic" in diverged.output

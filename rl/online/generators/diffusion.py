@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from egd.bounds import Layers, NotNegative, Rate, Samples, Steps, Walk
 from egd.config import ComponentConfig
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
@@ -39,15 +39,15 @@ class ModelConfig(DenoiserConfig):
     """The network of the model; ``steps`` offline, before the first refresh."""
 
     prediction: Prediction = "v_prediction"
-    blocks: int = 4
-    steps: int = 20_000
-    lr: float = 1e-3
+    blocks: Layers = 4
+    steps: Steps = 20_000
+    lr: Rate = 1e-3
 
 
 class StepsConfig(SamplerConfig):
     """Uniform in the schedule's time, which is Karras' spacing for EDM's."""
 
-    steps: int = 20
+    steps: Walk = 20
     spacing: Spacing = "time"
 
 
@@ -73,11 +73,11 @@ class Diffusion(Generator):
         schedule: ComponentConfig = SCHEDULE,
         denoiser: ModelConfig = MODEL,
         sampler: StepsConfig = SAMPLER,
-        refresh_steps: NonNegativeInt = 500,
-        samples: PositiveInt = 20_000,
+        refresh_steps: Steps = 500,
+        samples: Samples = 20_000,
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
-        reach: NonNegativeFloat = 0.1,
+        reach: NotNegative = 0.1,
         online_share: Share | None = None,
     ) -> None:
         self.world, self.settings, self.sampler, self.samples = world, denoiser, sampler, samples

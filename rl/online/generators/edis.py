@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from egd.bounds import Layers, NotNegative, Omega, Rate, Samples, Steps, Width
 from egd.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
 from egd.components import build, validate, wanted_parts
 from egd.config import ComponentConfig
@@ -42,10 +42,10 @@ KEY = "online.generator"
 class TimedConfig(NetworkConfig):
     """The network of the intermediate energy; ``steps`` of every refresh."""
 
-    width: int = 256
-    layers: int = 3
-    steps: NonNegativeInt = 500
-    lr: float = 1e-3
+    width: Width = 256
+    layers: Layers = 3
+    steps: Steps = 500
+    lr: Rate = 1e-3
 
 
 SUPPORT = ComponentConfig.model_validate({"name": "support_samples", "samples": 256})
@@ -71,19 +71,19 @@ class EDIS(Diffusion):
         schedule: ComponentConfig = SCHEDULE,
         denoiser: ModelConfig = MODEL,
         sampler: StepsConfig = SAMPLER,
-        refresh_steps: NonNegativeInt = 500,
-        samples: PositiveInt = 20_000,
+        refresh_steps: Steps = 500,
+        samples: Samples = 20_000,
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
-        reach: NonNegativeFloat = 0.1,
+        reach: NotNegative = 0.1,
         online_share: Share | None = None,
-        terms: Mapping[Term, NonNegativeFloat] = TERMS,
+        terms: Mapping[Term, NotNegative] = TERMS,
         ratio: RatioConfig = RATIO,
         energy: ComponentConfig = SUPPORT,
         energy_network: TimedConfig = TIMED,
         posterior: ComponentConfig = RESIDUAL,
         rule: ComponentConfig = ADDITIVE,
-        omega: NonNegativeFloat = 1.0,
+        omega: Omega = 1.0,
     ) -> None:
         super().__init__(
             world,
