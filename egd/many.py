@@ -14,6 +14,7 @@ from typing import Any
 from egd.config import shown
 from egd.errors import UserError
 from egd.experiments import Options, Row
+from egd.safe_names import apart, folder_of_cell
 from egd.yaml_text import items, parse_or_text
 
 Cell = Mapping[str, str]
@@ -125,9 +126,11 @@ class Variation:
 
 def variations(options: Options) -> Iterator[Variation]:
     """Every combination of the grid with every seed; the one run of the options where there is neither."""
+    for key, values in options.grid.items():
+        apart({str(value): folder_of_cell(key, str(value)) for value in values}, "--grid")
     for values in product(*options.grid.values()):
         chosen = {key: str(value) for key, value in zip(options.grid, values, strict=True)}
-        folder = Path(*(f"{key}={value}".replace("/", "-") for key, value in chosen.items()))
+        folder = Path(*(folder_of_cell(key, value) for key, value in chosen.items()))
         cell = {key: value for key, value in chosen.items() if len(options.grid[key]) > 1}
         settings = [*options.settings, *(f"{key}={value}" for key, value in chosen.items())]
         seeds: Sequence[int | None] = options.seeds or [options.seed]

@@ -10,13 +10,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+from pydantic import BaseModel
 from rich.markup import escape
 from rich.text import Text
 
 from egd.errors import UserError
 
-BYTES = 255
-"""The longest name that file systems take."""
+BYTES = 200
+"""The longest name: file systems take 255, and files of a run are called after it with more behind."""
+GRID_BYTES = 255
 
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that Windows has taken."""
@@ -38,6 +40,26 @@ def folder_of_task(task: str, key: str) -> str:
     return folder_name(task.replace("/", "-"), key)
 
 
+def folder_of_cell(key: str, value: str) -> str:
+    """``key=value`` of a grid, slashes as dashes. UserError where that is no folder."""
+    folder, size = f"{key}={value}".replace("/", "-"), len(f"{key}={value}".encode(errors="replace"))
+    if folder != printable(folder):
+        raise UserError(f"{_short(folder)} has characters that cannot be the name of a folder", key="--grid")
+    if size > GRID_BYTES:
+        remedy = "give such a value a short name, as a method of the recipe"
+        raise UserError(f"{_short(folder)} names a folder of {size} bytes, {GRID_BYTES} are possible; {remedy}", key="--grid")
+    return folder
+
+
+def check_names(settings: BaseModel) -> None:
+    """UserError where something that the user has named, such as a variant, could not be the name of a file."""
+    for key in type(settings).model_fields:
+        value = getattr(settings, key)
+        if isinstance(value, Mapping) and all(isinstance(own, BaseModel) for own in value.values()):
+            for name in value:
+                folder_name(str(name), key)
+
+
 def apart(folders: Mapping[str, str], key: str) -> None:
     """UserError where two names, of ``folders`` name -> folder, would share one."""
     first: dict[str, str] = {}
@@ -50,9 +72,9 @@ def _problem(name: str) -> str | None:
     size = len(name.encode(errors="replace"))
     problems = {
         "it is empty": not name.strip(),
-        "it leads to another folder": "/" in name or "\\" in name or name in (".", ".."),
+        "it leads to another folder": "/" in name or "\\" in name or not name.strip("."),
         "it has characters that cannot be shown": name != printable(name),
-        "it begins or ends with a space, or ends with a dot": name != name.strip() or name.endswith("."),
+        "it begins or ends with a space": name != name.strip(),
         "Windows has taken it": RESERVED.fullmatch(name) is not None,
         f"it has {size} bytes, {BYTES} are possible": size > BYTES,
     }

@@ -18,6 +18,7 @@ from egd.many import check_count, variations
 from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.safe_names import apart, folder_of_task
 from egd.store import default_store
 from rl.agents import AGENTS, agent_class
 from rl.agents.base import Agent
@@ -44,6 +45,7 @@ class OfflineRL:
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
+        apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
         methods = listed_methods(recipe, tasks, options)
         check_count(options, len(tasks), len(methods))
         pairs = product(tasks.items(), methods.items())
@@ -56,7 +58,7 @@ class OfflineRL:
         self, recipe: Mapping[str, Any], task: tuple[str, Tree], method: tuple[str, Tree], options: Options
     ) -> list[OfflineJob]:
         """``task`` and ``method`` with what each changes in the recipe."""
-        place = options.out / task[0].replace("/", "-") / method[0]
+        place = options.out / folder_of_task(task[0], "tasks") / method[0]
         alike: dict[str, OfflineJob] = {}
         store = None if options.fresh else default_store()
         for one in variations(options):

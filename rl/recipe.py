@@ -9,6 +9,7 @@ from egd.config import Tree, merge, validate
 from egd.errors import UserError, nearest
 from egd.experiments import Options
 from egd.planning import chosen_budget, mappings, without_nulls
+from egd.safe_names import check_names, folder_name
 from rl.agents import AGENTS, agent_class
 from rl.config import RunConfig
 from rl.generators import check_generator
@@ -24,6 +25,8 @@ def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options
     budget = chosen_budget(recipe, options)
     own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
     listed: dict[str, Tree] = merge(own, over)
+    for name in listed:
+        folder_name(name, "methods")
     asked = [(name, "--method") for name in options.methods]
     asked += [(name, f"tasks.{task}.methods") for task, tree in tasks.items() for name in _own_methods(task, tree, options)]
     for name, key in asked:
@@ -88,6 +91,7 @@ def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> Ru
         headline = tree.get("guidance") or {}
         tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}
     config: RunConfig = validate(agent.Config, tree, source, given)
+    check_names(config)
     agent.check(config)
     if config.data.generator is not None:
         check_generator(config.data.generator.spec, "data.generator")

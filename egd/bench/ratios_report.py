@@ -10,6 +10,7 @@ from rich.table import Table
 
 from egd.bench.ratios import LEVELS, Row
 from egd.bench.report import short
+from egd.safe_names import figure_text, literal
 
 SHOWN = (0.1, 1.0, 5.0)
 FAR = 100.0
@@ -28,7 +29,7 @@ def table(rows: Sequence[Row]) -> Table:
     for heading in HEADINGS:
         out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=heading != "estimator")
     for row in rows:
-        out.add_row(*cells(row))
+        out.add_row(*map(literal, cells(row)))
     return out
 
 
@@ -69,7 +70,7 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     for (top, bottom), (name, own) in zip(axes.T, problems.items(), strict=True):
         for row in own:
             if row.estimator in colours:
-                top.plot(LEVELS, row.error, label=row.estimator, color=colours[row.estimator])
+                top.plot(LEVELS, row.error, label=figure_text(row.estimator), color=colours[row.estimator])
             far = not row.distance < FAR
             x = FAR if far else row.distance
             bottom.plot(x, row.estimator, ">" if far else "o", color=colours.get(row.estimator, "black"))

@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from egd.bench.energies import Curve, Row
+from egd.safe_names import figure_text, literal, markup
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,14 +27,14 @@ def table(rows: Sequence[Row]) -> Table:
     """The rows of one case, beta and denoiser."""
     first = rows[0]
     title = (
-        f"[b]{first.case}, beta {first.beta:g}, {first.denoiser} denoiser[/]\n"
+        f"[b]{markup(first.case)}, beta {first.beta:g}, {first.denoiser} denoiser[/]\n"
         f"two exact samples: SW2 {short(first.noise_floor)}; exact mean E {short(first.exact_mean_energy)}"
     )
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=True)
     for row in rows:
-        out.add_row(*cells(row))
+        out.add_row(*map(literal, cells(row)))
     return out
 
 
@@ -165,7 +166,7 @@ def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
         top, bottom = axes[:, column]
         for label in labels:
             chosen = [c for c in curves if c.beta == beta and c.estimator == label]
-            top.plot(chosen[0].t, _median([c.grad_rel_error for c in chosen]), label=label, color=colours[label])
+            top.plot(chosen[0].t, _median([c.grad_rel_error for c in chosen]), label=figure_text(label), color=colours[label])
         top.set(title=f"beta = {beta:g}", xlabel="t", yscale="log")
         _ratios(bottom, [r for r in rows if r.beta == beta], labels, colours)
     axes[0, 0].set_ylabel("relative error of grad E_t (median over cases)")

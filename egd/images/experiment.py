@@ -19,6 +19,7 @@ from egd.many import Variation, check_count, variations
 from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.safe_names import apart, check_names, folder_of_task
 
 
 class Images:
@@ -33,6 +34,7 @@ class Images:
             raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
         tasks = listed_tasks(recipe, options).items()
         check_count(options, len(tasks))
+        apart({task: folder_of_task(task, "tasks") for task, _ in tasks}, "tasks")
         return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
@@ -40,8 +42,9 @@ class Images:
         with blaming(options):
             tree = without_nulls(resolve(recipe, task, over, options), "targets", "estimators")
             config = validate(ImagesConfig, tree, options.source, given(options))
+            check_names(config)
             check_components(config)
-        folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
+        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}")
         return ImagesJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:

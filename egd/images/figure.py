@@ -12,6 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.safe_names import figure_text
+
 REFERENCE = "data, weighted\n(or measured)"
 
 
@@ -23,11 +25,11 @@ def grid_figure(cells: Mapping[str, Mapping[str, Tensor]], path: Path, shown: in
     figure = Figure(figsize=(0.28 * across * len(columns) + 0.6, 0.6 * len(cells) + 0.4), layout="constrained")
     axes = figure.subplots(len(cells), len(columns), squeeze=False)
     for axis, column in zip(axes[0], columns, strict=True):
-        axis.set_title(column.replace("_", " ") or REFERENCE, fontsize=7)
+        axis.set_title(figure_text(column.replace("_", " ")) or REFERENCE, fontsize=7)
     for line, (row, by_column) in zip(axes, cells.items(), strict=True):
         for axis, images in zip(line, by_column.values(), strict=True):
             _show(axis, mosaic(images[:shown], across))
-        line[0].set_ylabel(row.replace(", ", "\n"), fontsize=7)
+        line[0].set_ylabel(figure_text(row.replace(", ", "\n")), fontsize=7)
     figure.savefig(path, dpi=dpi)
 
 

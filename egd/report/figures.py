@@ -18,6 +18,7 @@ from egd.report.curves import curve
 from egd.report.results import Report
 from egd.report.runs import Run, grouped, shown
 from egd.report.statistics import Array
+from egd.safe_names import figure_text
 
 STYLE: Any = {
     "axes.spines.top": False,
@@ -62,7 +63,7 @@ def _panels(titles: Sequence[str], *, width: float = 3.2, height: float = 2.6) -
     for axis in axes[len(titles) :]:
         axis.remove()
     for title, axis in named.items():
-        axis.set_title(title)
+        axis.set_title(figure_text(title))
     return figure, named
 
 
@@ -81,7 +82,7 @@ def _band(axis: Any, curves: Sequence[Mapping[float, float]], label: str, look: 
     ys = [np.array([curve[x] for curve in curves if x in curve]) for x in xs]
     mean = np.array([y.mean() for y in ys])
     error = np.array([y.std(ddof=1) if len(y) > 1 else 0.0 for y in ys])
-    axis.plot(xs, mean, label=label, **look, **more)
+    axis.plot(xs, mean, label=figure_text(label), **look, **more)
     if len(curves) > 1:
         axis.fill_between(xs, mean - error, mean + error, color=look["color"], alpha=0.18, lw=0)
 
@@ -102,7 +103,7 @@ def curves(report: Report) -> Figure:
         _band(axes[task], [curve(r) for r in group], label, looks[label], marker="o", ms=3)
     phases = " / ".join(sorted({r.summary.evaluations[-1].phase for r in runs}))
     for axis in axes.values():
-        axis.set(xlabel=f"training steps ({phases})", ylabel="score")
+        axis.set(xlabel=figure_text(f"training steps ({phases})"), ylabel="score")
     figure.suptitle(f"Learning curves, mean ± std, {_seeds(runs)}")
     _legend(figure, axes.values())
     return figure
@@ -124,7 +125,7 @@ def metrics(report: Report) -> Figure:
             found = [logs[r.path][name] for r in groups.get((task, label), ()) if name in logs[r.path]]
             if found:
                 _band(axes[i, j], found, label, looks[label], lw=1)
-        axes[i, j].set_title(f"{task}\n{name}" if i == 0 else name, fontsize=8)
+        axes[i, j].set_title("\n".join(map(figure_text, (task, name) if i == 0 else (name,))), fontsize=8)
         axes[i, j].tick_params(labelsize=7)
         if not axes[i, j].lines:
             axes[i, j].set_axis_off()
@@ -161,9 +162,9 @@ def radar(report: Report) -> Figure:
     looks = _look(report.labels)
     for label, look in looks.items():
         scores = [float(np.mean([e.score for e in report.cells[t, label]])) for t in tasks]
-        axis.plot([*angles, angles[0]], [*scores, scores[0]], label=label, **look)
+        axis.plot([*angles, angles[0]], [*scores, scores[0]], label=figure_text(label), **look)
         axis.fill(angles, scores, color=look["color"], alpha=min(0.06, 0.3 / len(looks)))
-    for tick, angle in zip(axis.set_xticks(angles, tasks), angles, strict=True):
+    for tick, angle in zip(axis.set_xticks(angles, [*map(figure_text, tasks)]), angles, strict=True):
         side = np.cos(angle)
         tick.label1.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axis.tick_params(axis="x", pad=2)
@@ -224,7 +225,7 @@ def sensitivity(report: Report) -> Figure:
             found = [{r.cell[key]: r.summary.policies[r.summary.headline].mean for r in own} for own in scores]
             _band(axis, found, line, looks[line], marker="o", ms=3)
         values = sorted({r.cell[key] for r in runs})
-        axis.set(xlabel=key, ylabel="score")
+        axis.set(xlabel=figure_text(key), ylabel="score")
         if values[0] > 0 and values[-1] / values[0] >= 20:
             axis.set_xscale("log")
         axis.set_xticks(values, [shown(v) for v in values])
@@ -270,12 +271,13 @@ def cost(report: Report) -> Figure:
     left = np.zeros(len(groups))
     for phase, look in _look(phases).items():
         seconds = np.array([_seconds(group, phase) for group in groups.values()])
-        axes[0].barh(list(groups), seconds, left=left, color=look["color"], height=0.6, label=phase)
+        names = [*map(figure_text, groups)]
+        axes[0].barh(names, seconds, left=left, color=look["color"], height=0.6, label=figure_text(phase))
         left += seconds
     axes[0].invert_yaxis()
     axes[0].set_xlabel("seconds a run, mean over runs")
     if actions:
-        axes[1].barh(list(actions), [np.mean(ms) for ms in actions.values()], height=0.6, color="0.5")
+        axes[1].barh([*map(figure_text, actions)], [np.mean(ms) for ms in actions.values()], height=0.6, color="0.5")
         axes[1].set_xlabel("milliseconds an action")
     figure.suptitle(f"Cost on {len(fair)} task{'s' * (len(fair) > 1)}, {_seeds(runs)} of each")
     _legend(figure, [axes[0]], columns=6)
@@ -294,12 +296,13 @@ def aggregate(report: Report) -> Figure:
     figure = Figure(figsize=(9, 0.34 * len(report.labels) + 1.4), layout="constrained")
     axes = figure.subplots(1, len(report.aggregates), sharey=True)
     looks = _look(report.labels)
-    for axis, (name, estimates) in zip(axes, report.aggregates.items(), strict=True):
+    for axis, (statistic, estimates) in zip(axes, report.aggregates.items(), strict=True):
         for label, found in estimates.items():
             low, high = found.interval or (found.value, found.value)
-            axis.barh(label, high - low, left=low, color=looks[label]["color"], alpha=0.35, height=0.5)
-            axis.plot(found.value, label, "|", color=looks[label]["color"], ms=12, mew=2.5)
-        axis.set(xlabel="score", title=name, axisbelow=True)
+            name = figure_text(label)
+            axis.barh(name, high - low, left=low, color=looks[label]["color"], alpha=0.35, height=0.5)
+            axis.plot(found.value, name, "|", color=looks[label]["color"], ms=12, mew=2.5)
+        axis.set(xlabel="score", title=statistic, axisbelow=True)
         axis.grid(axis="x", color="0.9")
         axis.use_sticky_edges = False  # else an interval that begins leftmost has no beginning to be seen
     axes[0].set_ylim(len(report.labels) - 0.5, -0.5)

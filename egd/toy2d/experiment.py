@@ -17,6 +17,7 @@ from egd.many import Variation, check_count, variations
 from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.safe_names import check_names, folder_of_task
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DATA_SETS, find_data_set
 from egd.toy2d.evaluation import rows, summarise
@@ -41,8 +42,9 @@ class Toy2d:
         with blaming(options):
             tree = without_nulls(resolve(recipe, task, over, options), "estimators")
             config = validate(Toy2dConfig, tree, options.source, given(options))
+            check_names(config)
             check_components(config)
-        folder = RunFolder(options.out / task / variation.folder / f"seed-{config.seed}")
+        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}")
         return Toy2dJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.safe_names import figure_text
 from egd.toy2d.data import DataSet
 
 HALF_WIDTH = 4.5
@@ -21,7 +22,7 @@ def samples_figure(data: DataSet, samples: Mapping[str, Mapping[float, Tensor]],
     figure = Figure(figsize=(1.3 * len(samples) + 0.5, 1.3 * len(betas) + 0.3), layout="constrained")
     axes = figure.subplots(len(betas), len(samples), squeeze=False, sharex=True, sharey=True)
     for column, (name, by_beta) in zip(axes.T, samples.items(), strict=True):
-        column[0].set_title(name.replace("_", " "), fontsize=8)
+        column[0].set_title(figure_text(name.replace("_", " ")), fontsize=8)
         for axis, points in zip(column, by_beta.values(), strict=True):
             _scatter(axis, data, points)
     for axis, beta in zip(axes[:, 0], betas, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from egd.safe_names import figure_text
 from rl.data.episodes import Episodes, data_return, relabel, reward_factor
 from rl.tasks import Task
 
@@ -104,7 +105,7 @@ def returns_figure(returns: Array, task: Task, path: Path) -> None:
     axis.legend(frameon=False)
     if task.reference is not None and not task.goal_reward:
         axis.secondary_xaxis("top", functions=_to_and_from_scores(*task.reference)).set_xlabel("normalised score")
-    figure.suptitle(" + ".join(task.datasets), fontsize=9)
+    figure.suptitle(figure_text(" + ".join(task.datasets)), fontsize=9)
     figure.savefig(path, dpi=150)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import rl.envs.maze2d
 from egd.posteriors.moments import KINDS
+from egd.safe_names import figure_text
 from rl.evaluation.results import by_scale, statistics
 from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
@@ -79,7 +80,7 @@ def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
         axis.set_xlabel("t")
         axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("estimated variance of x₀ given x_t")
-    figure.suptitle(title)
+    figure.suptitle(figure_text(title))
     figure.savefig(path, dpi=150)
 
 
@@ -95,8 +96,8 @@ def omega_figure(
         omegas = sorted(by_omega, key=float)
         means = [by_omega[o]["mean"] for o in omegas]
         errors = [by_omega[o]["std"] / by_omega[o]["episodes"] ** 0.5 for o in omegas]
-        axes[0].errorbar([float(o) for o in omegas], means, errors, marker="o", ms=4, capsize=2, label=name)
-    axes[0].set(xlabel="guidance scale omega", ylabel="score", title=title)
+        axes[0].errorbar([float(o) for o in omegas], means, errors, marker="o", ms=4, capsize=2, label=figure_text(name))
+    axes[0].set(xlabel="guidance scale omega", ylabel="score", title=figure_text(title))
     axes[0].legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=150)
 
@@ -120,7 +121,9 @@ def maze_figure(
             axis.plot(walk[:, 0], walk[:, 1], color="white", lw=0.8, alpha=0.75)
             axis.plot(*walk[0, :2], "o", color="white", ms=3)
         axis.plot(*goal, "*", color="#ffd166", ms=14, mec="black")
-        axis.set(title=titles[name], xticks=[], yticks=[], xlim=(1 - half_x, half_x - 1), ylim=(1 - half_y, half_y - 1))
+        axis.set(
+            title=figure_text(titles[name]), xticks=[], yticks=[], xlim=(1 - half_x, half_x - 1), ylim=(1 - half_y, half_y - 1)
+        )
         axis.spines[["left", "bottom"]].set_visible(False)
     if image is not None:
         figure.colorbar(image, ax=axes, label="learned value V(s), at rest", shrink=0.8)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from egd.errors import UserError
+from egd.safe_names import printable
 from rl.agents.base import Agent
 from rl.envs.making import Env, env_factory
 from rl.evaluation.evaluator import chosen, player
@@ -68,7 +69,7 @@ class Panel:
         frame = Image.fromarray(_rendered(self.env))
         page = Image.new("RGB", (frame.width, frame.height + CAPTION))
         page.paste(frame, (0, CAPTION))
-        caption = f"{self.name}   {self.score(self.returns[-1]):.1f}"
+        caption = f"{printable(self.name)}   {self.score(self.returns[-1]):.1f}"
         font = ImageFont.load_default(18)
         ImageDraw.Draw(page).text((10, CAPTION // 2), caption, fill="white", font=font, anchor="lm")
         return np.asarray(page)
