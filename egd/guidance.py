@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from egd.contracts import denoised, guided_score, timed_values
 from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
 
@@ -20,8 +21,8 @@ def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule:
 
     def guided(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         t = t.clamp(max=last)
-        _, slope = value_and_grad(lambda x: energy(x, t, c), x)
-        return steer(denoiser(x, t, c), slope, rule, schedule, x, t)
+        _, slope = value_and_grad(lambda x: timed_values(energy, x, t, c), x)
+        return steer(denoised(denoiser, x, t, c), slope, rule, schedule, x, t)
 
     return guided
 
@@ -34,4 +35,4 @@ def steer(denoised: Tensor, slope: Tensor, rule: GuidanceRule, schedule: Schedul
     alpha, var = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x) ** 2
     score = (alpha * denoised - x) / var
     gain = torch.where(alpha > 0, var / alpha, 0.0)
-    return denoised + gain * (rule(score, slope, t) - score)
+    return denoised + gain * (guided_score(rule, score, slope, t) - score)

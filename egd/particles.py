@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from egd.contracts import denoised, energy_values, timed_values
 from egd.energies.base import prepare
 from egd.guidance import steer
 from egd.rules.additive import Additive
@@ -99,8 +100,8 @@ def smc(
     def look(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E_t(x_t) and its gradient; at the end beta E."""
         if t == times[-1]:
-            return beta * energy(x, c), torch.zeros_like(x)
-        return value_and_grad(lambda x: timed(x, t.expand(len(x)), c), x)
+            return beta * energy_values(energy, x, c), torch.zeros_like(x)
+        return value_and_grad(lambda x: timed_values(timed, x, t.expand(len(x)), c), x)
 
     value, slope = look(x, times[0])
     cloud = _Cloud(x, value, slope, -value.reshape(rows, k))
@@ -113,7 +114,7 @@ def smc(
         poor = shares[-1] < ess_threshold
         log_evidence = log_evidence + torch.where(poor, cloud.log_mean_weight(), 0.0)
         cloud = cloud.resampled(poor, generator)
-        x0 = denoiser(cloud.x, t.expand(len(x)), c)
+        x0 = denoised(denoiser, cloud.x, t.expand(len(x)), c)
         guided = steer(x0, cloud.slope, rule, schedule, cloud.x, t.expand(len(x)))
         x, log_ratio = _propose(cloud.x, x0, guided, step, generator)
         value, slope = look(x, s)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Batch, BetaOrZero, Candidates, Positive
+from egd.contracts import energy_values
 from egd.tensors import repeat_context
 from egd.types import Context, Energy
 
@@ -53,7 +54,7 @@ def energies_of(samples: Tensor, energy: Energy | Tensor, c: Context = None) -> 
             raise ValueError(f"samples {tuple(samples.shape)} need energies {tuple(shape)}, got {tuple(energy.shape)}")
         return energy
     with torch.no_grad():
-        return energy(samples.flatten(0, 1), repeat_context(c, shape[1])).reshape(shape)
+        return energy_values(energy, samples.flatten(0, 1), repeat_context(c, shape[1])).reshape(shape)
 
 
 def _take(samples: Tensor, index: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def energy_weights(energy: Energy, beta: BetaOrZero, *, group: Batch | None = No
         if len(x0) % k:
             raise ValueError(f"a batch of {len(x0)} rows does not divide into groups of {k}; choose a multiple of {k}")
         with torch.no_grad():
-            w = k * torch.softmax(-beta * energy(x0, c).reshape(-1, k), 1)
+            w = k * torch.softmax(-beta * energy_values(energy, x0, c).reshape(-1, k), 1)
         if clip is not None:
             w = w.clamp(max=clip)
             w = w / w.mean(1, keepdim=True)

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.computing import Computing
+from egd.contracts import energy_values
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
 from egd.networks import EnergyNetwork
 from egd.times import UNIFORM, Times
@@ -261,7 +262,7 @@ class DenoiserLearner(StepLearner):
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
         """The metric is the mean over dimensions, 1 for a noise model that predicts nothing."""
         x0, c, t, noise = drawn
-        weight = None if self.weights is None else self.weights(x0, c).detach()
+        weight = None if self.weights is None else energy_values(self.weights, x0, c).detach()
         loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
         return loss, {"loss": loss.detach() / x0[0].numel()}
 

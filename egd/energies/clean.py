@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from egd.contracts import energy_values, timed_values
 from egd.energies.sum import check_weights, weighted
 from egd.types import Context, Energy, TimedEnergy
 
@@ -19,7 +20,7 @@ def combine(energies: Sequence[Energy], weights: Sequence[float] | None = None) 
     check_weights(energies, weights)
 
     def energy(x0: Tensor, c: Context) -> Tensor:
-        return weighted([member(x0, c) for member in energies], weights)
+        return weighted([energy_values(member, x0, c) for member in energies], weights)
 
     return energy
 
@@ -30,6 +31,6 @@ def at_zero(energy: TimedEnergy) -> Energy:
     """
 
     def clean(x0: Tensor, c: Context) -> Tensor:
-        return energy(x0, x0.new_zeros(len(x0)), c)
+        return timed_values(energy, x0, x0.new_zeros(len(x0)), c)
 
     return clean

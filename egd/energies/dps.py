@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from egd.bounds import BetaOrZero
+from egd.contracts import denoised, energy_values
 from egd.types import Context, Denoiser, Energy
 
 __all__ = ["DPS"]
@@ -25,4 +26,4 @@ class DPS:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
-        return self.beta * self.energy(self.denoiser(x, t, c), c)
+        return self.beta * energy_values(self.energy, denoised(self.denoiser, x, t, c), c)

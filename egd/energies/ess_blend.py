@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Positive, Samples
+from egd.contracts import timed_values
 from egd.energies.base import prepare
 from egd.energies.second_order import SecondOrder
 from egd.energies.support import DrawnSupport, SupportSamples
+from egd.tensors import expand, transformed
 from egd.types import Context, Energy, Posterior, Schedule, Support, TimedEnergy
 
 __all__ = ["EssBlend"]
@@ -52,7 +55,12 @@ class _Blend:
     pivot: Positive
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        near = self.support(x, t, c)
         w = 1 / (1 + (self.pivot / self.support.ess(x.detach(), t)) ** 4)
-        if bool((w > 0.999).all()):  # high noise: nothing to expand, and a local form may be wild there
-            return self.support(x, t, c)
-        return w * self.support(x, t, c) + (1 - w) * self.local(x, t, c)
+        sure = w > 0.999  # high noise: nothing to expand, and a local form may be wild there
+        if not transformed() and bool(sure.all()):
+            return near
+        # rows that are sure come in without a graph and go out unused: whatever the local form makes of them, nan or an
+        # infinite slope, reaches neither their own gradient nor another row's
+        local = timed_values(self.local, torch.where(expand(sure, x), x.detach(), x), t, c)
+        return torch.where(sure, near, w * near + (1 - w) * local)

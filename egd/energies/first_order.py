@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from egd.bounds import BetaOrZero
+from egd.contracts import energy_values, posterior_at
 from egd.tensors import inner, value_and_grad
 from egd.types import Context, Energy, Posterior
 
@@ -29,9 +30,9 @@ class FirstOrder:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None, at: Tensor | None = None) -> Tensor:
         """(B, ...), (B,), c, at (B, ...) -> (B,)"""
-        q = self.posterior(x, t, c)
+        q = posterior_at(self.posterior, x, t, c)
         point = q.mean if at is None else at
-        value, slope = value_and_grad(lambda p: self.energy(p, c), point, create_graph=point.requires_grad)
+        value, slope = value_and_grad(lambda p: energy_values(self.energy, p, c), point, create_graph=point.requires_grad)
         g = self.beta * slope
         result = self.beta * value + (inner(g, q.mean - point) if at is not None else 0.0)
         return result - 0.5 * q.quadratic(g) if self.variance else result

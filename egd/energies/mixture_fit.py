@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Members, Points, Positive, Samples, Seed
+from egd.contracts import energy_values
 from egd.energies.second_order import LocalQuadratic
 from egd.mixtures import GaussianMixture
 from egd.tensors import value_gradient_hessian
@@ -125,7 +126,7 @@ class _Fitted:
 
     def _tilt(self, x: Tensor) -> Energy:
         """beta E of flattened events."""
-        return lambda p, _: self.beta * self.energy(p.reshape(-1, *x.shape[1:]), None)
+        return lambda p, _: self.beta * energy_values(self.energy, p.reshape(-1, *x.shape[1:]), None)
 
 
 def _normal(n: int, like: Tensor, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Samples, Seed
+from egd.contracts import energy_values, posterior_at
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Posterior
 
@@ -32,9 +33,9 @@ class MonteCarlo:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
-        q = self.posterior(x, t, c)
+        q = posterior_at(self.posterior, x, t, c)
         points = q.sample(antithetic(self.samples, x[:1], self.seed)).transpose(0, 1).flatten(0, 1)  # (B * K, ...)
-        energies = self.energy(points, repeat_context(c, self.samples)).reshape(len(x), self.samples)
+        energies = energy_values(self.energy, points, repeat_context(c, self.samples)).reshape(len(x), self.samples)
         return math.log(self.samples) - torch.logsumexp(-self.beta * energies, 1)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Positive, Width
+from egd.contracts import energy_values, posterior_at
 from egd.posteriors.base import finite_rows
 from egd.tensors import transformed, value_gradient_hessian
 from egd.types import Context, Energy, Posterior
@@ -50,8 +52,8 @@ class SecondOrder:
             raise ValueError(
                 f"a Hessian of {x[0].numel()} dimensions: raise max_dim (now {self.max_dim}), or use dps or monte_carlo"
             )
-        q = self.posterior(x, t, c)
-        value, slope, hessian = value_gradient_hessian(self.energy, q.mean, c)
+        q = posterior_at(self.posterior, x, t, c)
+        value, slope, hessian = value_gradient_hessian(partial(energy_values, self.energy), q.mean, c)
         model = LocalQuadratic.fit(self.beta * value, self.beta * slope, self.beta * hessian, q.root(), self.delta, self.clips)
         return -model.log_partition()
 

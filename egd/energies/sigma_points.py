@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Number
+from egd.contracts import energy_values, posterior_at
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Posterior
 
@@ -35,12 +36,12 @@ class SigmaPoints:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
-        q = self.posterior(x, t, c)
+        q = posterior_at(self.posterior, x, t, c)
         d = x[0].numel()
         arms = math.sqrt(d + self.kappa) * q.root().mT  # (B, d, d): one arm a row
         offsets = torch.cat([torch.zeros_like(arms[:, :1]), arms, -arms], 1)
         points = q.mean[:, None] + offsets.reshape(len(x), 2 * d + 1, *x.shape[1:])
-        energies = self.energy(points.flatten(0, 1), repeat_context(c, 2 * d + 1)).reshape(len(x), -1)
+        energies = energy_values(self.energy, points.flatten(0, 1), repeat_context(c, 2 * d + 1)).reshape(len(x), -1)
         weights = torch.full((2 * d + 1,), 0.5 / (d + self.kappa), dtype=x.dtype, device=x.device)
         weights[0] = self.kappa / (d + self.kappa)
         return -torch.logsumexp(weights.log() - self.beta * energies, 1)

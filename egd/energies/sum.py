@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Number
+from egd.contracts import timed_values
 from egd.energies.base import prepare
 from egd.types import Context, TimedEnergy
 
@@ -38,7 +39,7 @@ class Sum:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B,)"""
-        return weighted([energy(x, t, c) for energy in self.energies], self.weights)
+        return weighted([timed_values(energy, x, t, c) for energy in self.energies], self.weights)
 
 
 def check_weights(terms: Sequence[object], weights: Sequence[float] | None) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Samples
+from egd.contracts import energy_values
 from egd.tensors import repeat_context
 from egd.types import Context, Energy, Schedule, Support
 
@@ -33,7 +34,7 @@ class SupportSamples:
         """The same energy with K samples drawn for every row of c and their energies computed."""
         with torch.no_grad():
             points = self.support(c, self.samples)
-            flat = self.energy(points.flatten(0, 1), repeat_context(c, self.samples))
+            flat = energy_values(self.energy, points.flatten(0, 1), repeat_context(c, self.samples))
         return DrawnSupport(points, self.beta * flat.reshape(points.shape[:2]), self.schedule)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:

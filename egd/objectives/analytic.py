@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, NotNegative
+from egd.contracts import energy_values, timed_values
 from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
 from egd.tensors import expand, norm, value_and_grad
@@ -45,14 +46,14 @@ class Analytic:
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """The regression targets, (B,)."""
         if self.target is not None:
-            return prepare(self.target, c)(x, t, c)
+            return timed_values(prepare(self.target, c), x, t, c)
         assert self.energy is not None
         assert self.posterior is not None
         closed_form = FirstOrder(self.energy, self.posterior, self.beta, self.variance)
         if self.expand_at == "mean":
             return closed_form(x, t, c)
         energy = self.energy
-        _, slope = value_and_grad(lambda p: energy(p, c), x0)
+        _, slope = value_and_grad(lambda p: energy_values(energy, p, c), x0)
         unit = slope / expand(norm(slope).clamp(min=1e-12), slope)
         return closed_form(x, t, c, at=x0 + self.nu * unit)
 
@@ -61,4 +62,8 @@ class Analytic:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
         targets = self.targets(x0, x, t, c)
-        return (network(x, t, c) - targets).square().mean(), {"target_mean": targets.mean(), "target_std": targets.std()}
+        loss = (timed_values(network, x, t, c) - targets).square().mean()
+        return loss, {
+            "target_mean": targets.mean(),
+            "target_std": targets.std(),
+        }

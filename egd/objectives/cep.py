@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Candidates
+from egd.contracts import energy_values, timed_values
 from egd.denoisers import diffuse
 from egd.tensors import map_context, repeat_context
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
@@ -47,7 +48,7 @@ class CEP:
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """beta E(x_0), (B,): not regressed on, but E_Theta's spread is at most theirs."""
-        return self.beta * self.energy(x0, c).detach()
+        return self.beta * energy_values(self.energy, x0, c).detach()
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
@@ -58,9 +59,9 @@ class CEP:
         times = t[:groups].repeat_interleave(k)
         noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
         with torch.no_grad():
-            logits = -self.beta * self.energy(points, c).reshape(groups, k)
+            logits = -self.beta * energy_values(self.energy, points, c).reshape(groups, k)
             labels = logits.softmax(1) if self.labels == "group" else groups * logits.flatten().softmax(0).reshape(groups, k)
-        guesses = -network(diffuse(self.schedule, points, times, noise), times, c).reshape(groups, k)
+        guesses = -timed_values(network, diffuse(self.schedule, points, times, noise), times, c).reshape(groups, k)
         loss = -(labels * guesses.log_softmax(1)).sum(1).mean()
         effective = 1 / logits.softmax(1).square().sum(1)
         return loss, {"effective_samples": effective.mean()}

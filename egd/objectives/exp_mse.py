@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero, Candidates
+from egd.contracts import energy_values, timed_values
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["ExpMSE"]
@@ -37,13 +38,13 @@ class ExpMSE:
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """beta E(x_0), (B,): the network starts at their mean, and E_Theta's spread is at most theirs."""
-        return self.beta * self.energy(x0, c).detach()
+        return self.beta * energy_values(self.energy, x0, c).detach()
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
-        targets, guesses = self.targets(x0, x, t, c), network(x, t, c)
+        targets, guesses = self.targets(x0, x, t, c), timed_values(network, x, t, c)
         k = self.samples if self.samples and len(x0) % self.samples == 0 else len(x0)
         lowest = torch.minimum(targets, guesses.detach()).reshape(-1, k).amin(1)
         floor = lowest.repeat_interleave(k)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import BetaOrZero
+from egd.contracts import energy_values, timed_values
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["MSE"]
@@ -23,11 +24,15 @@ class MSE:
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """The regression targets, (B,)."""
-        return self.beta * self.energy(x0, c).detach()
+        return self.beta * energy_values(self.energy, x0, c).detach()
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
         targets = self.targets(x0, x, t, c)
-        return (network(x, t, c) - targets).square().mean(), {"target_mean": targets.mean(), "target_std": targets.std()}
+        loss = (timed_values(network, x, t, c) - targets).square().mean()
+        return loss, {
+            "target_mean": targets.mean(),
+            "target_std": targets.std(),
+        }

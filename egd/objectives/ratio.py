@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from egd.contracts import timed_values
 from egd.denoisers import diffuse
 from egd.types import Context, Sample, Schedule, TimedEnergy
 
@@ -47,7 +48,7 @@ class Ratio:
             y0, wanted_c = self.wanted(len(x0), generator)
             noise = torch.randn(y0.shape, generator=generator, dtype=y0.dtype, device=y0.device)
         x, y, t = (x0, y0, torch.zeros_like(t)) if self.clean else (x, diffuse(self.schedule, y0, t, noise), t)
-        wanted, model = -network(y, t, wanted_c), -network(x, t, c)  # logits (B,)
+        wanted, model = -timed_values(network, y, t, wanted_c), -timed_values(network, x, t, c)  # logits (B,)
         loss = softplus(-wanted).mean() + softplus(model).mean() if self.kind == "logistic" else info_nce(wanted, model)
         above = (wanted > model).to(loss.dtype).mean()  # of pairs at the same t; 1/2: indistinguishable
         return loss, {"auc": above, "gap": (wanted.mean() - model.mean()).detach()}

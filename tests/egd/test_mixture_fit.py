@@ -255,3 +255,49 @@ def test_where_support_samples_have_all_the_weight_the_local_form_is_not_asked(m
 def test_too_few_samples_are_named() -> None:
     with pytest.raises(ValueError, match="2 samples of 3 dimensions are too few"):
         fit_mixture(torch.randn(2, 3), (1, 2))
+
+
+def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None:
+    """Alone or in a batch, and beside a row that has diverged; a local form that is infinite where support samples have all
+    the weight does not reach the gradient there."""
+
+    def wild(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        raise AssertionError("asked")
+
+    schedule, support = VPLinear(), support_of(mixture)
+    blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, local=wild)
+    x, t = points(mixture, schedule, 0.9)
+    plain = SupportSamples(BOWL, support, schedule, BETA, 1024)
+    assert torch.equal(blend(x, t), plain(x, t))
+    with pytest.raises(AssertionError, match="asked"):
+        blend(*points(mixture, schedule, 0.01))
+
+
+def test_too_few_samples_are_named() -> None:
+    with pytest.raises(ValueError, match="2 samples of 3 dimensions are too few"):
+        fit_mixture(torch.randn(2, 3), (1, 2))
+
+
+def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None:
+    """Alone or in a batch, and beside a row that has diverged; a local form that is infinite where support samples have all
+    the weight does not reach the gradient there."""
+
+    def infinite_far_out(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return (1.0 - t - 0.2).sqrt() + x.square().sum(1)  # an infinite or undefined slope for t >= 0.8
+
+    def wild(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return (x.square().sum(1) * (t < 0.8)).sqrt()  # 0 * inf, no number, is its slope at t = 0.9
+
+    schedule = VPLinear()
+    x = torch.cat([points(mixture, schedule, t, 4)[0] for t in (0.02, 0.1, 0.3, 0.9)])
+    t = torch.tensor([0.02, 0.1, 0.3, 0.9]).repeat_interleave(4)
+    for local in (None, wild):
+        blend = EssBlend(BOWL, Exact(mixture, schedule), support_of(mixture), schedule, BETA, samples=256, local=local)
+        bound = prepare(blend, None)
+        together = slope_of(bound, x, t)
+        alone = torch.cat([slope_of(bound, x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+        torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+        assert together.isfinite().all()
+        spoilt = x.clone()
+        spoilt[0] = torch.nan
+        torch.testing.assert_close(slope_of(bound, spoilt, t)[1:], together[1:], rtol=1e-9, atol=1e-9)

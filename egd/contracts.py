@@ -1,0 +1,104 @@
+"""What users' functions give back, held against the contracts of ``egd.types``: the shape, and whether a gradient can pass.
+
+A wrong shape broadcasts and a missing gradient guides nowhere, both without a word; so the library calls a user's energy,
+denoiser, posterior and rule through this module alone. The checks read shapes and flags, never values: a GPU is not waited for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.tensors import transformed
+from egd.types import Context, Denoiser, Energy, Gaussian, GuidanceRule, Posterior, TimedEnergy
+
+
+def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
+    """Evaluate E(x_0, c), (B, ...) -> (B,). ValueError for another shape, or for no graph where x_0 is differentiated."""
+    values = energy(x0, c)
+    check_rows(values, x0, energy)
+    _check_graph(values, x0, energy, "x_0")
+    return values
+
+
+def timed_values(energy: TimedEnergy, x: Tensor, t: Tensor, c: Context) -> Tensor:
+    """Evaluate E_t(x_t, c), (B, ...), (B,) -> (B,). ValueError as for ``energy_values``."""
+    values = energy(x, t, c)
+    check_rows(values, x, energy)
+    _check_graph(values, x, energy, "x_t")
+    return values
+
+
+def denoised(denoiser: Denoiser, x: Tensor, t: Tensor, c: Context) -> Tensor:
+    """Evaluate D(x_t, t, c), shaped like x_t. ValueError for another shape, or for no graph where x_t is differentiated."""
+    x0 = denoiser(x, t, c)
+    check_like(x0, x, denoiser)
+    _check_graph(x0, x, denoiser, "x_t")
+    return x0
+
+
+def posterior_at(posterior: Posterior, x: Tensor, t: Tensor, c: Context) -> Gaussian:
+    """Evaluate the Gaussian at x_t. ValueError where its mean is not like x_t, or has no graph where x_t is differentiated."""
+    q = posterior(x, t, c)
+    check_like(q.mean, x, posterior)
+    _check_graph(q.mean, x, posterior, "x_t")
+    return q
+
+
+def guided_score(rule: GuidanceRule, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    """Apply a guidance rule. ValueError where what it gives is not shaped like the score."""
+    guided = rule(score, slope, t)
+    check_like(guided, score, rule)
+    return guided
+
+
+def check_rows(values: Any, x: Tensor, of: object) -> None:
+    """Raise ValueError, naming whose they are, unless ``values`` are one number a row of x (B, ...)."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name_of(of)} gave {type(values).__name__}, not a tensor of one number a row")  # noqa: TRY004
+    if values.shape != x.shape[:1]:
+        rows = len(x)
+        remedy = "end with .squeeze(-1)" if values.shape == (rows, 1) else "sum over the axes of the event, not over the rows"
+        raise ValueError(
+            f"{name_of(of)} gave the shape {tuple(values.shape)} for {rows} rows {tuple(x.shape)}: "
+            f"it must be one number a row, ({rows},); {remedy}"
+        )
+    if not values.is_floating_point():
+        raise ValueError(f"{name_of(of)} gave {values.dtype}: whole numbers have no gradient; give floating-point numbers")
+
+
+def check_like(values: Any, x: Tensor, of: object) -> None:
+    """Raise ValueError, naming whose they are, unless ``values`` have the shape of x."""
+    if not isinstance(values, Tensor) or values.shape != x.shape:
+        given = f"the shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name_of(of)} gave {given} where {tuple(x.shape)} was due, the shape of what it was given")
+
+
+def _check_graph(values: Tensor, x: Tensor, of: object, by: str) -> None:
+    if values.requires_grad or not x.requires_grad or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    if transformed() and not torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return  # differentiated outside this transform, whose results carry no flag
+    raise ValueError(
+        f"{name_of(of)} has no gradient by {by}, and guidance is that gradient: "
+        "look for a comparison, argmax, rounding, detach(), no_grad() or NumPy in it. "
+        "An energy of steps can be smoothed, or guide by support_samples, which only looks at its values"
+    )
+
+
+def name_of(component: object) -> str:
+    """Name a component for a message: its class or function, and the file and line where that is."""
+    while isinstance(component, partial):
+        component = component.func
+    made_by = component if inspect.isroutine(component) or inspect.isclass(component) else type(component)
+    name = getattr(made_by, "__qualname__", type(component).__name__).replace("<locals>.", "")
+    try:
+        file, line = inspect.getsourcefile(made_by), inspect.getsourcelines(made_by)[1]
+    except (TypeError, OSError):
+        return name
+    return f"{name} ({Path(file).name}, line {line})" if file else name
