@@ -6,7 +6,7 @@ import math
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 
 from egd.batched import BatchedLearner, NotAlike
-from egd.checkpoint import group, load_checkpoint, prefixed, read_meta, save_checkpoint
+from egd.checkpoint import group, prefixed
 from egd.computing import Computing
 from egd.errors import UserError
 from egd.progress import Bar, Reporter
-from egd.runs import RunFolder
+from egd.runs import RunFolder, not_finite
+from egd.saved import load_phase, not_finite_in, save_phase
 from egd.training import Learner, Metrics
+
+REMEDY = "lower the phase's lr, or look for outliers in the data"
+GENERATOR_STATES = ((16,), (5056,))
+"""Shapes of the state of a random number generator: of GPUs, of CPUs."""
 
 Hook = Callable[[int], dict[str, Any]]
 
@@ -173,7 +178,10 @@ def _book(state: _Run, bar: Bar, *, note: bool, save: bool) -> None:
 
 def _note(state: _Run) -> None:
     if state.phase.hook is not None:
-        state.progress.notes.append({"step": state.progress.step, **state.phase.hook(state.progress.step)})
+        note = {"step": state.progress.step, **state.phase.hook(state.progress.step)}
+        if bad := not_finite(note):
+            raise UserError(f"{', '.join(bad)} is not finite at step {state.progress.step}; {REMEDY}", key=state.phase.name)
+        state.progress.notes.append(note)
 
 
 @contextmanager
@@ -193,10 +201,20 @@ def _step(states: list[_Run], learner: BatchedLearner | None) -> None:
         state.progress.step += 1
 
 
-def restored_metrics_size(folder: RunFolder) -> int:
-    """How long the metrics file was at the newest checkpoint: what was written later is written again."""
-    sizes = [read_meta(p)["metrics_size"] for p in folder.path.glob("checkpoints/*.safetensors")]
-    return max(sizes, default=0)
+def load_trained(phase: Phase, folder: RunFolder, device: torch.device | str) -> None:
+    """Give a phase's learner what a run has trained. UserError where the run has not finished the phase, or with settings that
+    are not those of its config.yaml.
+    """
+    path = folder.checkpoint(phase.name)
+    finish = f"finish it with egd run --resume, after {folder.summary} is removed if there is one"
+    if not path.exists():
+        raise UserError(f"{folder.path} has no checkpoint of its phase '{phase.name}'; {finish}")
+    tensors, meta = load_phase(path, device)
+    if meta.step != phase.steps:
+        raise UserError(f"{path} is of step {meta.step}, and the phase has {phase.steps}; {finish}")
+    if meta.settings != folder.settings():
+        raise UserError(f"{path} was made with other settings than {folder.config} has: it was edited; put back what it was")
+    _fill(phase, tensors, str(path))
 
 
 @dataclass(eq=False)
@@ -208,6 +226,7 @@ class _Run:
     progress: Progress
     recent: _Recent
     error: Exception | None = None
+    settings: str = ""
 
     @property
     def phase(self) -> Phase:
@@ -218,46 +237,83 @@ class _Run:
         generator = torch.Generator(device).manual_seed(seed_of(run.seed, run.phase.name))
         state = _Run(run, generator, Progress(), _Recent())
         with _failing(state):
-            state.progress = _restore(run, generator, device)
+            state.settings = run.folder.settings()
+            state.progress = _restore(run, generator, state.recent, device)
         return state
 
 
-def _restore(run: PhaseRun, generator: torch.Generator, device: torch.device | str) -> Progress:
+def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device: torch.device | str) -> Progress:
     path = run.folder.checkpoint(run.phase.name)
     if not path.exists():
         return Progress()
-    tensors, meta = load_checkpoint(path, device)
+    tensors, meta = load_phase(path, device)
+    if meta.step > run.phase.steps:
+        raise UserError(f"{path} does not fit these settings: it is of step {meta.step}, and the phase has {run.phase.steps}")
+    _fill(run.phase, tensors, str(path))
+    recent.load(group("recent", tensors), meta.counts)
+    _restore_generator(generator, tensors.get("generator"), seed_of(run.seed, f"{run.phase.name}/{meta.step}"), str(path))
+    return Progress(meta.step, meta.seconds, meta.notes)
+
+
+def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: int, path: str) -> None:
+    """Its state; ``seed`` where that was saved on another kind of device, whose random numbers this one cannot continue."""
+    if saved is None or saved.dtype != torch.uint8 or saved.shape not in GENERATOR_STATES:
+        raise UserError(f"{path} does not fit these settings: it holds no state of a random number generator")
+    if saved.shape != generator.get_state().shape:
+        generator.manual_seed(seed)
+        return
     try:
-        run.phase.learner.load(group("learner", tensors))
-    except (RuntimeError, KeyError, ValueError) as error:
+        generator.set_state(saved.cpu())
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit these settings: {error}") from error
+
+
+def _fill(phase: Phase, tensors: Mapping[str, Tensor], path: str) -> None:
+    """Load the learner, which must then say of itself what the tensors say: names, types, shapes and values. UserError where
+    they do not fit, or are not finite.
+    """
+    if bad := not_finite_in(tensors, unbounded(phase)):
+        raise UserError(f"{path} is of no use: its tensor {bad} is not finite; remove it and run again", key=phase.name)
+    wanted = group("learner", tensors)
+    strange = [name for name in tensors if name.partition(".")[0] not in ("learner", "recent", "generator")]
+    try:
+        phase.learner.load(dict(wanted))
+        found = phase.learner.state()
+        strange += [name for name in sorted({*wanted, *found}) if not _equal(wanted.get(name), found.get(name))]
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not fit these settings: {str(error).splitlines()[0]}") from error
-    saved = tensors["generator"].cpu()
-    if len(saved) == len(generator.get_state()):
-        generator.set_state(saved)
-    else:  # saved on another kind of device, whose random numbers this one cannot continue
-        generator.manual_seed(seed_of(run.seed, f"{run.phase.name}/{meta['step']}"))
-    return Progress(meta["step"], meta["seconds"], meta["notes"])
+    if strange:
+        raise UserError(f"{path} does not fit these settings: its tensor {strange[0]} is not one of theirs")
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one.cpu(), other.cpu(), rtol=0, atol=0, equal_nan=True) if one.shape == other.shape else False
+
+
+def unbounded(phase: Phase) -> Sequence[str]:
+    """How the names of those tensors end that may rightly be infinite, of a learner that has some."""
+    return getattr(phase.learner, "unbounded", ())
 
 
 def _save(state: _Run) -> None:
-    folder, progress = state.run.folder, state.progress
-    tensors = {**prefixed("learner", state.phase.learner.state()), "generator": state.generator.get_state()}
-    meta = {
-        "step": progress.step,
-        "seconds": progress.seconds,
-        "notes": progress.notes,
-        "metrics_size": folder.metrics_size(),
+    phase, progress = state.phase, state.progress
+    tensors = {
+        **prefixed("learner", phase.learner.state()),
+        **prefixed("recent", state.recent.sums),
+        "generator": state.generator.get_state(),
     }
-    save_checkpoint(folder.checkpoint(state.phase.name), tensors, meta)
+    if bad := not_finite_in(tensors, unbounded(phase)):
+        raise UserError(f"{bad.removeprefix('learner.')} is not finite at step {progress.step}; {REMEDY}", key=phase.name)
+    about = {"step": progress.step, "seconds": progress.seconds, "notes": progress.notes, "counts": dict(state.recent.counts)}
+    save_phase(state.run.folder, phase.name, tensors, {**about, "settings": state.settings})
 
 
 def _log(state: _Run, bar: Bar) -> None:
     means, step = state.recent.take(), state.progress.step
     if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-        raise UserError(
-            f"{', '.join(bad)} is not finite at step {step}; lower the phase's lr, or look for outliers in the data",
-            key=state.phase.name,
-        )
+        raise UserError(f"{', '.join(bad)} is not finite at step {step}; {REMEDY}", key=state.phase.name)
     state.run.folder.log({"phase": state.phase.name, "step": step, **means})
     loss = next((f"{k} {v:.4g}" for k, v in means.items() if k.endswith("loss")), "")
     bar.advance(step - bar.done, loss)
@@ -276,6 +332,10 @@ class _Recent:
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
         self.counts.update(metrics.keys())
+
+    def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        """The same as when it was saved."""
+        self.sums, self.counts = dict(sums), Counter(counts)
 
     def take(self) -> dict[str, float]:
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}

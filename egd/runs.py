@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from egd.checkpoint import write_atomic
+from egd.checkpoint import Damaged, read_meta
 from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
+from egd.files import write_atomic
 from egd.trust import record
 
-HOW = frozenset({"device", "threads", "compile", "evaluation.workers"})
+HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
 """Keys that say how a run is computed, not what: a run may go on with other values of them."""
 
 
@@ -47,24 +51,56 @@ class RunFolder:
         """Where the checkpoint of a phase lies."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
+    def previous(self, name: str) -> Path:
+        """Where the one before it lies."""
+        return self.path / "previous" / f"{name}.safetensors"
+
+    def checkpoints(self) -> Iterator[Path]:
+        """Of all phases, the newest and those before them."""
+        for kind in ("checkpoints", "previous"):
+            yield from sorted((self.path / kind).glob("*.safetensors"))
+
     def open(self, config: Tree, *, resume: bool) -> None:
         """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.
 
         A run that goes on with another device or another number of threads (``HOW``) says so in its config from then on.
         """
-        if self.config.exists():
+        if self._begun():
             if not resume:
                 raise UserError(
                     f"{self.path} holds a run already; add --resume to go on with it (or to show its result), "
                     "or choose another folder",
                     key="--out",
                 )
-            self._same(read_yaml(self.config), config)
+            if self.config.exists():
+                self._same(read_yaml(self.config), config)
+            self._made_with(config)
         with writable("--out"):
             if not self.summary.exists():
                 write_atomic(self.config, to_yaml(config).encode())
                 record(self.path, config)
             self.figures.mkdir(parents=True, exist_ok=True)
+
+    def _begun(self) -> bool:
+        return any(path.exists() for path in (self.config, self.summary, self.metrics)) or any(self.checkpoints())
+
+    def _made_with(self, config: Tree) -> None:
+        """UserError where a checkpoint was made with other settings, as when config.yaml has been edited or lost."""
+        for path in self.checkpoints():
+            try:
+                settings = read_meta(path).get("settings")
+            except Damaged:
+                continue  # whether there is another is asked when its phase goes on
+            if settings and settings != digest_of(config):
+                raise UserError(
+                    f"{path} was made with other settings than these: {self.config} has been edited or lost since; put back "
+                    "what it was, or choose another folder",
+                    key="--resume",
+                )
+
+    def settings(self) -> str:
+        """The digest of ``config.yaml`` less what says how to compute it; empty where there is none."""
+        return digest_of(read_yaml(self.config)) if self.config.exists() else ""
 
     def _same(self, old: Tree, new: Tree) -> None:
         before, after = flatten(old), flatten(new)
@@ -76,31 +112,81 @@ class RunFolder:
                 key="--resume",
             )
 
-    def truncate_metrics(self, size: int) -> None:
-        """Drop the lines written after the checkpoint from which a run goes on."""
-        if self.metrics.exists():
-            with self.metrics.open("r+b") as file:
-                file.truncate(size)
-
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to the metrics."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one line to the metrics. UserError for a number that is not finite."""
+        if bad := not_finite(row):
+            raise UserError(f"{', '.join(bad)} is not finite", key=str(row.get("phase", self.metrics)))
+        with self.metrics.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                file.write((json.dumps(row) + "\n").encode())
+            except OSError:
+                file.truncate(size)  # half a line would be damage
+                raise
 
-    def metrics_size(self) -> int:
-        """Bytes of metrics so far."""
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
+    def metrics_lines(self) -> list[bytes]:
+        """The lines so far; what a kill has left of another is not one."""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def rewrite_metrics(self, lines: Sequence[bytes]) -> None:
+        """These lines alone."""
+        content = b"".join(lines)
+        if self.metrics.exists() and self.metrics.read_bytes() != content:
+            write_atomic(self.metrics, content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Atomically."""
-        write_atomic(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+        """Atomically, with a digest of it. A number that is not finite is written as null, and its key named."""
+        found = not_finite(summary)
+        whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
+        write_atomic(self.summary, (json.dumps({**whole, "digest": _digest(whole)}, indent=2, allow_nan=False) + "\n").encode())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """None where the run is not complete."""
+        """None where the run is not complete. Damaged where the file is not what was written."""
         if not self.summary.exists():
             return None
-        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        remedy = f"remove it, and egd run --resume writes it anew from the checkpoints of {self.path}"
+        try:
+            summary: Any = json.loads(self.summary.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise Damaged(f"{self.summary} is damaged: it is not JSON ({error}); {remedy}") from error
+        if not isinstance(summary, dict) or summary.pop("digest", None) not in (None, _digest(summary)):
+            raise Damaged(f"{self.summary} is damaged or was edited: its digest is another; {remedy}")
         return summary
+
+
+def digest_of(config: Tree) -> str:
+    """Of settings, less ``HOW``."""
+    return _digest({key: value for key, value in flatten(config).items() if key not in HOW})
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def not_finite(tree: Any, key: str = "") -> list[str]:
+    """The dotted keys of the numbers in a JSON value that are not finite."""
+    return [name for name, value in _leaves(tree, key) if isinstance(value, float) and not math.isfinite(value)]
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for i, value in enumerate(tree):
+            yield from _leaves(value, f"{key}.{i}")
+    else:
+        yield key, tree
+
+
+def _with_nulls(tree: Any) -> Any:
+    """The same with null for a number that is not finite, and keys as JSON has them."""
+    if isinstance(tree, Mapping):
+        return {str(name): _with_nulls(value) for name, value in tree.items()}
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
+        return [_with_nulls(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:

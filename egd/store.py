@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from egd.checkpoint import load_checkpoint, read_meta, save_checkpoint, write_atomic
+from torch import Tensor
+
+from egd.checkpoint import Damaged, read_meta
 from egd.errors import UserError
-from egd.phases import Phase
+from egd.files import sweep, write_atomic
+from egd.phases import Phase, unbounded
 from egd.runs import RunFolder
+from egd.saved import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
 
 GIGABYTES = 20.0
+HOUR = 3600.0
 
 
 def default_store() -> Store | None:
@@ -49,9 +54,9 @@ class Store:
     path: Path
     limit: float = GIGABYTES * 1e9
 
-    def take(self, phase: Phase, folder: RunFolder) -> str | None:
+    def take(self, phase: Phase, folder: RunFolder, say: Callable[[str], None] = print) -> str | None:
         """Give the run the finished phase, as if it had trained it; the key, or None where the store does not have it, or the
-        run has begun the phase. A run that goes on has its key again.
+        run has begun the phase. A run that goes on has its key again. What is damaged is said, and forgotten.
         """
         if phase.made_of is None:
             return None
@@ -62,16 +67,31 @@ class Store:
         if not stored.exists():
             return None
         try:
-            tensors, meta = load_checkpoint(stored)
+            tensors, meta, rows = self._whole(key, phase)
             os.utime(stored)
-        except (UserError, OSError):  # damaged, or forgotten by another run just now: trained anew, it is put in its place
+        except (UserError, OSError) as error:  # trained anew, it is put in its place
+            say(f"{error}; phase '{phase.name}' is trained anew")
             with suppress(OSError):
                 stored.unlink()
             return None
-        for row in _rows(self.path / f"{key}.jsonl"):
-            folder.log(row | {"phase": phase.name})
-        save_checkpoint(place, tensors, meta | {"metrics_size": folder.metrics_size(), "store": key})
+        for row in rows:
+            folder.log(json.loads(row) | {"phase": phase.name})
+        about = meta.model_dump(include={"step", "seconds", "notes"}) | {"settings": folder.settings(), "store": key}
+        save_phase(folder, phase.name, tensors, about)
         return key
+
+    def _whole(self, key: str, phase: Phase) -> tuple[dict[str, Tensor], Meta, list[bytes]]:
+        """A finished phase and its rows of the metrics. UserError where they are not what was put there, or no numbers."""
+        path, log = self.path / f"{key}.safetensors", self.path / f"{key}.jsonl"
+        tensors, meta = load_phase(path)
+        rows = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+        if len(rows) != meta.rows or digest_of_rows(rows) != meta.metrics:
+            raise Damaged(f"{log} is not what was put into the store")
+        if meta.step != phase.steps:
+            raise Damaged(f"{path} is of step {meta.step} of {phase.steps}")
+        if bad := not_finite_in(tensors, unbounded(phase)):
+            raise Damaged(f"{path} is of no use: its tensor {bad} is not finite")
+        return tensors, meta, rows
 
     def put(self, phase: Phase, folder: RunFolder) -> None:
         """Keep a phase that the run has finished. OSError where the folder cannot be written."""
@@ -82,10 +102,14 @@ class Store:
         if stored.exists():
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps(row) for row in _rows(folder.metrics) if row.get("phase") == phase.name]
-        write_atomic(self.path / f"{key}.jsonl", "".join(row + "\n" for row in rows).encode())
+        sweep(self.path, older_than=HOUR)
+        content = folder.checkpoint(phase.name).read_bytes()
+        rows, meta = rows_of(phase.name, folder.metrics_lines()), read_meta(folder.checkpoint(phase.name))
+        if digest_of_rows(rows) != meta["metrics"]:
+            return  # lost, or edited: nothing for other runs
+        write_atomic(self.path / f"{key}.jsonl", b"".join(rows))
         write_atomic(self.path / f"{key}.json", (json.dumps(phase.made_of, indent=2) + "\n").encode())
-        write_atomic(stored, folder.checkpoint(phase.name).read_bytes())
+        write_atomic(stored, content)
         self._forget()
 
     def _forget(self) -> None:
@@ -99,8 +123,3 @@ class Store:
             if total > self.limit:
                 for suffix in (".safetensors", ".jsonl", ".json"):
                     entry.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())

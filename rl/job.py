@@ -11,9 +11,10 @@ import torch
 from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import RunsFailed, in_cell, kept, runs_label
-from egd.phases import Phase, PhaseRun, restored_metrics_size, run_phases
+from egd.phases import Phase, PhaseRun, run_phases
 from egd.progress import Reporter
 from egd.safe_names import literal
+from egd.saved import settle
 from egd.store import Store, key_of
 from rl.agents import agent_class
 from rl.envs.making import check_env
@@ -60,7 +61,7 @@ class OfflineJob:
         failures: Failures = {}
         for planned in self.planned:
             with kept(failures, planned.label):
-                _open(planned, self.resume)
+                _open(planned, self.resume, reporter)
         opened = [p for p in self.planned if p.label not in failures]
         if todo := [p for p in opened if p.folder.read_summary() is None]:
             self._complete(todo, failures, reporter)
@@ -91,15 +92,15 @@ class OfflineJob:
             firsts.setdefault(key_of(phase.made_of or run.label), (run, phase))
         rest = [pair for pair in going if pair not in firsts.values()]
         for together in (list(firsts.values()), rest) if self.store else (going,):
-            self._take(together)
+            self._take(together, reporter)
             _train(together, failures, reporter)
             self._put([pair for pair in together if pair[0].label not in failures], reporter)
         if count := sum(phase.name in run.reused for run, phase in going):
             reporter.console.print(literal(f"{going[0][1].name}: {count} of {len(going)} trained before", "dim"))
 
-    def _take(self, pairs: Sequence[Started]) -> None:
+    def _take(self, pairs: Sequence[Started], reporter: Reporter) -> None:
         for run, phase in pairs:
-            if self.store is not None and (key := self.store.take(phase, run.planned.folder)):
+            if self.store is not None and (key := self.store.take(phase, run.planned.folder, reporter.warn)):
                 run.reused[phase.name] = key
 
     def _put(self, pairs: Sequence[Started], reporter: Reporter) -> None:
@@ -127,11 +128,11 @@ class OfflineJob:
         return runs
 
 
-def _open(planned: Planned, resume: bool) -> None:
+def _open(planned: Planned, resume: bool, reporter: Reporter) -> None:
     folder = planned.folder
     folder.open(planned.config.model_dump(mode="json"), resume=resume)
     if folder.read_summary() is None:
-        folder.truncate_metrics(restored_metrics_size(folder))
+        settle(folder, reporter.warn)
 
 
 def _train(going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:

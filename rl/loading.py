@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from egd.config import read_yaml
-from egd.errors import UserError
-from egd.phases import Phase, run_phase
+from egd.phases import load_trained
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.trust import trusting
@@ -62,17 +61,14 @@ def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter
     """The agent of a run with the weights of its checkpoints, and its task. UserError where a checkpoint is missing."""
     reporter = reporter or Reporter()
     data, task = load_data(config, device, reporter)
-    return restored(config, folder, data, device, reporter), task
+    return restored(config, folder, data, device), task
 
 
-def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device, reporter: Reporter) -> Agent:
+def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device) -> Agent:
     """The same where the data are at hand."""
     agent = agent_class(config.kind)(config, data, device)
     for phase in agent.phases():
         if getattr(phase.learner, "training_only", False):
             continue
-        if not folder.checkpoint(phase.name).exists():
-            raise UserError(f"{folder.path} has no checkpoint of its phase '{phase.name}'; finish it with egd run --resume")
-        trained = Phase(phase.name, 0, phase.learner)
-        run_phase(trained, folder, reporter, seed=config.seed, device=device, checkpoint_every=1, log_every=1)
+        load_trained(phase, folder, device)
     return agent

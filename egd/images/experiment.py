@@ -12,10 +12,11 @@ from egd.errors import UserError
 from egd.experiments import Job, Options, Row
 from egd.images.config import ImagesConfig
 from egd.images.evaluation import rows
-from egd.images.job import ImagesJob, evaluated, load_model, train
+from egd.images.job import ImagesJob, evaluated, load_model
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
 from egd.labels import label
 from egd.many import Variation, check_count, variations
+from egd.phases import load_trained
 from egd.planning import blaming, given, listed_tasks, pick_device, resolve, summary_line, without_nulls
 from egd.progress import Reporter
 from egd.runs import RunFolder
@@ -56,7 +57,8 @@ class Images:
         config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})
         set_up(config.device, config.threads)
         model = load_model(config)
-        train(model, folder, reporter)  # complete: this only loads
+        for phase in model.phases():
+            load_trained(phase, folder, model.device)
         seed = config.seed if settings.get("seed") is None else settings["seed"]
         table: list[Row] = []
         for omega in settings.get("omegas") or [None]:

@@ -20,9 +20,10 @@ from egd.images.evaluation import Evaluation, evaluate, rows
 from egd.images.figure import grid_figure
 from egd.images.model import DATA, PARTS, ImagesModel
 from egd.many import Cell, in_cell, run_label
-from egd.phases import restored_metrics_size, run_phase
+from egd.phases import run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.saved import settle
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ImagesJob:
         return in_cell(rows(name, summary["results"]), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:
-        self.folder.truncate_metrics(restored_metrics_size(self.folder))
+        settle(self.folder, reporter.warn)
         model = load_model(self.config)
         seconds = train(model, self.folder, reporter)
         started = time.perf_counter()

@@ -21,7 +21,7 @@ from egd.safe_names import check_names, folder_of_task
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DATA_SETS, find_data_set
 from egd.toy2d.evaluation import rows, summarise
-from egd.toy2d.job import Toy2dJob, evaluated, train
+from egd.toy2d.job import Toy2dJob, evaluated, load
 from egd.toy2d.model import Toy2dModel, check_components
 
 
@@ -57,7 +57,7 @@ class Toy2d:
         config = config.model_copy(update={"device": device})
         set_up(device, config.threads)
         model = Toy2dModel(config, find_data_set(config.task), torch.device(device))
-        train(model, folder, reporter)  # complete: this only loads
+        load(model, folder)
         seed = config.seed if settings.get("seed") is None else settings["seed"]
         table: list[Row] = []
         for omega in settings.get("omegas") or [config.omega]:

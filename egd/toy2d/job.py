@@ -12,9 +12,10 @@ import torch
 from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import Cell, in_cell, run_label
-from egd.phases import Phase, restored_metrics_size, run_phase
+from egd.phases import Phase, load_trained, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.saved import settle
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet, find_data_set
 from egd.toy2d.evaluation import UNGUIDED, Evaluation, evaluate, rows, summarise
@@ -50,7 +51,7 @@ class Toy2dJob:
         return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:
-        self.folder.truncate_metrics(restored_metrics_size(self.folder))
+        settle(self.folder, reporter.warn)
         model = Toy2dModel(self.config, self.data, torch.device(self.config.device))
         seconds = train(model, self.folder, reporter)
         started = time.perf_counter()
@@ -88,6 +89,14 @@ def train(model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> dict[str,
     """All phases, from their checkpoints where there are some; seconds of each."""
     seconds = {phase.name: _phase(phase, model, folder, reporter) for phase in model.first_phases()}
     return seconds | {phase.name: _phase(phase, model, folder, reporter) for phase in model.energy_phases()}
+
+
+def load(model: Toy2dModel, folder: RunFolder) -> None:
+    """What a complete run has trained."""
+    for phase in model.first_phases():
+        load_trained(phase, folder, model.device)
+    for phase in model.energy_phases():
+        load_trained(phase, folder, model.device)
 
 
 def _phase(phase: Phase, model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> float:

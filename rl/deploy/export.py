@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from egd.checkpoint import write_atomic
 from egd.errors import UserError
+from egd.files import write_atomic
 
 if TYPE_CHECKING:
     from rl.deploy.policy import PolicyModule

@@ -218,7 +218,7 @@ def agents_of(runs: Sequence[Run], on: str, reporter: Reporter) -> tuple[list[Ag
     configs = [read_config(folder).model_copy(update={"device": device.type}) for folder in folders]
     set_up(device, configs[0].threads, configs[0].precision)
     data, _ = load_data(configs[0], device, reporter)
-    return [restored(c, folder, data, device, reporter) for c, folder in zip(configs, folders, strict=True)], data
+    return [restored(c, folder, data, device) for c, folder in zip(configs, folders, strict=True)], data
 
 
 def _about_data(run: Run) -> set[str]:

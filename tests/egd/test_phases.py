@@ -13,9 +13,10 @@ from egd.checkpoint import load_checkpoint
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture
 from egd.networks import NoiseMLP
-from egd.phases import Phase, Progress, restored_metrics_size, run_phase, seed_of
+from egd.phases import Phase, Progress, run_phase, seed_of
 from egd.progress import Reporter
 from egd.runs import RunFolder
+from egd.saved import settle
 from egd.schedules import VPLinear
 from egd.training import DenoiserLearner, Fit, Metrics
 
@@ -55,7 +56,7 @@ def quiet() -> Reporter:
 
 def run(folder: RunFolder, names: dict[str, Mortal], reporter: Reporter | None = None) -> dict[str, Progress]:
     """Every phase in turn, as a job does it: first forget the metrics that no checkpoint knows of."""
-    folder.truncate_metrics(restored_metrics_size(folder))
+    settle(folder)
     progress = {}
     for name, one in names.items():
 
@@ -116,16 +117,12 @@ def test_a_finished_phase_is_restored_without_a_step(tmp_path: Path) -> None:
 
 def test_the_metrics_known_to_the_checkpoints_end_at_the_newest(tmp_path: Path) -> None:
     folder = opened(tmp_path)
-    assert restored_metrics_size(folder) == folder.metrics_size() == 0
     with pytest.raises(PowerCut):
         run(folder, {"one": learner(), "two": learner(9)})  # its last checkpoint: 7, its last metrics: 8
-    known = restored_metrics_size(folder)
-    lines = folder.metrics.read_bytes()
-    assert known < len(lines)
-    folder.truncate_metrics(known)
-    assert folder.metrics.read_bytes() == lines[:known]
-    assert lines[:known].endswith(b"}\n")
-    assert b'"phase": "two", "step": 7' in lines[:known].splitlines()[-1]
+    lines = folder.metrics_lines()
+    settle(folder)
+    assert folder.metrics_lines() == lines[:-1]
+    assert b'"phase": "two", "step": 7' in lines[-2]
 
 
 def test_metrics_are_means_since_the_last_line(tmp_path: Path) -> None:

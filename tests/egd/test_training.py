@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint, write_atomic
+from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
+from egd.files import write_atomic
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.networks import NoiseMLP
 from egd.schedules import EDM, VE, FlowMatching, VPCosine, VPLinear

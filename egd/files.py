@@ -1,0 +1,56 @@
+"""Files that are whole or not there: written beside their place and moved into it, so that neither a kill nor a full disk
+leaves half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+SCRATCH = ".part-"
+"""What the name of a file begins with that is being written."""
+
+_numbers = count()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write so that a reader, or a run after a power cut, finds the old content or the new, never half of it."""
+    with replacing(path) as scratch:
+        write_to_disk(scratch, data)
+
+
+def write_to_disk(path: Path, data: bytes) -> None:
+    """Make a file, and wait until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in place of ``path``, with the same suffix; it takes that place at the end, and is removed where the
+    writing fails. Its name is short, whatever the length of the other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{next(_numbers)}{path.suffix}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what killed processes have left half-written in a folder and below. For one whose lock is held, as nobody else
+    writes there; else with an age in seconds that no file takes to be written.
+    """
+    for scratch in [*folder.rglob(f"{SCRATCH}*"), *folder.rglob("*.part")]:
+        with suppress(OSError):  # gone meanwhile, or not ours to remove
+            if time.time() - scratch.stat().st_mtime >= older_than:
+                scratch.unlink()
