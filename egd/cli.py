@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -431,7 +433,10 @@ def keep_compiled() -> None:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. What the terminal's encoding lacks is shown as an escape, and ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     keep_compiled()
     add_commands()
     app()

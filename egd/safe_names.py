@@ -6,6 +6,7 @@ HTML is escaped by Jinja.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -75,10 +76,19 @@ def _problem(name: str) -> str | None:
         "it leads to another folder": "/" in name or "\\" in name or not name.strip("."),
         "it has characters that cannot be shown": name != printable(name),
         "it begins or ends with a space": name != name.strip(),
+        "this machine's file names cannot have its characters": not _encodable(name),
         "Windows has taken it": RESERVED.fullmatch(name) is not None,
         f"it has {size} bytes, {BYTES} are possible": size > BYTES,
     }
     return next((problem for problem, there in problems.items() if there), None)
+
+
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(name: str, length: int = 60) -> str:

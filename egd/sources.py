@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[str, frozenset[str]]:
 
 
 def _parsed(path: Path) -> ast.Module:
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]

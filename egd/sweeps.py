@@ -12,7 +12,7 @@ from egd.report.tables import means
 def means_below(out: Path) -> list[Mapping[str, str]]:
     """Rows of means over seeds of all complete runs in the folder, a cell of the grid a row and policy."""
     paths = sorted(out.rglob("summary.json"))
-    summaries = [json.loads(path.read_text()) for path in paths]
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return means(summaries, [cell_of(path.relative_to(out)) for path in paths])
 
 

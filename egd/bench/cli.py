@@ -64,7 +64,7 @@ def energies(
         if curves is not None:
             report.write_json(curves, lines)
     if markdown is not None:
-        markdown.write_text(report.markdown(rows))
+        markdown.write_text(report.markdown(rows), encoding="utf-8")
     if figure is not None:
         report.figure(figure, lines, rows)
 
@@ -102,7 +102,7 @@ def ratios(
         if json is not None:  # after every problem: what is measured is kept
             report.write_json(json, rows)
     if markdown is not None:
-        markdown.write_text(ratios_report.markdown(rows))
+        markdown.write_text(ratios_report.markdown(rows), encoding="utf-8")
     if figure is not None:
         ratios_report.figure(figure, rows)
 
@@ -146,7 +146,7 @@ def speed(
                 report.write_json(json, rows)
     console.print(speed_report.table(rows))
     if markdown is not None:
-        markdown.write_text(speed_report.markdown(rows))
+        markdown.write_text(speed_report.markdown(rows), encoding="utf-8")
 
 
 Results = list[tuple["Row", "Curve"]]

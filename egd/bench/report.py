@@ -134,7 +134,7 @@ def write_json(path: Path, items: Sequence[DataclassInstance]) -> None:
     """A list of objects, one a line; None for what is not finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(rounded(item))) for item in items]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
 def rounded(item: Item) -> Item:

@@ -138,7 +138,7 @@ def _metrics(run: Run) -> dict[str, dict[float, float]]:
     """ "phase: metric" -> step -> value, of at most ``BINS`` steps, each the mean of those near it."""
     path = run.path / "metrics.jsonl"
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         for name, value in numbers.items() if "step" in row else ():
             series[f"{row['phase']}: {name}"].append((row["step"], value))

@@ -33,13 +33,13 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
             lacking.append(str(error))
     with writable("--out"):
         out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(markdown(found))
-    (out / "table.tex").write_text(latex(found))
-    (out / "table.csv").write_text(comma_separated(tidy(report)))
-    (out / "scores.csv").write_text(comma_separated(by_run(report), RUN_COLUMNS))
+    (out / "table.md").write_text(markdown(found), encoding="utf-8")
+    (out / "table.tex").write_text(latex(found), encoding="utf-8")
+    (out / "table.csv").write_text(comma_separated(tidy(report)), encoding="utf-8")
+    (out / "scores.csv").write_text(comma_separated(by_run(report), RUN_COLUMNS), encoding="utf-8")
     for name, figure in figures.items():
         save(figure, out, name)
-    (out / "index.html").write_text(_page(report, found, figures, lacking))
+    (out / "index.html").write_text(_page(report, found, figures, lacking), encoding="utf-8")
     return found, lacking
 
 

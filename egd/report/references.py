@@ -48,7 +48,7 @@ def read(path: Any) -> list[Reference]:
     begin with # are comments. UserError where it cannot be read or a column or number is missing.
     """
     try:
-        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if not line.startswith("#")]
         rows = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}", key="--reference") from None

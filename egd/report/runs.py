@@ -121,7 +121,7 @@ def _read(folder: Path) -> Run:
     summary = folder / "summary.json"
     if not summary.exists():
         raise ValueError("not finished: it has no summary.json")
-    tree = json.loads(summary.read_text())
+    tree = json.loads(summary.read_text(encoding="utf-8"))
     return Run(folder, Summary.model_validate(tree), flatten(read_yaml(folder / "config.yaml")))
 
 

@@ -231,7 +231,7 @@ def main(
                 found.append({"arm": name, "seed": seed, **measured(setting, generated, seed + 1), **info})
                 bar.advance(1, name)
                 if out is not None:
-                    out.write_text(json.dumps(found, indent=1) + "\n")
+                    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(_summary(found), f"{task}, {rows} online rows of {expert}: mean ± std over {seeds} seeds")
 
 

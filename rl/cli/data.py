@@ -66,7 +66,7 @@ def describe(
         _histogram(episodes.returns)
         if json_file is not None:
             with _writing(json_file):
-                json_file.write_text(json.dumps(facts, indent=2) + "\n")
+                json_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if figure is not None:
             with _writing(figure):
                 returns_figure(episodes.returns, task, figure)

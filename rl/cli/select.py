@@ -53,7 +53,7 @@ def select(
             found = judge(runs, settings, Reporter(console))
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n")
+            json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n", encoding="utf-8")
     several = len({row.run for row in found.rows}) > 1
     show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {found.task}")
     for line in (*_skipped(found), *_remarks(found, settings)):

@@ -64,7 +64,7 @@ def read_drawing(map_or_file: str) -> str:
     if re.search(r"[#\\\n]", map_or_file):
         return map_or_file
     try:
-        return Path(map_or_file).read_text()
+        return Path(map_or_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"'{map_or_file}' is neither a drawing of a maze (# wall, O free, G goal) nor a text file with one: {error}",
