@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from egd.bounds import Batch, Layers, Rate, Steps, Width
 from egd.config import Strict
+from egd.errors import UserError
 from egd.networks import ActivationName
 
 __all__ = ["NetworkConfig"]
@@ -20,3 +23,9 @@ class NetworkConfig(Strict):
     lr: Rate = 3e-4
     decay: bool = True
     """The learning rate falls to 0, by a cosine."""
+
+
+def check_titles(estimators: Iterable[str], taken: Iterable[str]) -> None:
+    """UserError for an estimator that is called like a row that every table has."""
+    for title in set(estimators) & set(taken):
+        raise UserError(f"'{title}' is a row of its own; call the estimator something else", key=f"estimators.{title}")

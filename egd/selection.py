@@ -23,9 +23,10 @@ def best_of(samples: Tensor, energy: Energy | Tensor, c: Context = None) -> Tens
     """The sample of lowest energy in every row: (B, K, ...) -> (B, ...).
 
     ``energy`` is a function (evaluated without gradients, c repeated K times) or its values (B, K). The larger K, the
-    greedier: no inverse temperature enters, and the samples' spread goes.
+    greedier: no inverse temperature enters, and the samples' spread goes. An energy that is not a number is never the lowest.
     """
-    return _take(samples, energies_of(samples, energy, c).argmin(1, keepdim=True))[:, 0]
+    energies = energies_of(samples, energy, c)
+    return _take(samples, energies.where(~energies.isnan(), torch.inf).argmin(1, keepdim=True))[:, 0]
 
 
 def softmax_resample(
@@ -70,8 +71,11 @@ def energy_weights(energy: Energy, beta: BetaOrZero, *, group: Batch | None = No
     spend themselves on contexts where E is low. Either take E less a function of c (an advantage), or feed ``group``
     samples of q(. | c) for each context, side by side. ``clip`` bounds the weights (before they are brought back to mean
     1): less variance, and a target that is milder than the tilted one. Raises ValueError when the group does not divide
-    the batch.
+    the batch, and for a group or clip that is not positive.
     """
+    for name, value in {"group": group, "clip": clip}.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is a positive number; got {value}")
 
     def weights(x0: Tensor, c: Context = None) -> Tensor:
         k = group or len(x0)

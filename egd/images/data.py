@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +15,11 @@ from torch import Tensor
 
 from egd.bounds import Pixels
 from egd.errors import UserError
+from egd.pipeline_inputs import check_images
 
 __all__ = ["digits", "folder"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class ImageSet:
         cut = round(share * len(self))
         return self.rows(order[:cut]), self.rows(order[cut:])
 
+    def check(self) -> None:
+        """ValueError unless the images are floating and in [-1, 1], and the labels are theirs and those of the classes."""
+        check_images("images", self.images, self.images.shape[1:])
+        if self.images.ndim != 4 or self.images.shape[-1] != self.images.shape[-2]:
+            raise ValueError(f"images: expected (N, C, S, S), got {tuple(self.images.shape)}")
+        if self.labels is None:
+            return
+        if self.labels.shape != (len(self),) or self.labels.dtype != torch.long:
+            raise ValueError(f"labels: expected {len(self)} of int64, got {tuple(self.labels.shape)} of {self.labels.dtype}")
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise ValueError(f"labels: expected 0 to {len(self.classes) - 1}, one for each of the {len(self.classes)} classes")
+
 
 def digits(size: Pixels = 8) -> ImageSet:
     """1797 handwritten digits of 8 x 8 pixels in ten classes, which scikit-learn carries; padded to ``size`` with black."""
@@ -64,26 +80,89 @@ def digits(size: Pixels = 8) -> ImageSet:
 
 def folder(path: Path, size: Pixels = 32, channels: Literal[1, 3] = 3) -> ImageSet:
     """Every image below ``path``, cut to its central square and scaled to ``size``. Where they lie in sub-folders, the first
-    one's name is the class. UserError where there are none."""
+    one's name is the class.
+
+    Hidden files and folders are left out and links are followed. Images are turned as EXIF says, transparency is laid on
+    white, 16 bits are scaled as 8 are, and of an animation the first picture counts. UserError where there are none, and
+    naming the file for one that cannot be read, whose range of values is not known, or that is there twice.
+    """
     root = path.expanduser()
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES) if root.is_dir() else []
+    files = _files(root)
     if not files:
         raise UserError(f"no images below '{root}' ({', '.join(SUFFIXES)}); is the folder right?", key="data.path")
-    images = torch.stack([_read(file, size, channels) for file in files])
     names = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
     classes = tuple(sorted(set(names)))
+    _check_names(classes)
+    images = torch.stack([_read(file, size, channels) for file in files])
     if len(classes) < 2 or "" in classes:
         return ImageSet(images)
     return ImageSet(images, torch.tensor([classes.index(name) for name in names]), classes)
 
 
-def _read(file: Path, size: int, channels: int) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _files(root: Path) -> list[Path]:
+    """The image files below a folder, sorted, neither hidden nor there twice. UserError for a link that leads nowhere."""
+    found: list[Path] = []
+    seen: dict[Path, Path] = {}
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        files = [Path(place) / name for name in names if not _hidden(name) and name.lower().endswith(SUFFIXES)]
+        for here in (Path(place), *files):
+            real = here.resolve()
+            if not real.exists():
+                raise UserError(f"{here} is a link that leads nowhere", key="data.path")
+            if real in seen:  # the second one might be tested on what was trained on
+                raise UserError(f"{here} and {seen[real]} are one, by a link; remove one of them", key="data.path")
+            seen[real] = here
+        found += [file for file in files if file.is_file()]
+    return sorted(found)
 
-    try:
-        with Image.open(file) as picture:
-            square = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file} is not an image that can be read: {error}", key="data.path") from error
-    array = np.asarray(square, dtype=np.float32).reshape(size, size, channels)
-    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _check_names(classes: tuple[str, ...]) -> None:
+    """UserError for two classes that only differ in case, in spaces or in how an accent is written."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        plain = unicodedata.normalize("NFKC", name).casefold().strip()
+        if plain in seen:
+            raise UserError(f"the folders '{seen[plain]}' and '{name}' would be two classes; is it one?", key="data.path")
+        seen[plain] = name
+
+
+def _read(file: Path, size: int, channels: int) -> Tensor:
+    """(C, S, S) in [-1, 1]. UserError naming a file that cannot be read, or whose range of values is not known."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as picture:
+                upright = ImageOps.exif_transpose(picture)
+                known = upright.mode not in ("I", "F")
+                pixels = _square(upright, size, channels) if known else None
+        except Exception as error:  # whatever Pillow makes of a damaged file
+            raise UserError(f"{file} is not an image that can be read: {error}", key="data.path") from error
+    if pixels is None:
+        kind = "floating numbers" if upright.mode == "F" else "32 bits"
+        raise UserError(f"{file} has pixels of {kind}, of no known range; save it with 8 or 16 bits", key="data.path")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _square(picture: Any, size: int, channels: int) -> Any:
+    """The central square (S, S, C) in [-1, 1] of an image of at most 16 bits; what is transparent is white."""
+    from PIL import Image, ImageOps
+
+    deep = picture.mode.startswith("I;16")
+    if deep:
+        picture = Image.fromarray(np.asarray(picture).astype(np.float32) / 32767.5 - 1)
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    if not deep:
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    array = np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+    if deep:  # grey, and nothing keeps floating pixels in range
+        return array.clip(-1, 1)[:, :, None].repeat(channels, 2)
+    return array.reshape(size, size, channels) / 127.5 - 1

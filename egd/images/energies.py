@@ -14,7 +14,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from egd.bounds import Index, Number, Positive, Seed
+from egd.bounds import Index, Positive, Seed, Share
 from egd.types import Context
 
 __all__ = ["Brightness", "ClassProbability", "Inpainting"]
@@ -40,7 +40,9 @@ class ClassProbability:
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
         """(B, C, H, W), c -> (B,)"""
-        return -self.classifier(x0).log_softmax(1).gather(1, self._label(x0, c)[:, None])[:, 0]
+        logits = self.classifier(x0)
+        _check_logits(logits, len(x0))
+        return -logits.log_softmax(1).gather(1, self._label(x0, c)[:, None])[:, 0]
 
     def _label(self, x0: Tensor, c: Context) -> Tensor:
         if self.label is None:
@@ -58,7 +60,7 @@ class ClassProbability:
 class Brightness:
     """E(x_0) = (m - target)^2 / (2 width^2), m the mean pixel on a scale from 0 to 1: a quadratic in one direction."""
 
-    target: Number = 0.5
+    target: Share = 0.5
     width: Positive = 0.02
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
@@ -68,7 +70,7 @@ class Brightness:
     def measure(self, x0: Tensor, c: Context, judge: Logits | None) -> dict[str, float]:
         """The samples' mean ``brightness`` and the ``std`` of it."""
         m = _mean_pixel(x0)
-        return {"brightness": float(m.mean()), "std": float(m.std())}
+        return {"brightness": float(m.mean()), "std": float(m.std()) if len(m) > 1 else 0.0}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,17 @@ class Inpainting:
 
     def __call__(self, x0: Tensor, c: Context = None) -> Tensor:
         """(B, C, H, W), c -> (B,)"""
-        return (self.known(x0) * (x0 - _entry(c, "image"))).square().flatten(1).sum(1) / (2 * self.noise**2)
+        return (self.known(x0) * (x0 - self._measured(c, x0))).square().flatten(1).sum(1) / (2 * self.noise**2)
+
+    def _measured(self, c: Context, x0: Tensor) -> Tensor:
+        """The context's image. ValueError where it is not shaped like x_0 or lies beyond [-1, 1] by more than noise does."""
+        image, most = _entry(c, "image"), 1 + 6 * self.noise
+        if image.shape[1:] != x0.shape[1:] or len(image) not in (1, len(x0)):
+            raise ValueError(f"the context's image has the shape {tuple(image.shape)}, and x_0 {tuple(x0.shape)}")
+        if not image.is_floating_point() or not bool((image.abs() <= most).all()):
+            kind = image.dtype if not image.is_floating_point() else f"values from {image.min():.4g} to {image.max():.4g}"
+            raise ValueError(f"the context's image has {kind}; it is measured on the scale of x_0, from -1 to 1")
+        return image
 
     def known(self, x0: Tensor) -> Tensor:
         """1 where a pixel was measured, 0 where it is hidden: (1, 1, H, W)"""
@@ -96,17 +108,29 @@ class Inpainting:
             mask[:, slice(width // 2) if self.hide == "left" else slice(width // 2, None)] = 0
         else:
             mask[slice(height // 2) if self.hide == "top" else slice(height // 2, None)] = 0
+        if mask.min() == mask.max():
+            kept = "all" if mask.max() else "none"
+            raise ValueError(f"hide '{self.hide}' leaves {kept} of the {height} x {width} pixels; take larger images")
         return mask[None, None].to(x0)
 
     def measure(self, x0: Tensor, c: Context, judge: Logits | None) -> dict[str, float]:
         """Root mean squared errors on the known pixels and, against the whole picture, on the hidden ones."""
-        known, square = self.known(x0).expand_as(x0), (x0 - _entry(c, "image")).square()
+        known, square = self.known(x0).expand_as(x0), (x0 - self._measured(c, x0)).square()
         return {"known_rmse": _rms(square, known), "hidden_rmse": _rms(square, 1 - known)}
 
     def shown(self, c: Context) -> Tensor:
         """What was measured, hidden pixels nan: for figures."""
         image = _entry(c, "image")
         return torch.where(self.known(image) > 0, image, torch.nan)
+
+
+def _check_logits(logits: Tensor, n: int) -> None:
+    """ValueError unless they are (n, classes), of two classes or more, and no probabilities already."""
+    if logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
+        raise ValueError(f"a classifier gives logits ({n}, classes), of two classes or more; got {tuple(logits.shape)}")
+    with torch.no_grad():
+        if bool((logits > 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+            raise ValueError("the classifier gives probabilities; energies need logits, such as their logarithms")
 
 
 def _rms(square: Tensor, mask: Tensor) -> float:

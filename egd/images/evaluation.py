@@ -12,14 +12,13 @@ from torch import Tensor
 
 from egd.experiments import Row
 from egd.images.data import ImageSet
-from egd.images.model import ImagesModel
+from egd.images.model import DATA_ROW, UNGUIDED, ImagesModel
 from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
 from egd.selection import energies_of
 from egd.types import Context, Energy
 
-DATA, UNGUIDED = "data, weighted", "unguided"
 ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
 CHUNK = 8192  # energies at a time
 
@@ -55,7 +54,7 @@ def evaluate(
             judge = Judge.of(model, energy, c, data, beta, seed)
             exact = data.resample(beta, 1, seed)
             cells[row] = {"": energy.shown(c) if hasattr(energy, "shown") else exact}
-            results.append(about | {"estimator": DATA, "ess": data.ess(beta), "finite": 1.0} | judge.of_data(exact))
+            results.append(about | {"estimator": DATA_ROW, "ess": data.ess(beta), "finite": 1.0} | judge.of_data(exact))
             for column in (UNGUIDED, *config.estimators):
                 started = time.perf_counter()
                 generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
@@ -149,6 +148,8 @@ class Judge:
         if finite < 1:
             return {"finite": finite}
         own = self.energy.measure(x, self.c, self.model.judge) if hasattr(self.energy, "measure") else {}
+        if own.keys() & set(SHARED):
+            raise ValueError(f"measure() of {type(self.energy).__name__} may not use the names {', '.join(SHARED)}")
         result = {"finite": finite, **own, "energy": float(self.energy(x, self.c).mean())}
         if self.reference is None:
             return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from egd.catalogue import ENERGIES
 from egd.components import build, wanted_parts
 from egd.computing import set_up
+from egd.errors import UserError
 from egd.experiments import Row
 from egd.images.classifier import accuracy
 from egd.images.config import ImagesConfig
@@ -24,6 +26,8 @@ from egd.phases import run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.saved import settle
+
+TRUSTED = 0.8  # of the test images; a judge below it says little of samples
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class ImagesJob:
         model.pipeline.save_pretrained(self.folder.path / "pipeline")
         summary = self._summary(model, evaluation, seconds)
         self.folder.write_summary(summary)
-        self._warn(model, evaluation, reporter)
+        self._warn(model, evaluation, reporter, summary["test_accuracy"])
         return summary
 
     def _summary(self, model: ImagesModel, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
@@ -76,8 +80,11 @@ class ImagesJob:
             "seconds": seconds,
         }
 
-    def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter) -> None:
-        """A clamp that acts, and samples that are not numbers, are reported."""
+    def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
+        """A clamp that acts, samples that are not numbers, and a classifier that hardly knows the classes are reported."""
+        for name, found in test_accuracy.items():
+            if found < TRUSTED:
+                reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")
         moments = model.calibration.moments
         for name, estimator in self.config.estimators.items():
             kind, own = estimator.posterior.name, moments[bool(estimator.clip_x0)]
@@ -92,8 +99,14 @@ class ImagesJob:
 
 
 def load_model(config: ImagesConfig) -> ImagesModel:
-    """The images of the recipe, and fresh networks for them."""
-    images: ImageSet = build(DATA, config.data.spec, {}, "data")
+    """The images of the recipe, and fresh networks for them. UserError for images on another scale, or labels of no class."""
+    images = build(DATA, config.data.spec, {}, "data")
+    if not isinstance(images, ImageSet):
+        raise UserError(f"'{config.data.name}' gives a {type(images).__name__}; return an egd.images.ImageSet", key="data")
+    try:
+        images.check()
+    except ValueError as error:
+        raise UserError(str(error), key="data") from None
     return ImagesModel(config, images, torch.device(config.device))
 
 

@@ -21,6 +21,7 @@ from egd.phases import Phase, seed_of
 from egd.posteriors.moments import Moments, calibrate
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
+from egd.sections import check_titles
 from egd.training import DenoiserLearner, Fit, Metrics
 from egd.types import Context, Denoiser, Energy, Posterior, Support
 
@@ -28,6 +29,7 @@ DATA = Registry("set of images", "egd.images.data", ("split",))
 IMAGE_ENERGIES = Registry("energy of images", "egd.images.energies", ("__call__",), 2)
 POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
+DATA_ROW, UNGUIDED = "data, weighted", "unguided"
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,6 +39,7 @@ def check_components(config: ImagesConfig) -> None:
     make_schedule(config)
     for name, target in config.targets.items():
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
+    check_titles(config.estimators, (DATA_ROW, UNGUIDED))
     for name, estimator in config.estimators.items():
         validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
@@ -66,6 +69,7 @@ class ImagesModel:
         split = torch.Generator().manual_seed(seed_of(config.seed, "split"))
         train, test = images.split(1 - config.test_share, split)
         for_guide, for_judge = train.split(0.5, split)
+        self._check_images(images, {"the classifier": for_guide, "the judge": for_judge, "the test": test})
         self.train, self.test = train.to(device), test.to(device)
         channels, size = images.images.shape[1], images.images.shape[-1]
         u = config.unet
@@ -75,7 +79,6 @@ class ImagesModel:
         if images.labels is not None:
             sets = {"classifier": for_guide, "judge": for_judge}
             self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
-        self._check_labels(images)
         self.calibration = Calibration(self)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
@@ -90,15 +93,21 @@ class ImagesModel:
         fit = Fit(module, lr=c.lr, steps=c.steps, decay=True)
         return ClassifierLearner(fit, images, batch=c.batch, noise=c.noise)
 
-    def _check_labels(self, images: ImageSet) -> None:
+    def _check_images(self, images: ImageSet, parts: Mapping[str, ImageSet]) -> None:
+        """UserError for too few images, for classes that a target needs and that a part of the images lacks."""
+        for name, part in parts.items():
+            if not len(part):
+                raise UserError(f"{len(images)} images leave none for {name}; use more, or another test_share", key="data")
         for name, target in self.config.targets.items():
             wanted = wanted_parts(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
-            if wanted and not self.classifiers:
+            if wanted and images.labels is None:
                 raise UserError(
                     "needs a classifier, and these images have no classes: put them in one sub-folder a class, or set the "
                     "target to null",
                     key=f"targets.{name}.energy",
                 )
+            if wanted:
+                _check_classes(parts, f"targets.{name}.energy")
             label = target.energy.spec.settings.get("label")
             if label is not None and not 0 <= label < len(images.classes):
                 last = len(images.classes) - 1
@@ -163,9 +172,9 @@ class ImagesModel:
         self, name: str | None, energy: Energy, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
     ) -> Tensor:
         """n images (n, C, S, S) in [-1, 1], guided by an estimator; unguided without a name."""
-        shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "pt", "generator": generator}
+        shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "latent", "generator": generator}
         if name is None:
-            return _signed(self.pipeline(**shared).images)
+            return shown(self.pipeline(**shared).images)
         estimator = self.config.estimators[name]
         own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, "support"))
         images = self.pipeline(
@@ -180,11 +189,24 @@ class ImagesModel:
             clip_x0=estimator.bound,
             **shared,
         ).images
-        return _signed(images)
+        return shown(images)
 
 
-def _signed(images: Tensor) -> Tensor:
-    return 2 * images - 1
+def shown(latents: Tensor) -> Tensor:
+    """In [-1, 1], as a picture of them is; what is infinite stays it, and is counted."""
+    return torch.where(latents.isfinite(), 2 * (latents / 2 + 0.5).clamp(0, 1) - 1, latents)
+
+
+def _check_classes(parts: Mapping[str, ImageSet], key: str) -> None:
+    """UserError for a class that a part of the images lacks: nothing can be learned or said of it there."""
+    for name, part in parts.items():
+        assert part.labels is not None
+        lacking = set(range(len(part.classes))) - set(part.labels.tolist())
+        if lacking:
+            shown = ", ".join(f"'{part.classes[i]}'" for i in sorted(lacking)[:5])
+            raise UserError(
+                f"needs a classifier, and of {shown} there is no image for {name}: use more, or set the target to null", key=key
+            )
 
 
 class Calibration:

@@ -15,9 +15,7 @@ from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
 from egd.toy2d.exact import Draws
-from egd.toy2d.model import Toy2dModel
-
-EXACT, UNGUIDED = "exact", "unguided"
+from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from egd.runs import RunFolder
 from egd.saved import settle
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet, find_data_set
-from egd.toy2d.evaluation import UNGUIDED, Evaluation, evaluate, rows, summarise
+from egd.toy2d.evaluation import Evaluation, evaluate, rows, summarise
 from egd.toy2d.figure import samples_figure
-from egd.toy2d.model import Toy2dModel
+from egd.toy2d.model import UNGUIDED, Toy2dModel
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from egd.posteriors.moments import Moments, calibrate
 from egd.samplers import initial_noise
 from egd.samplers.choice import choose
 from egd.schedules import time_grid
+from egd.sections import check_titles
 from egd.selection import Weights, energy_weights
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet
@@ -34,6 +35,7 @@ PARTS = {"energy", "posterior", "support", "beta", *POSTERIOR_PARTS}
 WEIGHTS = Registry("weighting of the data", "egd.selection")
 WEIGHTED = "energy_weights"
 """Instead of an estimate of E_t: a denoiser of the weighted data for every beta."""
+EXACT, UNGUIDED = "exact", "unguided"
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -57,6 +59,7 @@ def check_components(config: Toy2dConfig) -> None:
     choose(Spec(config.sampler.name, {}), "sampler.name")
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, {"omega"}, "rule")
+    check_titles(config.estimators, (EXACT, UNGUIDED))
     for title, estimator in config.estimators.items():
         known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
         if estimator.name not in known and ":" not in estimator.name:

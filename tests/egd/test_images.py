@@ -20,6 +20,7 @@ from egd.images.data import ImageSet, digits, folder
 from egd.images.energies import Brightness, ClassProbability, Inpainting
 from egd.images.evaluation import Weighted, make_context
 from egd.images.figure import mosaic
+from egd.images.model import shown
 
 RECIPE = """
 experiment: images
@@ -108,6 +109,106 @@ def test_a_folder_of_images_is_read_with_its_classes(tmp_path: Path) -> None:
         folder(tmp_path / "nowhere")
 
 
+RAMP = np.linspace(0, 1, 16 * 16).reshape(16, 16)
+
+
+def save(picture: Any, path: Path, **settings: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **settings)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("dtype", "top", "suffix"), [("u1", 255, "png"), ("u2", 65535, "png"), (">u2", 65535, "tif")])
+def test_every_depth_is_scaled_to_its_own_range(tmp_path: Path, dtype: str, top: int, suffix: str, channels: Any) -> None:
+    save(Image.fromarray((top * RAMP).round().astype(dtype)), tmp_path / f"a.{suffix}")
+    (image,) = folder(tmp_path, size=16, channels=channels).images
+    want = torch.from_numpy(2 * RAMP - 1).float().expand(channels, 16, 16)
+    torch.testing.assert_close(image, want, atol=1.01 / top, rtol=0)
+    (small,) = folder(tmp_path, size=4, channels=channels).images
+    assert float(small.mean()) == pytest.approx(0, abs=1e-2) and float(small.abs().max()) < 1
+
+
+@pytest.mark.parametrize("kind", ["f4", "i4"])
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path, kind: str) -> None:
+    save(Image.fromarray((255 * RAMP).astype(kind)), tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif has pixels of .*, of no known range; save it with 8 or 16 bits"):
+        folder(tmp_path, size=4)
+
+
+def test_modes_of_colour_give_the_colours_that_are_seen(tmp_path: Path) -> None:
+    red, clear = (255, 0, 0), (0, 0, 0, 0)
+    save(Image.new("RGB", (4, 4), red), tmp_path / "a.png")
+    save(Image.new("RGB", (4, 4), red).convert("P"), tmp_path / "b.png")
+    save(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), tmp_path / "c.tif")
+    save(Image.new("RGBA", (4, 4), (*red, 255)), tmp_path / "d.png")
+    save(Image.new("RGBA", (4, 4), clear), tmp_path / "e.png")  # black, and not seen: white
+    save(Image.new("RGBA", (4, 4), (255, 0, 0, 51)), tmp_path / "f.png")  # a fifth of red on white
+    save(Image.new("LA", (4, 4), (0, 0)), tmp_path / "g.png")
+    save(Image.new("1", (4, 4), 1), tmp_path / "h.png")
+    colours = folder(tmp_path, size=2).images[:, :, 0, 0]
+    torch.testing.assert_close(colours[:4], torch.tensor([[1.0, -1, -1]] * 4))
+    torch.testing.assert_close(colours[5], torch.tensor([1, 0.6, 0.6]))
+    assert torch.equal(colours[[4, 6, 7]], torch.ones(3, 3))
+
+
+def test_a_photo_is_turned_as_it_was_held(tmp_path: Path) -> None:
+    half = np.zeros((4, 4), np.uint8)
+    half[:, :2] = 255  # the left half is light; turned by 90 degrees clockwise it is the upper one
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(Image.fromarray(half), tmp_path / "a.png", exif=exif)
+    (image,) = folder(tmp_path, size=4, channels=1).images
+    assert image[0, :, 0].tolist() == [1, 1, -1, -1] and image[0, 0].tolist() == [1, 1, 1, 1]
+
+
+def test_hidden_files_and_folders_are_left_out_and_links_followed(tmp_path: Path) -> None:
+    grey = Image.new("L", (4, 4), 100)
+    for name in ("cat/a.PNG", "dog/a.png", ".thumbnails/a.png", "cat/.a.png", "__MACOSX/a.png"):
+        save(grey, tmp_path / "set" / name)
+    (tmp_path / "set" / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "set" / "cat" / "folder.png").mkdir()
+    save(grey, tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "set" / "owl").symlink_to(tmp_path / "elsewhere")
+    found = folder(tmp_path / "set", size=4)
+    assert found.classes == ("cat", "dog", "owl") and len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "said"),
+    [("set/b.png", "set/a.png", "are one, by a link"), ("set/up", "set", "are one"), ("set/b.png", "gone", "leads nowhere")],
+)
+def test_an_image_that_is_there_twice_or_not_at_all_is_refused(tmp_path: Path, link: str, to: str, said: str) -> None:
+    save(Image.new("L", (4, 4)), tmp_path / "set" / "a.png")
+    (tmp_path / link).symlink_to(tmp_path / to)
+    with pytest.raises(UserError, match=said):
+        folder(tmp_path / "set", size=4)
+
+
+def test_folders_that_may_be_one_class_are_refused(tmp_path: Path) -> None:
+    for name in ("Cat", "cat"):
+        save(Image.new("L", (4, 4)), tmp_path / name / "a.png")
+    with pytest.raises(UserError, match="'Cat' and 'cat' would be two classes"):
+        folder(tmp_path, size=4)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.gif", "a.bmp", "a.webp"])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save(Image.fromarray(noise), tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for share in (0.0, 0.02, 0.5, 0.9):
+        (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match=f"{name} is not an image that can be read"):
+            folder(tmp_path, size=8)
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(Image.new("L", (40, 40)), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"a\.png is not an image that can be read: .*1600 pixels"):
+        folder(tmp_path, size=8)
+
+
 def test_a_split_shares_no_image() -> None:
     whole = ImageSet(torch.arange(10.0).reshape(10, 1, 1, 1))
     one, other = whole.split(0.7, torch.Generator().manual_seed(0))
@@ -115,6 +216,61 @@ def test_a_split_shares_no_image() -> None:
 
 
 # -- energies ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_gives_logits_and_not_something_else() -> None:
+    x, c = torch.zeros(2, 1, 4, 4), {"label": torch.tensor([0, 1])}
+    known = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    assert ClassProbability(lambda x: known.log())(x, c).exp().tolist() == pytest.approx([1 / 0.9, 1 / 0.8])
+    for wrong, said in ((known, "probabilities"), (known[:, :1], r"\(2, 1\)"), (known[0], r"\(2,\)"), (known[:1], r"\(1, 2\)")):
+        with pytest.raises(ValueError, match=said):
+            ClassProbability(lambda x, wrong=wrong: wrong)(x, c)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), "torch.uint8"),
+        (torch.full((2, 1, 4, 4), 255.0), "values from 255 to 255"),
+        (torch.full((2, 1, 4, 4), torch.nan), "values from nan"),
+        (torch.zeros(2, 1, 1, 4), "has the shape"),  # would broadcast
+        (torch.zeros(3, 1, 4, 4), "has the shape"),
+    ],
+)
+def test_a_measured_image_is_on_the_scale_of_x0(image: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Inpainting()(torch.zeros(2, 1, 4, 4), {"image": image})
+
+
+@pytest.mark.parametrize(("hide", "size"), [("centre", 3), ("right", 1)])
+def test_a_mask_without_a_known_or_a_hidden_pixel_is_refused(hide: Any, size: int) -> None:
+    x = torch.zeros(1, 1, size, size)
+    with pytest.raises(ValueError, match=f"hide '{hide}' leaves none of the {size} x {size} pixels"):
+        Inpainting(hide=hide)(x, {"image": x})
+
+
+def test_one_image_has_no_spread_of_brightness() -> None:
+    assert Brightness().measure(torch.zeros(1, 1, 2, 2), None, None) == {"brightness": 0.5, "std": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (torch.full((4, 1, 4, 4), 200.0), None, r"expected images in \[-1, 1\], got values from 200"),
+        (torch.zeros(4, 1, 4, 4, dtype=torch.uint8), None, "got torch.uint8"),
+        (torch.zeros(4, 1, 4, 8), None, r"expected \(N, C, S, S\)"),
+        (torch.zeros(4, 1, 4, 4), torch.tensor([0, 1, 0]), "labels: expected 4 of int64"),
+        (torch.zeros(4, 1, 4, 4), torch.tensor([0, 1, 0, 2]), "labels: expected 0 to 1"),
+    ],
+)
+def test_a_set_of_images_on_another_scale_or_with_other_labels_is_refused(images: Tensor, labels: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ImageSet(images, labels, ("a", "b")).check()
+
+
+def test_infinite_samples_are_not_shown_as_white_ones() -> None:
+    latents = torch.tensor([-3.0, -0.5, 0.25, 2.0, torch.inf, -torch.inf])
+    assert shown(latents).tolist() == [-1, -0.5, 0.25, 1, torch.inf, -torch.inf]
 
 
 def test_energies_are_minus_log_likelihoods() -> None:
@@ -262,6 +418,11 @@ def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> No
         ("targets.class.energy.label=11", "label 11 is not one of 0 to 9"),
         ("targets.class.energy=class_probabilty", "did you mean 'class_probability'"),
         ("scheduler.name=DDPMSchedulr", "did you mean 'DDPMScheduler'"),
+        ("estimators.unguided.guidance=dps", "'unguided' is a row of its own"),
+        ("targets.inpainting.energy={name: brightness, target: 128}", "less than or equal to 1"),
+        ("data={name: digits, size: 100000}", "less than or equal to 4096"),
+        ("test_share=0.9999", "leave none for the classifier"),
+        ("test_share=0.995", "there is no image for the classifier"),
         ("scheduler=LCMScheduler", "LCMScheduler cannot be guided"),
         ("data={name: folder, path: /nowhere}", "no images below"),
         ("estimators.dps.clip_x0=dynamic_treshold", "did you mean 'dynamic_threshold'"),
