@@ -50,8 +50,10 @@ def _egd(arguments: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
     import torch
 
+    import rl.envs.maze2d
     from egd.cli import entry
 
+    rl.envs.maze2d.step_limit = lambda name: 40  # as the fixture ``recipe`` has it in this process
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.argv = ["egd", *arguments]

@@ -27,6 +27,10 @@ budgets: {smoke: {denoiser: {steps: 5}}}
 """
 
 
+SHORT = 40
+"""Steps of an episode: tests of the machinery need no whole ones, and would spend most of their time in them."""
+
+
 @pytest.fixture(scope="session")
 def tiny() -> str:
     """A recipe of seconds, as text."""
@@ -43,6 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe file of seconds, its dataset made once a session."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(store))
+    monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: SHORT)
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE)
     return path
