@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from egd.saved import settle
 from egd.store import Store, key_of
 from rl.agents import agent_class
 from rl.envs.making import check_env
+from rl.envs.specs import NoEnvironment
 from rl.evaluation.evaluator import environments, evaluate_together, watched
 from rl.evaluation.results import rows
 from rl.evaluation.rollouts import Rollouts
@@ -73,17 +74,21 @@ class OfflineJob:
     def _complete(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> None:
         runs = self._prepare(todo, reporter)
         for phases in zip(*(run.phases() for run in runs), strict=True):
-            going = [(run, phase) for run, phase in zip(runs, phases, strict=True) if run.label not in failures]
-            self._train(going, failures, reporter)
+            self._train([pair for pair in zip(runs, phases, strict=True) if pair[0].label not in failures], failures, reporter)
         warnings: dict[str, list[str]] = {}
-        for together in _passes([run for run in runs if run.label not in failures]):
-            for run, result in _evaluate(together, failures, reporter):
-                with kept(failures, run.label):
-                    for warning in run.finish(result):
-                        warnings.setdefault(warning, []).append(run.label)
+        for run, result in self._results([run for run in runs if run.label not in failures], failures, reporter):
+            with kept(failures, run.label):
+                for warning in run.finish(result):
+                    warnings.setdefault(warning, []).append(run.label)
         for warning, (first, *more) in warnings.items():
             which = first + (f" and {len(more)} more" if more else "")
             reporter.warn(f"{which}, {warning}")
+
+    def _results(self, runs: Sequence[Run], failures: Failures, reporter: Reporter) -> Iterator[tuple[Run, Rollouts | None]]:
+        """The runs and their rollouts, where there is an environment for them."""
+        yield from ((run, None) for run in runs if run.not_evaluated)
+        for together in _passes([run for run in runs if not run.not_evaluated]):
+            yield from _evaluate(together, failures, reporter)
 
     def _train(self, going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
         """One phase of all runs, by what is in the store where that has it. Runs that need the same train it once."""
@@ -120,8 +125,15 @@ class OfflineJob:
         device = torch.device(config.device)
         data, task = load_data(config, device, reporter)
         sizes = data.transitions.state.shape[1], data.transitions.action.shape[1]
-        check_env(task, *sizes, dataset=(config.data.datasets or task.datasets)[0])
-        runs = [Run(agent_class(config.kind)(planned.config, data, device), planned, task) for planned in todo]
+        kind, not_evaluated = agent_class(config.kind), ""
+        try:
+            check_env(task, *sizes, dataset=(config.data.datasets or task.datasets)[0])
+        except NoEnvironment as error:
+            if kind.learns_online:
+                raise
+            not_evaluated = str(error)
+            reporter.warn(f"{self.label} is trained, but not evaluated: {error}")
+        runs = [Run(kind(planned.config, data, device), planned, task, not_evaluated=not_evaluated) for planned in todo]
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
             run.seconds["data"] = seconds

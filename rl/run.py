@@ -22,6 +22,7 @@ from rl.evaluation.results import statistics
 from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
 
+NOTHING = Rollouts({}, {}, 0)
 CALLS = 11  # of a policy, to say what one takes
 
 
@@ -55,6 +56,8 @@ class Run:
     task: Task
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    not_evaluated: str = ""
+    """Why there is nothing to evaluate in."""
     reused: dict[str, str] = field(default_factory=dict)
     """Phases that were taken from the store, and their keys there."""
 
@@ -72,7 +75,7 @@ class Run:
         """The agent's, with the evaluations in mid-training that the recipe wants."""
         phases = self.agent.phases()
         every = self.config.evaluation.every
-        if not every:
+        if not every or self.not_evaluated:
             return phases
         last = self.agent.decisive(phases)
         made = None if last.made_of is None else {"evaluated": self._evaluated(), "after": last.made_of}
@@ -98,10 +101,15 @@ class Run:
         result = Evaluator(agent, self.task).run(scales, episodes=self.config.evaluation.episodes, seed=self.config.seed)
         return {"phase": phase, "score": statistics(self.task, result.returns[agent.headline])["mean"]}
 
-    def finish(self, result: Rollouts) -> list[str]:
-        """Diagnostics, figures and summary, from the rollouts of its evaluation. Returns what people should look at."""
+    def finish(self, result: Rollouts | None) -> list[str]:
+        """Diagnostics, figures and summary, from the rollouts of its evaluation, if there was one. Returns what people should
+        look at.
+        """
         agent, folder = self.agent, self.planned.folder
         diagnostics = agent.diagnostics(torch.Generator(agent.device).manual_seed(seed_of(self.config.seed, "diagnostics")))
+        if result is None:
+            folder.write_summary({**self._summary(NOTHING), "not_evaluated": self.not_evaluated, "diagnostics": diagnostics})
+            return agent.warnings(diagnostics)
         agent.draw(folder.figures, self.label, self.task, result)
         folder.write_summary(self._summary(result) | {"diagnostics": diagnostics})
         left = [
@@ -114,8 +122,8 @@ class Run:
         config, agent, task, seconds = self.config, self.agent, self.task, self.seconds
         policies = {name: statistics(task, returns) for name, returns in result.returns.items()}
         trained = agent.decisive(agent.phases())
-        last = {"phase": trained.name, "step": trained.steps, "score": policies[agent.headline]["mean"]}
-        evaluations = [*self.notes, last]
+        last = {"phase": trained.name, "step": trained.steps}
+        evaluations = [*self.notes, {**last, "score": policies[agent.headline]["mean"]}] if policies else []
         return {
             "task": config.task,
             "kind": config.kind,
@@ -128,9 +136,9 @@ class Run:
             "headline": agent.headline,
             "policies": policies,
             "clipped_actions": result.clipped,
-            "best": max(evaluations, key=lambda n: n["score"]),
+            "best": max(evaluations, key=lambda n: n["score"], default=None),
             "evaluations": evaluations,
-            "seconds": {**seconds, "evaluation_env_step": seconds["evaluation"] / max(1, result.env_steps)},
+            "seconds": {**seconds, "evaluation_env_step": seconds.get("evaluation", 0.0) / max(1, result.env_steps)},
             "reused": self.reused,
             "action_ms": self._action_ms(),
             "remarks": [task.env_note] if task.env_note else [],

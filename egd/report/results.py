@@ -120,11 +120,15 @@ def collect(
     """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not, and
     for a label ``against`` that has no learning curve.
     """
-    known = {name for run in found.runs for name in (run.summary.method, run.label)}
+    evaluated = [run for run in found.runs if run.summary.policies]
+    skipped = [*found.skipped, *((run.path, "not evaluated") for run in found.runs if not run.summary.policies)]
+    if not evaluated:
+        raise UserError("none of the runs was evaluated: there are no scores to report", key="RUNS")
+    known = {name for run in evaluated for name in (run.summary.method, run.label)}
     for name in only:
         if name not in known:
             raise UserError(f"no run has the method '{name}'; {nearest(name, known)}", key="--method")
-    runs = [r for r in found.runs if not only or {r.summary.method, r.label} & set(only)]
+    runs = [r for r in evaluated if not only or {r.summary.method, r.label} & set(only)]
     tasks, kinds = {r.summary.task for r in runs}, {r.summary.kind or r.summary.method for r in runs}
     beside = matching(references, tasks, kinds)
     rows = [e for run in runs for e in entries(run, everything)]
@@ -132,4 +136,4 @@ def collect(
         labels = dict.fromkeys(run.label for run in runs if run.summary.evaluations)
         if against not in labels:
             raise UserError(f"no row with a learning curve is called '{against}'; {nearest(against, labels)}", key="--against")
-    return Report(title, runs, rows, beside, found.skipped, against, threshold)
+    return Report(title, runs, rows, beside, skipped, against, threshold)

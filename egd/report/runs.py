@@ -53,6 +53,7 @@ class Summary(Frozen):
     normalised: bool = True
     dataset_score: float | None = None
     policies: dict[str, Stats]
+    """Empty where there was no environment to evaluate in."""
     headline: str
     best: Point | None = None
     evaluations: tuple[Point, ...] = ()
@@ -67,7 +68,7 @@ class Summary(Frozen):
 
     @model_validator(mode="after")
     def _headline_exists(self) -> Summary:
-        if self.headline not in self.policies:
+        if self.policies and self.headline not in self.policies:
             raise ValueError(f"the headline policy '{self.headline}' is not among its policies")
         return self
 

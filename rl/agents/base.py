@@ -35,6 +35,8 @@ class Agent(ABC):
     """
 
     Config: ClassVar[type[RunConfig]]
+    learns_online: ClassVar[bool] = False
+    """Whether training needs the environment."""
 
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device

@@ -25,6 +25,8 @@ from rl.tasks import find_task
 class FineTuned(DirectAgent):
     """Mixed in before an offline agent: its phases, then those of the generator, then ``online``."""
 
+    learns_online = True
+
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         online: OnlineConfig = config.online

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from egd.errors import UserError
@@ -9,6 +10,7 @@ from rl.data.d4rl_import import check_hdf5
 from rl.data.episodes import open_dataset
 from rl.data.stored import check_all, is_local
 from rl.envs.making import make_env
+from rl.envs.specs import NoEnvironment
 from rl.tasks import Task, find_task
 
 
@@ -40,7 +42,8 @@ def _problems(dataset: str, task: Task) -> list[str]:
     stored = check_all(dataset, task.observation_keys, problems.append)
     if stored is not None and task.env_id is None:
         try:
-            make_env(task).close()
+            with suppress(NoEnvironment):  # then runs are trained, but not evaluated
+                make_env(task).close()
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -44,14 +44,19 @@ WRAPPERS = {
 """gymnasium's own that touch nothing but what goes in and out."""
 
 
+class NoEnvironment(UserError):
+    """A dataset comes without one that can be made: it can be learned from, but nothing can be evaluated."""
+
+
 def stored_spec(stored: Stored, *, evaluation: bool = True) -> EnvSpec:
     """The environment that comes with a dataset, as its metadata have it: the one for evaluations, if there is one and it is
-    for them. UserError where there is none, where it cannot be read or made again, and where it is code that is not trusted.
+    for them. NoEnvironment where there is none, or none that can be made again; UserError where it cannot be read,
+    and where it is code that is not trusted.
     """
     metadata = stored.metadata
     text = (metadata.eval_env_spec if evaluation else None) or metadata.env_spec
     if text is None:
-        raise UserError(
+        raise NoEnvironment(
             f"{stored.dataset_id} comes without an environment; import it with one (egd data import --env) or store it with an "
             "env_spec",
             key=KEY,
@@ -83,7 +88,7 @@ def _check_code(spec: EnvSpec, dataset_id: str) -> None:
         require_trust_of_data(str(spec.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
     for wrapper in spec.additional_wrappers:
         if wrapper.kwargs is None:
-            raise UserError(
+            raise NoEnvironment(
                 f"the environment that comes with {dataset_id} is wrapped in {str(wrapper.name)[:100]}, which does not say how "
                 "it was made (gymnasium.utils.RecordConstructorArgs) and cannot be made again",
                 key=KEY,

@@ -30,13 +30,18 @@ def by_scale(policies: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, 
 
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The results table: one row for every policy and guidance scale."""
+    """The results table: one row for every policy and guidance scale; one where nothing was evaluated."""
+    run = {
+        "task": summary["task"],
+        "method": summary["method"],
+        "seed": str(summary["seed"]),
+        "data": f"{summary['dataset_score']:.1f}",
+    }
+    if not summary["policies"]:
+        return [{**run, "policy": summary["headline"].partition("@")[0], "score ± s.e.": "not evaluated", "n": "0"}]
     return [
         {
-            "task": summary["task"],
-            "method": summary["method"],
-            "seed": str(summary["seed"]),
-            "data": f"{summary['dataset_score']:.1f}",
+            **run,
             "policy": key.partition("@")[0],
             "omega": key.partition("@")[2] or ("0" if key == "behaviour" else "-"),
             "score ± s.e.": f"{s['mean']:.1f} ± {s['std'] / s['episodes'] ** 0.5:.1f}",
