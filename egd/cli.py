@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from egd.errors import UserError
+from egd.errors import UserError, of_the_system
 from egd.safe_names import literal, markup
+from egd.stopping import exit_code, stoppable, told
 from egd.trust import reading
 
 if TYPE_CHECKING:
@@ -37,22 +38,30 @@ errors = Console(stderr=True)
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Show what the user can put right on one screen, with exit code 2."""
+    """Show what the user can put right on one screen, with exit code 2; a full disk and the like are among it. What is told to
+    end leaves in good order, with exit code 143 or 130.
+    """
     try:
         yield
     except UserError as error:
         complain(error)
         raise typer.Exit(2) from None
+    except OSError as error:
+        complain(of_the_system(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        say("interrupted: what was not finished is not there", "yellow", errors)
+        raise typer.Exit(exit_code()) from None
 
 
 @contextmanager
 def resumable(how: str) -> Iterator[None]:
-    """Ctrl-C ends with exit code 130, and with a word on how to go on."""
+    """Ctrl-C ends with exit code 130, SIGTERM with 143, and with a word on how to go on."""
     try:
         yield
     except KeyboardInterrupt:
         say(f"interrupted; {how} from the last checkpoint of every phase", "yellow", errors)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code()) from None
 
 
 def complain(error: UserError, where: str = "") -> None:
@@ -274,6 +283,9 @@ def _runs(job: Any) -> int:
 
 def _reported(error: Exception, label: str, runs: int) -> Failure:
     """Say what the user can put right; show the traceback of what the user cannot."""
+    with suppress(OSError):
+        if isinstance(error, OSError):
+            error = of_the_system(error)
     if isinstance(error, UserError):
         complain(error, label)
     else:
@@ -437,9 +449,15 @@ def entry() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    keep_compiled()
-    add_commands()
-    app()
+    with stoppable():
+        try:
+            keep_compiled()
+            add_commands()
+            app()
+        except (SystemExit, KeyboardInterrupt) as ended:
+            if told() and (isinstance(ended, KeyboardInterrupt) or ended.code):
+                raise SystemExit(exit_code()) from None
+            raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,7 +22,27 @@ def writable(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder", key=key) from None
+        raise of_the_system(error, key) from None
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk, or choose another folder",
+    errno.EDQUOT: "make room within the quota, or choose another folder",
+    errno.EFBIG: "the limit on the size of files is too low (ulimit -f), or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that can be written"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "choose another folder"),
+    **dict.fromkeys((errno.EIO, errno.ENOENT, errno.ESTALE), "look whether the disk is there and whole"),
+}
+
+
+def of_the_system(error: OSError, key: str | None = None) -> UserError:
+    """What the operating system says of files, with the remedy. The error itself is raised where it is about something else."""
+    if error.errno not in REMEDIES:
+        raise error
+    place = f"{error.filename}: " if error.filename else ""
+    return UserError(f"cannot read or write {place}{error.strerror}; {REMEDIES[error.errno]}", key=key)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

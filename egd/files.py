@@ -36,11 +36,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file to write in place of ``path``, with the same suffix; it takes that place at the end, and is removed where the
     writing fails. Its name is short, whatever the length of the other.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{next(_numbers)}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        if error.filename in (None, str(scratch), scratch):
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -21,8 +21,10 @@ from egd.errors import UserError
 from egd.progress import Bar, Reporter
 from egd.runs import RunFolder, not_finite
 from egd.saved import load_phase, not_finite_in, save_phase
+from egd.stopping import at_once, between_steps, told
 from egd.training import Learner, Metrics
 
+MINUTES = 5.0
 REMEDY = "lower the phase's lr, or look for outliers in the data"
 GENERATOR_STATES = ((16,), (5056,))
 """Shapes of the state of a random number generator: of GPUs, of CPUs."""
@@ -46,6 +48,12 @@ class Phase:
     made_of: Any = None
     checkpoint_every: int = 0
     hook_first: bool = False
+
+    def note_at(self, step: int) -> bool:
+        """Whether the hook runs at this step."""
+        if self.hook is None or step == 0:
+            return self.hook is not None and self.hook_first
+        return self.hook_every > 0 and step % self.hook_every == 0
 
 
 @dataclass
@@ -71,12 +79,15 @@ def run_phase(
     device: torch.device | str,
     checkpoint_every: int,
     log_every: int,
+    checkpoint_minutes: float = MINUTES,
 ) -> Progress:
     """Train to the end, from the phase's checkpoint where there is one; bit-identical to a run that was never killed
-    (on a CPU).
+    (on a CPU). A checkpoint comes every ``checkpoint_every`` steps and whenever the last is ``checkpoint_minutes`` old; what a
+    run learns and logs depends on neither. A process that is told to end saves what it has, and Stopped is raised.
     """
     run = PhaseRun(phase, folder, seed)
-    (ended,) = run_phases([run], reporter, device=device, checkpoint_every=checkpoint_every, log_every=log_every)
+    every = {"checkpoint_every": checkpoint_every, "log_every": log_every}
+    (ended,) = run_phases([run], reporter, device=device, checkpoint_minutes=checkpoint_minutes, **every)
     if isinstance(ended, Exception):
         raise ended
     return ended
@@ -98,15 +109,16 @@ def run_phases(
     device: torch.device | str,
     checkpoint_every: int,
     log_every: int,
+    checkpoint_minutes: float = MINUTES,
 ) -> list[Progress | Exception]:
     """The same phase of many runs: those at the same step all at once where their learners allow it, else one after the
     other. Every run keeps its own checkpoint and metrics, those of a run of its own. One that fails, by a metric that is not
     finite for one, does not stop the others: what went wrong stands in place of its progress.
     """
     states = [_Run.restore(run, device) for run in runs]
-    unfinished = [s for s in states if s.error is None and s.progress.step < s.phase.steps]
+    unfinished = [s for s in states if s.error is None and not s.finished]
     for together, learner in _groups(unfinished):
-        _train(together, learner, reporter, _title(together, states), checkpoint_every, log_every)
+        _train(together, learner, reporter, _title(together, states), checkpoint_every, log_every, checkpoint_minutes)
     return [state.progress if state.error is None else state.error for state in states]
 
 
@@ -145,35 +157,52 @@ def _train(
     title: str,
     checkpoint_every: int,
     log_every: int,
+    checkpoint_minutes: float,
 ) -> None:
     phase, progress = states[0].phase, states[0].progress
-    for state in states if phase.hook_first and progress.step == 0 else ():
+    for state in states:
         with _failing(state):
-            _note(state)
+            _note_if_due(state)
     started, before = time.perf_counter(), [s.progress.seconds for s in states]
-    with reporter.bar(title, phase.steps, progress.step) as bar:
-        while progress.step < phase.steps and (going := [s for s in states if s.error is None]):
+    saved = time.monotonic()
+    with reporter.bar(title, phase.steps, progress.step) as bar, between_steps():
+        ending = False
+        while progress.step < phase.steps and not ending and (going := [s for s in states if s.error is None]):
             with _failing(*going):
                 _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
-            note = phase.hook_every > 0 and progress.step % phase.hook_every == 0
-            save = note or progress.step % (phase.checkpoint_every or checkpoint_every) == 0 or progress.step == phase.steps
+            planned = phase.note_at(progress.step) or progress.step == phase.steps
+            planned = planned or progress.step % (phase.checkpoint_every or checkpoint_every) == 0
+            log = planned or progress.step % log_every == 0
+            ending = told()
+            save = planned or ending or time.monotonic() - saved >= 60 * checkpoint_minutes
             if save and learner is not None:
                 learner.unstack()
-            log = save or progress.step % log_every == 0
             for state, seconds in zip(states, before, strict=True):
-                if log and state.error is None:
+                if (log or save) and state.error is None:
                     with _failing(state):
                         state.progress.seconds = seconds + (time.perf_counter() - started) / len(states)
-                        _book(state, bar, note=note, save=save)
+                        _book(state, bar, log=log, save=save)
+            for state in states if save else ():  # all are saved: a run that ends in one's hook repeats no other's steps
+                with _failing(state):
+                    _note_if_due(state)
+            saved = time.monotonic() if save else saved
 
 
-def _book(state: _Run, bar: Bar, *, note: bool, save: bool) -> None:
-    """Log; where it is time, run the hook and save."""
-    _log(state, bar)
-    if note:
-        _note(state)
+def _book(state: _Run, bar: Bar, *, log: bool, save: bool) -> None:
+    if log:
+        _log(state, bar)
     if save:
         _save(state)
+
+
+def _note_if_due(state: _Run) -> None:
+    """Run the hook where it is time and it has not been run."""
+    phase, progress = state.phase, state.progress
+    if state.error is None and phase.note_at(progress.step) and all(note["step"] != progress.step for note in progress.notes):
+        with at_once():
+            _note(state)
+        if progress.step:
+            _save(state)
 
 
 def _note(state: _Run) -> None:
@@ -231,6 +260,12 @@ class _Run:
     @property
     def phase(self) -> Phase:
         return self.run.phase
+
+    @property
+    def finished(self) -> bool:
+        noted = {note["step"] for note in self.progress.notes}
+        step = self.progress.step
+        return step >= self.phase.steps and (step in noted or not self.phase.note_at(step))
 
     @staticmethod
     def restore(run: PhaseRun, device: torch.device | str) -> _Run:

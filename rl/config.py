@@ -27,6 +27,7 @@ from egd.bounds import (
     Members,
     Number,
     Omega,
+    Positive,
     PositiveShare,
     ProperShare,
     Rate,
@@ -226,6 +227,8 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_every: Every = 5000
+    checkpoint_minutes: Positive = 5.0
+    """A checkpoint too whenever the last one is so old. Changes no result."""
     log_every: Every = 500
 
     @model_validator(mode="before")

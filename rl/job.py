@@ -151,7 +151,7 @@ def _train(going: Sequence[Started], failures: Failures, reporter: Reporter) -> 
     if not going:
         return
     agent = going[0][0].agent
-    every = {"checkpoint_every": agent.config.checkpoint_every, "log_every": agent.config.log_every}
+    every = agent.config.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
     parts = [PhaseRun(phase, run.planned.folder, run.config.seed) for run, phase in going]
     for (run, phase), ended in zip(going, run_phases(parts, reporter, device=agent.device, **every), strict=True):
         with kept(failures, run.label):

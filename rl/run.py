@@ -91,7 +91,8 @@ class Run:
 
     def _evaluated(self) -> Any:
         """What decides the evaluations in mid-training."""
-        return self.config.model_dump(mode="json", exclude={"device", "threads", "compile", "variants", "method"})
+        how = {"device", "threads", "compile", "checkpoint_minutes"}
+        return self.config.model_dump(mode="json", exclude={*how, "variants", "method"})
 
     def _interim(self, phase: str) -> dict[str, Any]:
         """A headline evaluation in mid-training."""

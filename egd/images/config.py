@@ -16,6 +16,7 @@ from egd.bounds import (
     Layers,
     NotNegative,
     Omega,
+    Positive,
     ProperShare,
     Rate,
     Samples,
@@ -121,4 +122,6 @@ class ImagesConfig(Strict):
     estimators: dict[str, EstimatorConfig] = Field(min_length=1, max_length=100)
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_every: Every = 1000
+    checkpoint_minutes: Positive = 5.0
+    """A checkpoint too whenever the last one is so old. Changes no result."""
     log_every: Every = 100

@@ -113,7 +113,7 @@ def load_model(config: ImagesConfig) -> ImagesModel:
 def train(model: ImagesModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:
     """All phases, from their checkpoints where there are some; seconds of each."""
     c = model.config
-    every = {"checkpoint_every": c.checkpoint_every, "log_every": c.log_every}
+    every: dict[str, Any] = c.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
     seconds = {}
     for phase in model.phases():
         progress = run_phase(phase, folder, reporter, seed=c.seed, device=model.device, **every)

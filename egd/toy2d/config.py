@@ -13,6 +13,7 @@ from egd.bounds import (
     Grid,
     Layers,
     Omega,
+    Positive,
     Rate,
     Samples,
     Seed,
@@ -103,4 +104,6 @@ class Toy2dConfig(Strict):
     sampler: SamplerConfig = SamplerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_every: Every = 5000
+    checkpoint_minutes: Positive = 5.0
+    """A checkpoint too whenever the last one is so old. Changes no result."""
     log_every: Every = 500

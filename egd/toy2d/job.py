@@ -101,7 +101,7 @@ def load(model: Toy2dModel, folder: RunFolder) -> None:
 
 def _phase(phase: Phase, model: Toy2dModel, folder: RunFolder, reporter: Reporter) -> float:
     c = model.config
-    every = {"checkpoint_every": c.checkpoint_every, "log_every": c.log_every}
+    every: dict[str, Any] = c.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
     return run_phase(phase, folder, reporter, seed=c.seed, device=model.device, **every).seconds
 
 
