@@ -12,8 +12,10 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int, generator: torch.
     sqrt of the mean over random unit directions u of W_2^2(<u, x>, <u, y>), where in one dimension
     W_2^2 = int_0^1 (F_x^-1(s) - F_y^-1(s))^2 ds; the quantile functions are step functions, integrated exactly, so N and M
     may differ. Events are flattened. Two samples of one distribution are not at distance 0: compare with that floor.
-    ValueError for an empty set or different event shapes.
+    ValueError for an empty set, different event shapes or no projection.
     """
+    if projections < 1:
+        raise ValueError(f"projections is 1 or more; got {projections}")
     if x.shape[1:] != y.shape[1:] or not (len(x) and len(y)):
         raise ValueError(f"needs two non-empty sets of one event shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
@@ -41,5 +43,10 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(f"needs two sets of two or more of one event shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-    within = [torch.cdist(v, v).sum() / (len(v) * (len(v) - 1)) for v in (x, y)]
-    return 2 * torch.cdist(x, y).mean() - within[0] - within[1]
+    within = [_distances(v, v).sum() / (len(v) * (len(v) - 1)) for v in (x, y)]
+    return 2 * _distances(x, y).mean() - within[0] - within[1]
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """All ||x_i - y_j||, (N, M), from the differences: |x|^2 + |y|^2 - 2 x y loses all digits where points lie far from 0."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

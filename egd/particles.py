@@ -89,9 +89,10 @@ def smc(
 
     x (B, K, ...) is the noise of K particles a row, of standard deviation sigma at times[0]; c has B rows; a rule or energy
     with a value for each row sees B * K of them. One denoiser call and one gradient of the timed energy a particle and
-    step; a last step without noise, to time 0, is unguided. ValueError unless times decrease.
+    step; a last step without noise, to time 0, is unguided. ValueError unless times decrease and c has B rows.
     """
     check_times(times)
+    _check_rows(x, c)
     rule = rule or Additive()
     rows, k = x.shape[:2]
     x, c, times = x.flatten(0, 1), repeat_context(c, k), times.to(x.device)
@@ -128,6 +129,13 @@ def smc(
         ess=torch.stack(shares),
         resampled=torch.stack(resampled),
     )
+
+
+def _check_rows(x: Tensor, c: Context) -> None:
+    values = {} if c is None else {"c": c} if isinstance(c, Tensor) else {f"c['{name}']": value for name, value in c.items()}
+    for name, value in values.items():
+        if len(value) != len(x):
+            raise ValueError(f"{name} has {len(value)} rows and x {len(x)}: one for each row of particles (B, K, ...)")
 
 
 def _propose(

@@ -75,3 +75,16 @@ def test_energy_distance_names_sets_that_do_not_fit() -> None:
         energy_distance(torch.zeros(1, 2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="event shape"):
         energy_distance(torch.zeros(3, 2), torch.zeros(3, 3))
+
+
+def test_the_energy_distance_does_not_depend_on_where_the_points_lie() -> None:
+    x = torch.randn(300, 2, dtype=torch.float32)
+    y = x.flip(0) * 2 + 1
+    near, far = energy_distance(x, y), energy_distance(x + 4096, y + 4096)  # 4096: what is added costs 0.0005
+    torch.testing.assert_close(far, near, atol=2e-3, rtol=0)
+    torch.testing.assert_close(near.double(), energy_distance(x.double(), y.double()), atol=1e-5, rtol=0)
+
+
+def test_no_projection_is_refused() -> None:
+    with pytest.raises(ValueError, match="projections is 1 or more"):
+        sliced_wasserstein(torch.zeros(3, 2), torch.zeros(3, 2), 0, gen())

@@ -213,3 +213,9 @@ def test_the_same_generator_gives_the_same_particles(mixture: GaussianMixture, t
 def test_times_must_decrease(mixture: GaussianMixture, times: Tensor) -> None:
     with pytest.raises(ValueError, match="decrease"):
         smc(exact(mixture)[0], VP, torch.zeros(1, 2, 2), times.flip(0), energy=BOWL, beta=BETA, timed_energy=nothing)
+
+
+def test_a_context_of_other_rows_is_refused(mixture: GaussianMixture, times: Tensor) -> None:
+    x = noise(torch.Generator().manual_seed(0), 1, 20, 2)
+    with pytest.raises(ValueError, match="c has 2 rows and x 1"):
+        smc(exact(mixture)[0], VP, x, times, torch.zeros(2, 1), energy=BOWL, beta=BETA, timed_energy=nothing)

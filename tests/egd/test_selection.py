@@ -20,6 +20,18 @@ def test_the_best_of_k_has_the_least_energy_and_is_one_of_them(generator: torch.
     assert torch.equal(best_of(samples, energies), best)
 
 
+def test_an_energy_that_is_not_a_number_is_never_the_best() -> None:
+    samples = torch.arange(3.0).expand(2, 3)[..., None]
+    energies = torch.tensor([[torch.nan, 2.0, 1.0], [torch.inf, torch.nan, 5.0]])
+    assert best_of(samples, energies)[:, 0].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"clip": -1.0}, {"clip": 0.0}, {"group": 0}, {"group": -2}])
+def test_weights_take_positive_settings(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a positive number"):
+        energy_weights(BOWL, BETA, **wrong)
+
+
 def test_the_energy_sees_each_rows_own_context(generator: torch.Generator) -> None:
     samples, c = torch.randn(6, 9, 3, 4, generator=generator), torch.randn(6, 3, 4, generator=generator)
     best = best_of(samples, lambda x, c: (x - c).square().sum((1, 2)), c)
