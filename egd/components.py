@@ -145,9 +145,21 @@ def _within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+def loaded(path: str) -> tuple[str, str] | None:
+    """Name the module and the component that ``by_path`` has found under that path before; None for any other text."""
+    place, _, name = path.rpartition(":")
+    module = _module_name(Path(place)) if place.endswith(".py") else place
+    return (module, name) if callable(getattr(sys.modules.get(module), name, None)) else None
+
+
+def _module_name(file: Path) -> str:
+    resolved = file.expanduser().resolve()
+    return f"egd_user_{resolved.stem}_{abs(hash(resolved))}"
+
+
 def _load_file(place: str) -> Any:
     file = Path(place).expanduser().resolve()
-    name = f"egd_user_{file.stem}_{abs(hash(file))}"
+    name = _module_name(file)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from egd import catalogue
-from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
+from egd.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
 from egd.components import Registry, Spec, build, parameters, validate, wanted_parts
 from egd.errors import UserError
 from rl.config import GuidanceConfig
@@ -38,25 +37,6 @@ def group_size(guidance: GuidanceConfig) -> int:
     if "samples" not in known or not ("support" in known or getattr(component, "grouped", False)):
         return 0
     return int(guidance.energy.spec.settings.get("samples", known["samples"].default) or 0)
-
-
-def component_code(guidance: GuidanceConfig) -> list[Callable[..., Any]]:
-    """The classes that an arm's energy and posterior are made of."""
-    found = [_registry(guidance).find(guidance.energy.name, "guidance.energy")]
-    found += [POSTERIORS.find(guidance.posterior.name, "guidance.posterior")]
-    paths = {value for value in _texts(guidance.energy.spec.settings) if ":" in value}  # components nested in its settings
-    return found + [ENERGIES.find(path, "guidance.energy") for path in sorted(paths)]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
 
 
 def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,11 +57,6 @@ class Sampler:
     times: Tensor
     event: tuple[int, ...]
     walk: Walk = dpm_solver_pp_2m
-
-    @property
-    def code(self) -> Any:
-        """The function that walks, without its settings."""
-        return getattr(self.walk, "func", self.walk)
 
     def draw(self, denoiser: Denoiser, c: Context, n: int, generator: Randomness, temperature: float = 1.0) -> Tensor:
         """n samples, one a row of c: (n, *event); the initial noise is scaled by ``temperature``."""

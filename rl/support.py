@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from egd.phases import Phase
 from egd.training import Metrics
-from rl.config import RunConfig
 from rl.data.transitions import OfflineData
 
 STATES = 256  # in one batch, as QGPO has it
@@ -50,6 +47,10 @@ class SupportTable:
         """How many updates fill it."""
         return -(-len(self.states) // STATES)
 
+    def checkpoint_every(self, wanted: int) -> int:
+        """Give the steps between checkpoints, at least so many: every checkpoint has the whole table, so that there are few."""
+        return max(wanted, -(-self.steps // CHECKPOINTS))
+
     def of(self, index: Tensor) -> Tensor:
         """Actions in the states of these transitions: (B,) -> (B, K, A)"""
         return self.actions[index]
@@ -86,9 +87,3 @@ class SupportTable:
         else:
             self._allocate()
             self.actions[: len(drawn)] = drawn
-
-
-def support_phase(name: str, table: SupportTable, config: RunConfig, made_of: Any) -> Phase:
-    """The phase that fills a table, with few checkpoints on the way."""
-    every = max(config.checkpoint_every, -(-table.steps // CHECKPOINTS))
-    return Phase(name, table.steps, table, made_of=made_of, checkpoint_every=every)

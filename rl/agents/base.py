@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from egd import sources
-from egd.networks import NoiseMLP
 from egd.phases import Phase, seed_of
-from egd.training import DenoiserLearner
-from egd.types import Schedule
-from rl.config import RunConfig
-from rl.critics import Critic, CriticLearner
+from egd.runs import HOW
+from egd.sources import Sources, UnknownCode
+from egd.store import key_of
+from egd.training import Learner
+from rl.config import CriticConfig, RunConfig
 from rl.critics.choice import critic_settings
 from rl.data.transitions import Batch, OfflineData
-from rl.policies import Randomness
+from rl.policies import Randomness, Sampler
 from rl.tasks import Task
+
+if TYPE_CHECKING:
+    from rl.behaviour import Behaviour
+
+CODE = Sources("rl.job")
+AFTERWARDS = ("method", "evaluation", "checkpoint_every", "log_every")
+"""Sections of a recipe that have no part in training."""
 
 Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(standardised states (n, S), which of the scales (n,)) -> actions (n, A)."""
@@ -114,31 +121,70 @@ class Agent(ABC):
             made = make()
         return made.to(self.device) if isinstance(made, nn.Module) else made
 
-    def made_of(
+    def phase(
         self,
         name: str,
+        steps: int,
+        learner: Learner,
         settings: Mapping[str, Any],
-        code: Sequence[Any],
         *,
         data: Sequence[str] = tuple(Batch.__dataclass_fields__),
-        after: Sequence[Any] = (),
-    ) -> Any:
-        """What decides the outcome of a phase: settings, those members of the transitions, the phases before it, code."""
+        after: Sequence[Phase] = (),
+        owners: Sequence[object] = (),
+        checkpoint_every: int = 0,
+    ) -> Phase:
+        """Offer a phase that other runs can use, its learner set to the recipe's precision.
+
+        Its weights rest on ``settings`` of the recipe, on these members of the transitions, on the phases that it comes
+        ``after``, and on code: that of the packages, and a user's own where it is part of the learner or named in the settings.
+        A phase of a user's own agent, or made by ``owners`` that are a user's own, rests on all data and all of the recipe:
+        nothing here can tell what such code looks at.
+        """
+        if hasattr(learner, "computing"):
+            learner.computing = self.config.computing
+        made = None
+        with suppress(UnknownCode):  # of a notebook, say: then every run trains the phase itself
+            made = {"phase": name, "steps": steps, **self._made_of(learner, settings, data, after, owners)}
+        return Phase(name, steps, learner, made_of=made, checkpoint_every=checkpoint_every)
+
+    def _made_of(
+        self,
+        learner: Learner,
+        settings: Mapping[str, Any],
+        data: Sequence[str],
+        after: Sequence[Phase],
+        owners: Sequence[object],
+    ) -> dict[str, Any]:
+        """All that decides the weights beside the phase's name and steps. UnknownCode where that cannot be told."""
+        if untold := [phase.name for phase in after if phase.made_of is None]:
+            raise UnknownCode(*untold)
+        config = self.config
         return {
-            "phase": name,
-            "seed": self.config.seed,
-            "precision": self.config.precision,
-            "settings": dict(settings),
+            "seed": config.seed,
+            "torch": str(torch.__version__),
+            "computing": {"device": self.device.type, "precision": config.precision, "compile": config.compile},
+            "code": CODE.digest(),
+            "learner": CODE.names(
+                learner, apart_from=(self, *owners, Sampler)
+            ),  # of a sampler the settings speak, if it counts
+            "settings": CODE.settings(dict(settings)),
             "data": self.data.fingerprint(*data),
-            "code": sources.digest(*code),
-            "after": list(after),
+            "after": {phase.name: key_of(phase.made_of) for phase in after},
+            "own": self._own(owners),
         }
 
-    def denoiser_made_of(self, schedule: Schedule) -> Any:
-        """Of the phase that fits a denoiser to the data's actions: the same for every kind of agent, which so share it."""
-        settings = self.config.model_dump(mode="json", include={"schedule", "denoiser"})
-        return self.made_of("denoiser", settings, (DenoiserLearner, NoiseMLP, type(schedule)), data=("state", "action"))
+    def _own(self, owners: Sequence[object]) -> Any:
+        """What a phase of a user's own agent rests on as well; None for the library's."""
+        theirs = {*CODE.outside(Agent, RunConfig)}
+        own = [name for name in CODE.outside(type(self), type(self.config), *map(type, owners)) if name not in theirs]
+        recipe = self.config.model_dump(mode="json", exclude={*HOW, *AFTERWARDS})
+        return {"code": own, "recipe": CODE.settings(recipe), "data": self.data.fingerprint()} if own else None
 
-    def critic_made_of(self, critic: Critic, after: Sequence[Any] = ()) -> Any:
-        """Of the phase that fits a critic to the data alone, or to what the phases before it have left."""
-        return self.made_of("critic", critic_settings(self.config.critic), (CriticLearner, type(critic)), after=after)
+    def denoiser_phase(self, behaviour: Behaviour) -> Phase:
+        """Offer the phase that fits a denoiser to the data's actions: the same for every kind of agent, which so share it."""
+        settings = self.config.model_dump(mode="json", include={"schedule", "denoiser"})
+        return self.phase("denoiser", behaviour.config.denoiser.steps, behaviour.learner(), settings, data=("state", "action"))
+
+    def critic_phase(self, learner: Learner, config: CriticConfig, after: Sequence[Phase] = ()) -> Phase:
+        """Offer the phase that fits a critic to the data alone, or to what the phases before it have left."""
+        return self.phase("critic", config.steps, learner, critic_settings(config), after=after)

@@ -39,6 +39,4 @@ class BC(DirectAgent):
         """One."""
         a = self.config.actor
         cloning = Cloning(self.actor, self.fit, partial(self.data.sample, a.batch))
-        cloning.computing = self.config.computing
-        made = self.made_of("policy", {"actor": a.model_dump(mode="json")}, (Cloning,), data=("state", "action"))
-        return [Phase("policy", a.steps, cloning, made_of=made)]
+        return [self.phase("policy", a.steps, cloning, {"actor": a.model_dump(mode="json")}, data=("state", "action"))]

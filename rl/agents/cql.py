@@ -47,6 +47,4 @@ class CQLAgent(DirectAgent):
     def phases(self) -> list[Phase]:
         """One, of the critic and its actor."""
         c = self.config.critic
-        learner = self.critic.learner(self.data, c.batch, None)
-        learner.computing = self.config.computing  # type: ignore[attr-defined]
-        return [Phase("critic", c.steps, learner, made_of=self.critic_made_of(self.critic))]
+        return [self.critic_phase(self.critic.learner(self.data, c.batch, None), c)]

@@ -16,10 +16,10 @@ from egd.phases import Phase
 from egd.posteriors.moments import KINDS
 from egd.sections import NetworkConfig
 from egd.temporal import TemporalEnergy, TemporalUNet
-from egd.training import DenoiserLearner, Fit
-from egd.types import Schedule
+from egd.training import Fit
 from rl.agents.base import Act
 from rl.agents.guided import GuidedAgent
+from rl.behaviour import Behaviour
 from rl.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
 from rl.critics.base import Judge
 from rl.critics.choice import check_critic
@@ -134,23 +134,23 @@ class Diffuser(GuidedAgent):
 
     def phases(self) -> list[Phase]:
         """The reward after the denoiser."""
-        self.reward.computing = self.config.computing
         denoiser, *rest = super().phases()
-        return [denoiser, Phase("reward", self.config.reward.steps, self.reward, made_of=self._reward_made_of()), *rest]
+        return [denoiser, self._reward_phase(), *rest]
 
-    def denoiser_made_of(self, schedule: Schedule) -> Any:
-        """Of the phase that fits the model of windows."""
+    def denoiser_phase(self, behaviour: Behaviour) -> Phase:
+        """Fit the model of windows."""
         settings = self.config.model_dump(mode="json", include={"schedule", "denoiser", "plan"})
-        code, data = (DenoiserLearner, PlanModel, TemporalUNet, type(schedule)), ("state", "action", "next_state", "terminal")
-        return self.made_of("denoiser", settings, code, data=data)
+        data = ("state", "action", "next_state", "terminal")
+        return self.phase("denoiser", self.config.denoiser.steps, behaviour.learner(), settings, data=data)
 
-    def judge_made_of(self, critic: Any) -> list[Any]:
+    def judge_phases(self, critic: Phase) -> list[Phase]:
         """Critic and reward."""
-        return [critic, self._reward_made_of()]
+        return [critic, self._reward_phase()]
 
-    def _reward_made_of(self) -> Any:
-        settings = self.config.reward.model_dump(mode="json")
-        return self.made_of("reward", settings, (Reward, EnsembleMLP), data=("state", "action", "reward"))
+    def _reward_phase(self) -> Phase:
+        reward = self.config.reward
+        settings = reward.model_dump(mode="json")
+        return self.phase("reward", reward.steps, self.reward, settings, data=("state", "action", "reward"))
 
     # -- for people ----------------------------------------------------------------------------------------------
 

@@ -192,27 +192,14 @@ class DiffusionActor(Agent):
 
     def phases(self) -> list[Phase]:
         """The two in one where the critic asks for the policy's actions; else the critic, which others may have trained."""
-        steps, critic = self.config.denoiser.steps, self.config.built_critic
-        policy = self.Learner(self.behaviour, self.critic, self.config.improvement)
-        if self.together:
-            both = ActorCritic(policy, self.critic)
-            both.computing = self.config.computing
-            return [Phase("policy", steps, both, made_of=self._made_of(after=[]))]
-        policy.computing = self.config.computing
-        learner = self.critic.learner(self.data, critic.batch, None)
-        learner.computing = self.config.computing  # type: ignore[attr-defined]
-        made = self.critic_made_of(self.critic)
-        return [
-            Phase("critic", critic.steps, learner, made_of=made),
-            Phase("policy", steps, policy, made_of=self._made_of(after=[made])),
-        ]
-
-    def _made_of(self, after: Sequence[Any]) -> Any:
-        c = self.config
+        c, policy = self.config, self.Learner(self.behaviour, self.critic, self.config.improvement)
         settings = c.model_dump(mode="json", include={"schedule", "denoiser", "sampler", "improvement"})
         settings["critic"] = critic_settings(c.built_critic)
-        code = (type(self), NoiseMLP, type(self.behaviour.schedule), type(self.critic))
-        return self.made_of("policy", settings, code, after=after)
+        if self.together:
+            return [self.phase("policy", c.denoiser.steps, ActorCritic(policy, self.critic), settings)]
+        learner = self.critic.learner(self.data, c.built_critic.batch, None)
+        critic = self.critic_phase(learner, c.built_critic)
+        return [critic, self.phase("policy", c.denoiser.steps, policy, settings, after=[critic])]
 
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
         """The averaged network's samples, one of the candidates kept."""

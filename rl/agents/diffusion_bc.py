@@ -47,10 +47,7 @@ class DiffusionBC(Agent):
 
     def phases(self) -> list[Phase]:
         """The noise model."""
-        learner = self.behaviour.learner()
-        learner.computing = self.config.computing
-        made = self.denoiser_made_of(self.behaviour.schedule)
-        return [Phase("denoiser", self.config.denoiser.steps, learner, made_of=made)]
+        return [self.denoiser_phase(self.behaviour)]
 
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
         """One sample a state."""

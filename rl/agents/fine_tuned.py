@@ -31,7 +31,7 @@ class FineTuned(DirectAgent):
         super().__init__(config, data, device)
         online: OnlineConfig = config.online
         task = config.found_task()
-        world = World(data, task, self.explore, self.fresh, self.made_of)
+        world = World(data, task, self.explore, self.fresh, self.phase)
         self.generator = None if online.generator is None else make_generator(online.generator, world)
         live = Live(env_factory(task, task.observation_keys), config.seed)
         self.online = OnlineLearner(self, online, live, self.generator, seed=config.seed)
@@ -46,8 +46,6 @@ class FineTuned(DirectAgent):
     def phases(self) -> list[Phase]:
         """Offline, of the generator, online."""
         more = [] if self.generator is None else self.generator.phases()
-        for phase in more:
-            phase.learner.computing = self.config.computing  # type: ignore[attr-defined]
         offline = super().phases()  # type: ignore[safe-super]  # of the agent that this is mixed into
         return [*offline, *more, Phase("online", self.config.online.steps, self.online, hook_first=True)]
 

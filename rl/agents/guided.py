@@ -23,13 +23,11 @@ from egd.training import EnergyLearner, Fit
 from egd.types import Context, TimedEnergy
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
-from rl.behaviour import Behaviour
 from rl.config import GuidanceConfig, GuidedConfig
-from rl.critics import MinusAdvantage
 from rl.critics.choice import needs_support
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
-from rl.guidance import check_guidance, component_code, component_parts, group_size, is_trained
+from rl.guidance import check_guidance, component_parts, group_size, is_trained
 from rl.joint import Joint
 from rl.objective import LateObjective
 from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness
@@ -152,20 +150,17 @@ class GuidedAgent(ValuedAgent):
 
     def phases(self) -> list[Phase]:
         """Phased: each part on its converged predecessor. Joint: all in one loop, as AEPO's Algorithm 1 is written."""
-        made, steps = self.made(), self._energy_steps()
-        for learner in self.energies.values():
-            learner.computing = self.config.computing
-        if self.config.training == "joint":
-            return [self._joint(list(made.values()))]
-        energies = [(f"energy_{name}", learner) for name, learner in self.energies.items()]
-        return [*super().phases(), *(Phase(name, steps, learner, made_of=made[name]) for name, learner in energies)]
+        phased = super().phases()
+        phased += [self._energy_phase(name, learner, phased) for name, learner in self.energies.items()]
+        return [self._joint(phased)] if self.config.training == "joint" else phased
 
-    def _joint(self, made: list[Any]) -> Phase:
-        config = self.config
-        limits = {"denoiser": config.denoiser.steps, "critic": config.critic.steps}
+    def _joint(self, phased: Sequence[Phase]) -> Phase:
+        before = {phase.name: phase for phase in phased if phase.name in ("denoiser", "critic")}
+        limits = {name: phase.steps for name, phase in before.items()}
         total = self._energy_steps() if self.energies else max(limits.values())
-        joint = Joint(self.learners(), limits, self.calibration, self.energies, total, config.calibration.every)
-        return Phase("joint", total, joint, made_of={"joint": made})
+        learners = {name: phase.learner for name, phase in before.items()}
+        joint = Joint(learners, limits, self.calibration, self.energies, total, self.config.calibration.every)
+        return self.phase("joint", total, joint, {}, after=phased)  # made of the same
 
     def _energy_steps(self) -> int:
         """Of every energy network: in joint training they go on as long as anything does."""
@@ -180,20 +175,15 @@ class GuidedAgent(ValuedAgent):
         wanted = {"joint", "denoiser" if self.headline == "behaviour" else guided}
         return next(phase for phase in phases if phase.name in wanted)
 
-    def made(self) -> dict[str, Any]:
-        """What each phase is made of."""
-        config, made = self.config, super().made()
-        network = config.energy_network.model_dump(mode="json")
-        for name in self.energies:
-            arm = config.arms[name]
-            of_arm = {"network": network, **arm.model_dump(mode="json", include=OF_NETWORK)}
-            after = [made["calibration"], *([made["support"]] if group_size(arm) else [])]
-            code = [EnergyLearner, type(self.energies[name].fit.module), MinusAdvantage, *component_code(arm)]
-            if "support" in component_parts(arm):  # drawn at every step
-                of_arm |= config.model_dump(mode="json", include={"sampler"})
-                code += [Behaviour, self.sampler.code]
-            made[f"energy_{name}"] = self.made_of(f"energy_{name}", of_arm, code, after=after)
-        return made
+    def _energy_phase(self, name: str, learner: EnergyLearner, phased: Sequence[Phase]) -> Phase:
+        arm = self.config.arms[name]
+        network = self.config.energy_network.model_dump(mode="json")
+        settings = {"network": network, **arm.model_dump(mode="json", include=OF_NETWORK)}
+        if "support" in component_parts(arm):  # drawn at every step
+            settings |= self.config.model_dump(mode="json", include={"sampler"})
+        wanted = {"calibration", "support"} if group_size(arm) else {"calibration"}
+        after = [phase for phase in phased if phase.name in wanted]
+        return self.phase(f"energy_{name}", self._energy_steps(), learner, settings, after=after)
 
     def _networks(self) -> dict[str, str]:
         """Arm -> the arm whose network it uses: arms that differ only in rule or omega share one."""

@@ -68,14 +68,9 @@ class IQL(DirectAgent):
 
     def phases(self) -> list[Phase]:
         """Critic, then policy."""
-        a, c = self.config.actor, self.config.critic
-        critic, cloning = self.learners()
-        made = self.critic_made_of(self.critic)
-        policy = self.made_of("policy", {"actor": a.model_dump(mode="json")}, (Cloning,), after=[made])
-        return [
-            Phase("critic", c.steps, critic, made_of=made),
-            Phase("policy", a.steps, cloning, made_of=policy),
-        ]
+        a, (learner, cloning) = self.config.actor, self.learners()
+        critic = self.critic_phase(learner, self.config.critic)
+        return [critic, self.phase("policy", a.steps, cloning, {"actor": a.model_dump(mode="json")}, after=[critic])]
 
     def learners(self) -> tuple[Learner, Cloning]:
         """Of the critic and of the policy, on the data."""

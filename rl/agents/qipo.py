@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from egd.bounds import Batch, Beta, Decay, Rate, Rounds, Steps
 from egd.config import Strict
 from egd.denoisers import NetworkDenoiser
-from egd.networks import NoiseMLP
 from egd.phases import Phase
 from egd.selection import energy_weights
 from egd.training import DenoiserLearner, Fit, Noised
@@ -22,10 +21,9 @@ from egd.wrappers import Clip
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
 from rl.config import ValuedConfig
-from rl.critics import MinusAdvantage
 from rl.data.transitions import OfflineData
 from rl.policies import Randomness
-from rl.support import SupportTable, support_phase
+from rl.support import SupportTable
 
 
 class WeightedPolicyConfig(Strict):
@@ -157,25 +155,15 @@ class QIPO(ValuedAgent):
 
     def phases(self) -> list[Phase]:
         """After denoiser, support, critic and calibration: ``policy``; then ``support_2``, ``policy_2`` and so on."""
-        made, phases = self.made(), super().phases()
+        denoiser, support, critic, calibration = super().phases()
+        phases, start = [denoiser, support, critic, calibration], denoiser
+        settings = self.config.policy.model_dump(mode="json", exclude={"rounds", "clip_x0"})
         for n, this in enumerate(self.rounds, 1):
             suffix = "" if n == 1 else f"_{n}"
             if n > 1:
-                phases.append(support_phase(f"support{suffix}", this.support, self.config, made[f"support{suffix}"]))
-            this.learner.computing = self.config.computing
-            phases.append(Phase(f"policy{suffix}", self.config.policy.steps, this.learner, made_of=made[f"policy{suffix}"]))
+                support = self.support_phase(f"support{suffix}", this.support, start)
+                phases.append(support)
+            before = [calibration, support, start]
+            start = self.phase(f"policy{suffix}", self.config.policy.steps, this.learner, settings, after=before)
+            phases.append(start)
         return phases
-
-    def made(self) -> dict[str, Any]:
-        """What each phase is made of."""
-        made = super().made()
-        settings = self.config.policy.model_dump(mode="json", exclude={"rounds", "clip_x0"})
-        code = (DenoiserLearner, NoiseMLP, QIPO, MinusAdvantage)
-        support, start = made["support"], made["denoiser"]
-        for n in range(1, self.config.policy.rounds + 1):
-            suffix = "" if n == 1 else f"_{n}"
-            if n > 1:
-                support = made[f"support{suffix}"] = self.made_support(f"support{suffix}", [start])
-            start = self.made_of(f"policy{suffix}", settings, code, after=[made["calibration"], support, start])
-            made[f"policy{suffix}"] = start
-        return made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -151,18 +151,11 @@ class SRPO(DirectAgent):
 
     def phases(self) -> list[Phase]:
         """Denoiser and critic, which other methods may have trained, and the policy."""
-        c = self.config
-        made = {"denoiser": self.denoiser_made_of(self.behaviour.schedule), "critic": self.critic_made_of(self.critic)}
-        made["policy"] = self._made_of(list(made.values()))
-        learners: dict[str, Any] = {
-            "denoiser": self.behaviour.learner(),
-            "critic": self.critic.learner(self.data, c.critic.batch, None),
-            "policy": self.learner(),
-        }
-        steps = {"denoiser": c.denoiser.steps, "critic": c.critic.steps, "policy": c.actor.steps}
-        for learner in learners.values():
-            learner.computing = c.computing
-        return [Phase(name, steps[name], learner, made_of=made[name]) for name, learner in learners.items()]
+        critic = self.critic.learner(self.data, self.config.critic.batch, None)
+        before = [self.denoiser_phase(self.behaviour), self.critic_phase(critic, self.config.critic)]
+        settings = self.config.model_dump(mode="json", include={"actor", "regularisation"})
+        steps = self.config.actor.steps
+        return [*before, self.phase("policy", steps, self.learner(), settings, data=("state",), after=before)]
 
     def learner(self) -> ScoreRegularised:
         """What trains the policy."""
@@ -170,7 +163,3 @@ class SRPO(DirectAgent):
         read = {"noise": b.fit.model, "target": self.critic.target.module}
         parts = (self.fit, b.sample, self.critic, b.denoiser(clip=False), b.schedule, settings)
         return ScoreRegularised(*parts, batch=self.config.actor.batch, networks=read)
-
-    def _made_of(self, after: Sequence[Any]) -> Any:
-        settings = self.config.model_dump(mode="json", include={"actor", "regularisation"})
-        return self.made_of("policy", settings, (type(self),), data=("state",), after=after)

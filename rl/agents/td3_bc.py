@@ -129,7 +129,6 @@ class TD3BC(DirectAgent):
         fit = Fit(self.actor, lr=a.lr, steps=a.steps // a.delay, decay=a.decay)
         sample = partial(self.data.sample, a.batch)
         self.learner = ActorCritic(critic, self.actor, fit, config.critic.polyak, a, sample)
-        self.learner.computing = config.computing
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -147,5 +146,4 @@ class TD3BC(DirectAgent):
             "actor": self.config.actor.model_dump(mode="json"),
             "critic": critic_settings(self.config.built_critic),
         }
-        made = self.made_of("policy", settings, (TD3BC,))
-        return [Phase("policy", self.config.actor.steps, self.learner, made_of=made)]
+        return [self.phase("policy", self.config.actor.steps, self.learner, settings)]

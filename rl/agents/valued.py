@@ -23,7 +23,7 @@ from rl.critics.choice import check_critic, make_critic
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
 from rl.policies import GuidedPolicy, Randomness
-from rl.support import SupportTable, support_phase
+from rl.support import SupportTable
 from rl.tasks import Task
 
 
@@ -129,44 +129,25 @@ class ValuedAgent(Agent):
 
     def phases(self) -> list[Phase]:
         """Each part on its converged predecessor."""
-        d, c, made = self.config.denoiser, self.config.critic, self.made()
-        denoiser, critic = self.learners().values()
-        support = [support_phase("support", self.support, self.config, made["support"])] if self.support is not None else []
-        return [
-            Phase("denoiser", d.steps, denoiser, made_of=made["denoiser"]),
-            *support,
-            Phase("critic", c.steps, critic, made_of=made["critic"]),
-            Phase("calibration", 1, self.calibration, made_of=made["calibration"]),
-        ]
-
-    def learners(self) -> dict[str, Any]:
-        """Of the denoiser and the critic, set to the recipe's precision."""
-        critic = self.critic.learner(self.data, self.config.critic.batch, self.support)
-        learners: dict[str, Any] = {"denoiser": self.behaviour.learner(), "critic": critic}
-        for learner in learners.values():
-            learner.computing = self.config.computing
-        return learners
-
-    def made(self) -> dict[str, Any]:
-        """What each phase is made of."""
-        denoiser = self.denoiser_made_of(self.schedule)
-        support = self.made_support("support", [denoiser])
-        before = [support] if self.critic.needs_support else []
-        critic = self.critic_made_of(self.critic, before)
+        denoiser = self.denoiser_phase(self.behaviour)
+        support = [self.support_phase("support", self.support, denoiser)] if self.support is not None else []
+        before = support if self.critic.needs_support else []
+        learner = self.critic.learner(self.data, self.config.critic.batch, self.support)
+        critic = self.critic_phase(learner, self.config.critic, before)
         settings = self.config.calibration.model_dump(mode="json")
-        calibration = self.made_of("calibration", settings, (Calibration,), after=[denoiser, *self.judge_made_of(critic)])
-        return {"denoiser": denoiser, "support": support, "critic": critic, "calibration": calibration}
+        judged = [denoiser, *self.judge_phases(critic)]
+        return [denoiser, *support, critic, self.phase("calibration", 1, self.calibration, settings, after=judged)]
 
-    def judge_made_of(self, critic: Any) -> list[Any]:
+    def judge_phases(self, critic: Phase) -> list[Phase]:
         """The phases that the judge is made by, ``critic`` being the critic's."""
         return [critic]
 
-    def made_support(self, name: str, after: Sequence[Any]) -> Any:
-        """What a table of actions drawn from the denoiser ``after`` is made of."""
+    def support_phase(self, name: str, table: SupportTable, denoiser: Phase) -> Phase:
+        """Offer the phase that fills a table with actions drawn from this denoiser."""
         dump = self.config.model_dump(mode="json", include={"support", "sampler"})
-        settings = dump | {"k": self.support_actions()}  # an arm may need more than the recipe says
-        code = (SupportTable, Behaviour, self.sampler.code)
-        return self.made_of(name, settings, code, data=("state", "next_state", "action"), after=after)
+        settings = dump | {"k": table.k}  # an arm may need more than the recipe says
+        every, data = table.checkpoint_every(self.config.checkpoint_every), ("state", "next_state", "action")
+        return self.phase(name, table.steps, table, settings, data=data, after=[denoiser], checkpoint_every=every)
 
     def ready(self, phase: str, generator: torch.Generator) -> None:
         """Calibrated for the occasion while the parts are trained that calibration looks at."""

@@ -29,7 +29,9 @@ from egd.cli import console, show, user_errors
 from egd.config import ComponentConfig
 from egd.errors import UserError
 from egd.metrics import energy_distance
+from egd.phases import Phase
 from egd.progress import Reporter
+from egd.training import Learner
 from rl.actors import mlp
 from rl.data.episodes import data_return, load_episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData, drawn
@@ -110,7 +112,10 @@ def made(
         torch.manual_seed(seed)
         return make()
 
-    world = World(setting.data, setting.task, lambda s, g: s, fresh, lambda *a, **k: None)
+    def phase(name: str, steps: int, learner: Learner, *_: Any, **__: Any) -> Phase:
+        return Phase(name, steps, learner)
+
+    world = World(setting.data, setting.task, lambda s, g: s, fresh, phase)
     source = make_generator(ComponentConfig.model_validate(arm), world)
     phases = source.phases()
     if phases and model is None:

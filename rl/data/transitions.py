@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class OfflineData:
     reward_factor: float = 1.0
     reward_shift: float = 0.0
     """The rewards here are (those of the environment + shift) times factor."""
-    _digests: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """n transitions, uniformly with replacement."""
@@ -80,16 +81,33 @@ class OfflineData:
         return (reward + self.reward_shift) * self.reward_factor
 
     def fingerprint(self, *names: str) -> str:
-        """A digest of these members of the transitions, of all of them where none is named: what was learned from the same
-        ones can be used again.
+        """Digest these members of the transitions; where none is named, all of them and what else is known of the data.
+
+        What was learned from the same ones can be used again.
         """
         digest = hashlib.blake2b(digest_size=16)
         for name in names or tuple(Batch.__dataclass_fields__):
-            digest.update(self._digest(name))
+            digest.update(self._digest(name).encode())
+        if not names:
+            digest.update(repr([getattr(self, name) for name in NUMBERS]).encode())
+            digest.update(repr([digest_of(getattr(self, name)) for name in VECTORS]).encode())
         return digest.hexdigest()
 
-    def _digest(self, name: str) -> bytes:
+    def _digest(self, name: str) -> str:
         if name not in self._digests:
-            content = getattr(self.transitions, name).cpu().contiguous().numpy().tobytes()
-            self._digests[name] = hashlib.blake2b(content, digest_size=16).digest()
+            self._digests[name] = digest_of(getattr(self.transitions, name))
         return self._digests[name]
+
+
+VECTORS = ("state_mean", "state_std", "action_low", "action_high")
+NUMBERS = ("dataset_return", "episodes", "reward_factor", "reward_shift")
+
+
+def digest_of(*arrays: Tensor | np.ndarray[Any, Any]) -> str:
+    """Digest the content, the shape and the type of every array."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        content = np.ascontiguousarray(array.cpu().numpy() if isinstance(array, Tensor) else array)
+        digest.update(f"{content.dtype.str}{content.shape}".encode())
+        digest.update(content.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -12,13 +12,13 @@ import yaml
 from torch import Tensor
 
 from egd.objectives import ExpMSE
-from egd.phases import run_phase
+from egd.phases import Phase, run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from rl.agents.qgpo import QGPO
 from rl.data.transitions import Batch, OfflineData
 from rl.recipe import typed
-from rl.support import SupportTable, support_phase
+from rl.support import SupportTable
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
 
@@ -86,7 +86,8 @@ def test_the_table_has_as_many_actions_as_the_greediest_wants() -> None:
     assert agent(support={"actions": 7}).support.k == 7
     wide = agent(variants=ARMS)
     assert wide.support.k == 10
-    assert wide.made()["support"] != agent().made()["support"]  # the same recipe keys, another table
+    tables = [next(p.made_of for p in made.phases() if p.name == "support") for made in (wide, agent())]
+    assert tables[0] != tables[1]  # the same recipe keys, another table
     plain = {"guidance": {"energy": "mse"}}
     assert agent(critic={"kind": "iql"}, **plain).support is None
     assert agent(**plain).support.k == 4  # for the critic
@@ -131,11 +132,10 @@ def test_a_table_half_drawn_goes_on_bit_for_bit() -> None:
 
 
 def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = typed({**SMALL, "checkpoint_every": 1}, "test")
     written = []
     monkeypatch.setattr("egd.phases.save_checkpoint", lambda path, tensors, meta: written.append(meta["step"]))
     table = SupportTable(episodes(2500), 3, states_for_actions)
-    phase = support_phase("support", table, config, None)
+    phase = Phase("support", table.steps, table, checkpoint_every=table.checkpoint_every(1))
     run_phase(phase, RunFolder(tmp_path), Reporter(), seed=0, device="cpu", checkpoint_every=1, log_every=1)
     assert table.steps == 10
     assert written == [3, 6, 9, 10]

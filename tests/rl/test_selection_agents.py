@@ -127,10 +127,11 @@ def test_further_selections_start_from_the_headline(data: OfflineData) -> None:
 def test_selection_shares_denoiser_and_critic_with_guidance(data: OfflineData) -> None:
     from rl.agents.aepo import AEPO
 
-    made, guided = make(IDQL, data).made(), make(AEPO, data).made()
+    kinds = (IDQL, AEPO, QIPO, SfBC)
+    selected, guided, qipo, sfbc = ({phase.name: phase.made_of for phase in make(kind, data).phases()} for kind in kinds)
     for phase in ("denoiser", "critic", "calibration"):
-        assert made[phase] == guided[phase]
-    assert make(QIPO, data).made()["support"] == make(SfBC, data).made()["support"]
+        assert selected[phase] == guided[phase]
+    assert qipo["support"] == sfbc["support"]
 
 
 # -- critics ---------------------------------------------------------------------------------------------------------

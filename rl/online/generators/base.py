@@ -27,8 +27,8 @@ class World:
     """Standardised states (B, S) -> actions (B, A) of the policy, drawn."""
     fresh: Callable[[str, Callable[[], Any]], Any]
     """``Agent.fresh``: makes a network, by the run's seed and its name."""
-    made_of: Callable[..., Any]
-    """``Agent.made_of``: for phases that other runs can use."""
+    phase: Callable[..., Phase]
+    """``Agent.phase``: for phases that other runs can use."""
 
 
 class Generator(ABC):

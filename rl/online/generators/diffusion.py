@@ -123,14 +123,14 @@ class Diffusion(Generator):
             "denoiser": self.settings.model_dump(mode="json"),
             "terminal": self.vectors.terminal == "generated",
         }
-        made = self.world.made_of("generator", settings, (DenoiserLearner, NoiseMLP, Vectors, type(self.schedule)))
-        return [Phase("generator", self.settings.steps, self._learner(self.fit), made_of=made)]
+        learner = self._learner(self.fit)
+        return [self.world.phase("generator", self.settings.steps, learner, settings, owners=[self])]
 
     def _learner(self, fit: Fit) -> DenoiserLearner:
-        d, times = self.settings, LogNormalTimes(self.schedule)
+        d, times, pool = self.settings, LogNormalTimes(self.schedule), self.pool
 
         def sample(n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-            return self.pool.draw(n, generator), None
+            return pool.draw(n, generator), None
 
         return DenoiserLearner(fit, self.schedule, sample, batch=d.batch, prediction=d.prediction, times=times)
 
