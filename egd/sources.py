@@ -52,9 +52,7 @@ class Sources:
         Attributes, closures, partial arguments and containers are followed; tensors, settings and what is ``apart_from`` them,
         an object or all of a class, are not.
         """
-        found = {
-            self.name(component.__module__ or "builtins", component.__qualname__) for component in _reached(things, apart_from)
-        }
+        found = {self.name(each.__module__ or "builtins", each.__qualname__) for each in _reached(things, apart_from)}
         return sorted(name for name in found if name is not None)
 
     def outside(self, *things: object) -> list[str]:
@@ -96,7 +94,7 @@ VALUES = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.Gener
 
 def _reached(things: tuple[object, ...], apart_from: tuple[object, ...]) -> Iterator[Component]:
     seen, waiting = {id(thing): thing for thing in apart_from}, [*things]
-    values = (*VALUES, *(kind for kind in apart_from if isinstance(kind, type)))
+    values: tuple[type, ...] = (*VALUES, *(kind for kind in apart_from if isinstance(kind, type)))
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen or isinstance(thing, values):
@@ -177,12 +175,10 @@ def _installed(top: str) -> bool:
 
 @cache
 def _version(top: str) -> str:
-    known = getattr(sys.modules.get(top), "__version__", None)  # to ask all that is installed takes half a second
-    return (
-        str(known)
-        if known is not None
-        else " ".join(version(name) for name in sorted(set(packages_distributions().get(top, ()))))
-    )
+    known = getattr(sys.modules.get(top), "__version__", None)
+    if known is not None:
+        return str(known)
+    return " ".join(version(name) for name in sorted(set(packages_distributions().get(top, ()))))  # takes half a second
 
 
 @cache

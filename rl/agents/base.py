@@ -158,15 +158,13 @@ class Agent(ABC):
         """All that decides the weights beside the phase's name and steps. UnknownCode where that cannot be told."""
         if untold := [phase.name for phase in after if phase.made_of is None]:
             raise UnknownCode(*untold)
-        config = self.config
+        config, apart = self.config, (self, *owners, Sampler)  # a phase that samples has the sampler among its settings
         return {
             "seed": config.seed,
             "torch": str(torch.__version__),
             "computing": {"device": self.device.type, "precision": config.precision, "compile": config.compile},
             "code": CODE.digest(),
-            "learner": CODE.names(
-                learner, apart_from=(self, *owners, Sampler)
-            ),  # of a sampler the settings speak, if it counts
+            "learner": CODE.names(learner, apart_from=apart),
             "settings": CODE.settings(dict(settings)),
             "data": self.data.fingerprint(*data),
             "after": {phase.name: key_of(phase.made_of) for phase in after},

@@ -8,15 +8,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from egd import sources
 from egd.config import override
 from egd.store import key_of
+from rl.agents import agent_class
+from rl.agents.base import CODE
+from rl.data.transitions import digest_of
 from rl.loading import load_data
-from rl.recipe import agent_kind, typed
+from rl.recipe import typed
 from tests.processes import exit_code, kill_when, start_egd
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
@@ -107,8 +112,10 @@ CHANGES = {
 def keys(recipe: Path, *settings: str) -> dict[str, str]:
     """Of every phase of a run, in the store."""
     tree = {k: v for k, v in yaml.safe_load(recipe.read_text()).items() if k not in ("tasks", "budgets")}
-    config: Any = typed(override(tree | {"task": "egd/maze2d/umaze-v0"}, settings), "test")
-    agent = agent_kind(tree)(config, load_data(config, "cpu")[0], torch.device("cpu"))
+    tree = override(tree | {"task": "egd/maze2d/umaze-v0"}, settings)
+    kind, allowed = agent_class(tree["kind"]), {*agent_class(tree["kind"]).Config.model_fields}
+    config: Any = typed({k: v for k, v in tree.items() if k in allowed}, "test")
+    agent = kind(config, load_data(config, "cpu")[0], torch.device("cpu"))
     return {phase.name: key_of(phase.made_of) for phase in agent.phases()}
 
 
@@ -209,6 +216,102 @@ def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path
         "qipo": {"denoiser", "support", "critic", "calibration"},
         "further": {"denoiser", "support", "critic", "calibration", "policy", "support_2", "policy_2"},
     }
+
+
+# -- code ------------------------------------------------------------------------------------------------------------
+
+OWN = """
+from rl.agents.iql import IQL
+from rl.cloning import Cloning
+
+class Backwards(Cloning):
+    def loss(self, drawn):
+        loss, metrics = super().loss(drawn)
+        return -loss, metrics
+
+class Same(IQL):
+    pass
+
+class Mine(IQL):
+    def learners(self):
+        critic, cloning = super().learners()
+        cloning.__class__ = Backwards
+        return critic, cloning
+"""
+
+
+def test_an_agent_of_a_users_own_takes_nothing_of_the_librarys(run: Any, kept: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    tiny = ("actor.width=8", "actor.layers=1", "actor.steps=20", "actor.batch=16")
+    plain = run("plain", "kind=iql", *tiny)
+    mine, same, again = (run(n, f"kind={own}:{kind}", *tiny) for n, kind in (("m", "Mine"), ("s", "Same"), ("a", "Same")))
+    assert (reused(mine), reused(same), reused(again)) == (set(), set(), {"critic", "policy"})
+    policies = [
+        {k: t for k, t in weights(folder).items() if k.startswith("policy/learner.module")} for folder in (plain, mine, same)
+    ]
+    assert policies[0] and all(torch.equal(tensor, policies[2][name]) for name, tensor in policies[0].items())
+    assert not any(torch.equal(tensor, policies[1][name]) for name, tensor in policies[0].items())
+
+
+def test_a_setting_that_only_a_users_own_agent_knows_counts(recipe: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from rl.agents.iql import IQL, IQLConfig\n"
+        "class Config(IQLConfig):\n    weight: float = 1.0\n"
+        "class Mine(IQL):\n    Config = Config\n"
+    )
+    kind = f"kind={own}:Mine"
+    one, same, other = (keys(recipe, kind, f"weight={weight}") for weight in (1, 1, 2))
+    assert one == same
+    assert not set(one.values()) & set(other.values())
+
+
+def test_iql_and_iql_online_share_what_is_trained_offline(recipe: Path) -> None:
+    offline, online = keys(recipe, "kind=iql"), keys(recipe, "kind=iql_online")
+    assert offline.keys() == {"critic", "policy"}
+    assert online == {**offline, "online": key_of(None)}
+
+
+def test_any_change_of_the_training_code_is_noticed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def forget() -> None:
+        for found in (sources._digest, sources._closure):
+            found.cache_clear()
+
+    def changed(old: str, new: str) -> dict[str, str]:
+        text = file.read_text()
+        assert old in text
+        edited = tmp_path / file.name
+        edited.write_text(text.replace(old, new))
+        monkeypatch.setattr(sources, "_file", lambda module: edited if module == "rl.behaviour" else found(module))
+        forget()
+        sources._read.cache_clear()
+        return keys(recipe)
+
+    request.addfinalizer(forget)
+    found, before = sources._file, keys(recipe)
+    file = found("rl.behaviour")
+    assert file is not None
+    old = "return batch.action, batch.state"
+    assert changed(old, f"{old}  # a comment") == before
+    after = changed(old, "return -batch.action, batch.state")
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_what_only_shows_results_is_no_training_code() -> None:
+    found = set(sources._closure(CODE.job, CODE.packages))
+    assert {"rl.behaviour", "rl.critics.isql", "egd.energies.dps", "egd.samplers.heun", "rl.online.generators.edis"} <= found
+    assert not {"egd.report.page", "rl.bench.lab", "egd.toy2d.model", "rl.deploy.policy"} & found
+
+
+def test_a_digest_sees_shape_and_type() -> None:
+    zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(6), torch.zeros(2, 3, dtype=torch.int32)]
+    digests = [digest_of(array) for array in zeros]
+    assert len(set(digests)) == 4
+    assert digest_of(torch.zeros(3, 2).T) == digests[0] == digest_of(np.zeros((2, 3), np.float32))
 
 
 # -- in processes of their own ---------------------------------------------------------------------------------------
