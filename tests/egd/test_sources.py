@@ -111,10 +111,10 @@ def test_settings_name_code_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("class Mine: ...\n")
     assert CODE.settings({"name": f"{path}:Mine"}) == {"name": f"{path}:Mine"}  # a text like any other until it was imported
-    by_path(f"{path}:Mine", "key")
+    by_path(f"{path}:Mine", "key", "egd")
     found = CODE.settings({"energy": [{"name": f"{path}:Mine", "note": "a: b", "beta": 1.0}]})
     (first,) = found["energy"]
-    assert first["name"] == CODE.names(by_path(f"{path}:Mine", "key"))[0]
+    assert first["name"] == CODE.names(by_path(f"{path}:Mine", "key", "egd"))[0]
     assert str(tmp_path) not in first["name"]
     assert (first["note"], first["beta"]) == ("a: b", 1.0)
 
