@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from egd.types import Context, Support
 
@@ -92,3 +92,9 @@ def check_output_type(output_type: str) -> None:
     """ValueError for one that the pipeline does not have."""
     if output_type not in OUTPUTS:
         raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}; got {output_type!r}")
+
+
+def warn_of_dropout(network: nn.Module) -> None:
+    """A warning for a network that draws dropout anew at every call: no denoiser, and its gradient is that of another."""
+    if network.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules()):
+        warnings.warn("the UNet is in training mode, and has dropout; call unet.eval()", stacklevel=3)

@@ -16,7 +16,15 @@ from egd.components import Spec, build, parameters, wanted_parts
 from egd.denoisers import NetworkDenoiser
 from egd.energies.base import prepare
 from egd.guidance import guide
-from egd.pipeline_inputs import check_images, check_numbers, check_output_type, check_rows, checked_support, replaced
+from egd.pipeline_inputs import (
+    check_images,
+    check_numbers,
+    check_output_type,
+    check_rows,
+    checked_support,
+    replaced,
+    warn_of_dropout,
+)
 from egd.posteriors import MomentPosterior, calibrate
 from egd.posteriors.moments import MomentKind
 from egd.rules import Additive
@@ -124,6 +132,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         labels = None if class_labels is None else class_labels.to(device)
         c = _context(context, labels)
         check_steps(self.scheduler)
+        warn_of_dropout(self.unet)
         guided: Denoiser | None = None
         schedule: Diffusers | None = None
         if energy is not None or callable(guidance):
@@ -271,6 +280,13 @@ def _rule(rule: Component | None, omega: float) -> GuidanceRule:
 
 def _timed_energy(guidance: Component, parts: Mapping[str, Any]) -> TimedEnergy:
     if callable(guidance):
+        others = {n for n, p in parameters(guidance).items() if p.default is p.empty} - PARTS
+        if others:
+            known = ", ".join(sorted(PARTS))
+            raise ValueError(
+                f"guidance is made of {known}, and this one wants {', '.join(sorted(others))}; is it a timed energy itself? "
+                "then pass guidance=lambda: mine"
+            )
         timed: TimedEnergy = guidance(**{name: parts[name] for name in parameters(guidance) if name in parts})
         return timed
     spec = Spec.of(guidance, "guidance")

@@ -103,7 +103,7 @@ def _files(root: Path) -> list[Path]:
     """The image files below a folder, sorted, neither hidden nor there twice. UserError for a link that leads nowhere."""
     found: list[Path] = []
     seen: dict[Path, Path] = {}
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
         files = [Path(place) / name for name in names if not _hidden(name) and name.lower().endswith(SUFFIXES)]
         for here in (Path(place), *files):
@@ -115,6 +115,12 @@ def _files(root: Path) -> list[Path]:
             seen[real] = here
         found += [file for file in files if file.is_file()]
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    """UserError for a folder that cannot be listed, whose images would be missing without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise UserError(f"cannot read {error.filename}: {error.strerror}", key="data.path")
 
 
 def _hidden(name: str) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egd.contracts import name_of
+from egd.errors import UserError
 from egd.experiments import Row
 from egd.images.data import ImageSet
 from egd.images.model import DATA_ROW, UNGUIDED, ImagesModel
@@ -93,7 +95,7 @@ class Weighted:
     @staticmethod
     @torch.no_grad()
     def of(model: ImagesModel, energy: Energy, c: Context, n: int, seed: int) -> Weighted:
-        """At most ``evaluation.draws`` images."""
+        """At most ``evaluation.draws`` images. UserError for an energy that gives no number, or none for a whole row."""
         generator = torch.Generator(model.device).manual_seed(seed_of(seed, "data"))
         images, most = model.train.images, model.config.evaluation.draws
         if len(images) > most:
@@ -102,7 +104,10 @@ class Weighted:
         rows = max(1, CHUNK // len(images))
         chunks = [{k: v[i : i + rows] for k, v in c.items()} for i in range(0, n, rows)]
         parts = [energies_of(images[None].expand(_length(part), *images.shape), energy, part) for part in chunks]
-        return Weighted(images, torch.cat(parts))
+        energies = torch.cat(parts)
+        if energies.isnan().any() or energies.amin(1).isinf().any():  # infinite is fine for some: they are ruled out
+            raise UserError(f"{name_of(energy)} gives nan, -inf or nothing but inf for training images; give numbers")
+        return Weighted(images, energies)
 
     def weights(self, beta: float) -> Tensor:
         """(n, K), rows of sum 1."""

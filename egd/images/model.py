@@ -13,6 +13,7 @@ from egd.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.checkpoint import group, prefixed
 from egd.components import Registry, build, validate, wanted_parts
 from egd.config import ComponentConfig
+from egd.contracts import energy_values, name_of
 from egd.errors import UserError
 from egd.images.classifier import Classifier, ClassifierLearner
 from egd.images.config import EstimatorConfig, ImagesConfig
@@ -79,6 +80,7 @@ class ImagesModel:
         if images.labels is not None:
             sets = {"classifier": for_guide, "judge": for_judge}
             self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
+        self._try_energies()
         self.calibration = Calibration(self)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
@@ -112,6 +114,23 @@ class ImagesModel:
             if label is not None and not 0 <= label < len(images.classes):
                 last = len(images.classes) - 1
                 raise UserError(f"label {label} is not one of 0 to {last}", key=f"targets.{name}.energy.label")
+
+    def _try_energies(self) -> None:
+        """UserError for an energy that fails on two images: before anything is trained, not after."""
+        from egd.images.evaluation import make_context
+
+        parts = {"classifier": self.classifiers["classifier"].fit.model} if self.classifiers else {}
+        for name, target in self.config.targets.items():
+            key = f"targets.{name}.energy"
+            energy: Energy = build(IMAGE_ENERGIES, target.energy.spec, parts, key)
+            c = make_context(self.test, 2)
+            x = self.train.images[torch.arange(2) % len(self.train)].clone().requires_grad_()
+            try:
+                values = energy_values(energy, x, c)
+            except ValueError as error:
+                raise UserError(str(error), key=key) from None
+            if values.isnan().any():
+                raise UserError(f"{name_of(energy)} gives nan for training images; give numbers", key=key)
 
     # -- training ------------------------------------------------------------------------------------------------
 

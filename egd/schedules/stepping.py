@@ -177,6 +177,8 @@ def _fault(kind: Any, config: str, eta: float) -> str | None:
             x = _normal_samples(run, eta)
     except Exception as error:  # whatever a stranger's scheduler may raise
         return f"{steps} steps of it end in {type(error).__name__}: {error}"
+    if not x.isfinite().all():
+        return f"with the exact denoiser of a normal distribution, {steps} steps end in values that are not finite"
     mean, std = float(x.mean()), float(x.std())
     if abs(mean - TRIAL_MEAN) <= NEAR * TRIAL_STD and abs(std - TRIAL_STD) <= NEAR * TRIAL_STD:
         return None

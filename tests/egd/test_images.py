@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,38 @@ def test_weighted_data_are_the_target() -> None:
     mean = (data.weights(2.0) @ torch.arange(3.0, dtype=torch.float64)).float()
     torch.testing.assert_close(drawn.mean(1), mean, atol=0.02, rtol=0)
     assert data.ess(0.0) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("energies", "right"), [([0.0, torch.inf], True), ([0.0, torch.nan], False), ([torch.inf] * 2, False)])
+def test_energies_may_rule_out_some_images_and_not_all(energies: list[float], right: bool) -> None:
+    images = torch.zeros(2, 1, 2, 2)
+    model = SimpleNamespace(device="cpu", train=ImageSet(images), config=SimpleNamespace(evaluation=SimpleNamespace(draws=2)))
+    weigh = lambda: Weighted.of(model, lambda x, c: torch.tensor(energies), {"image": images[:1]}, 1, 0)  # noqa: E731
+    if right:
+        assert weigh().weights(1.0).tolist() == [[1, 0]]
+    else:
+        with pytest.raises(UserError, match="for training images"):
+            weigh()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("x0.flatten(1).mean(1, keepdim=True)", "(2, 1)"),
+        ("x0.mean()", "()"),
+        ("x0.detach().flatten(1).mean(1)", "has no gradient by x_0"),
+        ("x0.flatten(1).sum(1) * float('nan')", "gives nan"),
+    ],
+)
+def test_an_energy_of_ones_own_is_tried_before_anything_is_trained(
+    run: Callable[..., Any], tmp_path: Path, body: str, said: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"class Mine:\n    def __call__(self, x0, c=None):\n        return {body}\n")
+    result = run("--set", f"targets.inpainting.energy={file}:Mine")
+    assert result.exit_code == 2, result.output
+    assert "targets.inpainting.energy" in result.output and said in " ".join(result.output.split())
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
 def test_a_mosaic_keeps_every_image_in_its_place() -> None:

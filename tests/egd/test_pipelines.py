@@ -305,6 +305,21 @@ def test_the_deprecated_karras_ve_is_refused_with_the_reason() -> None:
         pipe(energy=quadratic(0.5, 1.0), num_inference_steps=5)
 
 
+def test_a_noise_prediction_without_signal_is_refused() -> None:
+    """At zero terminal SNR x_1 is the noise itself: x_0 is not determined by it."""
+    pipe = gaussian("ddim")
+    pipe.scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(UserError, match="steps end in values that are not finite"):
+        pipe(energy=quadratic(0.5, 1.0), num_inference_steps=5)
+
+
+def test_dropout_that_is_on_is_pointed_out(plain_unet: UNet2DModel) -> None:
+    plain_unet.mid_block.resnets[0].dropout.p = 0.5
+    settings = {"num_inference_steps": 1, "output_type": "pt", "energy": quadratic(0.5, 1.0)}
+    with pytest.warns(UserWarning, match=r"call unet\.eval\(\)"):
+        quiet(EnergyGuidedPipeline(plain_unet.train(), scheduler("ddim")))(**settings)
+
+
 def test_a_flow_that_renoises_as_consistency_models_do_is_refused() -> None:
     pipe = gaussian("flow")
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
@@ -511,6 +526,8 @@ def test_a_trained_timed_energy_needs_no_energy() -> None:
 
 def test_what_is_missing_or_misspelt_is_said() -> None:
     pipe = gaussian("ddim")
+    with pytest.raises(ValueError, match=r"wants t, x; is it a timed energy itself\? then pass guidance=lambda: mine"):
+        pipe(guidance=lambda x, t, c=None: x.flatten(1).sum(1))
     with pytest.raises(ValueError, match=r"posterior=pipe\.calibrate"):
         pipe(energy=quadratic(0, 1), guidance="first_order")
     with pytest.raises(ValueError, match="support="):
