@@ -17,6 +17,8 @@ from egd.safe_names import literal
 from egd.saved import settle
 from egd.store import Store, key_of
 from rl.agents import agent_class
+from rl.data.record import begin
+from rl.data.transitions import OfflineData
 from rl.envs.making import check_env
 from rl.envs.specs import NoEnvironment
 from rl.evaluation.evaluator import environments, evaluate_together, watched
@@ -72,7 +74,7 @@ class OfflineJob:
         return table
 
     def _complete(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> None:
-        runs = self._prepare(todo, reporter)
+        runs = self._prepare(todo, failures, reporter)
         for phases in zip(*(run.phases() for run in runs), strict=True):
             self._train([pair for pair in zip(runs, phases, strict=True) if pair[0].label not in failures], failures, reporter)
         warnings: dict[str, list[str]] = {}
@@ -118,8 +120,8 @@ class OfflineJob:
             remedy = "set EGD_STORE to a folder that can be written, or to nothing"
             reporter.warn(f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}")
 
-    def _prepare(self, todo: Sequence[Planned], reporter: Reporter) -> list[Run]:
-        """Data and fresh agents."""
+    def _prepare(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> list[Run]:
+        """Data and fresh agents, of those whose data are what they were when their training began."""
         started = time.perf_counter()
         config = todo[0].config
         device = torch.device(config.device)
@@ -133,8 +135,12 @@ class OfflineJob:
                 raise
             not_evaluated = str(error)
             reporter.warn(f"{self.label} is trained, but not evaluated: {error}")
-        runs = [Run(kind(planned.config, data, device), planned, task, not_evaluated=not_evaluated) for planned in todo]
-        seconds = (time.perf_counter() - started) / len(runs)
+        known: list[tuple[Planned, OfflineData]] = []
+        for planned in todo:
+            with kept(failures, planned.label):
+                known.append((planned, begin(planned.folder, data, reporter.warn)))
+        runs = [Run(kind(planned.config, own, device), planned, task, not_evaluated=not_evaluated) for planned, own in known]
+        seconds = (time.perf_counter() - started) / len(todo)
         for run in runs:
             run.seconds["data"] = seconds
         return runs

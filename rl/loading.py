@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +17,7 @@ from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.data.episodes import Episodes, data_return, load_episodes, relabel, to_offline_data
+from rl.data.record import Record, fingerprint, of_run
 from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
 from rl.generators import make
@@ -28,9 +31,10 @@ def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter 
     names = config.data.datasets or task.datasets
     _generate(config, names, reporter or Reporter())
     episodes = load_episodes(names, task.observation_keys, download=config.data.download)
+    source = fingerprint(names, episodes)
     if task.goal_reward:
         episodes = relabel(task, episodes)
-    return _offline(config, task, episodes, device), task
+    return replace(_offline(config, task, episodes, device), source=source), task
 
 
 def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> None:
@@ -58,14 +62,22 @@ def read_config(folder: RunFolder) -> RunConfig:
 
 
 def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[Agent, Task]:
-    """The agent of a run with the weights of its checkpoints, and its task. UserError where a checkpoint is missing."""
-    reporter = reporter or Reporter()
-    data, task = load_data(config, device, reporter)
+    """The agent of a run with the weights of its checkpoints and its statistics, and its task.
+
+    Where its dataset is not here, those statistics are enough for most agents to act. UserError where a checkpoint is missing,
+    or the dataset of that id is not the one that the run was trained on.
+    """
+    reporter, task = reporter or Reporter(), config.found_task()
+    record = Record.read(folder)
+    if record is not None and not all(map(is_local, config.data.datasets or task.datasets)):
+        with suppress(ValueError, RuntimeError, IndexError):  # of an agent that looks at transitions even to act
+            return restored(config, folder, record.alone(device), device), task
+    data = of_run(folder, load_data(config, device, reporter)[0], reporter.warn)
     return restored(config, folder, data, device), task
 
 
 def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device) -> Agent:
-    """The same where the data are at hand."""
+    """The agent of a run where its data are at hand, as ``of_run`` gives them."""
     agent = agent_class(config.kind)(config, data, device)
     for phase in agent.phases():
         if getattr(phase.learner, "training_only", False):

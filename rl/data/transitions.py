@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -62,6 +63,8 @@ class OfflineData:
     reward_factor: float = 1.0
     reward_shift: float = 0.0
     """The rewards here are (those of the environment + shift) times factor."""
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Which data they are: ``rl.data.record.fingerprint``."""
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:

@@ -20,6 +20,7 @@ from egd.runs import RunFolder
 from rl.agents.base import Agent
 from rl.config import CriticConfig
 from rl.critics import Critic
+from rl.data.record import of_run
 from rl.data.transitions import OfflineData
 from rl.evaluation.evaluator import names
 from rl.loading import load_data, read_config, restored
@@ -218,7 +219,8 @@ def agents_of(runs: Sequence[Run], on: str, reporter: Reporter) -> tuple[list[Ag
     configs = [read_config(folder).model_copy(update={"device": device.type}) for folder in folders]
     set_up(device, configs[0].threads, configs[0].precision)
     data, _ = load_data(configs[0], device, reporter)
-    return [restored(c, folder, data, device) for c, folder in zip(configs, folders, strict=True)], data
+    own = [of_run(folder, data, reporter.warn) for folder in folders]
+    return [restored(c, folder, each, device) for c, folder, each in zip(configs, folders, own, strict=True)], own[0]
 
 
 def _about_data(run: Run) -> set[str]:

@@ -1,0 +1,114 @@
+"""What a run keeps of its data: which they were, and the statistics without which its policy is another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.checkpoint import load_checkpoint, save_checkpoint
+from egd.errors import UserError
+from egd.runs import RunFolder
+from rl.data.episodes import Episodes
+from rl.data.transitions import NUMBERS, VECTORS, Batch, OfflineData, digest_of
+
+ARRAYS = ("observations", "actions", "rewards", "terminations")
+
+
+def fingerprint(datasets: Sequence[str], episodes: Episodes) -> dict[str, Any]:
+    """Tell episodes from others of the same datasets: counts, and a digest of every array as it was read."""
+    digests = {name: digest_of(*getattr(episodes, name)) for name in ARRAYS}
+    counts = {"episodes": len(episodes.lengths), "transitions": int(episodes.lengths.sum())}
+    return {"datasets": list(datasets), **counts, **digests}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The file ``data.safetensors`` of a run folder."""
+
+    path: Path
+    source: Mapping[str, Any]
+    vectors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+
+    @staticmethod
+    def read(folder: RunFolder) -> Record | None:
+        """Read that of a run. None for a run from before there were any; UserError for a damaged one."""
+        path = place(folder)
+        if not path.exists():
+            return None
+        tensors, meta = load_checkpoint(path)
+        if {*tensors} != {*VECTORS} or {*meta} != {"source", "numbers"} or {*meta["numbers"]} != {*NUMBERS}:
+            raise UserError(f"{path} is no record of a run's data by this version of egd")
+        return Record(path, meta["source"], tensors, meta["numbers"])
+
+    def compare(self, found: Mapping[str, Any]) -> None:
+        """UserError where the data that are there now are not those of the run."""
+        changed = [name for name in found if found[name] != self.source.get(name)]
+        if not changed:
+            return
+        counts = [f"{self.source.get(name)} {name} then, {found[name]} now" for name in changed if name in COUNTED]
+        others = [name for name in changed if name in ARRAYS]
+        differences = "; ".join([*counts, *([f"other {', '.join(others)}"] if others else [])])
+        raise UserError(
+            f"{self.path.parent} was trained on other data than {', '.join(found['datasets'])} holds now ({differences}). "
+            "Put back the dataset that it was trained on (MINARI_DATASETS_PATH names the folder), or train anew on this one: "
+            f"egd run {self.path.parent / 'config.yaml'} --out ANOTHER_FOLDER",
+            key="data.datasets",
+        )
+
+    def applied(self, data: OfflineData) -> OfflineData:
+        """The data standardised by the run's statistics, whatever this version makes of them."""
+        own = {name: tensor.to(data.state_mean.device) for name, tensor in self.vectors.items()}
+        if all(torch.equal(getattr(data, name), own[name]) for name in VECTORS):
+            return replace(data, **self.numbers)
+        rows, mean, std = data.transitions, own["state_mean"], own["state_std"]
+        state, following = ((x * data.state_std + data.state_mean - mean) / std for x in (rows.state, rows.next_state))
+        changed: dict[str, Any] = {**own, **self.numbers, "transitions": replace(rows, state=state, next_state=following)}
+        return replace(data, **changed, _digests={})
+
+    def alone(self, device: torch.device) -> OfflineData:
+        """The statistics without a single transition: enough to act."""
+        own: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.vectors.items()}
+        states, actions = (own[name].new_zeros(0, len(own[name])) for name in ("state_mean", "action_low"))
+        none = states.new_zeros(0)
+        return OfflineData(Batch(states, actions, none, states, none), **own, **self.numbers, source=self.source)
+
+
+COUNTED = ("episodes", "transitions")
+
+
+def place(folder: RunFolder) -> Path:
+    """Where the record of a run lies."""
+    return folder.path / "data.safetensors"
+
+
+def of_run(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> OfflineData:
+    """Give the data, which must be those of the run, the run's statistics. UserError where they are others; of a run from
+    before there were records that cannot be told, and is said.
+    """
+    record = Record.read(folder)
+    if record is None:
+        say(
+            f"{folder.path} is of a version of egd that kept no record of a run's data: its statistics are taken from the "
+            "dataset as it is now, and nothing can tell whether that has changed since"
+        )
+        return data
+    record.compare(data.source)
+    return record.applied(data)
+
+
+def begin(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> OfflineData:
+    """The same for a run that is to be trained; one that begins notes its data."""
+    if place(folder).exists():
+        return of_run(folder, data, say)
+    if any((folder.path / "checkpoints").glob("*.safetensors")):
+        of_run(folder, data, say)
+    numbers = {name: getattr(data, name) for name in NUMBERS}
+    vectors = {name: getattr(data, name) for name in VECTORS}
+    save_checkpoint(place(folder), vectors, {"source": dict(data.source), "numbers": numbers})
+    return data
