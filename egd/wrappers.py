@@ -24,12 +24,18 @@ class Clip:
 
     A clamped x_0 has no derivative by x_t, so energies that look through the denoiser (DPS, first order) do not push where
     x_0 is out of range. With ``straight_through`` they do: values are clamped, derivatives are those of the bare denoiser.
+    Raises ValueError unless low < high, where they are numbers.
     """
 
     denoiser: Denoiser
     low: Number | Tensor
     high: Number | Tensor
     straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor)
+        if numbers and not self.low < self.high:
+            raise ValueError(f"need low < high, got {self.low} and {self.high}: all of x_0 would be {self.high}")
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B, ...)"""

@@ -45,7 +45,10 @@ class Diffusers:
 
     def __init__(self, scheduler: Any, config: Mapping[str, Any] | None = None) -> None:
         self.scheduler = _make(scheduler, config or {}) if isinstance(scheduler, str) else scheduler
-        self.family, self.forward = _forward(self.scheduler)
+        try:
+            self.family, self.forward = _forward(self.scheduler)
+        except ValueError as error:
+            raise UserError(f"{type(self.scheduler).__name__}: {error}") from error
         self.steps = int(self.scheduler.config.num_train_timesteps)
         if self.family == "edm":
             self.input_scale = self.forward.input_scale  # type: ignore[attr-defined]
@@ -108,6 +111,10 @@ def _forward(scheduler: Any) -> tuple[Family, Schedule]:
     product = scheduler.alphas_cumprod.detach().double().cpu()
     if product[-1] >= product[-2]:  # zero terminal SNR, raised a little by diffusers so that sigma/alpha is finite
         product = torch.cat([product[:-1], torch.zeros_like(product[:1])])
+    if len(product) != config.num_train_timesteps:
+        raise ValueError(f"{len(product)} betas and num_train_timesteps = {config.num_train_timesteps}; make them one number")
+    if not (product[-1] >= 0 and product[0] < 1 and bool((product.diff() < 0).all())):
+        raise ValueError("alphas_cumprod must fall from below 1 to 0 at least; are all betas between 0 and 1?")
     return "vp", Tabulated(0.5 * (product.log() - torch.log1p(-product)))
 
 

@@ -170,7 +170,7 @@ def _fault(kind: Any, config: str, eta: float) -> str | None:
     most = (scheduler.config.get(name) or TRIAL_STEPS for name in ("num_train_timesteps", "original_inference_steps"))
     steps = min(TRIAL_STEPS, *most)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
             run = SchedulerSteps(scheduler, Diffusers(scheduler), steps)
             if len(run.timesteps) > 1 and bool(run.timesteps[0] < run.timesteps[-1]):
                 return "its timesteps rise, from an image to noise"

@@ -180,6 +180,11 @@ def test_a_scheduler_is_named_in_a_recipe() -> None:
         ("IPNDMScheduler", {}, "neither alphas_cumprod, nor"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "data at t = 1"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "sigma_min and sigma_max"),
+        ("EDMEulerScheduler", {"sigma_min": 5.0, "sigma_max": 1.0}, "need 0 < sigma_min < sigma_max"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": -1.0}, "need shift > 0"),
+        ("DDPMScheduler", {"trained_betas": [0.1] * 50}, "50 betas and num_train_timesteps = 1000"),
+        ("DDPMScheduler", {"trained_betas": [0.1, -0.1, 0.1], "num_train_timesteps": 3}, "must fall from below 1"),
+        ("DDPMScheduler", {"beta_start": 0.0, "beta_end": 0.0}, "must fall from below 1"),
     ],
 )
 def test_a_scheduler_that_will_not_do_is_refused(scheduler: str, config: dict, words: str) -> None:

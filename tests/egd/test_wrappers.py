@@ -41,6 +41,11 @@ def test_a_number_bounds_every_entry() -> None:
     )
 
 
+def test_bounds_that_are_swapped_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"need low < high, got 1\.0 and -1\.0"):
+        Clip(lambda x, t, c=None: x, 1.0, -1.0)
+
+
 def test_straight_through_has_the_derivative_of_the_bare_denoiser_where_clipping_has_none() -> None:
     x, t = torch.tensor([[0.1, 0.9], [-0.9, -0.9]]), torch.ones(2)
     energy = lambda x0, c=None: 0.5 * (x0 - 0.25).square().sum(1)  # noqa: E731
