@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from egd.checkpoint import Damaged, read_meta
 from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
 from egd.files import write_atomic
+from egd.locks import locked
 from egd.trust import record
 
 HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
@@ -59,6 +61,17 @@ class RunFolder:
         """Of all phases, the newest and those before them."""
         for kind in ("checkpoints", "previous"):
             yield from sorted((self.path / kind).glob("*.safetensors"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else writes to the folder in the with-block; a complete run is only read. UserError where somebody does."""
+        if self.summary.exists():
+            yield
+            return
+        with ExitStack() as held:
+            with writable("--out"):
+                held.enter_context(locked(self.path / ".lock", str(self.path), "--out"))
+            yield
 
     def open(self, config: Tree, *, resume: bool) -> None:
         """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.

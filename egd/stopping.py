@@ -40,6 +40,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
+        _told.by = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

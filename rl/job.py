@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +63,14 @@ class OfflineJob:
         first = self.planned[0].config
         set_up(first.device, first.threads, first.precision)
         failures: Failures = {}
-        for planned in self.planned:
-            with kept(failures, planned.label):
-                _open(planned, self.resume, reporter)
-        opened = [p for p in self.planned if p.label not in failures]
-        if todo := [p for p in opened if p.folder.read_summary() is None]:
-            self._complete(todo, failures, reporter)
+        with ExitStack() as locks:
+            for planned in self.planned:
+                with kept(failures, planned.label):
+                    locks.enter_context(planned.folder.lock())
+                    _open(planned, self.resume, reporter)
+            opened = [p for p in self.planned if p.label not in failures]
+            if todo := [p for p in opened if p.folder.read_summary() is None]:
+                self._complete(todo, failures, reporter)
         table = [row for p in opened if (s := p.folder.read_summary()) is not None for row in in_cell(rows(s), p.cell)]
         if failures:
             raise RunsFailed(table, failures)

@@ -48,8 +48,9 @@ class ImagesJob:
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
         set_up(self.config.device, self.config.threads)
-        self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-        summary = self.folder.read_summary() or self._run(reporter)
+        with self.folder.lock():
+            self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+            summary = self.folder.read_summary() or self._run(reporter)
         name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task
         return in_cell(rows(name, summary["results"]), self.cell)
 

@@ -46,8 +46,9 @@ class Toy2dJob:
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
         set_up(self.config.device, self.config.threads)
-        self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-        summary = self.folder.read_summary() or self._run(reporter)
+        with self.folder.lock():
+            self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+            summary = self.folder.read_summary() or self._run(reporter)
         return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:

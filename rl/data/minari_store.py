@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from minari.namespace import create_namespace, list_local_namespaces
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.data.stored import place_of
+from egd.locks import locked
+from rl.data.stored import place_of, store_root
 
 
 def check_new_id(dataset_id: str) -> Path:
@@ -30,6 +33,37 @@ def check_new_id(dataset_id: str) -> Path:
             f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"
         )
     return path
+
+
+ROOM = 2**24
+"""Bytes that a disk must have left beside the data: HDF5 does not outlive a full one."""
+
+
+@contextmanager
+def making(dataset_id: str) -> Iterator[None]:
+    """Nobody else makes the dataset in the with-block. UserError where somebody does, and as ``check_new_id``; what killed
+    processes have left of it is removed.
+    """
+    final = check_new_id(dataset_id)
+    with ExitStack() as held:
+        with _writing(dataset_id):
+            lock = store_root() / f".{dataset_id.replace('/', '-')[:200]}.lock"
+            held.enter_context(locked(lock, f"dataset '{dataset_id}'", "dataset"))
+        for left in final.parent.glob(f".{final.name}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        check_new_id(dataset_id)  # it may have been finished just now
+        yield
+
+
+@contextmanager
+def _writing(dataset_id: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{dataset_id}' to {store_root()} ({error.strerror or error}): "
+            "make room, or set MINARI_DATASETS_PATH to a folder you can write to"
+        ) from error
 
 
 def write_dataset(
@@ -49,22 +83,36 @@ def write_dataset(
     final = check_new_id(dataset_id)
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
-        _ensure_namespace(dataset_id)
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "data").mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{dataset_id}' to {final.parent} ({error.strerror}): "
-            "set MINARI_DATASETS_PATH to a folder you can write to"
-        ) from error
-    try:
-        storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
-        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
-        storage.update_episodes(buffers)
-        partial.rename(final)
+        with _writing(dataset_id):
+            _ensure_namespace(dataset_id)
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "data").mkdir(parents=True)
+            _check_room(partial, 0)
+            storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
+            storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+            storage.update_episodes(_with_room(buffers, partial))
+            partial.rename(final)
     except BaseException:  # an interrupt too must not leave the folder behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _with_room(buffers: Iterable[EpisodeBuffer], folder: Path) -> Iterator[EpisodeBuffer]:
+    """The same, as long as the disk has room for them."""
+    for buffer in buffers:
+        _check_room(folder, 2 * _bytes(vars(buffer)))
+        yield buffer
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    if shutil.disk_usage(folder).free < wanted + ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_bytes(part) for part in value.values())
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else int(getattr(value, "nbytes", 8))
 
 
 def _ensure_namespace(dataset_id: str) -> None:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from egd.components import Registry, Spec, build, parameters, validate
 from egd.errors import UserError
 from egd.progress import Reporter
+from rl.data.minari_store import making
 
 Progress: TypeAlias = Callable[[int], None]
 
@@ -30,7 +31,7 @@ def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
     """Make the dataset by the generator of ``spec``, with a bar. UserError, naming ``key``, for what does not fit."""
     check_generator(spec, key)
     steps = _steps(spec, key)
-    with reporter.bar(f"make {dataset_id}", steps) as bar:
+    with making(dataset_id), reporter.bar(f"make {dataset_id}", steps) as bar:
         parts = {"dataset_id": dataset_id, "progress": lambda done: bar.advance(done - bar.done)}
         build(GENERATORS, spec, parts, key)
         bar.at(steps or bar.done)  # the last steps need not have been told
