@@ -178,6 +178,8 @@ def check_hdf5(path: Path, complain: Complain) -> dict[str, NDArray[Any]]:
         present = [key for key in REQUIRED_KEYS + OPTIONAL_KEYS if key in names]
         raw = {key: reader.array(reader.root, key, f"'{key}'") for key in present}
     rows = next((len(raw[key]) for key in ("rewards", *present) if _has_rows(raw.get(key))), None)  # type: ignore[arg-type]
+    if rows == 0:
+        complain("it has no complete transition, for it has no rows")
     for key, array in raw.items():
         sound = None if array is None else _sound(key, array, rows, complain)
         if sound is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from egd.errors import UserError
+from rl.data.checks import check_reach
 from rl.data.d4rl_import import check_hdf5
 from rl.data.episodes import open_dataset
 from rl.data.stored import check_all, is_local
@@ -20,7 +23,8 @@ def problems_of(name: str) -> dict[str, list[str]]:
     """
     if name.endswith((".hdf5", ".h5")):
         problems: list[str] = []
-        check_hdf5(Path(name), problems.append)
+        found = check_hdf5(Path(name), problems.append)
+        check_reach(found.get("actions", np.empty(0)), "'actions'", problems.append)
         return {name: problems}
     task = _task(name)
     return {dataset: _problems(dataset, task) for dataset in task.datasets}
