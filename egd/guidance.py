@@ -8,6 +8,7 @@ from torch import Tensor
 from egd.contracts import denoised, guided_score, timed_values
 from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
+from egd.watching import note_slope
 
 
 def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Denoiser:
@@ -22,6 +23,7 @@ def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule:
     def guided(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         t = t.clamp(max=last)
         _, slope = value_and_grad(lambda x: timed_values(energy, x, t, c), x)
+        note_slope(energy, slope)
         return steer(denoised(denoiser, x, t, c), slope, rule, schedule, x, t)
 
     return guided

@@ -17,6 +17,7 @@ from egd.rules.additive import Additive
 from egd.samplers import check_times
 from egd.tensors import inner, repeat_context, value_and_grad
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Schedule, TimedEnergy
+from egd.watching import watched
 
 __all__ = ["Particles", "smc", "transition"]
 
@@ -57,7 +58,7 @@ def transition(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor
     return root * sigma_s / sigma_t, alpha_s * fresh, sigma_s**2 * fresh
 
 
-@torch.no_grad()
+@watched
 def smc(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -10,7 +10,7 @@ from torch import Tensor
 from egd.bounds import BetaOrZero, Positive, Samples
 from egd.contracts import timed_values
 from egd.energies.base import prepare
-from egd.energies.second_order import SecondOrder
+from egd.energies.monte_carlo import MonteCarlo
 from egd.energies.support import DrawnSupport, SupportSamples
 from egd.tensors import expand, transformed
 from egd.types import Context, Energy, Posterior, Schedule, Support, TimedEnergy
@@ -22,10 +22,10 @@ __all__ = ["EssBlend"]
 class EssBlend:
     """w E_support + (1 - w) E_local,  w = n^4 / (n^4 + pivot^4), n the effective number of support samples.
 
-    Support samples are consistent at high noise, where many of them count; the local expansion (``second_order`` with the
-    given posterior unless ``local`` says otherwise) is exact as the posterior narrows. Both estimate the same E_t, so their
-    gradients are mixed: w is held constant under differentiation. n counts the weights of the posterior before the tilt:
-    one sample at the right place says more than an expansion that does not see it.
+    Support samples are consistent at high noise, where many of them count; the local form (``monte_carlo`` with the given
+    posterior unless ``local`` says otherwise) is exact as the posterior narrows. Every row has a w of its own. Both estimate
+    the same E_t, so their gradients are mixed: w is held constant under differentiation. n counts the weights of the
+    posterior before the tilt: one sample at the right place says more than a local form that does not see it.
     """
 
     energy: Energy
@@ -39,7 +39,7 @@ class EssBlend:
 
     def prepare(self, c: Context) -> TimedEnergy:
         """The same energy with its support drawn."""
-        local = SecondOrder(self.energy, self.posterior, self.beta) if self.local is None else self.local
+        local = MonteCarlo(self.energy, self.posterior, self.beta) if self.local is None else self.local
         support = SupportSamples(self.energy, self.support, self.schedule, self.beta, self.samples).prepare(c)
         return _Blend(prepare(local, c), support, self.pivot)
 

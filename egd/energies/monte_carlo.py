@@ -40,6 +40,7 @@ class MonteCarlo:
 
 
 def antithetic(n: int, like: Tensor, seed: int) -> Tensor:
-    """n standard normal draws shaped like ``like`` in pairs z, -z, always the same for a seed: (n, ...)"""
-    z = torch.randn((n + 1) // 2, *like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype).to(like.device)
+    """n standard normal draws shaped like ``like`` in pairs z, -z, always the same for a seed, whatever the precision of
+    ``like``: (n, ...)"""
+    z = torch.randn((n + 1) // 2, *like.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(like)
     return torch.cat([z, -z])[:n]

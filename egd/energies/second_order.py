@@ -13,6 +13,7 @@ from egd.contracts import energy_values, posterior_at
 from egd.posteriors.base import finite_rows
 from egd.tensors import transformed, value_gradient_hessian
 from egd.types import Context, Energy, Posterior
+from egd.watching import note_clips
 
 __all__ = ["SecondOrder"]
 
@@ -23,6 +24,11 @@ class ClipCount:
 
     clipped: int = 0
     total: int = 0
+
+    def add(self, clipped: int, total: int) -> None:
+        """Count some more rows, here and in the sampling run that is being watched."""
+        self.clipped, self.total = self.clipped + clipped, self.total + total
+        note_clips(clipped, total)
 
     @property
     def share(self) -> float:
@@ -97,10 +103,12 @@ class LocalQuadratic:
             clipped = keep @ curvature @ keep + (delta - 1 if instead is None else instead) * (eye - keep)
             curvature = torch.where(below[:, None, None], clipped, curvature)
         if clips is not None and not recorded:
-            clips.clipped, clips.total = clips.clipped + int(below.sum()), clips.total + len(below)
+            clips.add(int(below.sum()), len(below))
         pull = torch.einsum("bij,bi->bj", root, slope)
         value = torch.where(sound[:, 0, 0], value, torch.nan)
-        return LocalQuadratic(value, pull, curvature, torch.linalg.cholesky(curvature + eye))
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(curvature + eye)  # of 1e16 beside the bound, rounding leaves no bound
+        return LocalQuadratic(value, pull, curvature, torch.where(failed[:, None, None] > 0, torch.nan, factor))
 
     def log_partition(self) -> Tensor:
         """log E exp(-q(u)): (N,)"""

@@ -62,5 +62,10 @@ class DrawnSupport:
         """log w_i, (B, K). Distances as products: (B, K, d) is never made when all rows share the samples."""
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         points, flat = self.points.flatten(2), x.flatten(1)
+        if len(points) not in (1, len(x)):
+            raise ValueError(
+                f"the support was drawn for {len(points)} contexts and is asked about {len(x)} rows: "
+                "prepare(c) with a context for every row"
+            )
         cross = flat @ points[0].mT if len(points) == 1 else torch.einsum("bd,bkd->bk", flat, points)
         return torch.log_softmax((alpha * cross - 0.5 * alpha**2 * points.square().sum(2)) / sigma**2, 1)

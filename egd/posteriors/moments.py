@@ -33,7 +33,8 @@ class Moments:
     """Raw (unclamped) estimates on a grid of times ``t`` (T,).
 
     ``raw`` holds the isotropic variances (T,) of each kind and ``data_var`` = Var(x_0) (); ``matrices`` the covariances
-    (T, d, d), or where d is large the variances (T, d) alone, and ``data_cov`` the data's, (d, d) or (d,).
+    (T, d, d), or where d is large the variances (T, d) alone, and ``data_cov`` the data's, (d, d) or (d,). ``schedule`` is
+    the one they were estimated under, which no checkpoint keeps.
     """
 
     t: Tensor
@@ -41,6 +42,14 @@ class Moments:
     data_var: Tensor
     matrices: dict[str, Tensor] = field(default_factory=dict)
     data_cov: Tensor | None = None
+    schedule: Schedule | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def top(self) -> Tensor:
+        """The data's variance in each coordinate, (d,). ValueError where only isotropic variances were estimated."""
+        if self.data_cov is None:
+            raise ValueError("these moments hold isotropic variances only; make them with calibrate()")
+        return self.data_cov.diagonal() if self.data_cov.ndim == 2 else self.data_cov
 
     def clamped(self, kind: str) -> Tensor:
         """Isotropic, clamped to [0, Var(x_0)], (T,)."""
@@ -48,11 +57,9 @@ class Moments:
 
     def clamped_diagonal(self, kind: str) -> Tensor:
         """Each coordinate clamped to [0, its variance in the data], (T, d)."""
-        if self.data_cov is None:
-            raise ValueError("these moments hold isotropic variances only; make them with calibrate()")
-        values, top = self.matrices[kind], self.data_cov
+        top, values = self.top, self.matrices[kind]
         values = values.diagonal(dim1=1, dim2=2) if values.ndim == 3 else values
-        return values.clamp(min=0).minimum(top.diagonal() if top.ndim == 2 else top)
+        return values.clamp(min=0).minimum(top)
 
     def clamped_full(self, kind: str) -> Tensor:
         """Clamped to 0 <= Sigma <= Cov(x_0): in coordinates in which the data's covariance is I. (T, d, d)
@@ -122,7 +129,7 @@ def calibrate(
     matrices = {kind: torch.stack(values) for kind, values in rows.items()}
     flat = {kind: _mean_variance(values, full) for kind, values in matrices.items()}
     matrices = {kind: values.float() for kind, values in matrices.items()}
-    return Moments(times, flat, _mean_variance(data_cov, full), matrices, data_cov.float())
+    return Moments(times, flat, _mean_variance(data_cov, full), matrices, data_cov.float(), schedule)
 
 
 def _mean_variance(second: Tensor, full: bool) -> Tensor:

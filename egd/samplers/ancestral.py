@@ -10,11 +10,12 @@ from torch import Tensor
 from egd.samplers.base import differentiable
 from egd.samplers.ddim import ddim
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["ancestral"]
 
 
-@torch.no_grad()
+@watched
 def ancestral(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -10,11 +10,12 @@ from torch import Tensor
 from egd.bounds import Share
 from egd.samplers.base import check_times
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["ddim"]
 
 
-@torch.no_grad()
+@watched
 def ddim(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from egd.samplers.base import check_times, levels, shrink
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["dpm_solver_pp_2m"]
 
 
-@torch.no_grad()
+@watched
 def dpm_solver_pp_2m(
     denoiser: Denoiser,
     schedule: Schedule,

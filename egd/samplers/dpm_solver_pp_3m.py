@@ -8,11 +8,12 @@ from torch import Tensor
 from egd.bounds import Number
 from egd.samplers.base import check_times, levels, shrink
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["dpm_solver_pp_3m"]
 
 
-@torch.no_grad()
+@watched
 def dpm_solver_pp_3m(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from egd.samplers.base import check_times
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["euler"]
 
 
-@torch.no_grad()
+@watched
 def euler(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -11,11 +11,12 @@ from torch import Tensor
 from egd.bounds import NotNegative
 from egd.samplers.base import check_times
 from egd.types import Context, Denoiser, Schedule
+from egd.watching import watched
 
 __all__ = ["heun"]
 
 
-@torch.no_grad()
+@watched
 def heun(
     denoiser: Denoiser,
     schedule: Schedule,

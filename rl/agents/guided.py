@@ -129,7 +129,7 @@ class GuidedAgent(ValuedAgent):
         omegas = torch.tensor(scales, device=self.device)
         k = guidance.candidates
         moments = self.calibration.moments[guidance.clip_x0]
-        choice = Choice(energy, guidance.beta, k, guidance.selection, residual(denoiser, moments).variance)
+        choice = Choice(energy, guidance.beta, k, guidance.selection, residual(denoiser, moments, schedule=self.schedule).variance)
         plain = GuidedPolicy(self.sampler, denoiser, randomness, choice=choice, bounds=bounds, temperature=guidance.temperature)
 
         def act(states: Tensor, which: Tensor) -> Tensor:

@@ -191,13 +191,15 @@ def test_a_setting_that_is_a_contract_may_be_a_component() -> None:
 
 def test_a_nested_component_may_be_given_by_its_name_alone() -> None:
     made = build(ENERGIES, Spec("first_order", {"posterior": "posterior1"}), FULL_PARTS, "k")
-    assert made == FirstOrder("the energy", MomentPosterior("the denoiser", "the moments", "posterior1"), 2.0)
+    assert made == FirstOrder(
+        "the energy", MomentPosterior("the denoiser", "the moments", "posterior1", schedule="the schedule"), 2.0
+    )
 
 
 def test_energies_nest_in_energies_and_posteriors_in_these() -> None:
     local = {"name": "first_order", "variance": False, "posterior": {"name": "residual", "covariance": "full"}}
     made = build(ENERGIES, Spec("ess_blend", {"local": local, "pivot": 5}), FULL_PARTS, "k")
-    residual = MomentPosterior("the denoiser", "the moments", "residual", "full")
+    residual = MomentPosterior("the denoiser", "the moments", "residual", "full", "the schedule")
     inner = FirstOrder("the energy", residual, 2.0, variance=False)
     want = EssBlend("the energy", "the posterior", "the support", "the schedule", 2.0, pivot=5.0, local=inner)
     assert made == want
@@ -208,7 +210,7 @@ def test_energies_nest_in_energies_and_posteriors_in_these() -> None:
 def test_a_list_of_components_is_a_sequence_of_them() -> None:
     terms = ["dps", {"name": "first_order", "posterior": "posterior2", "beta": 3}]
     made = build(ENERGIES, Spec("sum", {"energies": terms, "weights": [1, "5e-1"]}), FULL_PARTS, "k")
-    posterior = MomentPosterior("the denoiser", "the moments", "posterior2")
+    posterior = MomentPosterior("the denoiser", "the moments", "posterior2", schedule="the schedule")
     want = (DPS("the energy", "the denoiser", 2.0), FirstOrder("the energy", posterior, 3.0))
     assert made == Sum(want, [1.0, 0.5])
     deep = {"energies": [{"name": "sum", "energies": ["dps"]}]}
@@ -270,7 +272,7 @@ def test_a_mistake_in_a_nested_component_is_named_with_its_place(name: str, sett
         ("dps", {}, {"energy", "denoiser", "beta"}),
         ("dps", {"beta": 1}, {"energy", "denoiser"}),
         ("first_order", {}, {"energy", "posterior", "beta"}),
-        ("first_order", {"posterior": "residual"}, {"energy", "beta", "denoiser", "moments"}),
+        ("first_order", {"posterior": "residual"}, {"energy", "beta", "denoiser", "moments", "schedule"}),
         ("first_order", {"posterior": "tweedie"}, {"energy", "beta", "denoiser", "schedule"}),
         ("sum", {"energies": ["dps", {"name": "dps", "beta": 3}]}, {"energy", "denoiser", "beta"}),
         (

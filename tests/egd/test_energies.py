@@ -10,6 +10,7 @@ from torch import Tensor
 
 from egd.energies import DPS, FirstOrder, MonteCarlo, SupportSamples
 from egd.energies.base import prepare
+from egd.energies.monte_carlo import antithetic
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
@@ -194,3 +195,20 @@ def test_the_conditional_expectation_is_never_below_the_exact_energy(mixture: Ga
     gap = BETA * expectation - mixture.energy(schedule, BOWL, BETA, x, t)
     assert (gap > 0).all()
     assert gap[0] < 0.05 < gap.max()
+
+
+def test_a_support_for_other_contexts_is_refused(generator: torch.Generator) -> None:
+    """One row asked of a support drawn for three contexts would be broadcast against all of them."""
+    support = lambda c, k: c[:, None] + torch.randn(len(c), k, 2, generator=generator)  # noqa: E731
+    bound = SupportSamples(BOWL, support, VPLinear()).prepare(torch.randn(3, 2))
+    assert bound(torch.zeros(3, 2), torch.full((3,), 0.5)).shape == (3,)
+    with pytest.raises(ValueError, match="drawn for 3 contexts and is asked about 1 rows"):
+        bound(torch.zeros(1, 2), torch.full((1,), 0.5))
+
+
+def test_a_seed_draws_the_same_in_either_precision() -> None:
+    single, double = antithetic(6, torch.zeros(1, 3, dtype=torch.float32), 4), antithetic(6, torch.zeros(1, 3), 4)
+    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    assert torch.equal(single.double(), double)
+    z = torch.randn(3, 1, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float32)
+    assert torch.equal(single, torch.cat([z, -z]))  # what float32 has always drawn

@@ -407,3 +407,22 @@ def test_images_and_dicts_of_contexts_are_calibrated_like_vectors() -> None:
     torch.testing.assert_close(moments.raw["residual"], want.to(moments.raw["residual"]), rtol=0.02, atol=0)
     eye = torch.eye(6, dtype=moments.matrices["residual"].dtype)
     torch.testing.assert_close(moments.matrices["residual"], want[:, None, None] * eye, rtol=0.05, atol=0.005)
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+def test_between_grid_times_the_variance_is_that_of_the_time(schedule: Schedule, covariance: str) -> None:
+    """At t = 0.002 a line from the grid's first time to its second is several times too high: Sigma falls as sigma^2."""
+    data = GaussianMixture(torch.zeros(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.3], [0.3, 0.5]]]))
+    denoiser = lambda x, t, c=None: data.denoise(schedule, x, t)  # noqa: E731
+    moments = calibrate(denoiser, schedule, lambda n, g: (data.sample(n, g), None), generator=torch.Generator(), samples=8192)
+    t = torch.tensor([2e-3, 3e-3, 1e-2, 0.35, 0.72])
+    _, _, cov = data.posterior(schedule, torch.zeros(len(t), 2), t)
+    exact = cov[:, 0]
+    got = MomentPosterior(denoiser, moments, covariance=covariance).variance(t)
+    spread = exact.diagonal(dim1=1, dim2=2)
+    want = {"isotropic": spread.mean(1), "diagonal": spread, "full": exact}[covariance]
+    error = (got - want).reshape(len(t), -1).norm(dim=1)
+    assert (error < 0.04 * want.reshape(len(t), -1).norm(dim=1)).all()
+    loaded = replace(Moments.load(moments.state()), schedule=None)
+    assert (residual(denoiser, loaded, covariance, schedule).variance(t) - got).abs().max() < 1e-6  # a recipe gives its own
+    assert (residual(denoiser, loaded, covariance).variance(t[:1]) / got[:1]).flatten()[0] > 1.5  # without one: the line

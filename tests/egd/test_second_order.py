@@ -217,3 +217,24 @@ def test_monte_carlo_over_a_full_gaussian_converges(gaussian: GaussianMixture, s
         return FullGaussian.of(q.mean, (q.root() @ q.root().mT) * torch.eye(2))
 
     assert (MonteCarlo(BOWL, uncorrelated, mild, 4096)(x, t) - want).abs().max() > 0.04
+
+
+@pytest.mark.parametrize("size", [1e16, 1e30, 1e300])
+def test_where_a_huge_curvature_and_a_clipped_one_meet_only_that_row_is_lost(size: float, generator: torch.Generator) -> None:
+    """Beside 1e16 rounding leaves nothing of the bound: no number there, and the other rows as they would be alone."""
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
+    bent = turn @ torch.diag(torch.tensor([size, -2.0, 1.0])) @ turn.mT
+    mild = torch.diag(torch.tensor([0.5, -3.0, 1.0]))
+
+    def energy(x: Tensor, c: Context = None) -> Tensor:
+        hessian = torch.where((x[:, 0] > 5)[:, None, None], 0.5 * (bent + bent.mT), mild)
+        return 0.5 * torch.einsum("bi,bij,bj->b", x, hessian, x)
+
+    estimate = SecondOrder(energy, lambda x, t, c=None: IsotropicGaussian(x, torch.ones(len(x))))
+    x, kept = torch.randn(4, 3, generator=generator), torch.tensor([0, 1, 3])
+    x[2, 0] = 9.0
+    value, slope = value_and_grad(lambda x: estimate(x, torch.ones(len(x))), x)
+    alone, slope_alone = value_and_grad(lambda x: estimate(x, torch.ones(len(x))), x[kept])
+    assert value.isfinite()[kept].all()
+    torch.testing.assert_close(value[kept], alone)
+    torch.testing.assert_close(slope[kept], slope_alone)

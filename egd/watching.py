@@ -1,0 +1,134 @@
+"""What a sampling run is watched for: samples that leave the data's scale, and energies that never push."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from egd.contracts import name_of
+from egd.tensors import transformed
+from egd.types import TimedEnergy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+FAR = 100.0
+"""A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
+
+
+class SamplingWarning(UserWarning):
+    """Samples are not what they seem: off the data's scale, not finite, or not guided."""
+
+
+@dataclass
+class Watch:
+    """What was seen between ``watching()`` and its end. ``pushed`` holds, for every energy that guided, whether any of its
+    gradients was not zero; a tensor, so that no step waits for the device."""
+
+    rows: int = 0
+    off_scale: int = 0
+    curved: int = 0
+    clipped: int = 0
+    pushed: dict[int, tuple[TimedEnergy, Tensor]] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """``off_scale``, the share of samples that are; ``clipped``, that of rows in which a curvature was clipped, where one
+        could have been."""
+        shares = {"off_scale": self.off_scale / self.rows} if self.rows else {}
+        return {**shares, "clipped": self.clipped / self.curved} if self.curved else shares
+
+
+_current: ContextVar[Watch | None] = ContextVar("_current", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Watch the sampling runs of a with-block; a block around it sees the same."""
+    outer, own = _current.get(), Watch()
+    token = _current.set(own)
+    try:
+        yield own
+    finally:
+        _current.reset(token)
+        if outer is not None:
+            outer.rows, outer.off_scale = outer.rows + own.rows, outer.off_scale + own.off_scale
+            outer.curved, outer.clipped = outer.curved + own.curved, outer.clipped + own.clipped
+
+
+def watched(walk: Callable[P, R]) -> Callable[P, R]:
+    """Make a sampler keep no graph, and warn when it has ended where no data are or was never guided.
+
+    It takes the noise as ``x`` in the third place, and gives samples, or something that holds ``samples`` (B, K, ...).
+    """
+
+    @wraps(walk)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), watching() as watch:
+            end = walk(*args, **kwargs)
+            start: Any = kwargs["x"] if "x" in kwargs else args[2]
+            samples: Any = end
+            finish(watch, start, samples if isinstance(end, Tensor) else samples.samples.flatten(0, 1))
+        return end
+
+    return run
+
+
+def note_slope(energy: TimedEnergy, slope: Tensor) -> None:
+    """Remember whether an energy pushed; nothing outside a watched run, or while a graph is recorded."""
+    watch = _current.get()
+    if watch is not None and readable(slope):
+        before = watch.pushed.get(id(energy))
+        now = slope.detach().any()
+        watch.pushed[id(energy)] = energy, now if before is None else before[1] | now
+
+
+def note_clips(clipped: int, rows: int) -> None:
+    """Count rows whose curvature was clipped."""
+    watch = _current.get()
+    if watch is not None:
+        watch.clipped, watch.curved = watch.clipped + clipped, watch.curved + rows
+
+
+def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
+    """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn; one wait for the
+    device. Python shows a warning once for each place in the code."""
+    if not readable(end) or not len(end):
+        return
+    bound = FAR * start.detach().abs().nan_to_num(posinf=0.0).max().clamp(min=1)
+    size = end.detach().flatten(1).abs().amax(1)
+    off = (~(size <= bound)).sum()  # nan is not below anything
+    energies = [energy for energy, _ in watch.pushed.values()]
+    flags = [flag.to(off) for _, flag in watch.pushed.values()]
+    count, *pushed = torch.stack([off, *flags]).tolist()
+    watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
+    if count:
+        warnings.warn(
+            f"{count} of {len(end)} samples have left the data's scale (an entry beyond {float(bound):.3g}) or are not finite: "
+            "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
+            "or take a smaller beta or omega, a rule that clips, or another estimator",
+            SamplingWarning,
+            stacklevel=3,
+        )
+    for energy, flag in zip(energies, pushed, strict=True):
+        if not flag:
+            warnings.warn(
+                f"{name_of(energy)} never pushed: its gradient was zero for every sample at every step, so the samples are "
+                "not guided. A step function, a saturated or an untrained network has such a gradient; "
+                "support_samples looks at an energy's values only",
+                SamplingWarning,
+                stacklevel=3,
+            )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a tensor's values can be asked for: not while operations are recorded, compiled or captured."""
+    recorded = transformed() or torch.compiler.is_compiling() or get_proxy_mode() is not None
+    return not (recorded or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
