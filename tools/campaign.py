@@ -1,0 +1,359 @@
+"""What the campaigns share: experiments of a second, the command line in processes that can be killed, and what makes two
+folders of runs the same.
+
+A process here is a fork of this one, which has imported everything already: it takes a second where a fresh one takes five,
+and is killed like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+DATASET = "egd/maze2d/short-v0"
+
+OFFLINE = """
+experiment: offline_rl
+tasks: {egd/maze2d/short-v0: {}}
+data: {generator: {name: maze2d, map_name: umaze, steps: 1500, noise: 0.5, seed: 0, dense: true}}
+evaluation: {episodes: 2, envs: 2}
+checkpoint_every: 10
+log_every: 7
+"""
+CRITIC = "critic: {width: 16, layers: 2, steps: 30, batch: 32}\n"
+ACTOR = "actor: {width: 16, layers: 2, steps: 30, batch: 32}\n"
+DENOISER = "denoiser: {width: 16, blocks: 2, steps: 30, batch: 32}\nsampler: {steps: 3, spacing: time}\n"
+ENERGY = "energy_network: {width: 16, layers: 2, steps: 30, batch: 32}\n"
+CALIBRATION = "calibration: {samples: 64, grid: 4, every: 10}\n"
+VALUED = OFFLINE + CRITIC + DENOISER + CALIBRATION
+TRAINED = "guidance: {energy: analytic, beta: 3}\n"
+ONLINE = """
+online:
+  steps: 60
+  start: 20
+  refresh: 20
+  batch: 16
+  lr: 1.0e-3
+  shares: {online: 0.5, offline: 0.0, generated: 0.5}
+  generator:
+    name: edis
+    reach: 10
+    refresh_steps: 5
+    samples: 64
+    denoiser: {width: 16, blocks: 2, steps: 20, batch: 32}
+    sampler: {steps: 3}
+    ratio: {steps: 5, width: 16, batch: 32}
+    energy: cep
+    energy_network: {steps: 5, width: 16, batch: 32}
+"""
+TOY2D = """
+experiment: toy2d
+tasks: [moons]
+denoiser: {width: 16, blocks: 1, steps: 30, batch: 32}
+calibration: {samples: 64, grid: 4}
+energy_network: {width: 16, layers: 1, steps: 20, batch: 32}
+estimators: {dps: dps, learned: mse, efm: {name: energy_weights, clip: 5.0}}
+betas: [0, 3]
+sampler: {steps: 3}
+evaluation: {samples: 50, reference: 200, draws: 2000, projections: 8}
+checkpoint_every: 10
+log_every: 10
+"""
+DIGITS = """
+experiment: images
+tasks: {digits: {}}
+steps: 3
+unet: {widths: [8, 8], steps: 6, batch: 8}
+classifier: {width: 4, steps: 6, batch: 8}
+calibration: {samples: 16, grid: 3}
+targets: {class: {energy: class_probability, betas: [1]}, inpainting: {energy: {name: inpainting, hide: top}}}
+estimators: {dps: {guidance: dps}}
+evaluation: {samples: 10, reference: 20, draws: 50, projections: 8}
+checkpoint_every: 3
+log_every: 2
+"""
+DIFFUSER = """
+plan: {horizon: 8}
+denoiser: {width: 8, blocks: 2, steps: 30, batch: 16}
+reward: {width: 16, layers: 2, steps: 30, batch: 16}
+energy_network: {width: 8, layers: 2, steps: 30, batch: 16}
+calibration: {samples: 64, grid: 4}
+sampler: {steps: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe and how it is run; ``stored``: finished phases are taken from a store and put there."""
+
+    name: str
+    recipe: str
+    arguments: tuple[str, ...] = ()
+    command: str = "run"
+    stored: bool = False
+
+
+def cases() -> list[Case]:
+    """All experiments, every kind of method, many runs at once, and sweeps with a store."""
+
+    def offline(kind: str, text: str, *arguments: str, name: str = "", **settings: Any) -> Case:
+        return Case(name or kind, f"{text}kind: {kind}\n", arguments, **settings)
+
+    support = "support: {actions: 2}\nselection: {candidates: 2}\n"
+    diffusion = OFFLINE + CRITIC + DENOISER + "acting: {candidates: 2}\n"
+    cql = OFFLINE + "critic: {width: 16, layers: 2, steps: 30, batch: 32, settings: {actions: 2, policy_width: 16}}\n"
+    cal_ql = cql.replace("settings", "kind: cal_ql, settings")
+    guided = VALUED + ENERGY + TRAINED
+    grid = ("--seeds", "0,1", "--grid", "guidance.beta=1,3")
+    return [
+        offline("aepo", guided, "--set", "evaluation.every=15"),
+        offline("aepo", guided + "training: joint\n", name="aepo, joint"),
+        offline("aepo", guided, "--seeds", "0-2", name="aepo, 3 seeds"),
+        offline("aepo", guided, *grid, name="aepo, grid, store", stored=True),
+        offline("aepo", guided, *grid, name="sweep, store", command="sweep", stored=True),
+        offline("qgpo", VALUED + ENERGY + "support: {actions: 2}\nguidance: {energy: cep, clip_x0: false}\n"),
+        offline("idql", VALUED + support.partition("\n")[2]),
+        offline("sfbc", VALUED + support.partition("\n")[2]),
+        offline("qipo", VALUED + "support: {actions: 2}\npolicy: {steps: 15, batch: 8, rounds: 2}\n"),
+        offline("diffusion_bc", OFFLINE + DENOISER),
+        offline("diffusion_ql", diffusion),
+        offline("edp", diffusion + "improvement: {extraction: awr}\n"),
+        offline("srpo", OFFLINE + CRITIC + DENOISER + ACTOR),
+        offline("diffuser", OFFLINE + CRITIC + DIFFUSER),
+        offline("iql", OFFLINE + CRITIC + ACTOR),
+        offline("td3_bc", OFFLINE + CRITIC + ACTOR),
+        offline("cql", cql),
+        offline("bc", OFFLINE + ACTOR),
+        offline("iql_online", OFFLINE + CRITIC + ACTOR + ONLINE),
+        offline("cal_ql", cal_ql + ONLINE),
+        Case("toy2d", TOY2D),
+        Case("digits", DIGITS),
+    ]
+
+
+def prepare(work: Path) -> None:
+    """Import all that a run needs and make known the task of short episodes whose data lie below ``work``."""
+    os.environ["MINARI_DATASETS_PATH"] = str(work / "minari")
+    (work / "minari").mkdir(parents=True, exist_ok=True)
+    import torch._dynamo
+
+    import egd.images.job
+    import egd.report.page
+    import egd.toy2d.job  # noqa: F401
+    import rl.evaluation.figures
+    import rl.experiments
+    import rl.selection.offline_selection  # noqa: F401
+    from rl.envs.making import register
+    from rl.tasks import TASKS, find_task
+
+    _draw_once(work / "warm.png")
+    register()
+    dense = find_task("maze2d-umaze-dense").env_kwargs
+    TASKS["short"] = replace(
+        find_task("egd/maze2d/umaze-v0"), name=DATASET, datasets=(DATASET,), max_steps=20, env_kwargs=dense
+    )
+    torch.set_num_threads(1)
+
+
+def _draw_once(path: Path) -> None:
+    """The first figure of a process takes a second, for its fonts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().plot([0, 1])
+    figure.savefig(path)
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The process ends itself at its ``number``-th operation of a kind: ``half``, when half of a file is written, ``before``
+    or ``after`` a finished file takes its place.
+    """
+
+    when: str
+    number: int
+
+
+@dataclass
+class Process:
+    """The command line at work."""
+
+    pid: int
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status, or minus the signal that ended it; None while it works."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def wait(self, seconds: float = 600.0) -> int:
+        """The same, once it has ended; a process that hangs is killed and counts as a failure."""
+        until = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        if self.code is None:
+            self.send(signal.SIGKILL)
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self.log.read_text(errors="replace")
+
+
+def start(
+    arguments: list[str], log: Path, environment: Mapping[str, str], *, crash: Crash | None = None, ops: Path | None = None
+) -> Process:
+    """``egd`` with these arguments. Its file operations are listed in the file ``ops``, if any."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return Process(pid, log)
+    code = 70
+    try:
+        code = _child(arguments, log, environment, crash, ops)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _child(arguments: list[str], log: Path, environment: Mapping[str, str], crash: Crash | None, ops: Path | None) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(to, 1)
+    os.dup2(to, 2)
+    os.environ.update(environment)
+    os.environ["COLUMNS"] = "160"
+    _watch_files(crash, ops)
+    from egd import cli
+
+    sys.argv = ["egd", *arguments]
+    try:
+        cli.entry()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _watch_files(crash: Crash | None, ops: Path | None) -> None:
+    replaced, synced, count = os.replace, os.fsync, {"half": 0, "replace": 0}
+
+    def note(kind: str, target: Any) -> bool:
+        count[kind] += 1
+        if ops is not None:
+            with ops.open("a") as file:
+                file.write(f"{kind} {target}\n")
+        return crash is not None and count[kind] == crash.number
+
+    def watched_replace(source: Any, target: Any) -> None:
+        now = note("replace", target)
+        if now and crash is not None and crash.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replaced(source, target)
+        if now and crash is not None and crash.when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched_fsync(number: int) -> None:
+        if os.path.isfile(f"/proc/self/fd/{number}") and note("half", os.readlink(f"/proc/self/fd/{number}")):
+            if crash is not None and crash.when == "half":
+                os.ftruncate(number, os.fstat(number).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        synced(number)
+
+    os.replace, os.fsync = watched_replace, watched_fsync  # type: ignore[assignment]
+
+
+# -- what a folder of runs holds -------------------------------------------------------------------------------------
+
+TIMES = {"seconds", "action_ms", "device", "versions", "reused"}
+"""Entries of a summary that are not results."""
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def checkpoints(folder: Path) -> Iterator[Path]:
+    """The last one of every phase, and networks that are written at the end."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        if "previous" not in path.name:
+            yield path
+
+
+def results(summary: Path) -> Any:
+    """What a run found."""
+    return {key: value for key, value in json.loads(summary.read_text()).items() if key not in TIMES}
+
+
+def differences(reference: Path, other: Path) -> list[str]:
+    """What is not the same, bit for bit, in two folders of runs: tensors, metrics, summaries; and files left behind."""
+    found: list[str] = []
+
+    def compare(kind: str, one: Mapping[Path, Any], two: Mapping[Path, Any], same: Callable[[Path, Path], bool]) -> None:
+        found.extend(f"{kind} {path} is in one alone" for path in one.keys() ^ two.keys())
+        found.extend(f"{kind} {path} differs" for path in one.keys() & two.keys() if not same(one[path], two[path]))
+
+    def below(root: Path, paths: Iterator[Path]) -> dict[Path, Path]:
+        return {path.relative_to(root): path for path in paths}
+
+    compare("tensors", below(reference, checkpoints(reference)), below(other, checkpoints(other)), same_tensors)
+    for name, same in (("summary.json", same_results), ("metrics.jsonl", same_bytes), ("config.yaml", same_bytes)):
+        compare(name, below(reference, reference.rglob(name)), below(other, other.rglob(name)), same)
+    left = [path for path in other.rglob("*") if path.name.endswith(".part") or path.name.startswith(".partial")]
+    return found + [f"{path} was left behind" for path in left]
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    """Names, shapes, types and every bit."""
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(_identical(a[name], b[name]) for name in a)
+
+
+def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    )
+
+
+def same_results(one: Path, other: Path) -> bool:
+    """Of two summaries."""
+    return bool(results(one) == results(other))
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Of two files."""
+    return one.read_bytes() == other.read_bytes()
