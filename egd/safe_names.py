@@ -91,6 +91,11 @@ def _encodable(name: str) -> bool:
     return True
 
 
+def module_name(name: str) -> str:
+    """For a module or a group of tensors: PyTorch takes a dot for a step into another module. Other names stay as they are."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
 def _short(name: str, length: int = 60) -> str:
     shown = printable(name)
     return f"'{shown}'" if len(shown) <= length else f"'{shown[:length]}...'"

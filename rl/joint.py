@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.checkpoint import group, prefixed
+from egd.safe_names import module_name
 from egd.training import Learner, Metrics
 from rl.calibration import Calibration
 
@@ -47,12 +48,14 @@ class Joint:
 
     def state(self) -> dict[str, Tensor]:
         """Of all parts."""
-        parts = {k: v for name, learner in self.learners.items() for k, v in prefixed(name, learner.state()).items()}
+        parts = {
+            k: v for name, learner in self.learners.items() for k, v in prefixed(module_name(name), learner.state()).items()
+        }
         return {**parts, **prefixed("calibration", self.calibration.state()), "step": torch.tensor(self.step)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
         for name, learner in self.learners.items():
-            learner.load(group(name, state))
+            learner.load(group(module_name(name), state))
         self.calibration.load(group("calibration", state))
         self.step = int(state["step"])

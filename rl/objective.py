@@ -36,7 +36,7 @@ class LateObjective:
 
     def _objective(self, generator: torch.Generator) -> Any:
         if batched.inside():  # made of the tensors of all runs: for this call alone
-            return self._make(generator, beta=self.agent.betas[self.name])
+            return self._make(generator, beta=self.agent.beta(self.name))
         version = self.agent.calibration.version
         if self._built is None or self._built[0] != version or self._built[1] is not generator:
             self._built = version, generator, self._make(generator)

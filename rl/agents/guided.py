@@ -19,6 +19,7 @@ from egd.labels import label
 from egd.networks import EnergyMLP, EnergyNetwork
 from egd.phases import Phase
 from egd.posteriors import residual
+from egd.safe_names import module_name
 from egd.training import EnergyLearner, Fit
 from egd.types import Context, TimedEnergy
 from rl.agents.base import Act
@@ -42,7 +43,8 @@ class GuidedAgent(ValuedAgent):
 
     def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        self.betas = nn.ParameterDict({name: torch.tensor(arm.beta) for name, arm in config.arms.items()}).requires_grad_(False)
+        betas = {_of(name): torch.tensor(arm.beta) for name, arm in config.arms.items()}
+        self.betas = nn.ParameterDict(betas).requires_grad_(False)
         self.energies = {name: self._energy_learner(name) for name in self._networks().values()}
 
     @classmethod
@@ -138,13 +140,17 @@ class GuidedAgent(ValuedAgent):
 
         return act
 
+    def beta(self, arm: str) -> Tensor:
+        """The inverse temperature of an arm, ()."""
+        return self.betas[_of(arm)]
+
     def reads(self) -> dict[str, nn.Module]:
         """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
         return {**super().reads(), "betas": self.betas}
 
     def modules(self) -> dict[str, nn.Module]:
         """The same and the energy networks."""
-        return {**self.reads(), **{f"energy_{name}": learner.fit.model for name, learner in self.energies.items()}}
+        return {**self.reads(), **{f"energy_{module_name(name)}": learner.fit.model for name, learner in self.energies.items()}}
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -239,6 +245,11 @@ class GuidedAgent(ValuedAgent):
 
 OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
 """What of an arm decides its network."""
+
+
+def _of(arm: str) -> str:
+    """A name for a tensor, whatever the arm is called: a dictionary of PyTorch's has no room for "keys"."""
+    return f"of_{module_name(arm)}"
 
 
 def _trained(arm: GuidanceConfig, betas: list[float]) -> Any:
