@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pydantic
 
-from egd.errors import UserError, nearest
+from egd.errors import UserError, nearest, shown
 from egd.trust import is_pythons_own, require_trust
 from egd.types import Part
 
@@ -255,6 +255,7 @@ def _part(hint: Any, many: bool = False) -> tuple[Part | None, bool]:
     return next((f for f in found if f[0] is not None), (None, False))
 
 
+@cache
 def _hints(component: Component) -> dict[str, Any]:
     try:
         return get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
@@ -263,13 +264,22 @@ def _hints(component: Component) -> dict[str, Any]:
 
 
 def _check(hint: Any, value: Any, key: str) -> Any:
-    section = inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)  # which has a configuration of its own
-    config = None if section else pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     if isinstance(value, bool) and hint in (int, float):  # which they are to Python alone
         raise UserError(f"{value!r} does not fit: input should be a number", key=key)
     try:
-        return pydantic.TypeAdapter(hint, config=config).validate_python(value)
+        return _adapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        wrong, where = (first["input"], ".".join(map(str, (key, *first["loc"])))) if section else (value, key)
-        raise UserError(f"{wrong!r} does not fit: {first['msg']}", key=where) from None
+        wrong, where = (first["input"], ".".join(map(str, (key, *first["loc"])))) if _is_section(hint) else (value, key)
+        raise UserError(f"{shown(wrong)} does not fit: {first['msg']}", key=where) from None
+
+
+@cache
+def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+    config = None if _is_section(hint) else pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(hint, config=config)
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether it has a configuration of its own."""
+    return inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)

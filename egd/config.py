@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -13,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from egd.components import Spec
-from egd.errors import UserError, nearest
+from egd.errors import UserError, nearest, shown
 from egd.yaml_text import parse, parse_or_text, read_text
 
 Tree = dict[str, Any]
@@ -155,12 +154,6 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{path}: required and missing"
     return f"{path}: got {shown(problem['input'])}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def shown(value: Any) -> str:
-    """In a message: what fits on a line."""
-    text = reprlib.repr(value) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -11,8 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from egd.config import shown
-from egd.errors import UserError
+from egd.errors import UserError, shown
 from egd.experiments import Options, Row
 from egd.safe_names import apart, folder_of_cell
 from egd.yaml_text import items, parse_or_text
