@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from egd import resources
 from egd.computing import set_up
 from egd.config import Tree
 from egd.errors import UserError
@@ -52,6 +53,7 @@ class OfflineRL:
         jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
         planned = [run for job in jobs for run in job.planned]
         check_sections({run.method or run.config.kind: set(type(run.config).model_fields) for run in planned}, options)
+        resources.check([[run.config.model_dump() for run in job.planned] for job in jobs], options.out, options.source)
         return list(jobs)
 
     def _jobs(

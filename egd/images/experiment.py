@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from egd import resources
 from egd.computing import set_up
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
@@ -36,7 +37,9 @@ class Images:
         tasks = listed_tasks(recipe, options).items()
         check_count(options, len(tasks))
         apart({task: folder_of_task(task, "tasks") for task, _ in tasks}, "tasks")
-        return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
+        jobs = [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
+        resources.check([[job.config.model_dump()] for job in jobs], options.out, options.source)
+        return list(jobs)
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
         options = variation.options

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from egd import resources
 from egd.computing import set_up
 from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
@@ -34,7 +35,9 @@ class Toy2d:
         """One job for every data set of the recipe, or for those of ``--task``."""
         tasks = listed_tasks(recipe, options).items()
         check_count(options, len(tasks))
-        return [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
+        jobs = [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
+        resources.check([[job.config.model_dump()] for job in jobs], options.out, options.source)
+        return list(jobs)
 
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> Toy2dJob:
         options = variation.options

@@ -1,0 +1,153 @@
+"""What runs will take of memory and disk, estimated from their settings before anything is allocated.
+
+Estimates are right to a factor of a few, which is enough to tell a slip of the pen from a run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from egd.errors import UserError
+
+COPIES = 6
+"""Of a network's weights in training: themselves, gradients, Adam's two moments, an average, a target."""
+KEPT = 4
+"""Of these, in a checkpoint."""
+SIMULATOR = 10_000_000  # bytes of an environment
+ROW = 100  # bytes of a transition
+ROWS = 10_000  # of a dataset of unknown size
+Sizes = dict[str, int]
+"""The keys that make something large -> bytes."""
+
+
+def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str) -> None:
+    """UserError where a job, given by the settings of the runs that it trains together, needs more than the memory of this
+    machine, or where all checkpoints need more than is free on the disk of ``out``.
+    """
+    most, total = memory_limit(), 0
+    for runs in jobs:
+        networks = dict[str, int]()
+        for tree in runs:
+            for key, size in of_networks(tree).items():
+                networks[key] = networks.get(key, 0) + COPIES * size
+        total += sum(networks.values()) * KEPT // COPIES
+        needed = networks | of_arrays(runs[0])
+        if (bytes_needed := sum(needed.values())) > most:
+            remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
+            together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""
+            why = f"about {_gb(bytes_needed)} of memory are needed{together}, and this machine has {_gb(most)}"
+            raise UserError(f"{_largest(needed)}: {why}; {remedy}", key=source)
+    free = _free(out)
+    if total > free:
+        count = sum(map(len, jobs))
+        remedy = "choose another folder, or fewer or smaller runs"
+        why = f"checkpoints of {count:,} runs take about {_gb(total)}, and {_gb(free)} are free"
+        raise UserError(f"{why}; {remedy}", key="--out")
+
+
+def memory_limit() -> int:
+    """Bytes: what ``EGD_MEMORY_GB`` says, else what the machine has, or the container. UserError where that is no number."""
+    if said := os.environ.get("EGD_MEMORY_GB"):
+        try:
+            return int(float(said) * 1e9)
+        except (ValueError, OverflowError):
+            raise UserError(f"'{said}' is not a number of gigabytes", key="EGD_MEMORY_GB") from None
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return there
+
+
+def of_networks(tree: Mapping[str, Any]) -> Sizes:
+    """Weights, by the keys that decide their number."""
+    sizes: Sizes = {}
+    for path, section in _sections(tree):
+        depth = next((name for name in ("blocks", "layers") if name in section), None)
+        if "width" in section and "name" not in section:
+            width, levels, convolutional = _number(section["width"]), _depth(section), path in _temporal(tree)
+            if convolutional:  # twice the channels every level
+                width = width << min(levels - 1, 60)
+            weights = width * width * (10 if convolutional else levels) * section.get("ensemble", 1)
+            sizes[f"{path}.width" + (f", {path}.{depth}" if depth else "")] = 4 * weights
+        elif "widths" in section:
+            sizes[f"{path}.widths"] = 4 * 20 * section.get("layers", 1) * sum(width * width for width in section["widths"])
+    return sizes
+
+
+def of_arrays(tree: Mapping[str, Any]) -> Sizes:
+    """What is computed and kept beside networks, by the keys that decide its size."""
+    evaluation = tree.get("evaluation", {})
+    arms = [tree.get("guidance") or {}, *(tree.get("variants") or {}).values()]
+    scales = 1 + sum(1 + len(arm.get("omegas", ())) for arm in arms)
+    at_once = min(evaluation.get("envs", 0), evaluation.get("episodes", 0)) * scales
+    rows = at_once or evaluation.get("samples", 1)
+    sizes = {"evaluation.envs": at_once * SIMULATOR}
+    for path, section in _sections(tree):
+        if "width" in section and "batch" in section:
+            each = 12 * _number(section["width"]) * _depth(section) * section.get("ensemble", 1)
+            sizes[f"{path}.batch, {path}.width"] = each * _number(section["batch"])
+        elif "widths" in section:
+            sizes[f"{path}.batch, {path}.widths"] = 400 * section.get("batch", 1) * sum(section["widths"])
+        if "name" in section and "samples" in section and not path.startswith(("data", "online")):
+            sizes[f"{path}.samples"] = 16 * rows * _number(section["samples"])
+        if "candidates" in section:
+            sizes[f"{path}.candidates"] = 1000 * max(1, at_once // scales) * section["candidates"]
+    generator = (tree.get("data") or {}).get("generator") or {}
+    steps = _number(generator.get("steps")) or ROWS
+    sizes["data.generator.steps"] = ROW * steps
+    sizes["support.actions"] = 32 * steps * (tree.get("support") or {}).get("actions", 0)
+    sizes["online.steps"] = ROW * (tree.get("online") or {}).get("steps", 0)
+    sizes["evaluation.draws"] = 40 * evaluation.get("draws", 0)
+    sizes["evaluation.samples, evaluation.reference"] = 100 * (evaluation.get("samples", 0) + evaluation.get("reference", 0))
+    calibration = tree.get("calibration") or {}
+    sizes["calibration.samples"] = ROW * calibration.get("samples", 0)
+    return sizes
+
+
+def _depth(section: Mapping[str, Any]) -> int:
+    return _number(section.get("layers", section.get("blocks", 4)))
+
+
+def _temporal(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sections of networks along the steps of a plan."""
+    return ("denoiser", "energy_network") if "plan" in tree else ()
+
+
+def _sections(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield head + key, value
+            yield from _sections(value, f"{head}{key}.")
+
+
+def _number(value: Any) -> int:
+    with suppress(TypeError, ValueError, OverflowError):
+        return int(float(value))
+    return 0
+
+
+def _largest(sizes: Sizes, count: int = 3) -> str:
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:count]
+    return "; ".join(f"{key}: {_gb(size)}" for key, size in largest if size > sum(sizes.values()) // 100)
+
+
+def _gb(size: int) -> str:
+    if size >= 10**15:
+        return f"10^{math.floor(math.log10(size)) - 9} GB"
+    return f"{size / 1e9:,.1f} GB" if size < 10**11 else f"{size / 1e9:,.0f} GB"
+
+
+def _free(path: Path) -> int:
+    """Bytes of the disk that a folder to be is on."""
+    here = path.resolve()
+    while not here.exists() and here != here.parent:
+        here = here.parent
+    with suppress(OSError):
+        return shutil.disk_usage(here).free
+    return 2**62
