@@ -60,7 +60,7 @@ def memory_limit() -> int:
             raise UserError(f"'{said}' is not a number of gigabytes", key="EGD_MEMORY_GB") from None
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
-        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return there
 
 

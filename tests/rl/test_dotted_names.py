@@ -16,9 +16,11 @@ VARIANTS = "{beta0: {energy: {name: analytic}, beta: 9}, beta0.5: {energy: {name
 
 @pytest.mark.parametrize("training", ["phased", "joint"])
 def test_a_variant_with_a_dot_in_its_name_is_a_variant(egd: Any, recipe: Path, tmp_path: Path, training: str) -> None:
-    lines = recipe.read_text().splitlines()
+    lines = recipe.read_text(encoding="utf-8").splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("variants:"))
-    recipe.write_text("\n".join([*lines[:at], f"variants: {VARIANTS}", f"training: {training}", *lines[at + 2 :]]))
+    recipe.write_text(
+        "\n".join([*lines[:at], f"variants: {VARIANTS}", f"training: {training}", *lines[at + 2 :]]), encoding="utf-8"
+    )
     settings = ["--set", "variants.beta0.5.omega=1.5", "--set", 'variants."new.1"={omega: 3}']
     result = egd("run", recipe, "--out", tmp_path / "out", "--seeds", "0,1", *settings)
     assert result.exit_code == 0, result.output
