@@ -20,9 +20,13 @@ from torch import Tensor
 
 import egd
 from egd.errors import UserError
+from egd.guidance import steer
+from egd.mixtures import GaussianMixture, Quadratic
 from egd.pipelines import EnergyGuidedPipeline
 from egd.posteriors import IsotropicGaussian
 from egd.schedules import from_diffusers
+from egd.schedules.stepping import SchedulerSteps, check_guidable
+from egd.tensors import value_and_grad
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
@@ -430,6 +434,33 @@ def test_images_on_another_scale_are_refused(images: Tensor, said: str) -> None:
 def test_images_between_0_and_1_are_pointed_out() -> None:
     with pytest.warns(UserWarning, match=r"no value is below 0; from \[0, 1\] write 2 \* images - 1"):
         gaussian("ddim").calibrate(torch.rand(9, 1, 4, 4), grid=2, samples=4)
+
+
+MIXTURE = GaussianMixture(torch.tensor([0.3, 0.7]).log(), torch.tensor([[-0.6], [0.4]]), torch.tensor([[[0.02]], [[0.05]]]))
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_leading", "heun_leading", "unclip", "edm", "flow", "sa"])
+def test_a_tilted_mixture_is_sampled_with_its_weights_and_moments(name: str) -> None:
+    """A quadratic energy tilts two modes: which of them a sample belongs to is decided on the way."""
+    own = scheduler(name)
+    run = SchedulerSteps(own, check_guidable(own), 60)
+    energy = Quadratic(torch.tensor([[1.0]]), torch.tensor([-1.0]))
+    want = MIXTURE.tilted(energy, 1.0)
+
+    def exact(x: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        x0 = MIXTURE.denoise(run.schedule, x.flatten(1), t)
+        slope = value_and_grad(lambda x: MIXTURE.energy(run.schedule, energy, 1.0, x, t), x.flatten(1))[1]
+        return steer(x0, slope, egd.Additive(1.0), run.schedule, x.flatten(1), t).reshape(x.shape)
+
+    g = seeded()
+    x = torch.randn(4000, 1, 1, 1, generator=g) * run.noise_std
+    for i, timestep in enumerate(run.timesteps):
+        x = run.step(run.guided_output(exact, x, timestep), i, x, g)
+    target = want.sample(200_000, seeded(1))
+    assert float(x.mean()) == pytest.approx(float(target.mean()), abs=0.04)
+    assert float(x.std()) == pytest.approx(float(target.std()), rel=0.08)
+    assert float((x < -0.1).float().mean()) == pytest.approx(float((target < -0.1).float().mean()), abs=0.05)
+    assert abs(float(target.mean()) - float(MIXTURE.sample(100_000, seeded(2)).mean())) > 0.15  # it is another distribution
 
 
 def test_second_order_with_the_exact_posterior_is_exact_for_gaussian_images() -> None:
