@@ -202,9 +202,21 @@ def sweep(
             experiment, jobs = _plan(recipe, options)
         with resumable("the same command goes on"):
             rows, failed = _run_all(jobs, _reporter())
-    show(means_below(options.out) or rows, f"Means over seeds: {experiment.caption}")
+    means = means_below(options.out)
+    show(means.rows or rows, f"Means over seeds: {experiment.caption}")
+    left_out(means.damaged)
     say(f"egd report {options.out} makes tables and figures of them")
     _conclude(options.out, jobs, failed)
+    if means.damaged:
+        raise typer.Exit(2)
+
+
+def left_out(damaged: Sequence[str]) -> None:
+    """Name runs whose files are damaged, and count them: what is shown is without them."""
+    for reason in damaged:
+        errors.print(f"[yellow]left out[/] {markup(reason)}", highlight=False, soft_wrap=True)
+    if damaged:
+        errors.print(f"[red]{len(damaged)} damaged {'run is' if len(damaged) == 1 else 'runs are'} left out[/]")
 
 
 def _options(recipe: Path, out: Path | None, seeds: str | None, grid: list[str] | None, **others: Any) -> Options:

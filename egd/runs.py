@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
 from egd.files import write_atomic
 from egd.locks import locked
+from egd.summaries import Frozen, digest, read_summary
 from egd.trust import record
 
 HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
@@ -152,29 +152,16 @@ class RunFolder:
         """Atomically, with a digest of it. A number that is not finite is written as null, and its key named."""
         found = not_finite(summary)
         whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
-        write_atomic(self.summary, (json.dumps({**whole, "digest": _digest(whole)}, indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(self.summary, (json.dumps({**whole, "digest": digest(whole)}, indent=2, allow_nan=False) + "\n").encode())
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """None where the run is not complete. Damaged where the file is not what was written."""
-        if not self.summary.exists():
-            return None
-        remedy = f"remove it, and egd run --resume writes it anew from the checkpoints of {self.path}"
-        try:
-            summary: Any = json.loads(self.summary.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise Damaged(f"{self.summary} is damaged: it is not JSON ({error}); {remedy}") from error
-        if not isinstance(summary, dict) or summary.pop("digest", None) not in (None, _digest(summary)):
-            raise Damaged(f"{self.summary} is damaged or was edited: its digest is another; {remedy}")
-        return summary
+    def read_summary(self, schema: type[Frozen] = Frozen) -> dict[str, Any] | None:
+        """None where the run is not complete. UserError where the file is damaged, or does not fit the schema."""
+        return read_summary(self.summary, schema)[0] if self.summary.exists() else None
 
 
 def digest_of(config: Tree) -> str:
     """Of settings, less ``HOW``."""
-    return _digest({key: value for key, value in flatten(config).items() if key not in HOW})
-
-
-def _digest(tree: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest({key: value for key, value in flatten(config).items() if key not in HOW})
 
 
 def not_finite(tree: Any, key: str = "") -> list[str]:

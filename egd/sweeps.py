@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from egd.errors import UserError
 from egd.report.tables import means
+from egd.summaries import Common, Summary, read_summary
 
 
-def means_below(out: Path) -> list[Mapping[str, str]]:
-    """Rows of means over seeds of all complete runs in the folder, a cell of the grid a row and policy."""
-    paths = sorted(out.rglob("summary.json"))
-    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return means(summaries, [cell_of(path.relative_to(out)) for path in paths])
+@dataclass(frozen=True)
+class Means:
+    """Rows of means over seeds, a cell of the grid a row and policy, and why damaged runs have no part in them."""
+
+    rows: Sequence[Mapping[str, str]]
+    damaged: Sequence[str]
+
+
+def means_below(out: Path) -> Means:
+    """Of all complete runs in the folder that have scores of policies."""
+    summaries: list[Summary] = []
+    cells: list[Mapping[str, str]] = []
+    damaged: list[str] = []
+    for path in sorted(out.rglob("summary.json")):
+        try:
+            tree, _ = read_summary(path, Common)
+            if "policies" in tree:
+                summaries.append(read_summary(path, Summary)[1])
+                cells.append(cell_of(path.relative_to(out)))
+        except UserError as error:
+            damaged.append(str(error))
+    return Means(means(summaries, cells), damaged)
 
 
 def cell_of(path: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from egd.progress import Reporter
 from egd.safe_names import literal
 from egd.saved import settle
 from egd.store import Store, key_of
+from egd.summaries import Summary
 from rl.agents import agent_class
 from rl.data.record import begin
 from rl.data.transitions import OfflineData
@@ -69,9 +70,9 @@ class OfflineJob:
                     locks.enter_context(planned.folder.lock())
                     _open(planned, self.resume, reporter)
             opened = [p for p in self.planned if p.label not in failures]
-            if todo := [p for p in opened if p.folder.read_summary() is None]:
+            if todo := [p for p in opened if p.folder.read_summary(Summary) is None]:
                 self._complete(todo, failures, reporter)
-        table = [row for p in opened if (s := p.folder.read_summary()) is not None for row in in_cell(rows(s), p.cell)]
+        table = [row for p in opened if (s := p.folder.read_summary(Summary)) is not None for row in in_cell(rows(s), p.cell)]
         if failures:
             raise RunsFailed(table, failures)
         return table
@@ -152,7 +153,7 @@ class OfflineJob:
 def _open(planned: Planned, resume: bool, reporter: Reporter) -> None:
     folder = planned.folder
     folder.open(planned.config.model_dump(mode="json"), resume=resume)
-    if folder.read_summary() is None:
+    if folder.read_summary(Summary) is None:
         settle(folder, reporter.warn)
 
 

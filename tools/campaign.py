@@ -284,10 +284,11 @@ def _watch_files(crash: Crash | None, ops: Path | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched_fsync(number: int) -> None:
-        if os.path.isfile(f"/proc/self/fd/{number}") and note("half", os.readlink(f"/proc/self/fd/{number}")):
-            if crash is not None and crash.when == "half":
-                os.ftruncate(number, os.fstat(number).st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+        path = Path(f"/proc/self/fd/{number}")
+        now = path.is_file() and note("half", path.resolve())
+        if now and crash is not None and crash.when == "half":
+            os.ftruncate(number, os.fstat(number).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
         synced(number)
 
     os.replace, os.fsync = watched_replace, watched_fsync  # type: ignore[assignment]
@@ -295,7 +296,7 @@ def _watch_files(crash: Crash | None, ops: Path | None) -> None:
 
 # -- what a folder of runs holds -------------------------------------------------------------------------------------
 
-TIMES = {"seconds", "action_ms", "device", "versions", "reused"}
+TIMES = {"seconds", "action_ms", "device", "versions", "reused", "digest"}
 """Entries of a summary that are not results."""
 
 
@@ -314,7 +315,13 @@ def checkpoints(folder: Path) -> Iterator[Path]:
 
 def results(summary: Path) -> Any:
     """What a run found."""
-    return {key: value for key, value in json.loads(summary.read_text()).items() if key not in TIMES}
+    return _without_times(json.loads(summary.read_text()))
+
+
+def _without_times(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_times(value) for key, value in tree.items() if key not in TIMES}
+    return [_without_times(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def differences(reference: Path, other: Path) -> list[str]:

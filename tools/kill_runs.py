@@ -150,16 +150,16 @@ def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
     return result
 
 
-WORK: Path
+WORK: list[Path] = []
 REFERENCES: dict[str, Reference] = {}
 
 
 def _reference(case: Case) -> Reference:
-    return reference(case, WORK)
+    return reference(case, WORK[0])
 
 
 def _trial(task: tuple[str, str, int]) -> Trial:
-    return trial(REFERENCES[task[0]], task[1], task[2], WORK)
+    return trial(REFERENCES[task[0]], task[1], task[2], WORK[0])
 
 
 def styles_of(case: Case) -> list[str]:
@@ -188,7 +188,6 @@ def table(title: str, trials: list[Trial], key: str) -> None:
 
 def main() -> int:
     """The campaign."""
-    global WORK
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0)
@@ -200,11 +199,12 @@ def main() -> int:
     if not chosen:
         parser.error("no such case; there are: " + ", ".join(case.name for case in cases()))
     os.environ["OMP_NUM_THREADS"] = "1"
-    WORK = (options.work or Path(tempfile.mkdtemp(prefix="egd-kills-"))).resolve()
-    prepare(WORK)
+    work = (options.work or Path(tempfile.mkdtemp(prefix="egd-kills-"))).resolve()
+    WORK.append(work)
+    prepare(work)
     first = next((case for case in chosen if "offline_rl" in case.recipe), chosen[0])
     _reference(first)  # makes the data set
-    shutil.rmtree(WORK / "reference")
+    shutil.rmtree(work / "reference")
     context, began, trials = multiprocessing.get_context("fork"), time.monotonic(), []
     with context.Pool(options.jobs) as pool:
         REFERENCES.update({ref.case.name: ref for ref in pool.imap_unordered(_reference, chosen)})
@@ -219,7 +219,7 @@ def main() -> int:
     good, kills = sum(not t.faults and t.kills > 0 for t in trials), sum(t.kills for t in trials)
     print(f"{good} of {len(trials)} killed runs ({kills} kills) are bit-identical, {time.monotonic() - began:.0f} s")
     if good == len(trials) and options.work is None:
-        shutil.rmtree(WORK)
+        shutil.rmtree(work)
     return 0 if good == len(trials) else 1
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, FiniteFloat
 from torch import Tensor
 
 from egd.contracts import name_of
@@ -19,6 +20,7 @@ from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
 from egd.selection import energies_of
+from egd.summaries import Common, Frozen
 from egd.types import Context, Energy
 
 ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
@@ -165,6 +167,23 @@ class Judge:
 def rows(task: str, results: list[dict[str, Any]]) -> list[Row]:
     """The results table; a dash where a number has no meaning."""
     return [_row(task, result) for result in results]
+
+
+class Result(Frozen):
+    """Of one estimator for one target at one beta; further keys are numbers of the target's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat]
+    target: str
+    beta: FiniteFloat
+    estimator: str
+    finite: FiniteFloat
+
+
+class ImagesSummary(Common):
+    """``summary.json``."""
+
+    results: list[Result]
 
 
 SHARED = ("target", "beta", "estimator", "finite", "ess", "energy", "w2", "seconds")

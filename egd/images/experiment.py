@@ -12,7 +12,7 @@ from egd.config import Tree, read_yaml, validate
 from egd.errors import UserError
 from egd.experiments import Job, Options, Row
 from egd.images.config import ImagesConfig
-from egd.images.evaluation import rows
+from egd.images.evaluation import ImagesSummary, rows
 from egd.images.job import ImagesJob, evaluated, load_model
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
 from egd.labels import label
@@ -55,7 +55,7 @@ class Images:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
         folder = RunFolder(run)
         config = validate(ImagesConfig, read_yaml(folder.config), str(folder.config))
-        if folder.read_summary() is None:
+        if folder.read_summary(ImagesSummary) is None:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})
         set_up(config.device, config.threads)

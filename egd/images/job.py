@@ -18,7 +18,7 @@ from egd.experiments import Row
 from egd.images.classifier import accuracy
 from egd.images.config import ImagesConfig
 from egd.images.data import ImageSet
-from egd.images.evaluation import Evaluation, evaluate, rows
+from egd.images.evaluation import Evaluation, ImagesSummary, evaluate, rows
 from egd.images.figure import grid_figure
 from egd.images.model import DATA, PARTS, ImagesModel
 from egd.many import Cell, in_cell, run_label
@@ -50,7 +50,7 @@ class ImagesJob:
         set_up(self.config.device, self.config.threads)
         with self.folder.lock():
             self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            summary = self.folder.read_summary() or self._run(reporter)
+            summary = self.folder.read_summary(ImagesSummary) or self._run(reporter)
         name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task
         return in_cell(rows(name, summary["results"]), self.cell)
 

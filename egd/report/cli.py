@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from egd.cli import console, say, user_errors
+from egd.cli import console, left_out, say, user_errors
 from egd.errors import UserError, nearest
 from egd.safe_names import markup
 
@@ -37,7 +38,7 @@ def report(
         typer.Option(help="CSV of published results to show beside; by default those that packages bring; none: none."),
     ] = None,
 ) -> None:
-    """Compare finished runs: a page, tables and figures."""
+    """Compare finished runs: a page, tables and figures. Damaged ones are named and left out, with exit code 2."""
     with user_errors():
         if policies not in POLICIES:
             raise UserError(f"'{policies}': {nearest(policies, POLICIES)}", key="--policies")
@@ -52,14 +53,23 @@ def report(
         published = [r for path in files for r in references.read(path)] if reference else references.installed()
         wanted: dict[str, Any] = {"everything": policies == "all", "only": method or ()}
         result = collect(found, published, title=title, against=against, threshold=threshold, **wanted)
-        for path, reason in result.skipped:
+        for path, reason in (one for one in result.skipped if one not in found.damaged):
             console.print(f"[yellow]not used[/] {markup(f'{path}: {reason}')}", highlight=False, soft_wrap=True)
         if figure is not None:
             written = page.save(draw(figure, result), out, figure)
             say("Written: " + ", ".join(map(str, written)))
+            conclude(found.damaged)
             return
         tables, lacking = page.write(result, out)
     console.print(terminal(tables[-1]))
     for reason in lacking:
         console.print(f"[dim]Not drawn:[/] {markup(reason)}", highlight=False, soft_wrap=True)
     say(f"Written: {out}/index.html; tables and figures beside it")
+    conclude(found.damaged)
+
+
+def conclude(damaged: Sequence[tuple[Path, str]]) -> None:
+    """Exit code 2 where damaged runs are left out."""
+    left_out([f"{path}: {reason}" for path, reason in damaged])
+    if damaged:
+        raise typer.Exit(2)

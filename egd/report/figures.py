@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from egd.report.results import Report
 from egd.report.runs import Run, grouped, shown
 from egd.report.statistics import Array
 from egd.safe_names import figure_text
+from egd.summaries import read_metrics
 
 STYLE: Any = {
     "axes.spines.top": False,
@@ -136,9 +136,8 @@ def metrics(report: Report) -> Figure:
 
 def _metrics(run: Run) -> dict[str, dict[float, float]]:
     """ "phase: metric" -> step -> value, of at most ``BINS`` steps, each the mean of those near it."""
-    path = run.path / "metrics.jsonl"
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
+    for row in read_metrics(run.path / "metrics.jsonl"):
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         for name, value in numbers.items() if "step" in row else ():
             series[f"{row['phase']}: {name}"].append((row["step"], value))

@@ -121,7 +121,7 @@ def collect(
     for a label ``against`` that has no learning curve.
     """
     evaluated = [run for run in found.runs if run.summary.policies]
-    skipped = [*found.skipped, *((run.path, "not evaluated") for run in found.runs if not run.summary.policies)]
+    skipped = [*found.left_out, *((run.path, "not evaluated") for run in found.runs if not run.summary.policies)]
     if not evaluated:
         raise UserError("none of the runs was evaluated: there are no scores to report", key="RUNS")
     known = {name for run in evaluated for name in (run.summary.method, run.label)}

@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
-
 from egd.config import read_yaml
 from egd.errors import UserError
 from egd.runs import HOW, flatten
+from egd.summaries import Common, Summary, agree, read_metrics, read_summary
 
 IGNORED = HOW | {"seed", "task"}
 """Keys that do not make another method of a method."""
 
 T = TypeVar("T")
 K = TypeVar("K")
-
-
-class Frozen(BaseModel):
-    """What a report reads of a summary; further keys are left alone."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Stats(Frozen):
-    """Scores of one policy of one run."""
-
-    mean: FiniteFloat
-    episodes: int
-
-
-class Point(Frozen):
-    """One evaluation in training."""
-
-    phase: str
-    step: int
-    score: FiniteFloat
-
-
-class Summary(Frozen):
-    """``summary.json``, as far as a report reads it."""
-
-    task: str
-    kind: str = ""
-    method: str
-    seed: int
-    normalised: bool = True
-    dataset_score: float | None = None
-    policies: dict[str, Stats]
-    """Empty where there was no environment to evaluate in."""
-    headline: str
-    best: Point | None = None
-    evaluations: tuple[Point, ...] = ()
-    seconds: dict[str, float] = {}
-    reused: dict[str, Any] = {}
-    action_ms: float | None = None
-    """Milliseconds of one action, where the run measured it."""
-    remarks: tuple[str, ...] = ()
-    """Sentences that belong under every table with this task."""
-    versions: dict[str, str] = {}
-    device: str = ""
-
-    @model_validator(mode="after")
-    def _headline_exists(self) -> Summary:
-        if self.policies and self.headline not in self.policies:
-            raise ValueError(f"the headline policy '{self.headline}' is not among its policies")
-        return self
 
 
 @dataclass(frozen=True)
@@ -90,48 +37,64 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """The runs of a report, and folders that could not be used with the reason."""
+    """The runs of a report, and folders that could not be used with the reason: ``skipped``, as they are not finished, or
+    there twice, and ``damaged``, which somebody must see to.
+    """
 
     runs: Sequence[Run]
     skipped: Sequence[tuple[Path, str]]
+    damaged: Sequence[tuple[Path, str]] = ()
+
+    @property
+    def left_out(self) -> list[tuple[Path, str]]:
+        """Both, the damaged first."""
+        return [*self.damaged, *self.skipped]
 
 
 def find(roots: Iterable[Path]) -> Found:
-    """All runs at or below the given folders. UserError where a folder does not exist, or no run is complete."""
+    """All runs at or below the given folders. UserError where a folder does not exist, or no run can be used."""
     runs: list[Run] = []
     skipped: list[tuple[Path, str]] = []
+    damaged: list[tuple[Path, str]] = []
     for folder in _folders(list(roots)):
         try:
-            runs.append(_read(folder))
-        except (UserError, ValueError) as error:
-            skipped.append((folder, _reason(error)))
+            if reason := _without_scores(folder / "summary.json"):
+                skipped.append((folder, reason))
+            else:
+                runs.append(_read(folder))
+        except UserError as error:
+            damaged.append((folder, str(error)))
     runs, twice = _once(with_cells(runs))
     if not runs:
-        reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:8])
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in (damaged + skipped)[:8])
         raise UserError(f"found no finished run (a folder with config.yaml and summary.json){reasons}", key="RUNS")
-    return Found(runs, skipped + twice)
+    return Found(runs, skipped + twice, damaged)
 
 
 def _folders(roots: Sequence[Path]) -> list[Path]:
     if missing := [str(root) for root in roots if not root.is_dir()]:
         raise UserError(f"no such folder: {', '.join(missing)}; give run folders, or folders that hold some", key="RUNS")
-    return list({p.resolve(): p.parent for root in roots for p in sorted(root.rglob("config.yaml"))}.values())
+    files = [p for root in roots for name in ("config.yaml", "summary.json") for p in root.rglob(name)]
+    return list({p.parent.resolve(): p.parent for p in sorted(files)}.values())
+
+
+def _without_scores(summary: Path) -> str | None:
+    """Why a run has none, if it is as it should be."""
+    if not summary.exists():
+        return "not finished: it has no summary.json"
+    return None if "policies" in read_summary(summary, Common)[0] else "its experiment has no scores of policies"
 
 
 def _read(folder: Path) -> Run:
-    summary = folder / "summary.json"
-    if not summary.exists():
-        raise ValueError("not finished: it has no summary.json")
-    tree = json.loads(summary.read_text(encoding="utf-8"))
-    return Run(folder, Summary.model_validate(tree), flatten(read_yaml(folder / "config.yaml")))
-
-
-def _reason(error: Exception) -> str:
-    """One line for people."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"summary.json: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
-    return f"summary.json is not JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+    config = folder / "config.yaml"
+    if not config.exists():
+        raise UserError("it has a summary.json but no config.yaml; put that back from a copy")
+    _, summary = read_summary(folder / "summary.json", Summary)
+    read_metrics(folder / "metrics.jsonl")  # a figure is drawn of them
+    tree = read_yaml(config)
+    if problem := agree(tree, summary):
+        raise UserError(f"{problem}: a file is another run's; put the right one back, or run it again")
+    return Run(folder, summary, flatten(tree))
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:

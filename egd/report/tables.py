@@ -12,8 +12,9 @@ import numpy as np
 from egd.report import curves
 from egd.report.references import Reference
 from egd.report.results import Entry, Report
-from egd.report.runs import Summary, grouped, shown
+from egd.report.runs import grouped, shown
 from egd.report.statistics import Estimate, estimate, improvement
+from egd.summaries import Summary
 
 MANY = 6
 """More columns than this, and than rows, go down the page and not across it."""
@@ -188,12 +189,12 @@ def improvements(report: Report) -> Iterator[tuple[str, str, Estimate]]:
         yield x, y, estimate(improvement, [*report.strata(x), *report.strata(y)], resamples=2000)
 
 
-def means(summaries: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+def means(summaries: Sequence[Summary], cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Rows for the terminal: mean ± standard deviation over seeds for every task, grid cell, method and policy.
 
-    ``cells`` has the place of each summary in a grid, which may be empty. Summaries without policies are left out.
+    ``cells`` has the place of each summary in a grid, which may be empty.
     """
-    results = [(Summary.model_validate(s), c) for s, c in zip(summaries, cells, strict=True) if "policies" in s]
+    results = zip(summaries, cells, strict=True)
     flat = [((s.task, tuple(c.items()), s.method, name), s, stats) for s, c in results for name, stats in s.policies.items()]
     rows: list[Mapping[str, str]] = []
     for (task, cell, method, policy), group in grouped(flat, lambda item: item[0]).items():

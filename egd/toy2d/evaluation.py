@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor
 
 from egd.experiments import Row
 from egd.labels import label
 from egd.metrics import sliced_wasserstein
 from egd.phases import seed_of
+from egd.summaries import Common, Frozen
 from egd.toy2d.exact import Draws
 from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
 
@@ -62,6 +64,21 @@ def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int,
         return model.sample(name, beta, n, generator, omega)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return torch.full((n, 2), torch.nan, device=model.device)
+
+
+class Result(Frozen):
+    """Of one estimator at one beta; no numbers where samples are not finite."""
+
+    w2: FiniteFloat | None
+    energy: FiniteFloat | None
+    finite: FiniteFloat
+
+
+class Toy2dSummary(Common):
+    """``summary.json``."""
+
+    ess: dict[str, FiniteFloat]
+    results: dict[str, dict[str, Result]]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from egd.runs import RunFolder
 from egd.safe_names import check_names, folder_of_task
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DATA_SETS, find_data_set
-from egd.toy2d.evaluation import rows, summarise
+from egd.toy2d.evaluation import Toy2dSummary, rows, summarise
 from egd.toy2d.job import Toy2dJob, evaluated, load
 from egd.toy2d.model import Toy2dModel, check_components
 
@@ -54,7 +54,7 @@ class Toy2d:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
         folder = RunFolder(run)
         config = validate(Toy2dConfig, read_yaml(folder.config), str(folder.config))
-        if folder.read_summary() is None:
+        if folder.read_summary(Toy2dSummary) is None:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         device = pick_device(settings.get("device") or "auto")
         config = config.model_copy(update={"device": device})

@@ -18,7 +18,7 @@ from egd.runs import RunFolder
 from egd.saved import settle
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet, find_data_set
-from egd.toy2d.evaluation import Evaluation, evaluate, rows, summarise
+from egd.toy2d.evaluation import Evaluation, Toy2dSummary, evaluate, rows, summarise
 from egd.toy2d.figure import samples_figure
 from egd.toy2d.model import UNGUIDED, Toy2dModel
 
@@ -48,7 +48,7 @@ class Toy2dJob:
         set_up(self.config.device, self.config.threads)
         with self.folder.lock():
             self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            summary = self.folder.read_summary() or self._run(reporter)
+            summary = self.folder.read_summary(Toy2dSummary) or self._run(reporter)
         return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)
 
     def _run(self, reporter: Reporter) -> dict[str, Any]:

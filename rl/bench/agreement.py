@@ -23,13 +23,14 @@ from egd.cli import console, show, user_errors
 from egd.denoisers import diffuse
 from egd.errors import UserError, nearest
 from egd.progress import Reporter
+from egd.report.cli import conclude
 from egd.report.runs import Run, find
 from egd.tensors import value_and_grad
 from rl.agents.base import Agent
 from rl.agents.guided import OF_NETWORK, GuidedAgent
 from rl.critics import Critic
 from rl.data.transitions import Batch
-from rl.selection.offline_selection import agents_of, behaviours_of, critics_of
+from rl.selection.offline_selection import behaviours_of, critics_of, usable
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -150,8 +151,8 @@ def main(
 ) -> None:
     """How far critics agree on actions, and energies on directions."""
     with user_errors():
-        found = find(runs).runs
-        agents, data = agents_of(found, device, Reporter(console))
+        all_of_them, agents, data = usable(find(runs), device, Reporter(console))
+        found = all_of_them.runs
         behaviour = next(iter(behaviours_of(found, agents).values()))
         rows = data.sample(states, torch.Generator(data.transitions.state.device).manual_seed(0))
         show(of_critics(critics_of(found, agents), rows.state, behaviour.actions(rows.state, actions, 0)), "Critics")
@@ -159,6 +160,7 @@ def main(
         if cosines:
             show(cosines, f"Energies: cosine of the slope to that of '{against or cosines[0]['energy']}'")
             show(lengths, "Energies: length of the slope, in that of the score")
+    conclude(all_of_them.damaged)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import typer
 
 from egd.cli import TrustCode, console, numbers, show, user_errors
 from egd.errors import UserError
+from egd.report.cli import conclude
 from egd.safe_names import markup
 from egd.trust import trusting
 
@@ -58,6 +59,7 @@ def select(
     show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {found.task}")
     for line in (*_skipped(found), *_remarks(found, settings)):
         console.print(line, highlight=False, soft_wrap=True)
+    conclude(found.damaged)
 
 
 def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
         "default": found.default,
         "regret": None if cost is None else asdict(cost) | {"of_choice": cost.of_choice, "of_default": cost.of_default},
         "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
+        "damaged": [{"path": str(path), "reason": reason} for path, reason in found.damaged],
         "notes": list(found.notes),
     }
 

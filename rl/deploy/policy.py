@@ -17,6 +17,7 @@ from egd.config import read_yaml
 from egd.errors import UserError, nearest
 from egd.planning import pick_device
 from egd.runs import RunFolder
+from egd.summaries import Summary
 from egd.trust import trusting
 from rl.agents.base import Agent
 from rl.deploy.export import onnx_runtime
@@ -129,7 +130,7 @@ def load_module(
     tree = read_yaml(folder.config)
     if tree.get("experiment") != "offline_rl":
         raise UserError(f"{run} is a run of '{tree.get('experiment')}'; only those of offline_rl have policies")
-    if folder.read_summary() is None:
+    if folder.read_summary(Summary) is None:
         raise UserError(f"{run} is not complete; finish it with egd run --resume")
     chosen = torch.device(pick_device(device))
     with trusting(trust_code, folder.path):

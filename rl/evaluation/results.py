@@ -35,7 +35,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
         "task": summary["task"],
         "method": summary["method"],
         "seed": str(summary["seed"]),
-        "data": f"{summary['dataset_score']:.1f}",
+        "data": "-" if summary.get("dataset_score") is None else f"{summary['dataset_score']:.1f}",
     }
     if not summary["policies"]:
         return [{**run, "policy": summary["headline"].partition("@")[0], "score ± s.e.": "not evaluated", "n": "0"}]
@@ -44,7 +44,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             **run,
             "policy": key.partition("@")[0],
             "omega": key.partition("@")[2] or ("0" if key == "behaviour" else "-"),
-            "score ± s.e.": f"{s['mean']:.1f} ± {s['std'] / s['episodes'] ** 0.5:.1f}",
+            "score ± s.e.": f"{s['mean']:.1f} ± {s.get('std', 0.0) / s['episodes'] ** 0.5:.1f}",
             "n": str(s["episodes"]),
         }
         for key, s in summary["policies"].items()

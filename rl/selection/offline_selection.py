@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from egd.progress import Reporter
 from egd.report.runs import Found, Run, find
 from egd.runs import RunFolder
 from rl.agents.base import Agent
-from rl.config import CriticConfig
+from rl.config import CriticConfig, RunConfig
 from rl.critics import Critic
 from rl.data.record import of_run
 from rl.data.transitions import OfflineData
@@ -39,6 +39,7 @@ from rl.selection.offline_score import (
     spread,
 )
 
+T = TypeVar("T")
 ROWS = 256  # of states in one batch of acting: an energy may draw tens of actions for each
 
 
@@ -113,6 +114,7 @@ class Selection:
     price: float
     judges: Sequence[str]
     skipped: Sequence[tuple[Path, str]]
+    damaged: Sequence[tuple[Path, str]]
     notes: Sequence[str]
 
 
@@ -174,8 +176,7 @@ def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None 
     none has a behaviour policy, or where there is no critic to judge.
     """
     reporter = reporter or Reporter()
-    found = find(paths)
-    agents, data = agents_of(found.runs, settings.device, reporter)
+    found, agents, data = usable(find(paths), settings.device, reporter)
     behaviours = behaviours_of(found.runs, agents)
     candidates = list(_candidates(found.runs, agents, settings.omegas))
     case = _case(data, settings)
@@ -201,10 +202,46 @@ Value: TypeAlias = Callable[[Candidate, Tensor], Tensor]
 """What a candidate's actions (N, K, A) are worth: (N,)."""
 
 
-def agents_of(runs: Sequence[Run], on: str, reporter: Reporter) -> tuple[list[Agent], OfflineData]:
-    """What finished runs have trained, on that device, and the data, which are the same; UserError where they are not."""
-    if strangers := [run for run in runs if run.config.get("experiment") != "offline_rl"]:
+def usable(found: Found, on: str, reporter: Reporter) -> tuple[Found, list[Agent], OfflineData]:
+    """What finished runs have trained, on that device, and the data, which are the same; UserError where they are not, or where
+    no run can be used. A run whose files are damaged is left out.
+    """
+    if strangers := [run for run in found.runs if run.config.get("experiment") != "offline_rl"]:
         raise UserError(f"{strangers[0].path} is a run of '{strangers[0].config.get('experiment')}', which has no policies")
+    device = torch.device(pick_device(on))
+
+    def settings(run: Run) -> RunConfig:
+        return read_config(RunFolder(run.path)).model_copy(update={"device": device.type})
+
+    found, configs = _whole(found, settings)
+    _check_same_data(found.runs)
+    set_up(device, configs[0].threads, configs[0].precision)
+    data, _ = load_data(configs[0], device, reporter)
+    of = {run.path: config for run, config in zip(found.runs, configs, strict=True)}
+
+    def trained(run: Run) -> tuple[Agent, OfflineData]:
+        own = of_run(RunFolder(run.path), data, reporter.warn)
+        return restored(of[run.path], RunFolder(run.path), own, device), own
+
+    found, whole = _whole(found, trained)
+    return found, [agent for agent, _ in whole], whole[0][1]
+
+
+def _whole(found: Found, read: Callable[[Run], T]) -> tuple[Found, list[T]]:
+    """The runs that can be read, and what was; the others are damaged. UserError where that is all of them."""
+    kept: dict[Path, T] = {}
+    damaged = list(found.damaged)
+    for run in found.runs:
+        try:
+            kept[run.path] = read(run)
+        except UserError as error:
+            damaged.append((run.path, str(error)))
+    if not kept:
+        raise UserError("no run can be used:\n" + "\n".join(f"  {path}: {reason}" for path, reason in damaged[:8]), key="RUNS")
+    return replace(found, runs=[run for run in found.runs if run.path in kept], damaged=damaged), list(kept.values())
+
+
+def _check_same_data(runs: Sequence[Run]) -> None:
     for run in runs:
         if differing := [
             key for key in _about_data(runs[0]) | _about_data(run) if run.config.get(key) != runs[0].config.get(key)
@@ -214,13 +251,6 @@ def agents_of(runs: Sequence[Run], on: str, reporter: Reporter) -> tuple[list[Ag
             raise UserError(
                 f"{run.path} has {key} {here!r}, {runs[0].path} has {there!r}: give runs that learned from the same data"
             )
-    device = torch.device(pick_device(on))
-    folders = [RunFolder(run.path) for run in runs]
-    configs = [read_config(folder).model_copy(update={"device": device.type}) for folder in folders]
-    set_up(device, configs[0].threads, configs[0].precision)
-    data, _ = load_data(configs[0], device, reporter)
-    own = [of_run(folder, data, reporter.warn) for folder in folders]
-    return [restored(c, folder, each, device) for c, folder, each in zip(configs, folders, own, strict=True)], own[0]
 
 
 def _about_data(run: Run) -> set[str]:
@@ -338,4 +368,4 @@ def _selection(found: Found, rows: Sequence[Judged], judges: Sequence[str], pric
     chosen = choose({row.name: row.score for row in rows})
     by_default = {default: _simulated(found.runs, first.label, first.summary.headline)}  # judged or not
     cost = regret(by_default | {row.name: row.simulated for row in rows}, chosen, default)
-    return Selection(first.summary.task, rows, chosen, default, cost, price, judges, found.skipped, notes)
+    return Selection(first.summary.task, rows, chosen, default, cost, price, judges, found.skipped, found.damaged, notes)

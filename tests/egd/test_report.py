@@ -24,6 +24,7 @@ from egd.report.references import Reference
 from egd.report.results import Report, collect
 from egd.report.runs import find
 from egd.report.tables import details, main, means, pairs
+from egd.summaries import Summary
 
 TASKS = ("door-cloned", "hopper-medium-v2", "walker2d-medium")
 PAGES = {"index.html", "table.md", "table.csv", "table.tex", "scores.csv"}
@@ -203,14 +204,64 @@ def test_many_methods_go_down_the_page(runs: Path) -> None:
 
 def test_folders_that_cannot_be_used_are_listed(runs: Path, tmp_path: Path) -> None:
     write(runs, "a", "iql", 5, 1.0).joinpath("summary.json").unlink()
-    write(runs, "a", "iql", 6, 1.0).joinpath("summary.json").write_text("{")
-    write(runs, "a", "iql", 7, 1.0, headline="none")
-    write(runs, "a", "iql", 8, float("nan"))
+    (other := write(runs, "a", "toy", 6, 1.0)).joinpath("summary.json").write_text('{"task": "a", "seed": 6, "results": {}}')
     done = egd("report", runs, "--out", tmp_path)
     assert done.exit_code == 0
-    for reason in ("not finished", "not JSON", "headline policy 'none'", "finite"):
-        assert reason in done.output
-        assert reason in (tmp_path / "index.html").read_text().replace("&#39;", "'")
+    for reason in ("not finished", f"{other.name}: its experiment has no scores of policies"):
+        assert reason in "".join(done.output.split("\n"))
+        assert reason in (tmp_path / "index.html").read_text()
+
+
+SOUND = {"task": "a", "method": "iql", "seed": 9, "policies": {"policy": stats(1.0)}, "headline": "policy"}
+OFF = stats(1.0) | {"mean": 9}
+DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
+    "truncated": ("summary.json", b'{"task": "a", "se', "not JSON"),
+    "empty": ("summary.json", b"", "it is empty"),
+    "no mapping": ("summary.json", b"[1, 2]", "all of it"),
+    "garbage": ("summary.json", bytes(range(128, 256)), "can't decode"),
+    "another encoding": ("summary.json", json.dumps(SOUND).encode("utf-16"), "can't decode"),
+    "deep": ("summary.json", b"[" * 100_000, "recursion"),
+    "NaN": ("summary.json", json.dumps(SOUND | {"dataset_score": float("nan")}).encode(), "NaN is no result"),
+    "no headline": ("summary.json", json.dumps(SOUND | {"headline": "none"}).encode(), "headline policy 'none'"),
+    "a text for a number": ("summary.json", json.dumps(SOUND | {"seed": "9"}).encode(), "seed: Input should be"),
+    "another mean": (
+        "summary.json",
+        json.dumps(SOUND | {"policies": {"policy": stats(1.0) | {"mean": 9}}}).encode(),
+        "the mean 9",
+    ),
+    "another run's": ("summary.json", json.dumps(SOUND | {"seed": 3}).encode(), "config.yaml has seed 9, summary.json 3"),
+    "no config": ("config.yaml", None, "no config.yaml"),
+    "empty config": ("config.yaml", b"", "config.yaml"),
+    "config cut": ("config.yaml", b"experiment: x\ntask: [", "config.yaml"),
+    "metrics cut": (
+        "metrics.jsonl",
+        b'{"phase": "critic", "step": 1}\n{"phase": "cri',
+        "metrics.jsonl is damaged (line 2: not JSON",
+    ),
+    "metrics padded": ("metrics.jsonl", b'{"phase": "critic", "step": 1}\n' + bytes(64), "line 2: not JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_named_left_out_and_counted(runs: Path, tmp_path: Path, damage: str) -> None:
+    name, content, reason = DAMAGE[damage]
+    folder = write(runs, "a", "iql", 9, 1.0)
+    assert [run.path for run in find([runs]).runs if run.summary.task == "a"] == [folder]
+    folder.joinpath(name).unlink() if content is None else folder.joinpath(name).write_bytes(content)
+    found = find([runs])
+    assert len(found.runs) == 18 and not found.skipped
+    ((path, said),) = found.damaged
+    assert path == folder and reason in said
+
+
+def test_a_report_goes_on_without_a_damaged_run_and_its_exit_code_says_so(runs: Path, tmp_path: Path) -> None:
+    assert egd("report", runs, "--figure", "radar", "--out", tmp_path / "sound").exit_code == 0
+    write(runs, TASKS[0], "iql", 9, 1.0).joinpath("summary.json").write_bytes(b"{")
+    done = egd("report", runs, "--figure", "radar", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and (tmp_path / "out" / "radar.png").exists()
+    said = " ".join(done.output.split())
+    assert "seed-9/summary.json is damaged (not JSON" in said.replace("- ", "-") and "1 damaged run is left out" in said
+    assert "remove it, and egd run --resume" in said
 
 
 @pytest.mark.parametrize(
@@ -336,7 +387,8 @@ def test_a_figure_says_what_it_lacks(tmp_path: Path) -> None:
 def test_means_over_seeds_by_task_cell_and_policy() -> None:
     base = {"task": "a", "method": "iql", "headline": "policy", "best": {"phase": "critic", "step": 1, "score": 9.0}}
     summaries = [base | {"seed": s, "policies": {"policy": stats(10.0 * s), "behaviour": stats(0.0)}} for s in (1, 2, 3)]
-    rows = means([*summaries, {"task": "toy"}], [{"critic.expectile": "0.7"}] * 2 + [{"critic.expectile": "0.9"}] + [{}])
+    cells = [{"critic.expectile": "0.7"}] * 2 + [{"critic.expectile": "0.9"}]
+    rows = means([Summary.model_validate(summary) for summary in summaries], cells)
     first = {"task": "a", "critic.expectile": "0.7", "method": "iql", "policy": "policy"}
     assert rows[0] == {**first, "score ± std": "15.0 ± 7.1", "best": "9.0 ± 0.0", "seeds": "2", "episodes": "20"}
     assert [(r["critic.expectile"], r["policy"], r["score ± std"]) for r in rows[2:]] == [

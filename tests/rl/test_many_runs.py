@@ -222,6 +222,23 @@ def test_resume_retries_the_failed_run_only(
     assert summary(runs / "seed-2") == summary(tmp_path / "alone" / TASK / "seed-2")
 
 
+def test_a_damaged_summary_costs_a_sweep_no_other_run(egd: Any, tiny: Path, tmp_path: Path) -> None:
+    sweep = ("sweep", tiny, "--out", tmp_path, "--seeds", "0,1")
+    assert egd(*sweep).exit_code == 0
+    path = tmp_path / TASK / "seed-0" / "summary.json"
+    before = summary(path.parent)
+    path.write_text(path.read_text()[:100])
+    result = egd(*sweep)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2, result.output
+    assert "seed-0/summary.json is damaged (not JSON" in said and "remove it, and egd run --resume" in said
+    assert "1 damaged run is left out" in said and "1 of 2 failed: egd/maze2d/short-v0 seed 0" in said
+    assert {row[-2] for row in table(result.output)} == {"1"}  # seeds in the means
+    path.unlink()
+    assert egd(*sweep).exit_code == 0
+    assert summary(path.parent) == before
+
+
 @pytest.mark.parametrize(("error", "code"), [(UserError("a remedy"), 2), (ZeroDivisionError("a defect"), 1)])
 def test_a_run_that_fails_in_its_evaluation_costs_no_other_summary(
     egd: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,21 @@ def test_select_at_other_scales_prices_and_judges(egd: Any, runs: Path, tmp_path
     assert [row["kl"] for row in fitted["rows"]] == [row["kl"] for row in plain["rows"]]
     assert [row["value"] for row in fitted["rows"]] != [row["value"] for row in plain["rows"]]
     assert fitted["rows"][0]["value"] == 0
+
+
+def test_select_goes_on_without_a_damaged_run(egd: Any, runs: Path, tmp_path: Path) -> None:
+    alone = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "alone.json")
+    assert alone.exit_code == 0
+    for name in ("other", "cloned"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    (tmp_path / "runs/cloned/seed-0/checkpoints/policy.safetensors").write_bytes(b"short")
+    (tmp_path / "runs/other/seed-0/config.yaml").write_text("experiment: offline_rl\ntask: egd/maze2d/umaze-v0\nseed: 0\n{")
+    result = egd("select", runs / "aepo", tmp_path / "runs", *FEW, "--json", tmp_path / "select.json")
+    assert result.exit_code == 2, result.output
+    found = json.loads((tmp_path / "select.json").read_text())
+    assert {Path(one["path"]).parent.name for one in found["damaged"]} == {"other", "cloned"}
+    assert found["rows"] == json.loads((tmp_path / "alone.json").read_text())["rows"]
+    assert "2 damaged runs are left out" in " ".join(result.output.split())
 
 
 def test_select_among_several_runs(egd: Any, runs: Path, tmp_path: Path) -> None:
