@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,24 @@ def cases() -> list[Case]:
     ]
 
 
+MODULES = (
+    "torch._dynamo",
+    "egd.images.job",
+    "egd.report.page",
+    "egd.toy2d.job",
+    "rl.deploy.export",
+    "rl.evaluation.figures",
+    "rl.experiments",
+    "rl.selection.offline_selection",
+)
+
+
 def prepare(work: Path) -> None:
     """Import all that a run needs and make known the task of short episodes whose data lie below ``work``."""
     os.environ["MINARI_DATASETS_PATH"] = str(work / "minari")
     (work / "minari").mkdir(parents=True, exist_ok=True)
-    import torch._dynamo
-
-    import egd.images.job
-    import egd.report.page
-    import egd.toy2d.job  # noqa: F401
-    import rl.evaluation.figures
-    import rl.experiments
-    import rl.selection.offline_selection  # noqa: F401
+    for name in MODULES:
+        import_module(name)
     from rl.envs.making import register
     from rl.tasks import TASKS, find_task
 
@@ -315,7 +322,7 @@ def checkpoints(folder: Path) -> Iterator[Path]:
 
 def results(summary: Path) -> Any:
     """What a run found."""
-    return _without_times(json.loads(summary.read_text()))
+    return _without_times(json.loads(summary.read_text(encoding="utf-8")))
 
 
 def _without_times(tree: Any) -> Any:
