@@ -1,0 +1,379 @@
+"""Try what a stranger could send: run folders, recipes and results that name code or have evil names, under every command.
+
+    python tools/hostile_folders.py            # all cases
+    python tools/hostile_folders.py --only eval
+
+None may run code (which would make a file ``canary``), write outside of ``--out``, or end in a traceback. Each case says what
+exit code is right: 2 where something is refused, 0 where it is harmless. Small runs are trained first, in a temporary folder;
+all is done in this process, except that nothing is cached between cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from typer.testing import CliRunner
+
+from egd import cli
+from egd.checkpoint import load_checkpoint, save_checkpoint
+
+DATASET = "egd/maze2d/umaze-v0"
+SMALL = {"width": 16, "steps": 5, "batch": 32}
+SHARED: dict[str, Any] = {
+    "experiment": "offline_rl",
+    "tasks": {DATASET: {}},
+    "data": {"generator": {"name": "maze2d", "map_name": "umaze", "steps": 1500, "noise": 0.5, "seed": 0}},
+    "critic": {**SMALL, "layers": 2},
+    "evaluation": {"episodes": 1, "envs": 1},
+    "checkpoint_every": 10,
+    "log_every": 5,
+}
+AEPO = SHARED | {
+    "kind": "aepo",
+    "denoiser": {**SMALL, "blocks": 2},
+    "energy_network": {**SMALL, "layers": 2},
+    "calibration": {"samples": 128, "grid": 5, "every": 10},
+    "guidance": {"energy": {"name": "support_samples", "samples": 4}},
+    "variants": {"other": {"energy": "dps"}},
+    "sampler": {"steps": 3, "spacing": "time"},
+}
+GENERATED = {"online": 0.5, "offline": 0.0, "generated": 0.5}
+EDIS = {"name": "edis", "reach": 10, "refresh_steps": 5, "samples": 64, "energy": "cep", "sampler": {"steps": 3}}
+EDIS |= {"denoiser": {**SMALL, "blocks": 2}, "ratio": SMALL, "energy_network": SMALL}
+ONLINE = SHARED | {
+    "kind": "iql_online",
+    "actor": SMALL,
+    "online": {"steps": 30, "start": 10, "refresh": 10, "batch": 16, "shares": GENERATED, "generator": EDIS},
+}
+TOY2D: dict[str, Any] = {
+    "experiment": "toy2d",
+    "tasks": ["moons"],
+    "denoiser": {"width": 8, "blocks": 1, "steps": 4, "batch": 16},
+    "calibration": {"samples": 32, "grid": 3},
+    "estimators": {"dps": "dps"},
+    "betas": [3],
+    "sampler": {"steps": 2},
+    "evaluation": {"samples": 20, "reference": 40, "draws": 200, "projections": 4},
+}
+IMAGES: dict[str, Any] = {
+    "experiment": "images",
+    "tasks": {"digits": {}},
+    "data": {"name": "digits"},
+    "targets": {"brightness": {"energy": {"name": "brightness", "target": 0.38, "width": 0.02}}},
+    "estimators": {"dps": {"guidance": "dps"}},
+    "unet": {"widths": [8, 8], "steps": 2, "batch": 8},
+    "classifier": {"steps": 5},
+    "calibration": {"samples": 32, "grid": 3},
+    "steps": 2,
+    "evaluation": {"samples": 10, "reference": 100, "draws": 100},
+}
+RUNS = {
+    "aepo": (AEPO, f"{DATASET.replace('/', '-')}/seed-0"),
+    "online": (ONLINE, f"{DATASET.replace('/', '-')}/seed-0"),
+    "toy2d": (TOY2D, "moons/seed-0"),
+    "images": (IMAGES, "digits/seed-0"),
+}
+KEYS: dict[str, list[str]] = {
+    "aepo": [
+        "kind", "critic.kind", "schedule", "sampler.name", "data.generator", "guidance.energy",
+        "guidance.energy=ess_blend.local",
+        "guidance.posterior", "guidance.rule", "guidance.rule=interval.rule", "variants.other.energy", "variants.other.rule",
+    ],
+    "online": [
+        "online.generator", "online.generator.energy", "online.generator.posterior", "online.generator.rule",
+        "online.generator.schedule", "online.generator.sampler.name",
+    ],
+    "toy2d": ["schedule", "sampler.name", "posterior", "rule", "estimators.dps"],
+    "images": [
+        "data", "targets.brightness.energy", "estimators.dps.guidance", "estimators.dps.posterior", "estimators.dps.rule",
+        "estimators.dps.clip_x0",
+    ],
+}  # fmt: skip
+"""Where the settings of a run name code; ``a=name.b`` stands for ``b`` within a component ``name`` at ``a``."""
+
+EVIL = """
+from pathlib import Path
+Path({canary!r}).touch()
+class Evil:
+    def __init__(self, *args, **kwargs): Path({canary!r}).touch()
+    def __call__(self, *args, **kwargs): Path({canary!r}).touch()
+"""
+NAMES = {
+    "up": "../../escaped", "root": "/tmp/escaped-egd", "nul": "a\0b", "long": "n" * 300, "empty": "", "newline": "a\nb",
+    "escape": "\x1b[2J", "surrogate": "\ud800", "markup": "[/red]", "markup-open": "[b]x", "mathtext": "$x_{$", "html": "<b>x",
+    "formula": "=1+1", "pipe": "a|b`c`", "reserved": "NUL", "umlaut": "größe", "hidden": "_x", "backslash": "a\\",
+}  # fmt: skip
+REFUSED = {"up", "root", "nul", "long", "empty", "newline", "escape", "surrogate", "markup", "reserved", "backslash"}
+"""Of those: what no folder is called after."""
+
+
+@dataclass
+class Place:
+    """A sandbox: trained runs, a project that is the current folder, and what must not be touched."""
+
+    root: Path
+    results: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def canary(self) -> Path:
+        """A file that code of a stranger would make."""
+        return self.root / "canary"
+
+    @property
+    def out(self) -> Path:
+        """Where a command may write."""
+        return self.root / "project" / "out"
+
+    def targets(self) -> dict[str, str | dict[str, Any]]:
+        """Ways to name code."""
+        touch = ["touch", str(self.canary)]
+        return {
+            "brought": {"name": "stranger/evil.py:Evil"},
+            "project": {"name": "evil.py:Evil"},
+            "absolute": {"name": str(self.root / "evil.py") + ":Evil"},
+            "installed": {"name": "hostile_module:Evil"},
+            "system": {"name": "os:system", "command": " ".join(touch)},
+            "process": {"name": "subprocess:Popen", "args": touch},
+            "imported": {"name": "egd.energies.dps:dataclass"},
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, the exit codes that are right, and what to prepare."""
+
+    name: str
+    arguments: list[str]
+    right: set[int]
+    prepare: Callable[[], None] = lambda: None
+
+
+def main() -> None:
+    """Train, try all, and say what got through."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--keep", action="store_true", help="leave the temporary folder")
+    chosen = parser.parse_args()
+    place = Place(Path(tempfile.mkdtemp(prefix="hostile-")).resolve())
+    try:
+        count, failures = campaign(place, chosen.only)
+    finally:
+        if not chosen.keep:
+            shutil.rmtree(place.root, ignore_errors=True)
+    for name, problem in failures:
+        print(f"{name}: {problem}")
+    print(f"{count - len({name for name, _ in failures})} of {count} cases are as they should be")
+    sys.exit(bool(failures))
+
+
+def campaign(place: Place, only: str = "", runs: Mapping[str, Any] = RUNS) -> tuple[int, list[tuple[str, str]]]:
+    """How many cases there are, and (case, problem) of those that are not as they should be."""
+    settle(place, runs)
+    cases = [case for case in all_cases(place, runs) if only in case.name]
+    failures = [(case.name, problem) for case in cases for problem in tried(place, case)]
+    return len(cases), failures
+
+
+def settle(place: Place, runs: Mapping[str, Any]) -> None:
+    """The project, its store of data, and a trained run of every kind."""
+    project = place.root / "project"
+    project.mkdir()
+    os.chdir(project)
+    os.environ |= {
+        "MINARI_DATASETS_PATH": str(place.root / "minari"),
+        "EGD_STORE": "",
+        "XDG_CONFIG_HOME": str(place.root / "config"),
+    }
+    code = EVIL.format(canary=str(place.canary))
+    (place.root / "evil.py").write_text(code, encoding="utf-8")
+    (project / "evil.py").write_text(code, encoding="utf-8")
+    (place.root / "hostile_module.py").write_text(code, encoding="utf-8")
+    sys.path.insert(0, str(place.root))
+    if "report" not in {command.name for command in cli.app.registered_commands}:
+        cli.add_commands()
+    for name, (recipe, _) in runs.items():
+        (project / f"{name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        done = invoke(["run", f"{name}.yaml", "--device", "cpu", "-o", f"trained/{name}"])
+        if done.exit_code:
+            raise SystemExit(f"the run '{name}' to attack is not trained: {done.output}")
+    for path in project.glob("trained/**/checkpoints/*.safetensors"):  # a stranger's are consistent with what they say
+        tensors, meta = load_checkpoint(path)
+        save_checkpoint(path, tensors, {key: value for key, value in meta.items() if key != "settings"})
+
+
+def invoke(arguments: list[str]) -> Any:
+    """As the console would."""
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def tried(place: Place, case: Case) -> Iterator[str]:
+    """What is wrong with how it ends."""
+    shutil.rmtree(place.out, ignore_errors=True)
+    case.prepare()
+    before = snapshot(place)
+    for name in [name for name in sys.modules if name.startswith(("egd_user_", "hostile_module"))]:
+        del sys.modules[name]
+    done = invoke(case.arguments)
+    if place.canary.exists():
+        place.canary.unlink()
+        yield "it ran code"
+    if changed := sorted(snapshot(place) ^ before):
+        yield f"it touched {changed[:3]}"
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        last = traceback.format_exception(done.exception)[-1].strip()
+        yield f"it ended in a traceback: {last[:300]}"
+    elif done.exit_code not in case.right:
+        yield f"it ended with {done.exit_code}, not {sorted(case.right)}: {done.output[-300:]}"
+    elif "Traceback" in done.output:
+        yield f"it showed a traceback: {done.output[-300:]}"
+    elif case.right == {2} and len(done.output.splitlines()) > 20:
+        yield f"it said more than a screen: {len(done.output.splitlines())} lines"
+
+
+def snapshot(place: Place) -> set[str]:
+    """All files that are there, but for those of --out and what is only noted of an evaluation."""
+    found = {p for p in place.root.rglob("*") if not p.is_relative_to(place.out) and "__pycache__" not in p.parts}
+    found |= set(Path("/tmp").glob("escaped*"))
+    return {f"{p} {p.stat().st_size if p.is_file() and p.name != 'metrics.jsonl' else ''}" for p in found}
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+def all_cases(place: Place, runs: Mapping[str, Any]) -> Iterator[Case]:
+    """Code by every key and command, then names."""
+    for name in runs:
+        for key in KEYS[name]:
+            yield from code_cases(place, name, key)
+    for label, text in NAMES.items():
+        yield from name_cases(place, label, text)
+
+
+def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The trained run as a stranger would send it, with their code beside it and a record that vouches for all."""
+    folder = place.root / "project" / "stranger"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(place.root / "project" / "trained" / name / RUNS[name][1], folder)
+    (folder / "evil.py").write_text(EVIL.format(canary=str(place.canary)), encoding="utf-8")
+    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    change(tree)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    names = {target["name"]: "0" * 64 for target in place.targets().values() if isinstance(target, dict)}
+    (folder / "code.json").write_text(json.dumps({"code": names, "signature": "0" * 64}), encoding="utf-8")
+    return folder
+
+
+def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
+    """One key of one run, by every way to name code and every command that reads run folders."""
+    for way, target in place.targets().items():
+        text_only = key in ("kind", "critic.kind") or key.endswith("sampler.name")
+        value = target["name"] if text_only and isinstance(target, dict) else target
+
+        def prepare(value: Any = value) -> None:
+            stranger(place, name, lambda tree: put(tree, key, value))
+
+        commands = {"eval": ["eval", "stranger", "--device", "cpu"], "run": ["run", "stranger/config.yaml", "-o", "out"]}
+        if name == "aepo":
+            commands |= {
+                "export": ["export", "stranger", "--to", "out/policy.pt2"],
+                "select": ["select", "stranger", "--device", "cpu"],
+            }
+        for command, arguments in commands.items():
+            yield Case(f"{command} {name} {key} {way}", arguments, {2}, prepare)
+    if key in ("guidance.energy", "estimators.dps"):
+
+        def by_hand() -> None:
+            tree = copy.deepcopy(RUNS[name][0])
+            put(tree, key, {"name": "os:system", "command": f"touch {place.canary}"})
+            (place.root / "project" / "hand.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+        yield Case(f"run {name} {key} by hand", ["run", "hand.yaml", "-o", "out"], {2}, by_hand)
+    if key == "guidance.energy":
+
+        def unread() -> None:
+            stranger(place, name, lambda tree: put(tree, key, {"name": "evil.py:Evil"}))
+
+        yield Case(f"report {name} {key}", ["report", "stranger", "-o", "out"], {0}, unread)
+        resumed = ["run", f"{name}.yaml", "-o", "stranger", "--resume", "--device", "cpu"]
+        yield Case(f"resume {name} {key}", resumed, {0, 2}, lambda: as_out(place, name))
+
+
+def as_out(place: Place, name: str) -> None:
+    """The stranger's folder is the --out of a recipe by hand."""
+    run = stranger(place, name, lambda tree: put(tree, "guidance.energy", {"name": "evil.py:Evil"}))
+    moved = run.with_name("moved")
+    run.rename(moved)
+    inside = run / RUNS[name][1]
+    inside.parent.mkdir(parents=True)
+    moved.rename(inside)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, within a component where the key says so."""
+    *path, last = key.split(".")
+    for step in path:
+        part, _, component = step.partition("=")
+        if component:
+            tree[part] = {"name": component}
+        elif isinstance(tree.get(part), str):
+            tree[part] = {"name": tree[part]}
+        tree = tree.setdefault(part, {})
+    tree[last] = value
+
+
+def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
+    """One name, wherever people and strangers choose names."""
+    right = {2} if label in REFUSED else {0}
+    project = place.root / "project"
+
+    def recipe(tree: dict[str, Any]) -> Callable[[], None]:
+        return lambda: (project / "hand.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8") and None
+
+    run = ["run", "hand.yaml", "-o", "out", "--device", "cpu"]
+    yield Case(f"run estimator {label}", run, right, recipe(TOY2D | {"estimators": {name: "mse"}}))
+    yield Case(f"run method {label}", [*run, "-m", "none"], {2}, recipe(AEPO | {"methods": {name: {}}}))
+    yield Case(f"run variant {label}", [*run, "-t", "none"], {2}, recipe(AEPO | {"variants": {name: {}}}))
+    yield Case(f"run task {label}", run, {2}, recipe(AEPO | {"tasks": {name: {}}}))
+    yield Case(f"run budget {label}", [*run, "-b", name], {2}, recipe(TOY2D | {"description": name}))
+    yield Case(f"list description {label}", ["list", "recipes", "--folder", "."], {0}, recipe(TOY2D | {"description": name}))
+    yield Case(f"run component {label}", run, {2}, recipe(TOY2D | {"posterior": name}))
+    yield Case(f"run grid {label}", [*run, "-g", f"omega={name}"], {2}, recipe(TOY2D))
+    if "\0" not in name and label != "surrogate":
+        folder = f"out/{name.lstrip('/')[:200].replace('..', '')}"
+        yield Case(f"run out {label}", ["run", "toy2d.yaml", "-o", folder, "--device", "cpu"], {0}, lambda: None)
+
+    def finished() -> None:
+        folder = project / "stranger"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump({"task": "t", "x": name}), encoding="utf-8")
+        stats = {"mean": 1.0, "std": 1.0, "episodes": 3}
+        summary = {"task": name or "t", "method": name, "seed": 0, "headline": name, "policies": {name: stats}, "device": name}
+        summary |= {"remarks": [name], "seconds": {name: 1.0}, "versions": {name: name}}
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        (folder / "metrics.jsonl").write_text(json.dumps({"phase": name, "step": 1, name: 1}) + "\n", encoding="utf-8")
+
+    yield Case(f"report {label}", ["report", "stranger", "-o", "out", "--title", name, "--reference", "none"], {0}, finished)
+    yield Case(f"eval {label}", ["eval", "stranger"], {2}, finished)
+
+    def references() -> None:
+        finished()
+        (project / "references.csv").write_text(f'source,task,method,score\n"{name}",t,"{name}",1\n', "utf-8", "surrogatepass")
+
+    yield Case(f"references {label}", ["report", "stranger", "-o", "out", "--reference", "references.csv"], {0, 2}, references)
+
+
+if __name__ == "__main__":
+    main()
