@@ -370,7 +370,9 @@ def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
 
     def references() -> None:
         finished()
-        (project / "references.csv").write_text(f'source,task,method,score\n"{name}",t,"{name}",1\n', "utf-8", "surrogatepass")
+        (project / "references.csv").write_text(
+            f'source,task,method,score\n"{name}",t,"{name}",1\n', encoding="utf-8", errors="surrogatepass"
+        )
 
     yield Case(f"references {label}", ["report", "stranger", "-o", "out", "--reference", "references.csv"], {0, 2}, references)
 
