@@ -23,6 +23,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         write_to_disk(scratch, data)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same of text, in UTF-8."""
+    write_atomic(path, text.encode())
+
+
 def write_to_disk(path: Path, data: bytes) -> None:
     """Make a file, and wait until it is on the disk."""
     with path.open("xb") as file:

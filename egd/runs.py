@@ -131,8 +131,10 @@ class RunFolder:
             raise UserError(f"{', '.join(bad)} is not finite", key=str(row.get("phase", self.metrics)))
         with self.metrics.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
+            line = (json.dumps(row) + "\n").encode()
             try:
-                file.write((json.dumps(row) + "\n").encode())
+                while line:  # a disk may take but a part
+                    line = line[file.write(line) :]
             except OSError:
                 file.truncate(size)  # half a line would be damage
                 raise

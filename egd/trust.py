@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
+from egd.files import write_text
 
 RECORD = "code.json"
 """In a run folder: the code outside the library that its settings name, with the digests of the files, signed."""
@@ -91,7 +92,7 @@ def record(folder: Path, settings: Mapping[str, Any]) -> None:
     found = {target: _digest(file) for target in named if (file := _file_of(target)) is not None}
     if found and (key := _key(make=True)) is not None:
         note = {"code": found, "signature": _signature(key, found)}
-        (folder / RECORD).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / RECORD, json.dumps(note, indent=2) + "\n")
 
 
 def _is_trusted(target: str) -> bool:

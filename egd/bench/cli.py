@@ -10,6 +10,7 @@ import typer
 
 from egd.cli import console, user_errors
 from egd.errors import UserError, nearest
+from egd.files import write_text
 
 if TYPE_CHECKING:
     from egd.bench.energies import Curve, Row, Settings
@@ -64,7 +65,7 @@ def energies(
         if curves is not None:
             report.write_json(curves, lines)
     if markdown is not None:
-        markdown.write_text(report.markdown(rows), encoding="utf-8")
+        write_text(markdown, report.markdown(rows))
     if figure is not None:
         report.figure(figure, lines, rows)
 
@@ -102,7 +103,7 @@ def ratios(
         if json is not None:  # after every problem: what is measured is kept
             report.write_json(json, rows)
     if markdown is not None:
-        markdown.write_text(ratios_report.markdown(rows), encoding="utf-8")
+        write_text(markdown, ratios_report.markdown(rows))
     if figure is not None:
         ratios_report.figure(figure, rows)
 
@@ -146,7 +147,7 @@ def speed(
                 report.write_json(json, rows)
     console.print(speed_report.table(rows))
     if markdown is not None:
-        markdown.write_text(speed_report.markdown(rows), encoding="utf-8")
+        write_text(markdown, speed_report.markdown(rows))
 
 
 Results = list[tuple["Row", "Curve"]]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from egd.bench.ratios import LEVELS, Row
 from egd.bench.report import short
+from egd.files import replacing
 from egd.safe_names import figure_text, literal
 
 SHOWN = (0.1, 1.0, 5.0)
@@ -84,5 +85,6 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
+    with replacing(path) as scratch:
+        fig.savefig(scratch, dpi=110)
     plt.close(fig)

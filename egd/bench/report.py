@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from egd.bench.energies import Curve, Row
+from egd.files import replacing, write_text
 from egd.safe_names import figure_text, literal, markup
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def write_json(path: Path, items: Sequence[DataclassInstance]) -> None:
     """A list of objects, one a line; None for what is not finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(rounded(item))) for item in items]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def rounded(item: Item) -> Item:
@@ -174,7 +175,8 @@ def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
+    with replacing(path) as scratch:
+        fig.savefig(scratch, dpi=110)
     plt.close(fig)
 
 

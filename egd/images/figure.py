@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.files import replacing
 from egd.safe_names import figure_text
 
 REFERENCE = "data, weighted\n(or measured)"
@@ -30,7 +31,8 @@ def grid_figure(cells: Mapping[str, Mapping[str, Tensor]], path: Path, shown: in
         for axis, images in zip(line, by_column.values(), strict=True):
             _show(axis, mosaic(images[:shown], across))
         line[0].set_ylabel(figure_text(row.replace(", ", "\n")), fontsize=7)
-    figure.savefig(path, dpi=dpi)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=dpi)
 
 
 def mosaic(images: Tensor, across: int, gap: int = 1) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ class ImagesJob:
         evaluation = evaluated(model, reporter, self.config.seed)
         seconds["evaluation"] = time.perf_counter() - started
         grid_figure(evaluation.cells, self.folder.figures / "samples.png", self.config.evaluation.shown)
-        model.pipeline.save_pretrained(self.folder.path / "pipeline")
+        _save_pipeline(model, self.folder.path / "pipeline")
         summary = self._summary(model, evaluation, seconds)
         self.folder.write_summary(summary)
         self._warn(model, evaluation, reporter, summary["test_accuracy"])
@@ -97,6 +99,14 @@ class ImagesJob:
         bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
         if bad:
             reporter.warn(f"samples are not finite: {', '.join(bad)}")
+
+
+def _save_pipeline(model: ImagesModel, folder: Path) -> None:
+    try:
+        model.pipeline.save_pretrained(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def load_model(config: ImagesConfig) -> ImagesModel:

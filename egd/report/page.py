@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from egd.errors import UserError, writable
+from egd.files import replacing, write_text
 from egd.report.figures import FIGURES, draw
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
@@ -33,13 +34,13 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
             lacking.append(str(error))
     with writable("--out"):
         out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(markdown(found), encoding="utf-8")
-    (out / "table.tex").write_text(latex(found), encoding="utf-8")
-    (out / "table.csv").write_text(comma_separated(tidy(report)), encoding="utf-8")
-    (out / "scores.csv").write_text(comma_separated(by_run(report), RUN_COLUMNS), encoding="utf-8")
+    write_text(out / "table.md", markdown(found))
+    write_text(out / "table.tex", latex(found))
+    write_text(out / "table.csv", comma_separated(tidy(report)))
+    write_text(out / "scores.csv", comma_separated(by_run(report), RUN_COLUMNS))
     for name, figure in figures.items():
         save(figure, out, name)
-    (out / "index.html").write_text(_page(report, found, figures, lacking), encoding="utf-8")
+    write_text(out / "index.html", _page(report, found, figures, lacking))
     return found, lacking
 
 
@@ -49,7 +50,8 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png", out / f"{name}.svg"]
     for path in paths:
-        figure.savefig(path, dpi=DPI)
+        with replacing(path) as scratch:
+            figure.savefig(scratch, dpi=DPI)
     return paths
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.files import replacing
 from egd.safe_names import figure_text
 from egd.toy2d.data import DataSet
 
@@ -27,7 +28,8 @@ def samples_figure(data: DataSet, samples: Mapping[str, Mapping[float, Tensor]],
             _scatter(axis, data, points)
     for axis, beta in zip(axes[:, 0], betas, strict=True):
         axis.set_ylabel(f"β = {beta:g}", fontsize=8)
-    figure.savefig(path, dpi=dpi)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=dpi)
 
 
 def _scatter(axis: Any, data: DataSet, points: Tensor) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from egd.cli import TrustCode, console, listing, say, user_errors
 from egd.errors import UserError
+from egd.files import write_text
 from egd.safe_names import literal
 from egd.trust import trusting
 
@@ -66,7 +67,7 @@ def describe(
         _histogram(episodes.returns)
         if json_file is not None:
             with _writing(json_file):
-                json_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                write_text(json_file, json.dumps(facts, indent=2) + "\n")
         if figure is not None:
             with _writing(figure):
                 returns_figure(episodes.returns, task, figure)

@@ -11,6 +11,7 @@ import typer
 
 from egd.cli import TrustCode, console, numbers, show, user_errors
 from egd.errors import UserError
+from egd.files import write_text
 from egd.report.cli import conclude
 from egd.safe_names import markup
 from egd.trust import trusting
@@ -53,8 +54,7 @@ def select(
         with trusting(trust_code):
             found = judge(runs, settings, Reporter(console))
         if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(as_json(found, settings), indent=2) + "\n", encoding="utf-8")
+            write_text(json_file, json.dumps(as_json(found, settings), indent=2) + "\n")
     several = len({row.run for row in found.rows}) > 1
     show([_row(row, found, several) for row in found.rows], f"Judged without a simulator: {found.task}")
     for line in (*_skipped(found), *_remarks(found, settings)):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from egd.files import replacing
 from egd.safe_names import figure_text
 from rl.data.episodes import Episodes, data_return, relabel, reward_factor
 from rl.tasks import Task
@@ -106,7 +107,8 @@ def returns_figure(returns: Array, task: Task, path: Path) -> None:
     if task.reference is not None and not task.goal_reward:
         axis.secondary_xaxis("top", functions=_to_and_from_scores(*task.reference)).set_xlabel("normalised score")
     figure.suptitle(figure_text(" + ".join(task.datasets)), fontsize=9)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150)
 
 
 def _to_and_from_scores(low: float, high: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -84,10 +84,10 @@ def write_dataset(
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         with _writing(dataset_id):
+            _check_room(store_root(), 0)
             _ensure_namespace(dataset_id)
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "data").mkdir(parents=True)
-            _check_room(partial, 0)
             storage = MinariStorage.new(partial / "data", observation_space, action_space, env_spec)
             storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
             storage.update_episodes(_with_room(buffers, partial))

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 import rl.envs.maze2d
+from egd.files import replacing
 from egd.posteriors.moments import KINDS
 from egd.safe_names import figure_text
 from rl.evaluation.results import by_scale, statistics
@@ -81,7 +82,8 @@ def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
         axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("estimated variance of x₀ given x_t")
     figure.suptitle(figure_text(title))
-    figure.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150)
 
 
 def omega_figure(
@@ -99,7 +101,8 @@ def omega_figure(
         axes[0].errorbar([float(o) for o in omegas], means, errors, marker="o", ms=4, capsize=2, label=figure_text(name))
     axes[0].set(xlabel="guidance scale omega", ylabel="score", title=figure_text(title))
     axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150)
 
 
 @torch.no_grad()
@@ -127,7 +130,8 @@ def maze_figure(
         axis.spines[["left", "bottom"]].set_visible(False)
     if image is not None:
         figure.colorbar(image, ax=axes, label="learned value V(s), at rest", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150)
 
 
 def _value_map(agent: ValuedAgent, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20) -> Array:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from egd.errors import UserError
+from egd.files import replacing
 from egd.safe_names import printable
 from rl.agents.base import Agent
 from rl.envs.making import Env, env_factory
@@ -198,15 +199,9 @@ def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Call
 @contextmanager
 def _written(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
     """What adds a picture to the film; there is no file where it was not finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
     gif = path.suffix == ".gif"
     settings: dict[str, Any] = {"loop": 0} if gif else {"macro_block_size": 2}
-    try:
-        writer: Any
-        with imageio.get_writer(scratch, fps=fps, **settings) as writer:
-            # a GIF is made in memory
-            yield lambda picture: writer.append_data(np.asarray(Image.fromarray(picture).reduce(2)) if gif else picture)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    writer: Any
+    with replacing(path) as scratch, imageio.get_writer(scratch, fps=fps, **settings) as writer:
+        # a GIF is made in memory
+        yield lambda picture: writer.append_data(np.asarray(Image.fromarray(picture).reduce(2)) if gif else picture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -268,3 +269,22 @@ def test_recipes_know_the_same_names(
     tree = {k: v for k, v in read_yaml(recipe).items() if k not in ("tasks", "budgets")}
     data, found = load_data(typed({**tree, "task": task, "data": {"generator": generator}}, "test"), "cpu")
     assert found.name == task and data.episodes == (count or len(episodes(task)))
+
+
+def test_a_dataset_is_made_by_one_process_and_only_where_there_is_room(
+    egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    command = ("data", "generate", "egd/maze2d/umaze-v0", "--steps", "300")
+    with minari_store.making("egd/maze2d/umaze-v0"):
+        left = tmp_path / "store" / "egd" / "maze2d" / ".umaze-v0.partial-1"  # of a process that was killed
+        (left / "data").mkdir(parents=True)
+        refused = egd(*command)
+    assert refused.exit_code == 2 and "'egd/maze2d/umaze-v0' is in use by process" in refused.output, refused.output
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
+        full = egd(*command)
+    assert full.exit_code == 2 and "No space left" in full.output and "MINARI_DATASETS_PATH" in full.output, full.output
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert not left.exists()
+    assert egd(*command).exit_code == 0
