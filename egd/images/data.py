@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import unicodedata
 import warnings
@@ -50,6 +51,14 @@ class ImageSet:
         order = torch.randperm(len(self), generator=generator)
         cut = round(share * len(self))
         return self.rows(order[:cut]), self.rows(order[cut:])
+
+    def digest(self) -> str:
+        """Digest the images, their labels and the names of the classes: of the same set the same, wherever it lies."""
+        whole = hashlib.blake2b(repr((tuple(self.images.shape), self.classes)).encode(), digest_size=16)
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                whole.update(tensor.cpu().contiguous().numpy().tobytes())
+        return whole.hexdigest()
 
     def check(self) -> None:
         """ValueError unless the images are floating and in [-1, 1], and the labels are theirs and those of the classes."""

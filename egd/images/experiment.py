@@ -13,7 +13,7 @@ from egd.errors import UserError
 from egd.experiments import Job, Options, Row
 from egd.images.config import ImagesConfig
 from egd.images.evaluation import ImagesSummary, rows
-from egd.images.job import ImagesJob, evaluated, load_model
+from egd.images.job import ImagesJob, evaluated, load_model, same_images
 from egd.images.model import DATA, IMAGE_ENERGIES, check_components
 from egd.labels import label
 from egd.many import Variation, check_count, variations
@@ -60,6 +60,7 @@ class Images:
         config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})
         set_up(config.device, config.threads)
         model = load_model(config)
+        same_images(folder, model)
         for phase in model.phases():
             load_trained(phase, folder, model.device)
         seed = config.seed if settings.get("seed") is None else settings["seed"]

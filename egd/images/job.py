@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ import torch
 from egd.catalogue import ENERGIES
 from egd.components import build, wanted_parts
 from egd.computing import set_up
-from egd.errors import UserError
+from egd.errors import UserError, writable
 from egd.experiments import Row
+from egd.files import write_atomic
 from egd.images.classifier import accuracy
 from egd.images.config import ImagesConfig
 from egd.images.data import ImageSet
@@ -50,15 +52,16 @@ class ImagesJob:
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
         set_up(self.config.device, self.config.threads)
+        model = None if self.folder.summary.exists() else load_model(self.config)  # what is refused leaves no folder behind
         with self.folder.lock():
             self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            summary = self.folder.read_summary(ImagesSummary) or self._run(reporter)
+            summary = self.folder.read_summary(ImagesSummary) or self._run(model or load_model(self.config), reporter)
         name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task
         return in_cell(rows(name, summary["results"]), self.cell)
 
-    def _run(self, reporter: Reporter) -> dict[str, Any]:
+    def _run(self, model: ImagesModel, reporter: Reporter) -> dict[str, Any]:
         settle(self.folder, reporter.warn)
-        model = load_model(self.config)
+        same_images(self.folder, model, new=True)
         seconds = train(model, self.folder, reporter)
         started = time.perf_counter()
         evaluation = evaluated(model, reporter, self.config.seed)
@@ -119,6 +122,24 @@ def load_model(config: ImagesConfig) -> ImagesModel:
     except ValueError as error:
         raise UserError(str(error), key="data") from None
     return ImagesModel(config, images, torch.device(config.device))
+
+
+def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> None:
+    """UserError where a run was begun with other images; a ``new`` one notes which they are."""
+    note, found = folder.path / "images.json", {"images": model.count, "digest": model.digest}
+    if not note.exists():
+        if new:
+            with writable("--out"):
+                write_atomic(note, (json.dumps(found) + "\n").encode())
+        return
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{note} is damaged; delete it if the images are those of the run", key="data") from None
+    if noted != found:
+        raise UserError(
+            f"{folder.path} was begun with other images than these {model.count}; put back what they were", key="data"
+        )
 
 
 def train(model: ImagesModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:

@@ -67,6 +67,7 @@ class ImagesModel:
 
         self.config, self.device = config, device
         self.schedule = make_schedule(config)
+        self.count, self.digest = len(images), images.digest()
         split = torch.Generator().manual_seed(seed_of(config.seed, "split"))
         train, test = images.split(1 - config.test_share, split)
         for_guide, for_judge = train.split(0.5, split)

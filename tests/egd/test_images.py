@@ -429,6 +429,38 @@ def test_seed_set_and_budget_decide_the_run(run: Callable[..., Any], tmp_path: P
     assert config["unet"]["steps"] == 8 and set(config["targets"]) == {"class"}
 
 
+def test_a_run_whose_images_were_replaced_goes_no_further(run: Callable[..., Any], tmp_path: Path) -> None:
+    from egd.experiments import load
+    from egd.progress import Reporter
+
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        save(Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)), tmp_path / "set" / f"{i}.png")
+    settings = (
+        "--set",
+        f"data={{name: folder, path: {tmp_path / 'set'}, size: 8, channels: 1}}",
+        "--set",
+        "targets.class=null",
+    )
+    assert run(*settings).exit_code == 0
+    again = {"omegas": [1.0], "episodes": 2, "device": "cpu"}
+    load("images", "test").evaluate(tmp_path / "out" / RUN, again, Reporter())
+    save(Image.new("L", (8, 8), 7), tmp_path / "set" / "3.png")
+    with pytest.raises(UserError, match="begun with other images than these 12"):
+        load("images", "test").evaluate(tmp_path / "out" / RUN, again, Reporter())
+    (tmp_path / "out" / RUN / "summary.json").unlink()
+    resumed = run(*settings, "--resume")
+    assert resumed.exit_code == 2 and "begun with other images than these 12" in " ".join(resumed.output.split())
+
+
+def test_images_that_are_refused_leave_no_run_behind(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_text("no image")
+    for wrong in (f"data={{name: folder, path: {tmp_path / 'set'}}}", "test_share=0.9999", "unet.widths=[8, 8, 8, 8, 8]"):
+        assert run("--set", wrong).exit_code == 2
+        assert not (tmp_path / "out" / RUN).exists()
+
+
 def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> None:
     from egd.experiments import load
     from egd.progress import Reporter
