@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from egd.contracts import name_of
 from egd.tensors import transformed
-from egd.types import TimedEnergy
+from egd.types import Energy, TimedEnergy
 
 P = ParamSpec("P")
 R = TypeVar("R")
 FAR = 100.0
 """A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
+FEW = 0.05
+"""Draws have collapsed when no larger a share of them counts."""
 
 
 class SamplingWarning(UserWarning):
@@ -38,12 +41,16 @@ class Watch:
     curved: int = 0
     clipped: int = 0
     pushed: dict[int, tuple[TimedEnergy, Tensor]] = field(default_factory=dict)
+    effective: dict[int, tuple[Energy, Tensor, int]] = field(default_factory=dict)
+
+    least_effective: float = math.inf
 
     def metrics(self) -> dict[str, float]:
         """``off_scale``, the share of samples that are; ``clipped``, that of rows in which a curvature was clipped, where one
-        could have been."""
+        could have been; ``effective``, the least share of draws that counted where a fitted mixture averages by draws."""
         shares = {"off_scale": self.off_scale / self.rows} if self.rows else {}
-        return {**shares, "clipped": self.clipped / self.curved} if self.curved else shares
+        shares |= {"clipped": self.clipped / self.curved} if self.curved else {}
+        return shares | ({"effective": self.least_effective} if self.least_effective < math.inf else {})
 
 
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
@@ -60,6 +67,7 @@ def watching() -> Iterator[Watch]:
         _current.reset(token)
         if outer is not None:
             outer.rows, outer.off_scale = outer.rows + own.rows, outer.off_scale + own.off_scale
+            outer.least_effective = min(outer.least_effective, own.least_effective)
             outer.curved, outer.clipped = outer.curved + own.curved, outer.clipped + own.clipped
 
 
@@ -90,6 +98,14 @@ def note_slope(energy: TimedEnergy, slope: Tensor) -> None:
         watch.pushed[id(energy)] = energy, now if before is None else before[1] | now
 
 
+def note_effective(energy: Energy, effective: Tensor, points: int) -> None:
+    """Remember the least effective number () of ``points`` draws with which an energy was averaged."""
+    watch = _current.get()
+    if watch is not None and readable(effective):
+        before = watch.effective.get(id(energy))
+        watch.effective[id(energy)] = energy, effective if before is None else before[1].minimum(effective), points
+
+
 def note_clips(clipped: int, rows: int) -> None:
     """Count rows whose curvature was clipped."""
     watch = _current.get()
@@ -106,8 +122,10 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     size = end.detach().flatten(1).abs().amax(1)
     off = (~(size <= bound)).sum()  # nan is not below anything
     energies = [energy for energy, _ in watch.pushed.values()]
-    flags = [flag.to(off) for _, flag in watch.pushed.values()]
-    count, *pushed = torch.stack([off, *flags]).tolist()
+    flags = [flag.to(off.device).double() for _, flag in watch.pushed.values()]
+    averaged = list(watch.effective.values())
+    numbers = torch.stack([off.double(), *flags, *(least.to(off.device).double() for _, least, _ in averaged)]).tolist()
+    count, pushed, least = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
         warnings.warn(
@@ -123,6 +141,15 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
                 f"{name_of(energy)} never pushed: its gradient was zero for every sample at every step, so the samples are "
                 "not guided. A step function, a saturated or an untrained network has such a gradient; "
                 "support_samples looks at an energy's values only",
+                SamplingWarning,
+                stacklevel=3,
+            )
+    for (averaged_energy, _, points), number in zip(averaged, least, strict=True):
+        watch.least_effective = min(watch.least_effective, number / points)
+        if number < FEW * points:
+            warnings.warn(
+                f"of {points} draws by which mixture_fit averages {name_of(averaged_energy)} only {number:.1f} counted at some "
+                "step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
                 SamplingWarning,
                 stacklevel=3,
             )

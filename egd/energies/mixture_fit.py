@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from egd.energies.second_order import LocalQuadratic
 from egd.mixtures import GaussianMixture
 from egd.tensors import value_gradient_hessian
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
+from egd.watching import note_effective
 
 __all__ = ["MixtureFit"]
 
 PATIENCE = 2  # numbers of components in a row that fit no better, after which no more are tried
+FLOOR = 1e-6  # of a variance, as a share of the data's
+GAP = 10.0  # a fall of the principal variances that makes data low-rank
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,10 @@ class MixtureFit:
 
     Z_k is the second-order closed form, exact for a quadratic E, times an importance-sampling correction over ``points``
     draws (0: no correction), half of them of the Gaussian and half of it tilted by the quadratic, whose curvatures below
-    -1 + ``delta`` count as none. The number of components is the one of ``components`` with the least Bayesian information
-    criterion. For unconditional models (c is None); the fit is made once. The price of seeing many modes is that the data
-    must look like a mixture: ``egd bench energies`` shows by how much it does not.
+    -1 + ``delta`` count as none. A sampling run warns where few of the draws count, and ``Watch`` has the share that does.
+    The number of components is the one of ``components`` under which held-out samples are likeliest, in the directions in
+    which the data have modes (``fit_mixture``). For unconditional models (c is None); the fit is made once. The price of
+    seeing many modes is that the data must look like a mixture: ``egd bench energies`` shows by how much it does not.
     """
 
     conditional: ClassVar[bool] = False
@@ -43,7 +47,7 @@ class MixtureFit:
     schedule: Schedule
     beta: BetaOrZero = 1.0
     samples: Samples = 65536
-    components: Sequence[Members] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    components: Sequence[Members] = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
     points: Points = 64
     delta: Positive = 0.05
     seed: Seed = 0
@@ -68,27 +72,81 @@ class MixtureFit:
 
 def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choose_on: int = 16384) -> GaussianMixture:
     """Expectation-maximisation (scikit-learn): samples (N, d). ``components`` are tried in their order on the first
-    ``choose_on`` samples, until two in a row have no better BIC; the best fit then goes on with all samples. ValueError for
-    fewer of them than the entries of one mean.
+    ``choose_on`` samples, a quarter of which is held out, until two in a row make those no likelier, by a standard error of
+    the difference at least; the best fit then goes on with all samples.
+
+    Data of low rank, whose principal variances fall by a factor of ``GAP`` somewhere, are fitted in the directions above the
+    fall, with one Gaussian for all others: a covariance of every component in all d would cost more samples than there are,
+    and modes with it. So they are unless components in all d make held-out samples likelier. ValueError for fewer samples
+    than the entries of one mean.
     """
+    data = samples.detach().cpu().double()
+    few, held = data[:choose_on].tensor_split([-(-3 * min(choose_on, len(data)) // 4)])
+    if min(components) * data.shape[1] >= len(few):
+        raise ValueError(f"{len(data)} samples of {data.shape[1]} dimensions are too few for a mixture; raise samples")
+    basis, rank = _principal(few)
+    k = _choose(few @ basis[:, :rank], held @ basis[:, :rank], components, seed)
+    if rank < data.shape[1]:
+        low, full = _fit(few, basis, rank, k, seed), _fit(few, basis, data.shape[1], k, seed)
+        if _surely_above(full.log_prob(held), low.log_prob(held)):
+            rank = data.shape[1]
+            k = _choose(few, held, components, seed)
+    fitted = _fit(data, basis, rank, k, seed, start_on=len(few))
+    return GaussianMixture(*(v.to(samples) for v in (fitted.log_weights, fitted.means, fitted.covs)))
+
+
+def _principal(data: Tensor) -> tuple[Tensor, int]:
+    """The principal directions (d, d), in columns, of data (N, d), and how many come before the largest fall of variance."""
+    values, basis = torch.linalg.eigh(data.mT.cov())
+    values, basis = values.flip(0).clamp(min=1e-12 * values[-1]), basis.flip(1)
+    falls = values[:-1] / values[1:]
+    if not len(falls) or falls.max() < GAP:
+        return torch.eye(len(values)).to(basis), len(values)
+    return basis, int(falls.argmax()) + 1
+
+
+def _choose(few: Tensor, held: Tensor, components: Sequence[int], seed: int) -> int:
+    """The number of components, fitted to few (N, d), under which the held-out samples (M, d) are likeliest."""
+    best, most, worse = components[0], None, 0
+    for k in components:
+        if worse == PATIENCE or k * few.shape[1] >= len(few):
+            break
+        likelihood = torch.as_tensor(_expectation_maximisation(few, k, seed).score_samples(held.numpy()))
+        better = most is None or _surely_above(likelihood, most)
+        best, most, worse = (k, likelihood, 0) if better else (best, most, worse + 1)
+    return best
+
+
+def _surely_above(new: Tensor, old: Tensor) -> bool:
+    """Whether numbers (N,) are above others, paired with them, by a standard error of their mean difference or more."""
+    gain = new - old
+    return bool(gain.mean() > gain.std() / math.sqrt(len(gain)))
+
+
+def _fit(data: Tensor, basis: Tensor, rank: int, k: int, seed: int, start_on: int | None = None) -> GaussianMixture:
+    """k components in the first ``rank`` directions, times one Gaussian in the others."""
+    place = data @ basis[:, :rank]
+    fit = _expectation_maximisation(place[:start_on], k, seed)
+    if start_on is not None:
+        fit = _expectation_maximisation(place, k, seed, start=fit)
+    rest = data @ basis[:, rank:]
+    means = torch.cat([torch.as_tensor(fit.means_), rest.mean(0).expand(k, -1)], 1)
+    covs = torch.zeros(k, *basis.shape, dtype=data.dtype)
+    covs[:, :rank, :rank] = torch.as_tensor(fit.covariances_)
+    if rest.shape[1]:
+        covs[:, rank:, rank:] = rest.mT.cov().reshape(rest.shape[1], -1) + FLOOR * data.var() * torch.eye(rest.shape[1])
+    return GaussianMixture(torch.as_tensor(fit.weights_).log(), means @ basis.mT, basis @ covs @ basis.mT)
+
+
+def _expectation_maximisation(data: Tensor, k: int, seed: int, start: Any = None) -> Any:
+    """scikit-learn's mixture of k components fitted to data (N, d); from three beginnings, or to the end from one fit."""
     from sklearn.mixture import GaussianMixture as Fit
 
-    data = samples.detach().cpu().double().numpy()
-    few = data[:choose_on]
-    shared = {"covariance_type": "full", "reg_covar": 1e-6 * data.var(), "random_state": seed}
-    best, least, worse = None, math.inf, 0
-    for k in components:
-        if worse == PATIENCE or k * data.shape[1] >= len(few):
-            break
-        fit = Fit(k, n_init=3, **shared).fit(few)
-        bic = fit.bic(few)
-        best, least, worse = (fit, bic, 0) if bic < least else (best, least, worse + 1)
-    if best is None:
-        raise ValueError(f"{len(data)} samples of {data.shape[1]} dimensions are too few for a mixture; raise samples")
-    start = {"weights_init": best.weights_, "means_init": best.means_, "precisions_init": best.precisions_}
-    best = Fit(best.n_components, tol=1e-5, max_iter=500, **start, **shared).fit(data)
-    weights, means, covs = (torch.as_tensor(a).to(samples) for a in (best.weights_, best.means_, best.covariances_))
-    return GaussianMixture(weights.log(), means, covs)
+    shared = {"covariance_type": "full", "reg_covar": FLOOR * float(data.var(correction=0)), "random_state": seed}
+    if start is None:
+        return Fit(k, n_init=3, **shared).fit(data.numpy())
+    begin = {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
+    return Fit(k, tol=1e-5, max_iter=500, **begin, **shared).fit(data.numpy())
 
 
 @dataclass(frozen=True)
@@ -109,12 +167,16 @@ class _Fitted:
         model = LocalQuadratic.fit(*value_gradient_hessian(self._tilt(x), mean, None), root, self.delta, instead=0.0)
         log_z = model.log_partition()
         if self.points:
-            log_z = log_z + self._correction(model, log_z, mean, root, x)
+            correction, effective = self._correction(model, log_z, mean, root, x)
+            log_z = log_z + correction
+            shares = (log_v + log_z.reshape(n, k)).detach().softmax(1)
+            note_effective(self.energy, (shares * effective.reshape(n, k)).sum(1).mean(), self.points)
         return -torch.logsumexp(log_v + log_z.reshape(n, k), 1)
 
-    def _correction(self, model: LocalQuadratic, log_z: Tensor, mean: Tensor, root: Tensor, x: Tensor) -> Tensor:
+    def _correction(self, model: LocalQuadratic, log_z: Tensor, mean: Tensor, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """log of E exp(-beta E) / E exp(-q), (N,), the latter's logarithm being ``log_z``; both by the same draws, half of the
-        prior and half of the prior tilted by q: no weight exceeds two, and of a quadratic E nothing is left.
+        prior and half of the prior tilted by q: no weight exceeds two, and of a quadratic E nothing is left. And the
+        effective number of draws behind each, (N,).
         """
         prior, tilted = _normal(self.points, mean, self.seed).tensor_split(2)
         u = torch.cat([prior.expand(len(mean), -1, -1), model.tilted(tilted)], 1)
@@ -122,7 +184,9 @@ class _Fitted:
         log_w = -torch.nn.functional.softplus(-q - log_z[:, None])
         events = mean[:, None] + u @ root.mT
         energies = self._tilt(x)(events.flatten(0, 1), None).reshape(q.shape)
-        return torch.logsumexp(log_w - energies, 1) - torch.logsumexp(log_w - q, 1)
+        total = torch.logsumexp(log_w - energies, 1)
+        effective = (2 * total - torch.logsumexp(2 * (log_w - energies), 1)).detach().exp()
+        return total - torch.logsumexp(log_w - q, 1), effective
 
     def _tilt(self, x: Tensor) -> Energy:
         """beta E of flattened events."""

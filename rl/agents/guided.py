@@ -131,7 +131,8 @@ class GuidedAgent(ValuedAgent):
         omegas = torch.tensor(scales, device=self.device)
         k = guidance.candidates
         moments = self.calibration.moments[guidance.clip_x0]
-        choice = Choice(energy, guidance.beta, k, guidance.selection, residual(denoiser, moments, schedule=self.schedule).variance)
+        variance = residual(denoiser, moments, schedule=self.schedule).variance
+        choice = Choice(energy, guidance.beta, k, guidance.selection, variance)
         plain = GuidedPolicy(self.sampler, denoiser, randomness, choice=choice, bounds=bounds, temperature=guidance.temperature)
 
         def act(states: Tensor, which: Tensor) -> Tensor:

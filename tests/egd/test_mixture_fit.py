@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
 from egd.tensors import value_and_grad
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
+from egd.watching import watching
 
 F64 = {"dtype": torch.float64}
 BETA = 1.7
@@ -279,3 +281,35 @@ def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None
         spoilt = x.clone()
         spoilt[0] = torch.nan
         torch.testing.assert_close(slope_of(bound, spoilt, t)[1:], together[1:], rtol=1e-9, atol=1e-9)
+
+
+def test_data_of_low_rank_in_many_dimensions_keep_their_modes(generator: torch.Generator) -> None:
+    """Five modes in three of twenty dimensions, of which BIC finds one: a component has 230 parameters and 1500 samples pay."""
+    basis, _ = torch.linalg.qr(torch.randn(20, 3, generator=generator))
+    centres = 2.5 * torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1]])
+    place = centres.repeat(300, 1) + 0.4 * torch.randn(1500, 3, generator=generator)
+    place = place[torch.randperm(1500, generator=generator)]
+    data = place @ basis.mT + 0.05 * torch.randn(1500, 20, generator=generator)
+    fitted = fit_mixture(data, (3, 4, 5, 6))
+    assert len(fitted.means) == 5
+    assert torch.cdist(centres @ basis.mT, fitted.means).amin(1).max() < 0.15
+    torch.testing.assert_close(fitted.log_weights.exp(), torch.full((5,), 0.2), rtol=0, atol=0.03)
+    spread = 0.4**2 * basis @ basis.mT + 0.05**2 * torch.eye(20)
+    assert (fitted.covs - spread).flatten(1).norm(dim=1).max() < 0.25 * spread.norm()
+
+
+def test_a_correction_that_collapses_is_told_with_its_remedy(mixture: GaussianMixture) -> None:
+    """Of a quadratic energy half the draws count at least; of needles in eight dimensions hardly one does."""
+    data = GaussianMixture(torch.zeros(1, **F64), torch.zeros(1, 8, **F64), torch.eye(8, **F64)[None])
+    schedule, times = VPLinear(), time_grid(VPLinear(), 4)
+    denoiser = lambda x, t, c=None: data.denoise(schedule, x, t)  # noqa: E731
+    noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    effective = {}
+    for name, energy in {"bowl": lambda x, c: x.square().sum(1), "needles": lambda x, c: 3 * (6 * x).cos().sum(1)}.items():
+        fit = MixtureFit(energy, support_of(data), schedule, 1.0, samples=400, components=(1,))
+        with warnings.catch_warnings(record=True) as caught, watching() as watch:
+            warnings.simplefilter("always")
+            dpm_solver_pp_2m(guide(denoiser, prepare(fit, None), Additive(), schedule), schedule, noise, times)
+        effective[name] = watch.metrics()["effective"]
+        assert any("Raise points, or use ess_blend" in str(w.message) for w in caught) == (name == "needles")
+    assert effective["needles"] < 0.05 and effective["bowl"] > 0.35
