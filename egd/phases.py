@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 import zlib
@@ -63,6 +65,13 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     notes: list[dict[str, Any]] = field(default_factory=list)
+    made: str = ""
+    """The key of what the phase is made of; empty where it began as another."""
+
+
+def key_of(made_of: Any) -> str:
+    """The digest of a JSON value, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -280,14 +289,15 @@ class _Run:
 def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device: torch.device | str) -> Progress:
     path = run.folder.checkpoint(run.phase.name)
     if not path.exists():
-        return Progress()
+        return Progress(made=key_of(run.phase.made_of))
     tensors, meta = load_phase(path, device)
     if meta.step > run.phase.steps:
         raise UserError(f"{path} does not fit these settings: it is of step {meta.step}, and the phase has {run.phase.steps}")
     _fill(run.phase, tensors, str(path))
     recent.load(group("recent", tensors), meta.counts)
     _restore_generator(generator, tensors.get("generator"), seed_of(run.seed, f"{run.phase.name}/{meta.step}"), str(path))
-    return Progress(meta.step, meta.seconds, meta.notes)
+    made = key_of(run.phase.made_of)
+    return Progress(meta.step, meta.seconds, meta.notes, made if meta.made == made else "")
 
 
 def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: int, path: str) -> None:
@@ -342,7 +352,7 @@ def _save(state: _Run) -> None:
     if bad := not_finite_in(tensors, unbounded(phase)):
         raise UserError(f"{bad.removeprefix('learner.')} is not finite at step {progress.step}; {REMEDY}", key=phase.name)
     about = {"step": progress.step, "seconds": progress.seconds, "notes": progress.notes, "counts": dict(state.recent.counts)}
-    save_phase(state.run.folder, phase.name, tensors, {**about, "settings": state.settings})
+    save_phase(state.run.folder, phase.name, tensors, {**about, "settings": state.settings, "made": progress.made})
 
 
 def _log(state: _Run, bar: Bar) -> None:

@@ -22,7 +22,7 @@ from egd.runs import RunFolder
 class Meta(BaseModel):
     """What stands beside the tensors. ``metrics`` is the digest of the phase's first ``rows`` rows, ``settings`` that of the
     run's; ``counts`` says how many steps are in every mean that the next row will hold; ``store`` is the key in the store of a
-    phase that was taken from there.
+    phase that was taken from there, ``made`` that of what was trained from the first step on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -36,6 +36,7 @@ class Meta(BaseModel):
     tensors: NonNegativeInt
     counts: dict[str, PositiveInt] = {}
     store: str | None = None
+    made: str = ""
 
 
 def rows_of(name: str, lines: Sequence[bytes]) -> list[bytes]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from egd.checkpoint import Damaged, read_meta
 from egd.errors import UserError
 from egd.files import sweep, write_atomic
-from egd.phases import Phase, unbounded
+from egd.phases import Phase, key_of, unbounded
 from egd.runs import RunFolder
 from egd.saved import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
 
@@ -38,11 +36,6 @@ def default_store() -> Store | None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         return Store(caches / "egd" / "phases", size)
     return Store(Path(chosen).expanduser(), size) if chosen else None
-
-
-def key_of(made_of: Any) -> str:
-    """The digest of a JSON value, whatever the order of its keys."""
-    return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,8 @@ class Store:
             return None
         for row in rows:
             folder.log(json.loads(row) | {"phase": phase.name})
-        about = meta.model_dump(include={"step", "seconds", "notes"}) | {"settings": folder.settings(), "store": key}
-        save_phase(folder, phase.name, tensors, about)
+        about = meta.model_dump(include={"step", "seconds", "notes", "made"})
+        save_phase(folder, phase.name, tensors, about | {"settings": folder.settings(), "store": key})
         return key
 
     def _whole(self, key: str, phase: Phase) -> tuple[dict[str, Tensor], Meta, list[bytes]]:
@@ -94,7 +87,9 @@ class Store:
         return tensors, meta, rows
 
     def put(self, phase: Phase, folder: RunFolder) -> None:
-        """Keep a phase that the run has finished. OSError where the folder cannot be written."""
+        """Keep a phase that the run has finished, not one that began as another: a run may go on with other code, or on another
+        device. OSError where the folder cannot be written.
+        """
         if phase.made_of is None:
             return
         key = key_of(phase.made_of)
@@ -105,7 +100,7 @@ class Store:
         sweep(self.path, older_than=HOUR)
         content = folder.checkpoint(phase.name).read_bytes()
         rows, meta = rows_of(phase.name, folder.metrics_lines()), read_meta(folder.checkpoint(phase.name))
-        if digest_of_rows(rows) != meta["metrics"]:
+        if digest_of_rows(rows) != meta["metrics"] or meta["made"] != key:
             return  # lost, or edited: nothing for other runs
         write_atomic(self.path / f"{key}.jsonl", b"".join(rows))
         write_atomic(self.path / f"{key}.json", (json.dumps(phase.made_of, indent=2) + "\n").encode())

@@ -12,11 +12,11 @@ import torch
 from egd.computing import set_up
 from egd.experiments import Row
 from egd.many import RunsFailed, in_cell, kept, runs_label
-from egd.phases import Phase, PhaseRun, run_phases
+from egd.phases import Phase, PhaseRun, key_of, run_phases
 from egd.progress import Reporter
 from egd.safe_names import literal
 from egd.saved import settle
-from egd.store import Store, key_of
+from egd.store import Store
 from egd.summaries import Summary
 from rl.agents import agent_class
 from rl.data.record import begin

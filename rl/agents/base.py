@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from egd.phases import Phase, seed_of
+from egd.phases import Phase, key_of, seed_of
 from egd.runs import HOW
 from egd.sources import Sources, UnknownCode
-from egd.store import key_of
 from egd.training import Learner
 from rl.config import CriticConfig, RunConfig
 from rl.critics.choice import critic_settings

@@ -18,6 +18,7 @@ from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.saved import settle
 from egd.schedules import VPLinear
+from egd.store import Store
 from egd.training import DenoiserLearner, Fit, Metrics
 
 STEPS = 23
@@ -204,3 +205,18 @@ def test_a_bar_counts_on_from_where_it_was() -> None:
         assert bar.done == 6
         bar.advance(1, "note")
         assert (bar.done, bar.progress.tasks[0].fields["note"]) == (7, "note")
+
+
+@pytest.mark.parametrize(("began", "kept"), [("same", 1), ("other", 0)])
+def test_a_phase_that_began_as_another_is_not_kept(tmp_path: Path, began: str, kept: int) -> None:
+    def train(made_of: str, die_at: int | None = None) -> Phase:
+        phase = Phase("first", STEPS, learner(die_at), made_of=made_of)
+        settle(folder)
+        run_phase(phase, folder, quiet(), seed=3, device="cpu", checkpoint_every=5, log_every=2)
+        return phase
+
+    folder, store = opened(tmp_path / "run"), Store(tmp_path / "store")
+    with pytest.raises(PowerCut):
+        train(began, die_at=14)
+    store.put(train("same"), folder)
+    assert len(list(store.path.glob("*.safetensors"))) == kept
