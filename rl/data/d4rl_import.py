@@ -135,7 +135,7 @@ def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple
         return None, None
     try:
         env = gym.make(env_id, **(env_kwargs or {}))
-    except (gym.error.Error, ImportError, TypeError) as error:
+    except Exception as error:  # whatever a foreign environment raises when it is made
         raise UserError(
             f"environment '{env_id}' cannot be made with {env_kwargs or {}}: {error} "
             "(an environment of another package is named module:id)"

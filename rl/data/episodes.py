@@ -121,6 +121,12 @@ def relabel(task: Task, episodes: Episodes) -> Episodes:
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """
+    if (entries := episodes.observations[0].shape[1]) < 2:
+        raise UserError(
+            f"the observations of {task.name} have {entries} entries, but those of a maze begin with the position, two "
+            "numbers; is the dataset one of this maze?",
+            key="data.datasets",
+        )
     ends = task.family == "antmaze"
     maze = rl.envs.antmaze if ends else rl.envs.maze2d
     goal = np.asarray(maze.goal_xy(task.env_kwargs["map_name"]))

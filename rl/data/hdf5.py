@@ -111,8 +111,8 @@ class Reader:
         if size > self.room:
             shape = " x ".join(map(str, array.shape))
             yield f"has {shape} entries, {size / 2**30:.3g} GiB: more than such a file can hold, or than there is memory for"
-        if size and not array.id.get_storage_size():
-            yield f"declares {array.shape[0] if array.shape else 1} rows, of which the file holds none"
+        if size and not _whole(array, size):
+            yield f"declares {array.shape[0] if array.shape else 1} rows, of which the file does not hold all"
         self.room -= size
 
     @contextmanager
@@ -124,6 +124,14 @@ class Reader:
             raise
         except Exception as error:
             self.complain(f"{where} cannot be read, the file is damaged ({_said(error)})")
+
+
+def _whole(array: h5py.Dataset, size: int) -> bool:
+    """Whether what is declared is there: HDF5 would make up the rest, however much that is."""
+    if array.chunks is None:
+        return array.id.get_storage_size() >= size
+    pieces = math.prod(-(-n // m) for n, m in zip(array.shape, array.chunks, strict=True))
+    return math.prod(array.chunks) * array.dtype.itemsize <= FLOOR and array.id.get_num_chunks() == pieces
 
 
 @contextmanager

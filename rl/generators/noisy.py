@@ -98,7 +98,7 @@ def _replays(env: Env, recorded: Stored, space: Box, count: int, noise: float, s
     last_recorded: Any = None
     for index, episode in enumerate(read_episodes(recorded, indices=range(count))):
         if episode.seed is not None or episode.options is not None:
-            at = env.reset(seed=episode.seed, options=episode.options)[0]
+            at = _reset(env, episode, f"episode {index} of {recorded.dataset_id}")
         elif index == 0 or not _same(_row(episode.observations, 0), last_recorded):
             raise UserError(
                 f"episode {index} of {recorded.dataset_id} has no reset seed and does not go on from the one before: "
@@ -112,6 +112,17 @@ def _replays(env: Env, recorded: Stored, space: Box, count: int, noise: float, s
         buffer = _replay(env, at, _disturbed(episode.actions, noise, space, rng), episode)
         at = None if buffer.terminations[-1] else _row(buffer.observations, -1)
         yield buffer
+
+
+def _reset(env: Env, episode: Episode, name: str) -> Any:
+    """The first observation. UserError for a recorded seed or options that the environment does not take."""
+    try:
+        return env.reset(seed=episode.seed, options=episode.options)[0]
+    except Exception as error:  # whatever a foreign environment raises
+        raise UserError(
+            f"{name} cannot begin again with seed {episode.seed} and options {str(episode.options)[:100]}: {error}",
+            key="source",
+        ) from error
 
 
 def _disturbed(actions: Array, noise: float, space: Box, rng: np.random.Generator) -> Array:
@@ -130,6 +141,8 @@ def _replay(env: Env, first: Any, actions: Array, begun: Episode) -> EpisodeBuff
     observations, rewards, terminated = [first], [], False
     for action in actions:
         observation, reward, terminated, _, _ = env.step(action)
+        if not np.isfinite(float(reward)):
+            raise UserError(f"the environment gave the reward {reward} in step {len(rewards)}: less noise may keep it sound")
         observations.append(observation)
         rewards.append(float(reward))
         if terminated:

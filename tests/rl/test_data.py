@@ -69,6 +69,12 @@ def test_maze_rewards_are_those_of_the_one_goal() -> None:
     assert data_return(task, labelled) == pytest.approx(200)
 
 
+def test_what_has_no_position_is_no_walk() -> None:
+    raw = Episodes([np.zeros((2, 1))], [np.zeros((1, 2))], [np.zeros(1)], [np.zeros(1, bool)])
+    with pytest.raises(UserError, match="have 1 entries, but those of a maze begin with the position"):
+        relabel(find_task("maze2d-umaze"), raw)
+
+
 def test_an_antmaze_walk_ends_at_the_goal() -> None:
     rewards, ends = np.array([0, 1, 1, 0, 1], np.float32), np.array([0, 1, 1, 0, 1], bool)
     missed = np.zeros(5, np.float32), np.zeros(5, bool)

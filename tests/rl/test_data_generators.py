@@ -161,6 +161,11 @@ def test_what_cannot_be_replayed_is_refused(datasets: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             noisy("mine/again-v0", source, download=False)
+    env = gym.make("Pendulum-v1")
+    buffer = minari_store.episode_buffer(np.zeros((4, 3)), np.zeros((3, 1)), np.zeros(3, np.float32), seed=-1)
+    minari_store.write_dataset("mine/odd-v0", [buffer], env.observation_space, env.action_space, env.spec, {})
+    with pytest.raises(UserError, match="episode 0 of mine/odd-v0 cannot begin again with seed -1"):
+        noisy("mine/again-v0", "mine/odd-v0")
     for wrong in ({"noise": -1.0}, {"episodes": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             noisy("mine/again-v0", WALK, **wrong)

@@ -86,6 +86,12 @@ def declared(file: h5py.File) -> None:
     file.create_dataset("episode_0/rewards", (10**11,), "f8", chunks=(1000,))
 
 
+def sparse(file: h5py.File) -> None:
+    """One piece of ten thousand is there."""
+    del file["episode_0/rewards"]
+    file.create_dataset("episode_0/rewards", (10**7,), "f8", chunks=(1000,))[0] = 1
+
+
 def bomb(file: h5py.File) -> None:
     """Rows that unpack to half a gigabyte."""
     del file["episode_0/observations"]
@@ -126,10 +132,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "external link": (linked(h5py.ExternalLink("/etc/passwd", "/x")), "actions is a link to another file, '/etc/passwd'"),
     "soft link": (linked(h5py.SoftLink("/episode_1/actions")), "actions is a link to elsewhere"),
     "10^11 rows": (declared, "episode 0: rewards has 100000000000 entries, 745 GiB"),
+    "one row of many": (sparse, "episode 0: rewards declares 10000000 rows, of which the file does not hold all"),
     "compression bomb": (bomb, "episode 0: observations has 33554432 x 2 entries, 0.5 GiB"),
     "none of its rows": (
         lambda f: (f["episode_0"].pop("rewards"), f.create_dataset("episode_0/rewards", (3,), "f8", chunks=(1,))),
-        "rewards declares 3 rows, of which the file holds none",
+        "rewards declares 3 rows, of which the file does not hold all",
     ),
 }
 
