@@ -19,6 +19,7 @@ from torch import Tensor
 from egd.batched import BatchedLearner, NotAlike
 from egd.checkpoint import group, prefixed
 from egd.computing import Computing
+from egd.divergence import Vitals, largest_weight
 from egd.errors import UserError
 from egd.progress import Bar, Reporter
 from egd.runs import RunFolder, not_finite
@@ -39,7 +40,8 @@ class Phase:
     """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
     results are kept. ``made_of`` is all that decides the outcome, as a JSON value: another run's phase that is made of the same
     can stand in for it (``egd.store``); None where none may. ``checkpoint_every`` so many steps where checkpoints are large; 0:
-    as often as those of all others. ``hook_first``: the hook runs before the first step too.
+    as often as those of all others. ``hook_first``: the hook runs before the first step too. ``vitals`` are looked at whenever
+    such a checkpoint is due.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Phase:
     made_of: Any = None
     checkpoint_every: int = 0
     hook_first: bool = False
+    vitals: Vitals | None = None
 
     def note_at(self, step: int) -> bool:
         """Whether the hook runs at this step."""
@@ -176,12 +179,13 @@ def _train(
     saved = time.monotonic()
     with reporter.bar(title, phase.steps, progress.step) as bar, between_steps():
         ending = False
-        while progress.step < phase.steps and not ending and (going := [s for s in states if s.error is None]):
-            with _failing(*going):
-                _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
-            planned = phase.note_at(progress.step) or progress.step == phase.steps
-            planned = planned or progress.step % (phase.checkpoint_every or checkpoint_every) == 0
-            log = planned or progress.step % log_every == 0
+        step = progress.step
+        while step < phase.steps and not ending and any(s.error is None for s in states):
+            learner = _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
+            step += 1
+            planned = phase.note_at(step) or step == phase.steps
+            planned = planned or step % (phase.checkpoint_every or checkpoint_every) == 0
+            log = planned or step % log_every == 0
             ending = told()
             save = planned or ending or time.monotonic() - saved >= 60 * checkpoint_minutes
             if save and learner is not None:
@@ -190,16 +194,16 @@ def _train(
                 if (log or save) and state.error is None:
                     with _failing(state):
                         state.progress.seconds = seconds + (time.perf_counter() - started) / len(states)
-                        _book(state, bar, log=log, save=save)
+                        _book(state, bar, reporter, log=log, look=planned, save=save)
             for state in states if save else ():  # all are saved: a run that ends in one's hook repeats no other's steps
                 with _failing(state):
                     _note_if_due(state)
             saved = time.monotonic() if save else saved
 
 
-def _book(state: _Run, bar: Bar, *, log: bool, save: bool) -> None:
+def _book(state: _Run, bar: Bar, reporter: Reporter, *, log: bool, look: bool, save: bool) -> None:
     if log:
-        _log(state, bar)
+        _log(state, bar, _looked_at(state, reporter) if look else {})
     if save:
         _save(state)
 
@@ -232,11 +236,24 @@ def _failing(*states: _Run) -> Iterator[None]:
             state.error = error
 
 
-def _step(states: list[_Run], learner: BatchedLearner | None) -> None:
-    metrics = [s.phase.learner.update(s.generator) for s in states] if learner is None else learner.update()
-    for state, own in zip(states, metrics, strict=True):
-        state.recent.add(own)
-        state.progress.step += 1
+def _step(states: list[_Run], learner: BatchedLearner | None) -> BatchedLearner | None:
+    """One step of all; what takes the next, which is each on its own from the first step on that fails for all together."""
+    before = [] if learner is None else [s.generator.get_state() for s in states]
+    try:
+        if learner is not None:
+            for state, own in zip(states, learner.update(), strict=True):
+                state.took(own)
+            return learner
+    except Exception:  # of one of them: those with which nothing is wrong take this step again, alone
+        assert learner is not None
+        learner.unstack()
+        for state, saved in zip(states, before, strict=True):
+            state.generator.set_state(saved)
+    for state in states:
+        if state.error is None:
+            with _failing(state):
+                state.took(state.phase.learner.update(state.generator))
+    return None
 
 
 def load_trained(phase: Phase, folder: RunFolder, device: torch.device | str) -> None:
@@ -265,6 +282,12 @@ class _Run:
     recent: _Recent
     error: Exception | None = None
     settings: str = ""
+    warned: set[str] = field(default_factory=set)
+
+    def took(self, metrics: Metrics) -> None:
+        """A step, with these metrics."""
+        self.recent.add(metrics)
+        self.progress.step += 1
 
     @property
     def phase(self) -> Phase:
@@ -355,13 +378,41 @@ def _save(state: _Run) -> None:
     save_phase(state.run.folder, phase.name, tensors, {**about, "settings": state.settings, "made": progress.made})
 
 
-def _log(state: _Run, bar: Bar) -> None:
+def _log(state: _Run, bar: Bar, vitals: Mapping[str, float]) -> None:
     means, step = state.recent.take(), state.progress.step
     if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-        raise UserError(f"{', '.join(bad)} is not finite at step {step}; {REMEDY}", key=state.phase.name)
-    state.run.folder.log({"phase": state.phase.name, "step": step, **means})
+        raise UserError(f"{', '.join(bad)} is not finite at step {step}; {_last_good(state)}; {REMEDY}", key=state.phase.name)
+    state.run.folder.log({"phase": state.phase.name, "step": step, **means, **vitals})
     loss = next((f"{k} {v:.4g}" for k, v in means.items() if k.endswith("loss")), "")
     bar.advance(step - bar.done, loss)
+
+
+def _looked_at(state: _Run, reporter: Reporter) -> dict[str, float]:
+    """The phase's vitals. UserError for one beyond its limit; people are warned of one once."""
+    phase, step = state.phase, state.progress.step
+    found = largest_weight(phase.learner.state())
+    if phase.vitals is not None:
+        with torch.no_grad():
+            found |= phase.vitals()
+    values = {name: float(vital.value) for name, vital in found.items()}
+    for name, vital in found.items():
+        said = f"{name} is {values[name]:.3g} at step {step}"
+        if not values[name] <= vital.stop:
+            raise UserError(
+                f"{said}, beyond {vital.stop:.3g}: training diverges; {_last_good(state)}; {vital.remedy}", key=phase.name
+            )
+        if values[name] > vital.warn and name not in state.warned:
+            state.warned.add(name)
+            reporter.warn(f"{state.run.folder.path}, {phase.name}: {said}, beyond {vital.warn:.3g}; {vital.remedy}")
+    return values
+
+
+def _last_good(state: _Run) -> str:
+    """Where one can go on from, for people."""
+    path = state.run.folder.checkpoint(state.phase.name)
+    if not path.exists():
+        return "there is no checkpoint of this phase yet"
+    return f"the last good checkpoint is of step {load_phase(path)[1].step} ({path})"
 
 
 class _Recent:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from egd.many import Cell, run_label
 from egd.phases import Phase, seed_of
 from egd.runs import RunFolder
+from egd.summaries import read_metrics
 from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.evaluation.evaluator import Evaluator
 from rl.evaluation.results import statistics
 from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
+from rl.vitals import VITALS, vitals
 
 NOTHING = Rollouts({}, {}, 0)
 CALLS = 11  # of a policy, to say what one takes
@@ -73,7 +76,7 @@ class Run:
 
     def phases(self) -> list[Phase]:
         """The agent's, with the evaluations in mid-training that the recipe wants."""
-        phases = self.agent.phases()
+        phases = [replace(phase, vitals=partial(vitals, self.agent, phase.name)) for phase in self.agent.phases()]
         every = self.config.evaluation.every
         if not every or self.not_evaluated:
             return phases
@@ -141,9 +144,19 @@ class Run:
             "evaluations": evaluations,
             "seconds": {**seconds, "evaluation_env_step": seconds.get("evaluation", 0.0) / max(1, result.env_steps)},
             "reused": self.reused,
+            "vitals": _last_vitals(read_metrics(self.planned.folder.metrics)),
             "action_ms": self._action_ms(),
             "remarks": [task.env_note] if task.env_note else [],
         }
+
+
+def _last_vitals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """By phase, those of its end: whether training went astray."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if seen := {name: row[name] for name in VITALS if name in row}:
+            found[row["phase"]] = seen
+    return found
 
 
 def _seconds(f: Callable[[], object]) -> float:

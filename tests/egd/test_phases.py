@@ -3,20 +3,24 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from egd import phases
+from egd.batched import BatchedLearner
 from egd.checkpoint import load_checkpoint
+from egd.divergence import Vital
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture
 from egd.networks import NoiseMLP
-from egd.phases import Phase, Progress, run_phase, seed_of
+from egd.phases import Phase, PhaseRun, Progress, run_phase, run_phases, seed_of
 from egd.progress import Reporter
 from egd.runs import RunFolder
-from egd.saved import settle
+from egd.saved import load_phase, settle
 from egd.schedules import VPLinear
 from egd.store import Store
 from egd.training import DenoiserLearner, Fit, Metrics
@@ -170,7 +174,9 @@ def test_a_loss_that_is_not_finite_stops_the_phase_and_names_it(tmp_path: Path) 
     with torch.no_grad():
         next(broken.fit.module.parameters()).fill_(torch.nan)
     folder = opened(tmp_path)
-    with pytest.raises(UserError, match="loss is not finite at step 2; lower the phase's lr") as info:
+    with pytest.raises(
+        UserError, match="loss is not finite at step 2; there is no checkpoint of this phase yet; lower the phase's lr"
+    ) as info:
         run(folder, {"one": broken})
     assert info.value.key == "one"
     assert not folder.checkpoint("one").exists()
@@ -220,3 +226,106 @@ def test_a_phase_that_began_as_another_is_not_kept(tmp_path: Path, began: str, k
         train(began, die_at=14)
     store.put(train("same"), folder)
     assert len(list(store.path.glob("*.safetensors"))) == kept
+
+
+# -- divergence -------------------------------------------------------------------------------------------------------
+
+
+class Faulty(DenoiserLearner):
+    """Its draws raise an exception from the step ``fails_at`` on."""
+
+    fails_at: int | None = None
+
+    def draw(self, generator: torch.Generator) -> Any:
+        if self.fit.step == self.fails_at:
+            raise ArithmeticError("a bad batch")
+        return super().draw(generator)
+
+
+class Stepping(BatchedLearner):
+    """Steps of the group are those of each learner, as a learner may ask."""
+
+    def update(self) -> list[Metrics]:
+        for fit in self.fits:
+            fit.step = self.step
+        return super().update()
+
+
+def faulty(seed: int, fails_at: int | None) -> Faulty:
+    torch.manual_seed(seed)
+    m = GaussianMixture.random(2, 2, seed=0)
+    made = Faulty(Fit(NoiseMLP(2, width=8, blocks=1), lr=1e-2, steps=STEPS, ema=0.9), VPLinear(), m_sample(m), batch=8)
+    made.fails_at = fails_at
+    return made
+
+
+def m_sample(m: GaussianMixture) -> Any:
+    return lambda n, g: (m.sample(n, g), None)
+
+
+def group_of(root: Path, fails: dict[int, int | None]) -> tuple[list[Any], list[RunFolder]]:
+    folders = [opened(root / str(seed)) for seed in fails]
+    runs = [
+        PhaseRun(Phase("denoiser", STEPS, faulty(seed, at)), folder, seed)
+        for (seed, at), folder in zip(fails.items(), folders, strict=True)
+    ]
+    return run_phases(runs, quiet(), device="cpu", checkpoint_every=5, log_every=2), folders
+
+
+def test_an_exception_in_a_batched_step_costs_the_run_at_fault_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, alone = group_of(tmp_path / "alone", dict.fromkeys(range(3)))
+    monkeypatch.setattr(
+        phases, "_stacked", lambda states: Stepping([s.phase.learner for s in states], [s.generator for s in states])
+    )
+    ended, folders = group_of(tmp_path / "together", {0: None, 1: 8, 2: None})
+    assert [type(one) for one in ended] == [Progress, ArithmeticError, Progress]
+    assert load_phase(folders[1].checkpoint("denoiser"))[1].step == 5
+    for seed in (0, 2):
+        a, b = (load_phase(each[seed].checkpoint("denoiser"))[0] for each in (alone, folders))
+        assert torch.equal(a["generator"], b["generator"])
+        torch.testing.assert_close(a, b)  # up to the order of additions, as in a group without a fault
+        rows = [[row["step"] for row in map(json.loads, each[seed].metrics_lines())] for each in (alone, folders)]
+        assert rows[0] == rows[1]
+
+
+def test_the_first_run_of_a_group_may_be_the_one_that_fails(tmp_path: Path) -> None:
+    ended, folders = group_of(tmp_path, {0: 3, 1: None})
+    assert isinstance(ended[0], ArithmeticError) and ended[1].step == STEPS
+    assert load_phase(folders[1].checkpoint("denoiser"))[1].step == STEPS
+
+
+def test_weights_that_leave_all_scale_end_the_phase_before_they_are_saved(tmp_path: Path) -> None:
+    one = learner()
+    folder, one.fit.decay = opened(tmp_path), False
+    run(folder, {"first": learner()})
+    for settings in one.fit.optimiser.param_groups:
+        settings["lr"] = settings["initial_lr"] = 1e30
+    with pytest.raises(UserError, match=r"largest_weight is 1e\+30 at step 1, beyond 1e\+06: training diverges"):
+        run_phase(Phase("one", 1, one), folder, quiet(), seed=0, device="cpu", checkpoint_every=5, log_every=5)
+    assert not folder.checkpoint("one").exists()
+
+
+def test_vitals_are_logged_warned_of_once_and_name_the_last_good_checkpoint(tmp_path: Path) -> None:
+    text, folder, one = io.StringIO(), opened(tmp_path), learner()
+    sizes = iter([0.5, 2.0, 3.0, 20.0])
+    vitals = lambda: {"q_size": Vital(next(sizes), warn=1.0, stop=10.0, remedy="lower critic.lr")}  # noqa: E731
+    phase = Phase("critic", STEPS, one, vitals=vitals)
+    reporter = Reporter(Console(file=text, width=400))
+    with pytest.raises(UserError) as error:
+        run_phase(phase, folder, reporter, seed=0, device="cpu", checkpoint_every=5, log_every=5)
+    assert "q_size is 20 at step 20, beyond 10: training diverges" in str(error.value)
+    assert "the last good checkpoint is of step 15" in str(error.value) and "lower critic.lr" in str(error.value)
+    assert text.getvalue().count("q_size is") == 1 and "q_size is 2 at step 10, beyond 1" in text.getvalue()
+    rows = [json.loads(line) for line in folder.metrics_lines()]
+    assert [(row["step"], row["q_size"]) for row in rows] == [(5, 0.5), (10, 2.0), (15, 3.0)]
+
+
+def test_how_often_is_logged_and_saved_changes_no_result(tmp_path: Path) -> None:
+    found = []
+    for i, (log_every, checkpoint_every) in enumerate([(2, 5), (7, 3), (1, 100)]):
+        folder = opened(tmp_path / str(i))
+        settings = {"log_every": log_every, "checkpoint_every": checkpoint_every}
+        run_phase(Phase("one", STEPS, learner()), folder, quiet(), seed=3, device="cpu", **settings)
+        found.append(weights(folder, "one"))
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
