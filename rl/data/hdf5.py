@@ -129,9 +129,10 @@ class Reader:
 def _whole(array: h5py.Dataset, size: int) -> bool:
     """Whether what is declared is there: HDF5 would make up the rest, however much that is."""
     if array.chunks is None:
-        return array.id.get_storage_size() >= size
+        return bool(array.id.get_storage_size() >= size)
     pieces = math.prod(-(-n // m) for n, m in zip(array.shape, array.chunks, strict=True))
-    return math.prod(array.chunks) * array.dtype.itemsize <= FLOOR and array.id.get_num_chunks() == pieces
+    piece = math.prod(array.chunks) * array.dtype.itemsize
+    return bool(piece <= FLOOR and array.id.get_num_chunks() == pieces)
 
 
 @contextmanager

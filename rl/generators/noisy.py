@@ -138,13 +138,14 @@ def _replay(env: Env, first: Any, actions: Array, begun: Episode) -> EpisodeBuff
 
     Its truncations are not heeded: the recorded episode says how long to go on.
     """
-    observations, rewards, terminated = [first], [], False
+    observations, terminated = [first], False
+    rewards: list[float] = []
     for action in actions:
         observation, reward, terminated, _, _ = env.step(action)
-        if not np.isfinite(float(reward)):
-            raise UserError(f"the environment gave the reward {reward} in step {len(rewards)}: less noise may keep it sound")
         observations.append(observation)
         rewards.append(float(reward))
+        if not np.isfinite(rewards[-1]):
+            raise UserError(f"the environment gave the reward {reward} in step {len(rewards)}: less noise may keep it sound")
         if terminated:
             break
     ends = np.arange(1, len(rewards) + 1) == len(rewards)
