@@ -30,7 +30,7 @@ from rl.evaluation.results import rows, statistics
 from rl.generators import GENERATORS
 from rl.job import OfflineJob
 from rl.listings import list_methods, list_tasks
-from rl.loading import read_config, restore
+from rl.loading import check_generated, read_config, restore
 from rl.online.choice import GENERATORS as TRANSITIONS
 from rl.recipe import check_sections, for_method, listed_methods, task_settings, typed
 from rl.run import Planned
@@ -67,6 +67,7 @@ class OfflineRL:
             with blaming(options):
                 tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
+                check_generated(config)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}")
             together = json.dumps(agent_class(config.kind).alike(config), sort_keys=True)
             job = alike.setdefault(together, OfflineJob([], options.resume, store))

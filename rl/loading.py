@@ -20,7 +20,7 @@ from rl.data.episodes import Episodes, data_return, load_episodes, relabel, to_o
 from rl.data.record import Record, fingerprint, of_run
 from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
-from rl.generators import make
+from rl.generators import check_made_by, make
 from rl.recipe import typed
 from rl.tasks import Task
 
@@ -41,6 +41,13 @@ def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> No
     generator = config.data.generator
     if generator is not None and not is_local(names[0]):
         make(names[0], generator.spec, reporter, "data.generator")
+
+
+def check_generated(config: RunConfig) -> None:
+    """UserError where the recipe's dataset is there, but was made by other settings than the recipe's."""
+    generator, names = config.data.generator, config.data.datasets or config.found_task().datasets
+    if generator is not None and is_local(names[0]):
+        check_made_by(names[0], generator.spec, "data.generator")
 
 
 def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.device | str) -> OfflineData:

@@ -112,6 +112,21 @@ def test_a_damaged_record_is_refused(egd: Any, train: Any) -> None:
     assert path.name in result.output, result.output
 
 
+def test_a_dataset_made_with_other_settings_is_refused(egd: Any, train: Any, tmp_path: Path) -> None:
+    train(0, "first")
+    recipe = tmp_path / "other.yaml"
+    others = {TINY % 1: "seed 0 then, 1", (TINY % 0).replace("noise: 0.5", "noise: 0.4"): "noise 0.5 then, 0.4"}
+    for settings, words in others.items():
+        recipe.write_text(settings)
+        refused = egd("run", recipe, "--out", tmp_path / "other")
+        assert refused.exit_code == 2, refused.output
+        text = " ".join(refused.output.split())
+        assert all(word in text for word in (DATASET, "data.generator", "minari delete", words)), text
+        assert not (tmp_path / "other").exists()
+    recipe.write_text((TINY % 0).replace("map_name: umaze", "map_name: umaze, dense: false"))  # as by default
+    assert egd("run", recipe, "--out", tmp_path / "same").exit_code == 0
+
+
 def data() -> OfflineData:
     generator = torch.Generator().manual_seed(0)
     state, action = torch.randn(9, 3, generator=generator), torch.rand(9, 2, generator=generator)
