@@ -84,6 +84,7 @@ def write_dataset(
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         with _writing(dataset_id):
+            store_root().mkdir(parents=True, exist_ok=True)  # the first dataset of a new store
             _check_room(store_root(), 0)
             _ensure_namespace(dataset_id)
             shutil.rmtree(partial, ignore_errors=True)
