@@ -193,7 +193,7 @@ def _cases(names: list[str] | None, seed: int) -> list[str]:
 
 
 def _estimators(names: list[str] | None, mine: str | None) -> dict[str, Any]:
-    from egd.bench.estimators import all_estimators, check
+    from egd.bench.estimators import all_estimators, check, label_of
 
     if mine is not None:
         check(mine)
@@ -201,7 +201,7 @@ def _estimators(names: list[str] | None, mine: str | None) -> dict[str, Any]:
     for name in names or ():
         if name not in known:
             raise UserError(f"no estimator is called '{name}'; {nearest(name, known)}", key="--estimator")
-    own = mine.rpartition(":")[2] if mine else None
+    own = label_of(mine) if mine else None
     return {name: spec for name, spec in known.items() if name in (names or known) or name == own}
 
 

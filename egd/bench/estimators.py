@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egd.catalogue import ENERGIES, OBJECTIVES
-from egd.components import Spec, build, validate
+from egd.components import Spec, build, validate, wanted_parts
 from egd.networks import EnergyMLP
 from egd.training import EnergyLearner, Fit, Objective, train
 from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
@@ -53,7 +53,14 @@ class Training:
 
 def all_estimators(mine: str | None = None) -> dict[str, Any]:
     """Label -> spec: closed forms, then objectives, then the user's own."""
-    return {**CLOSED_FORMS, **TRAINED, **({} if mine is None else {mine.rpartition(":")[2]: mine})}
+    return {**CLOSED_FORMS, **TRAINED, **({} if mine is None else {label_of(mine): mine})}
+
+
+def label_of(mine: str) -> str:
+    """The name of a user's class; all of its path where an estimator of the library has that name."""
+    name = mine.rpartition(":")[2]
+    taken = {label.casefold() for label in (*CLOSED_FORMS, *TRAINED)}
+    return mine if name.casefold() in taken else name
 
 
 def small(specs: Mapping[str, Any], most: int = 256) -> dict[str, Any]:
@@ -66,6 +73,12 @@ def is_objective(spec: Any) -> bool:
     """Whether a spec names an objective, which trains a network, rather than a closed form."""
     name = Spec.of(spec, "estimator").name
     return name in OBJECTIVES.names() or (":" in name and hasattr(ENERGIES.find(name, "--mine"), "loss"))
+
+
+def reads_denoiser(spec: Any) -> bool:
+    """Whether what an objective learns depends on the denoiser, directly or by a posterior."""
+    asked = wanted_parts(OBJECTIVES, Spec.of(spec, "estimator"), PARTS, "estimator")
+    return bool(asked & {"denoiser", "posterior", "moments"})
 
 
 def check(mine: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Item = TypeVar("Item", bound="DataclassInstance")
-HEADINGS = ("estimator", "error", "cosine", "SW2", "mean E", "NFE", "s")
+HEADINGS = ("estimator", "error", "at target", "cosine", "SW2", "mean E", "NFE", "s")
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -45,6 +45,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.estimator,
         short(row.grad_rel_error),
+        short(row.target_error),
         f"{row.grad_cosine:.2f}",
         *map(short, numbers),
         f"{row.nfe:.0f}",
@@ -85,15 +86,21 @@ def _summary(rows: Sequence[Row]) -> list[str]:
     problems = {(row.case, row.beta) for row in rows}
     labels = list(dict.fromkeys(row.estimator for row in rows))
     best = [min((r for r in rows if (r.case, r.beta) == p and r.estimator != "exact"), key=_error).estimator for p in problems]
-    head = ["estimator", *[f"error, β {b:g}" for b in betas], *[f"W2/floor, β {b:g}" for b in betas]]
+    head = [
+        "estimator",
+        *[f"error, β {b:g}" for b in betas],
+        *[f"at target, β {b:g}" for b in betas],
+        *[f"W2/floor, β {b:g}" for b in betas],
+    ]
     lines = _header([*head, "error ≤ 5 %", "W2 ≤ 2 floors", "least error", "NFE", "s"])
     for label in labels:
         mine = [r for r in rows if r.estimator == label]
         errors = [short(median([_error(r) for r in mine if r.beta == b])) for b in betas]
+        at_target = [short(median([r.target_error for r in mine if r.beta == b])) for b in betas]
         ratios = [short(median([_ratio(r) for r in mine if r.beta == b])) for b in betas]
         good = sum(_error(r) <= 0.05 for r in mine), sum(_ratio(r) <= 2 for r in mine), best.count(label)
         cost = f"{median([r.nfe for r in mine]):.0f}", f"{median([r.seconds for r in mine]):.1f}"
-        lines.append(_line([f"`{label}`", *errors, *ratios, *[f"{n}/{len(problems)}" for n in good], *cost]))
+        lines.append(_line([f"`{label}`", *errors, *at_target, *ratios, *[f"{n}/{len(problems)}" for n in good], *cost]))
     return lines
 
 
@@ -102,14 +109,20 @@ def _full(rows: Sequence[Row]) -> list[str]:
     betas = sorted({row.beta for row in rows})
     floors = {b: next(r for r in rows if r.beta == b) for b in betas}
     truth = "; ".join(f"β {b:g}: {short(r.noise_floor)}, {short(r.exact_mean_energy)}" for b, r in floors.items())
-    heads = [f"{what}, β {b:g}" for b in betas for what in ("error", "cosine", "W2", "E")]
+    heads = [f"{what}, β {b:g}" for b in betas for what in ("error", "at target", "cosine", "W2", "E")]
     lines = [f"Noise floor and exact mean energy: {truth}.", "", *_header(["estimator", *heads, "NFE", "s"])]
     for label in dict.fromkeys(row.estimator for row in rows):
         mine = {r.beta: r for r in rows if r.estimator == label}
         values = [
             text
             for r in (mine[b] for b in betas)
-            for text in (short(r.grad_rel_error), f"{r.grad_cosine:.2f}", short(r.sliced_w2), short(r.mean_energy))
+            for text in (
+                short(r.grad_rel_error),
+                short(r.target_error),
+                f"{r.grad_cosine:.2f}",
+                short(r.sliced_w2),
+                short(r.mean_energy),
+            )
         ]
         lines.append(_line([f"`{label}`", *values, f"{mine[betas[0]].nfe:.0f}", f"{mine[betas[0]].seconds:.1f}"]))
     return lines

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from egd.bench.cases import KINDS, Case, cases
 from egd.bench.cli import app
-from egd.bench.energies import Row, Settings, run, smoke
-from egd.bench.estimators import all_estimators
+from egd.bench.energies import Counted, Row, Settings, _problem, run, smoke
+from egd.bench.estimators import all_estimators, reads_denoiser
 from egd.mixtures import Quadratic
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
@@ -181,3 +181,46 @@ def test_the_gradient_of_the_quadrature_is_smooth(generator: torch.Generator) ->
     step = 1e-5 * torch.eye(2)[0]
     difference = (case.exact(schedule, 3.0, x + step, t) - case.exact(schedule, 3.0, x - step, t)) / 2e-5
     torch.testing.assert_close(slope[:, 0], difference, rtol=1e-5, atol=1e-6)
+
+
+def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
+    """Of (1 + e) times the exact energy it is e, of no guidance 1, whatever the problem; and it ranks as the distance does."""
+    case, schedule, beta = cases()["ring-2d-convex"], VPLinear(), 3.0
+    exact = lambda x, t, c=None: case.exact(schedule, beta, x, t)  # noqa: E731
+    problem = _problem(case, beta, "exact", Counted(lambda x, t, c: x), schedule, smoke(Settings()), {})
+    assert problem._target_error(exact) < 1e-12
+    assert problem._target_error(lambda x, t, c: 1.3 * exact(x, t)) == pytest.approx(0.3)
+    assert problem._target_error(lambda x, t, c: 0 * x.sum(1)) == pytest.approx(1)
+    tilt = torch.tensor([0.5, 0.0])
+    shifted = problem._target_error(lambda x, t, c: exact(x, t) + x @ tilt.to(x))
+    weights = torch.stack([schedule.sigma(t[:1]) ** 2 for _, t, _ in problem.target_states])
+    slopes = torch.stack([truth.square().sum(1).mean() for _, _, truth in problem.target_states])
+    assert shifted == pytest.approx(float((0.25 * weights.mean() / (weights[:, 0] * slopes).mean()) ** 0.5))
+    x, t, _ = problem.target_states[0]  # low noise: near samples of the target, not of the data
+    assert case.energy(x, None).mean() < 0.5 * case.energy(problem.states[0][0], None).mean()
+    known = all_estimators()
+    chosen = {label: known[label] for label in ("dps", "first_order, posterior1", "second_order, tweedie")}
+    rows = sorted(rows_of(case, chosen, beta=beta).values(), key=lambda row: row.target_error)
+    assert [row.sliced_w2 for row in rows] == sorted(row.sliced_w2 for row in rows)
+
+
+def test_a_network_that_reads_the_denoiser_is_trained_for_each_and_a_built_ins_name_replaces_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from egd.types import Denoiser, Energy\n\n\nclass MSE:\n    def __init__(self, energy: Energy, denoiser: Denoiser):\n"
+        "        self.energy, self.denoiser = energy, denoiser\n\n"
+        "    def loss(self, network, x0, x, t, c, generator):\n"
+        "        target = self.energy(self.denoiser(x, t, c).detach(), c)\n"
+        "        return (network(x, t, c) - target).square().mean(), {}\n"
+    )
+    result = bench(*("-c", "ring-2d-convex", "--beta", "1", "-e", "MSE", "--mine", "mine.py:MSE", "--json", "r.json"))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(Path("r.json").read_text())
+    assert [row["estimator"] for row in rows] == 2 * ["exact", "MSE", "mine.py:MSE"]
+    error = {(row["denoiser"], row["estimator"]): row["grad_rel_error"] for row in rows}
+    assert error["exact", "MSE"] == error["trained", "MSE"]  # it asks nothing of the denoiser: one network for both
+    assert error["exact", "mine.py:MSE"] != error["trained", "mine.py:MSE"]
+    assert reads_denoiser({"name": "analytic", "target": {"name": "first_order", "posterior": "residual"}})
+    assert not reads_denoiser("cep")
