@@ -30,7 +30,10 @@ def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callabl
         listed |= mappings(recipe, "tasks", options.source)
     if not listed:
         raise UserError("tasks: the recipe names no task", key=options.source)
-    named = {canonical(name): over for name, over in listed.items()}
+    try:
+        named = {canonical(name): over for name, over in listed.items()}
+    except UserError as error:
+        raise UserError(f"tasks: {error}", key=options.source) from None
     wanted = [canonical(name) for name in options.tasks] or list(named)
     return {name: named.get(name, {}) for name in wanted}
 
@@ -59,7 +62,7 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
     if name is None:
         return {}
     if name not in budgets:
-        known = nearest(name, budgets) if budgets else "this recipe has none"
+        known = nearest(name, budgets) if budgets else "this recipe has no 'budgets'"
         raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
     return budgets[name]
 
@@ -106,7 +109,7 @@ def pick_device(name: Any) -> str:
         raise UserError(f"{name!r} is not a device; use auto, cpu or cuda", key="--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available here; use --device cpu", key="--device")
-    return name
+    return str(name)
 
 
 def summary_line(component: Any) -> str:

@@ -143,7 +143,8 @@ class GuidedAgent(ValuedAgent):
 
     def beta(self, arm: str) -> Tensor:
         """The inverse temperature of an arm, ()."""
-        return self.betas[_of(arm)]
+        beta: Tensor = self.betas[_of(arm)]
+        return beta
 
     def reads(self) -> dict[str, nn.Module]:
         """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
