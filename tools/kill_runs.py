@@ -158,8 +158,10 @@ def _reference(case: Case) -> Reference:
     return reference(case, WORK[0])
 
 
-def _trial(task: tuple[str, str, int]) -> Trial:
-    return trial(REFERENCES[task[0]], task[1], task[2], WORK[0])
+def _trial(task: tuple[str, str, int, float]) -> Trial | None:
+    """None where the time is up."""
+    name, style, seed, until = task
+    return trial(REFERENCES[name], style, seed, WORK[0]) if time.monotonic() < until else None
 
 
 def styles_of(case: Case) -> list[str]:
@@ -167,7 +169,7 @@ def styles_of(case: Case) -> list[str]:
     return [style for style in STYLES if style != "store write" or case.stored]
 
 
-def tasks(chosen: list[Case], count: int, seed: int) -> Iterator[tuple[str, str, int]]:
+def tasks(chosen: list[Case], count: int, seed: int, until: float) -> Iterator[tuple[str, str, int, float]]:
     """Cases in turn, each by its styles in turn."""
     turn: Counter[str] = Counter()
     for i in range(count):
@@ -175,7 +177,7 @@ def tasks(chosen: list[Case], count: int, seed: int) -> Iterator[tuple[str, str,
         styles = styles_of(case)
         style = styles[(turn[case.name] + chosen.index(case)) % len(styles)]
         turn[case.name] += 1
-        yield case.name, style, 1_000_000 * seed + i
+        yield case.name, style, 1_000_000 * seed + i, until
 
 
 def table(title: str, trials: list[Trial], key: str) -> None:
@@ -192,6 +194,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so many")
     parser.add_argument("--case", action="append", help="only this one; may be repeated")
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one by default")
     options = parser.parse_args()
@@ -205,12 +208,17 @@ def main() -> int:
     first = next((case for case in chosen if "offline_rl" in case.recipe), chosen[0])
     _reference(first)  # makes the data set
     shutil.rmtree(work / "reference")
-    context, began, trials = multiprocessing.get_context("fork"), time.monotonic(), []
+    context, began = multiprocessing.get_context("fork"), time.monotonic()
+    trials: list[Trial] = []
     with context.Pool(options.jobs) as pool:
         REFERENCES.update({ref.case.name: ref for ref in pool.imap_unordered(_reference, chosen)})
     with context.Pool(options.jobs) as pool:  # forked anew: it knows the references
-        for done in pool.imap_unordered(_trial, tasks(chosen, options.kills, options.seed)):
+        until = began + 60 * options.minutes
+        for done in pool.imap_unordered(_trial, tasks(chosen, options.kills, options.seed, until)):
+            if done is None:
+                continue
             trials.append(done)
+            print(f"\r{len(trials)} of {options.kills}", end="", file=sys.stderr, flush=True)
             for fault in done.faults:
                 print(f"{done.case}, {done.style}: {fault}", flush=True)
     table("case", sorted(trials, key=lambda t: [c.name for c in chosen].index(t.case)), "case")
