@@ -1,0 +1,501 @@
+"""Damage every file of a run, and of the store, in more than twenty ways, and see what each command makes of it.
+
+    python tools/corrupt_runs.py --seed 0 --jobs 2
+
+Every file meets every fault of its kind once, by a command drawn at random: going on with an unfinished run, showing a finished
+one, ``eval``, ``report``, ``select``, acting with the trained policy, or a run that takes phases from the store. Where a digest
+guards a file, faults of its content come with a digest made anew, so that they are met by more than the digest. What comes out
+must be the result of the sound run, or a message. Exit code 1 where a result is silently another one or a traceback is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+import yaml
+from campaign import Case, Crash, cases, checkpoints, prepare, results, same_tensors, start
+
+Fault = Callable[[bytes, random.Random, "Place"], bytes | None]
+"""What becomes of a file's bytes; None: it is deleted."""
+
+SELECT = ("--states", "8", "--actions", "4", "--device", "cpu")
+OUTCOMES = ("same", "recovered, and said", "refused, and said", "SILENTLY WRONG", "TRACEBACK")
+COMMANDS = ("show", "eval", "report", "select", "act")
+SEED0, SEED1 = "out/egd-maze2d-short-v0/seed-0", "out/egd-maze2d-short-v0/seed-1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, and where others are that could be mistaken for it."""
+
+    path: Path
+    folder: Path
+
+    def of_other_seed(self) -> bytes:
+        """The file of the same name in the run of another seed."""
+        other = Path(str(self.path).replace("/seed-0/", "/seed-1/"))
+        return other.read_bytes() if other.exists() else b""
+
+    def neighbour(self) -> bytes:
+        """Another file of the same kind beside it."""
+        beside = [p for p in sorted(self.path.parent.glob(f"*{self.path.suffix}")) if p != self.path]
+        return beside[0].read_bytes() if beside else b""
+
+
+def _flipped(content: bytes, at: int, bit: int) -> bytes:
+    changed = bytearray(content)
+    if changed:
+        changed[min(at, len(changed) - 1)] ^= 1 << bit
+    return bytes(changed)
+
+
+ANY: dict[str, Fault] = {
+    "emptied": lambda b, r, p: b"",
+    "cut to half": lambda b, r, p: b[: len(b) // 2],
+    "last byte lost": lambda b, r, p: b[:-1],
+    "first byte lost": lambda b, r, p: b[1:],
+    "a bit of the header": lambda b, r, p: _flipped(b, r.randrange(min(64, len(b) or 1)), r.randrange(8)),
+    "a bit of the middle": lambda b, r, p: _flipped(b, len(b) // 2 + r.randrange(32), r.randrange(8)),
+    "a bit of the end": lambda b, r, p: _flipped(b, len(b) - 1 - r.randrange(min(64, len(b) or 1)), r.randrange(8)),
+    "a bit anywhere": lambda b, r, p: _flipped(b, r.randrange(len(b) or 1), r.randrange(8)),
+    "deleted": lambda b, r, p: None,
+    "garbage behind": lambda b, r, p: b + r.randbytes(37),
+    "NULs behind": lambda b, r, p: b + bytes(64),
+    "all NULs": lambda b, r, p: bytes(len(b)),
+    "random bytes": lambda b, r, p: r.randbytes(len(b)),
+    "twice": lambda b, r, p: b + b,
+    "that of another seed": lambda b, r, p: p.of_other_seed(),
+    "a neighbour's": lambda b, r, p: p.neighbour(),
+    "brackets": lambda b, r, p: b"[" * 5000,
+}
+TEXT: dict[str, Fault] = {
+    "UTF-16": lambda b, r, p: b.decode().encode("utf-16"),
+    "a byte that is no UTF-8": lambda b, r, p: b[: len(b) // 2] + b"\xff" + b[len(b) // 2 :],
+    "a line lost": lambda b, r, p: b"".join(_without(b.splitlines(keepends=True), r)),
+    "lines in another order": lambda b, r, p: b"".join(reversed(b.splitlines(keepends=True))),
+    "a digit changed": lambda b, r, p: re.sub(rb"\d(?=[^\d]*$)", b"7", re.sub(rb"(\d)\.(\d)", rb"\2.\1", b, count=1)),
+}
+
+
+def _without(lines: list[bytes], r: random.Random) -> list[bytes]:
+    gone = r.randrange(len(lines) or 1)
+    return [line for i, line in enumerate(lines) if i != gone]
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor], dict[str, Any], random.Random], None]) -> Fault:
+    """A checkpoint with another content and a digest to it."""
+
+    def fault(content: bytes, r: random.Random, place: Place) -> bytes:
+        from egd.checkpoint import as_bytes, load_checkpoint
+
+        tensors, meta = load_checkpoint(place.path)
+        change(tensors, meta, r)
+        return as_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, meta)
+
+    return fault
+
+
+def _weight(tensors: Mapping[str, torch.Tensor], r: random.Random) -> str:
+    names = [n for n, t in sorted(tensors.items()) if t.is_floating_point() and t.numel() > 1 and n.startswith("learner")]
+    return r.choice(names or [n for n, t in sorted(tensors.items()) if t.is_floating_point()] or sorted(tensors))
+
+
+def _put(f: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
+    def change(tensors: dict[str, torch.Tensor], meta: dict[str, Any], r: random.Random) -> None:
+        name = _weight(tensors, r)
+        tensors[name] = f(tensors[name].clone())
+
+    return _tensors(change)
+
+
+def _meta(**values: Any) -> Fault:
+    return _tensors(lambda tensors, meta, r: meta.update(values))
+
+
+def _filled(t: torch.Tensor, value: float) -> torch.Tensor:
+    return t.float().index_fill(0, torch.tensor([0]), value) if t.ndim else torch.tensor(value)
+
+
+def _drop(tensors: dict[str, torch.Tensor], meta: dict[str, Any], r: random.Random) -> None:
+    del tensors[_weight(tensors, r)]
+
+
+def _foreign(tensors: dict[str, torch.Tensor], meta: dict[str, Any], r: random.Random) -> None:
+    tensors["learner.foreign"] = torch.ones(3)
+
+
+def _generator(tensors: dict[str, torch.Tensor], meta: dict[str, Any], r: random.Random) -> None:
+    tensors["generator"] = torch.zeros(7, dtype=torch.uint8)
+
+
+CHECKPOINT: dict[str, Fault] = {
+    "NaN in a tensor": _put(lambda t: _filled(t, float("nan"))),
+    "infinity in a tensor": _put(lambda t: _filled(t, float("inf"))),
+    "another shape": _put(lambda t: t.reshape(-1)[:-1]),
+    "float16": _put(lambda t: t.half()),
+    "float64": _put(lambda t: t.double()),
+    "integers": _put(lambda t: t.long()),
+    "a tensor lost": _tensors(_drop),
+    "a foreign tensor": _tensors(_foreign),
+    "another generator state": _tensors(_generator),
+    "a negative step": _meta(step=-3),
+    "a step beyond the end": _meta(step=10**9),
+    "a step that is text": _meta(step="ten"),
+    "negative rows": _meta(rows=-1, metrics_size=-1),
+    "notes that are none": _meta(notes=[{"step": "?"}]),
+    "seconds that are text": _meta(seconds="long"),
+}
+
+
+def _json(change: Callable[[dict[str, Any]], None], **dump: Any) -> Fault:
+    """A summary with another content and a digest to it."""
+
+    def fault(content: bytes, r: random.Random, place: Place) -> bytes:
+        from egd.summaries import digest
+
+        tree = json.loads(content)
+        had = tree.pop("digest", None)
+        change(tree)
+        return json.dumps(tree | ({"digest": digest(tree)} if had else {})).encode()
+
+    return fault
+
+
+def _policy(tree: dict[str, Any], **values: Any) -> None:
+    next(iter(tree["policies"].values())).update(values)
+
+
+SUMMARY: dict[str, Fault] = {
+    "a score that is NaN": _json(lambda t: _policy(t, mean=float("nan"))),
+    "a score that is text": _json(lambda t: _policy(t, mean="high")),
+    "another mean": _json(lambda t: _policy(t, mean=99.0)),
+    "negative episodes": _json(lambda t: _policy(t, episodes=-1)),
+    "no policies": _json(lambda t: t.pop("policies")),
+    "another headline": _json(lambda t: t.update(headline="none")),
+    "another seed": _json(lambda t: t.update(seed=1)),
+    "another task": _json(lambda t: t.update(task="hopper-medium")),
+    "a seed that is text": _json(lambda t: t.update(seed="0")),
+    "null": lambda b, r, p: b"null",
+}
+
+
+def _yaml(**values: Any) -> Fault:
+    def fault(content: bytes, r: random.Random, place: Place) -> bytes:
+        return yaml.safe_dump(yaml.safe_load(content) | values).encode()
+
+    return fault
+
+
+CONFIG: dict[str, Fault] = {
+    "an unknown key": _yaml(nonsense=1),
+    "another seed": _yaml(seed=1),
+    "another kind": _yaml(kind="bc"),
+    "another critic": _yaml(critic={"width": 16, "layers": 2, "steps": 30, "batch": 32, "lr": 0.5}),
+    "NaN": lambda b, r, p: b.replace(b"lr: 0.0003", b"lr: .nan"),
+    "a list": lambda b, r, p: b"- 1\n- 2\n",
+    "anchors": lambda b, r, p: b"a: &a [1,1]\nb: &b [*a,*a]\nc: [*b,*b]\n" + b,
+    "a tag": lambda b, r, p: b"x: !!python/object/apply:os.getpid []\n" + b,
+}
+
+
+def faults_of(path: Path) -> dict[str, Fault]:
+    """Those that a file of its kind can have."""
+    found = dict(ANY)
+    if path.suffix in (".json", ".jsonl", ".yaml"):
+        found |= TEXT
+    if path.suffix == ".safetensors" and "pipeline" not in path.parts:
+        found |= CHECKPOINT
+    if path.name == "summary.json":
+        found |= SUMMARY
+    if path.name == "config.yaml":
+        found |= CONFIG
+    return found
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, what it said, and its result."""
+
+    code: int
+    said: str
+    result: Any
+
+
+def case() -> Case:
+    """The runs that are damaged: two seeds of AEPO with a trained energy."""
+    (found,) = (c for c in cases() if c.name == "aepo")
+    return found
+
+
+def run_line(folder: Path, *more: str, out: str = "out") -> list[str]:
+    """Of two seeds."""
+    recipe = folder / "recipe.yaml"
+    if not recipe.exists():
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(case().recipe, encoding="utf-8")
+    return ["run", str(recipe), "--out", str(folder / out), "--seeds", "0,1", "--device", "cpu", *case().arguments, *more]
+
+
+def perform(command: str, folder: Path) -> Ran:
+    """Run it and take its result."""
+    runs, seed0, log = folder / "out", folder / SEED0, folder / f"log-{time.monotonic_ns()}"
+    store = {"EGD_STORE": str(folder / "store") if command == "from the store" else ""}
+    lines = {
+        "resume": run_line(folder, "--resume"),
+        "show": run_line(folder, "--resume"),
+        "from the store": run_line(folder, out="new"),
+        "eval": ["eval", str(seed0), "--device", "cpu"],
+        "report": ["report", str(runs), "--out", str(folder / "report"), "--figure", "metrics"],
+        "select": ["select", str(runs), *SELECT, "--json", str(folder / "select.json")],
+        "act": ["act", str(seed0)],
+    }
+    process = start(lines[command], log, store)
+    code = process.wait(300)
+    if command in ("resume", "show", "from the store"):
+        place = folder / ("new" if command == "from the store" else "out")
+        found: Any = {p.parent.name: p.parent for p in sorted(place.rglob("summary.json"))}
+    elif command == "report":
+        found = _scores(runs)
+    elif command == "select":
+        found = _read_json(folder / "select.json")
+    else:
+        found = [line for line in process.said().splitlines() if "│" in line or line.startswith("actions")]
+    return Ran(code, process.said(), found)
+
+
+def _scores(runs: Path) -> dict[str, Any]:
+    """What a report reads."""
+    from egd.errors import UserError
+    from egd.report.runs import find
+
+    try:
+        return {run.path.name: run.summary.policies for run in find([runs]).runs}
+    except UserError:
+        return {}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else None
+
+
+def same(command: str, ran: Ran, sound: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the result is the sound one; of a command that leaves the damaged run out, that of the other."""
+    if command in ("resume", "show", "from the store"):
+        reference = {name: path for name, path in sound[command].items() if name in ran.result}
+        wanted = {"seed-1"} if ran.code else {"seed-0", "seed-1"}
+        return wanted <= ran.result.keys() and all(_same_run(path, ran.result[name]) for name, path in reference.items())
+    if ran.code and command == "select":
+        return ran.result is None or ran.result == sound["select alone"]
+    if command == "report":
+        left = set(ran.result) if ran.code else {"seed-0", "seed-1"}
+        return bool(
+            ran.result == {name: scores for name, scores in sound["report"].items() if name in left} and "seed-1" in left
+        )
+    if ran.code:
+        return True  # nothing was given
+    return bool(ran.result == sound[command])
+
+
+def _same_run(one: Path, other: Path) -> bool:
+    try:
+        if results(one / "summary.json") != results(other / "summary.json"):
+            return one.name == "seed-0" and "out" in other.parts and not _readable(other)
+    except ValueError:
+        return True  # still damaged, as it was refused
+    pairs = [(p, other / p.relative_to(one)) for p in checkpoints(one)]
+    return all(not q.exists() or _same_or_damaged(p, q) for p, q in pairs)
+
+
+def _readable(run: Path) -> bool:
+    from egd.errors import UserError
+    from egd.summaries import Summary, read_summary
+
+    try:
+        read_summary(run / "summary.json", Summary)
+    except UserError:
+        return False
+    return True
+
+
+def _same_or_damaged(one: Path, other: Path) -> bool:
+    from egd.errors import UserError
+    from egd.saved import load_phase
+
+    try:
+        load_phase(other)
+        return same_tensors(one, other)
+    except (UserError, ValueError, OSError):
+        return True  # refused by whoever reads it
+
+
+def act(arguments: list[str]) -> None:
+    """``egd act RUN``, of this campaign alone: what the trained policy does in two states."""
+    from egd.cli import user_errors
+    from rl.deploy.policy import load_module
+
+    with user_errors():
+        module = load_module(arguments[0])
+        agent = module.agent
+        chosen = agent.acting(0)(agent.data.transitions.state[:2], torch.zeros(2, dtype=torch.long))
+        print("actions", chosen.tolist())
+
+
+# -- the campaign ------------------------------------------------------------------------------------------------------
+
+WORK: list[Path] = []
+SOUND: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file of a state (``complete``, ``unfinished`` or ``stored``), a fault, a command."""
+
+    state: str
+    path: str
+    fault: str
+    command: str
+    number: int
+
+
+def trial(task: Task) -> tuple[Task, str, str]:
+    """The outcome of one fault, and what was said."""
+    folder = WORK[0] / f"trial-{task.number}"
+    shutil.copytree(WORK[0] / task.state, folder)
+    path, chance = folder / task.path, random.Random(task.number)
+    content = faults_of(path)[task.fault](path.read_bytes(), chance, Place(path, folder))
+    path.unlink() if content is None else path.write_bytes(content)
+    ran = perform(task.command, folder)
+    outcome = _outcome(task, ran, folder)
+    if outcome in OUTCOMES[:3]:
+        shutil.rmtree(folder)
+    return task, outcome, ran.said[-1500:]
+
+
+def _outcome(task: Task, ran: Ran, folder: Path) -> str:
+    if "Traceback (most recent call last)" in ran.said or ran.code not in (0, 2):
+        return "TRACEBACK"
+    if not same(task.command, ran, SOUND, folder):
+        return "SILENTLY WRONG"
+    if ran.code:
+        return "refused, and said"
+    said = re.search(r"damaged|previous|anew|trained again|is not a checkpoint|metrics", ran.said)
+    return "recovered, and said" if said else "same"
+
+
+def tasks(seed: int, work: Path, limit: int) -> list[Task]:
+    """Every file with every fault of its kind, by a command drawn at random; ``limit`` of them drawn at random, if not 0."""
+    chance, found = random.Random(seed), []
+    for state in ("complete", "unfinished", "stored"):
+        root = work / state
+        below = root / ("store" if state == "stored" else SEED0)
+        files = [p for p in sorted(below.rglob("*")) if p.is_file() and not p.name.endswith(".lock")]
+        for path in files:
+            for name in faults_of(path):
+                commands = {"complete": COMMANDS, "unfinished": ("resume",), "stored": ("from the store",)}[state]
+                found.append((state, str(path.relative_to(root)), name, chance.choice(commands)))
+    chosen = chance.sample(found, min(limit, len(found))) if limit else found
+    return [Task(*one, number=1_000_000 * seed + i) for i, one in enumerate(chosen)]
+
+
+def references(work: Path) -> None:
+    """The sound folders in their three states, and what each command makes of them."""
+    complete, stored, unfinished = work / "complete", work / "stored", work / "unfinished"
+    made = start(run_line(complete), work / "log", {"EGD_STORE": str(complete / "store")}, ops=work / "ops")
+    assert made.wait() == 0, made.said()
+    ops = [op for op in work.joinpath("ops").read_text().splitlines() if op.startswith("replace")]
+    number = next(i + 1 for i, op in enumerate(ops) if "seed-1/checkpoints/energy" in op)
+    stored.mkdir()
+    shutil.move(complete / "store", stored / "store")
+    cut = start(run_line(unfinished), work / "log", {"EGD_STORE": ""}, crash=Crash("after", number))
+    cut.wait()
+    for name in COMMANDS:
+        SOUND[name] = _sound(name, work, complete)
+    SOUND["resume"] = SOUND["from the store"] = SOUND["show"]
+    alone = work / "sound-alone"
+    shutil.copytree(complete, alone)
+    shutil.rmtree(alone / SEED0)
+    SOUND["select alone"] = perform("select", alone).result
+
+
+def _sound(name: str, work: Path, complete: Path) -> Any:
+    folder = work / f"sound-{name}"
+    shutil.copytree(complete, folder)
+    ran = perform(name, folder)
+    assert ran.code == 0, ran.said
+    return ran.result
+
+
+def main() -> int:
+    """The campaign."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=0, help="so many faults drawn at random; 0: every one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin none after so many")
+    parser.add_argument("--work", type=Path, help="folder to work in; a temporary one by default")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    work = (options.work or Path(tempfile.mkdtemp(prefix="egd-faults-"))).resolve()
+    WORK.append(work)
+    prepare(work)
+    _offer_act()
+    began, outcomes, context = time.monotonic(), Counter[tuple[str, str]](), multiprocessing.get_context("fork")
+    references(work)
+    chosen = tasks(options.seed, work, options.cases)
+    with context.Pool(options.jobs) as pool:
+        for task, outcome, said in pool.imap_unordered(trial, chosen):
+            outcomes[f"{task.state}: {Path(task.path).name}", outcome] += 1
+            print(f"\r{outcomes.total()} of {len(chosen)}", end="", file=sys.stderr, flush=True)
+            if outcome not in OUTCOMES[:3]:
+                print(f"\n{outcome}: {task}\n{said}", flush=True)
+            if time.monotonic() - began > 60 * options.minutes:
+                pool.terminate()
+                break
+    table(outcomes)
+    print(f"{outcomes.total()} faults of {len(chosen)}, {time.monotonic() - began:.0f} s")
+    bad = sum(count for (_, outcome), count in outcomes.items() if outcome not in OUTCOMES[:3])
+    if not bad and options.work is None:
+        shutil.rmtree(work)
+    return 1 if bad else 0
+
+
+def _offer_act() -> None:
+    from egd import cli
+
+    @cli.app.command("act", hidden=True)
+    def command(run: Path) -> None:
+        act([str(run)])
+
+
+def table(outcomes: Mapping[tuple[str, str], int]) -> None:
+    """Outcomes by file."""
+    writer = csv.writer(sys.stdout, delimiter="|")
+    writer.writerow(["file", *OUTCOMES])
+    for name in sorted({name for name, _ in outcomes}):
+        writer.writerow([name, *(outcomes.get((name, outcome), 0) for outcome in OUTCOMES)])
+    writer.writerow(["all", *(sum(n for (_, o), n in outcomes.items() if o == outcome) for outcome in OUTCOMES)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
