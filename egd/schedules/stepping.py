@@ -139,9 +139,7 @@ def _refusal(scheduler: Any, reason: str) -> UserError:
 
 
 def _unlike_others(scheduler: Any) -> str | None:
-    from diffusers import ConfigMixin
-
-    if not isinstance(scheduler, ConfigMixin):
+    if not all(hasattr(scheduler, name) for name in ("config", "from_config", "to_json_string")):
         return "it is no ConfigMixin of diffusers (a placeholder, where the installed version lacks it)"
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
         return "it has no set_timesteps(number) and step(model_output, timestep, sample)"
