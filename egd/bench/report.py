@@ -86,12 +86,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
     problems = {(row.case, row.beta) for row in rows}
     labels = list(dict.fromkeys(row.estimator for row in rows))
     best = [min((r for r in rows if (r.case, r.beta) == p and r.estimator != "exact"), key=_error).estimator for p in problems]
-    head = [
-        "estimator",
-        *[f"error, β {b:g}" for b in betas],
-        *[f"at target, β {b:g}" for b in betas],
-        *[f"W2/floor, β {b:g}" for b in betas],
-    ]
+    head = ["estimator", *[f"{what}, β {b:g}" for what in ("error", "at target", "W2/floor") for b in betas]]
     lines = _header([*head, "error ≤ 5 %", "W2 ≤ 2 floors", "least error", "NFE", "s"])
     for label in labels:
         mine = [r for r in rows if r.estimator == label]

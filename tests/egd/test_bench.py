@@ -20,7 +20,7 @@ from egd.tensors import value_and_grad
 
 RUNNER = CliRunner()
 KEYS = {
-    *("case", "beta", "denoiser", "estimator", "grad_rel_error", "grad_cosine"),
+    *("case", "beta", "denoiser", "estimator", "grad_rel_error", "grad_cosine", "target_error"),
     *("sliced_w2", "noise_floor", "mean_energy", "exact_mean_energy", "nfe", "seconds"),
 }
 
@@ -196,7 +196,7 @@ def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
     weights = torch.stack([schedule.sigma(t[:1]) ** 2 for _, t, _ in problem.target_states])
     slopes = torch.stack([truth.square().sum(1).mean() for _, _, truth in problem.target_states])
     assert shifted == pytest.approx(float((0.25 * weights.mean() / (weights[:, 0] * slopes).mean()) ** 0.5))
-    x, t, _ = problem.target_states[0]  # low noise: near samples of the target, not of the data
+    x, *_ = problem.target_states[0]  # low noise: near samples of the target, not of the data
     assert case.energy(x, None).mean() < 0.5 * case.energy(problem.states[0][0], None).mean()
     known = all_estimators()
     chosen = {label: known[label] for label in ("dps", "first_order, posterior1", "second_order, tweedie")}
