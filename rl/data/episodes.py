@@ -157,21 +157,26 @@ def to_offline_data(
     device: torch.device | str = "cpu",
 ) -> OfflineData:
     """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention), both
-    taken in float64: in float32 a large offset would spoil them.
+    taken in float64: in float32 a large offset would spoil them. UserError for actions beyond [-1, 1], and for what is no
+    number, wherever the episodes come from.
     """
     factor = reward_factor(scale, episodes.returns)
 
-    def flat(parts: list[Array]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
+    def flat(name: str, parts: list[Array]) -> Tensor:
+        rows = np.concatenate(parts).astype(np.float32)
+        if not np.isfinite(rows).all():
+            row = int(np.argwhere(~np.isfinite(rows))[0, 0])
+            raise UserError(f"the {name} of transition {row} are not finite in float32: {rows[row]}", key="data.datasets")
+        return torch.from_numpy(rows).to(device)
 
-    state = flat([o[:-1] for o in episodes.observations])
-    next_state = flat([o[1:] for o in episodes.observations])
+    state = flat("observations", [o[:-1] for o in episodes.observations])
+    next_state = flat("next observations", [o[1:] for o in episodes.observations])
     exact = np.concatenate([o[:-1] for o in episodes.observations]).astype(np.float64)
     mean = torch.from_numpy(exact.mean(0).astype(np.float32)).to(device)
-    std = torch.from_numpy(exact.std(0, ddof=1).astype(np.float32)).to(device) + 1e-3
+    std = torch.from_numpy(exact.std(0, ddof=min(1, len(exact) - 1)).astype(np.float32)).to(device) + 1e-3
     if not standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    action = flat(episodes.actions)
+    action = flat("actions", episodes.actions)
     if (reach := float(action.abs().max())) > 1.05:
         raise UserError(
             f"actions reach {reach:.3g}, but must lie in [-1, 1]; rescale the action space first", key="data.datasets"
@@ -180,9 +185,9 @@ def to_offline_data(
     transitions = Batch(
         (state - mean) / std,
         action,
-        (flat(episodes.rewards) + shift) * factor,
+        (flat("rewards", episodes.rewards) + shift) * factor,
         (next_state - mean) / std,
-        flat(episodes.terminations),
+        flat("terminals", episodes.terminations),
     )
     low, high = action.amin(0), action.amax(0)
     return OfflineData(transitions, mean, std, low, high, score_return, len(episodes.actions), factor, shift)

@@ -48,6 +48,20 @@ def test_states_are_standardised_and_new_ones_alike() -> None:
     torch.testing.assert_close(again, data.transitions.state[:50])
 
 
+def test_a_single_transition_has_statistics() -> None:
+    data = to_offline_data(episodes([1], [True]), 0.0)
+    assert data.transitions.state.tolist() == [[0, 0, 0]] and data.transitions.terminal.tolist() == [1]
+    torch.testing.assert_close(data.state_std, torch.full((3,), 1e-3))
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+def test_what_is_no_number_is_no_data(name: str) -> None:
+    raw = episodes([4, 3], [False, False])
+    getattr(raw, name)[1][1] = np.nan
+    with pytest.raises(UserError, match=rf"the {name} of transition 5 are not finite"):
+        to_offline_data(raw, 0.0)
+
+
 def test_rewards_are_shifted_then_scaled() -> None:
     raw = episodes([5, 9], [False, False])
     factor = 1000 / (raw.returns.max() - raw.returns.min())
