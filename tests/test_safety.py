@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
 import yaml
 
 from egd import yaml_text
@@ -24,9 +24,14 @@ LIBRARIES = {"diffusers", "onnxruntime", "huggingface_hub.utils.logging"}
 """Names that are written out where they are imported late."""
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
     """(dotted name, call), as written."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
@@ -39,36 +44,36 @@ def constant(call: ast.Call, name: str, place: int | None = None) -> object:
     return found[0].value if found and isinstance(found[0], ast.Constant) else (ast.unparse(found[0]) if found else None)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_that_is_read_is_run(path: Path) -> None:
-    imported = {
-        name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-    }
-    assert not {name.partition(".")[0] for name in imported} & RUNS_DATA
-    for name, call in calls(path):
-        if name == "yaml.load" and ast.unparse(call.args[1]) == "_Loader":  # see the test below
-            continue
-        assert name not in CALLS, f"line {call.lineno}: {name}"
-        assert not constant(call, "allow_pickle"), f"line {call.lineno}: {name}"
-        assert constant(call, "shell") in (None, False), f"line {call.lineno}: {name}"
+def test_nothing_that_is_read_is_run() -> None:
+    found = []
+    for path in FILES:
+        imports = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        modules = {a.name for n in imports if isinstance(n, ast.Import) for a in n.names}
+        modules |= {n.module or "" for n in imports if isinstance(n, ast.ImportFrom)}
+        found += [f"{path}: {name}" for name in modules if name.partition(".")[0] in RUNS_DATA]
+        for name, call in calls(path):
+            if name == "yaml.load" and ast.unparse(call.args[1]) == "_Loader":  # see the test below
+                continue
+            runs = name in CALLS or constant(call, "allow_pickle") or constant(call, "shell") not in (None, False)
+            found += [f"{path}:{call.lineno}: {name}"] if runs else []
+    assert found == []
 
 
 def test_our_yaml_is_safe_yaml() -> None:
     assert issubclass(yaml_text._Loader, yaml.SafeLoader)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_code_is_found_by_name_in_one_place_only(path: Path) -> None:
-    if str(path.relative_to(ROOT)) in IMPORTS_BY_NAME:
-        return
-    for name, call in calls(path):
-        if name.rpartition(".")[2] in ("import_module", "spec_from_file_location", "exec_module", "load_entry_point"):
-            assert constant(call, "name", 0) in LIBRARIES or str(path.relative_to(ROOT)).startswith(("rl/bench", "tools")), (
-                f"line {call.lineno}: {name}"
-            )
+def test_code_is_found_by_name_in_one_place_only() -> None:
+    names = {"import_module", "spec_from_file_location", "exec_module"}
+    found = [
+        f"{path}:{call.lineno}: {name}"
+        for path in FILES
+        if str(path.relative_to(ROOT)) not in IMPORTS_BY_NAME
+        and not str(path.relative_to(ROOT)).startswith(("rl/bench", "tools"))
+        for name, call in calls(path)
+        if name.rpartition(".")[2] in names and constant(call, "name", 0) not in LIBRARIES
+    ]
+    assert found == []
 
 
 def wants_encoding(name: str, call: ast.Call) -> bool:
@@ -89,6 +94,5 @@ def wants_encoding(name: str, call: ast.Call) -> bool:
     return bool(constant(call, "text") or constant(call, "universal_newlines"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_text_has_an_encoding(path: Path) -> None:
-    assert [f"line {call.lineno}: {name}" for name, call in calls(path) if wants_encoding(name, call)] == []
+def test_text_has_an_encoding() -> None:
+    assert [f"{p}:{c.lineno}: {name}" for p in FILES for name, c in calls(p) if wants_encoding(name, c)] == []

@@ -342,6 +342,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
     """One name, wherever people and strangers choose names."""
     right = {2} if label in REFUSED else {0}
+    shown = {2} if label == "surrogate" else {0}  # half a pair is no text of JSON
     project = place.root / "project"
 
     def recipe(tree: dict[str, Any]) -> Callable[[], None]:
@@ -352,7 +353,7 @@ def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
     yield Case(f"run method {label}", [*run, "-m", "none"], {2}, recipe(AEPO | {"methods": {name: {}}}))
     yield Case(f"run variant {label}", [*run, "-t", "none"], {2}, recipe(AEPO | {"variants": {name: {}}}))
     yield Case(f"run task {label}", run, {2}, recipe(AEPO | {"tasks": {name: {}}}))
-    yield Case(f"run budget {label}", [*run, "-b", name], {2}, recipe(TOY2D | {"description": name}))
+    yield Case(f"run budget {label}", [*run, "-b", name], {2} if name else {0}, recipe(TOY2D | {"description": name}))
     yield Case(f"list description {label}", ["list", "recipes", "--folder", "."], {0}, recipe(TOY2D | {"description": name}))
     yield Case(f"run component {label}", run, {2}, recipe(TOY2D | {"posterior": name}))
     yield Case(f"run grid {label}", [*run, "-g", f"omega={name}"], {2}, recipe(TOY2D))
@@ -364,14 +365,16 @@ def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
         folder = project / "stranger"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        (folder / "config.yaml").write_text(yaml.safe_dump({"task": "t", "x": name}), encoding="utf-8")
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({"task": name or "t", "method": name, "seed": 0, "x": name}), encoding="utf-8"
+        )
         stats = {"mean": 1.0, "std": 1.0, "episodes": 3}
         summary = {"task": name or "t", "method": name, "seed": 0, "headline": name, "policies": {name: stats}, "device": name}
         summary |= {"remarks": [name], "seconds": {name: 1.0}, "versions": {name: name}}
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         (folder / "metrics.jsonl").write_text(json.dumps({"phase": name, "step": 1, name: 1}) + "\n", encoding="utf-8")
 
-    yield Case(f"report {label}", ["report", "stranger", "-o", "out", "--title", name, "--reference", "none"], {0}, finished)
+    yield Case(f"report {label}", ["report", "stranger", "-o", "out", "--title", name, "--reference", "none"], shown, finished)
     yield Case(f"eval {label}", ["eval", "stranger"], {2}, finished)
 
     def references() -> None:
