@@ -340,7 +340,7 @@ def _fill(phase: Phase, tensors: Mapping[str, Tensor], path: str) -> None:
     """Load the learner, which must then say of itself what the tensors say: names, types, shapes and values. UserError where
     they do not fit, or are not finite.
     """
-    if bad := not_finite_in(tensors, unbounded(phase)):
+    if bad := not_finite_in(tensors):
         raise UserError(f"{path} is of no use: its tensor {bad} is not finite; remove it and run again", key=phase.name)
     wanted = group("learner", tensors)
     strange = [name for name in tensors if name.partition(".")[0] not in ("learner", "recent", "generator")]
@@ -360,11 +360,6 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.allclose(one.cpu(), other.cpu(), rtol=0, atol=0, equal_nan=True) if one.shape == other.shape else False
 
 
-def unbounded(phase: Phase) -> Sequence[str]:
-    """How the names of those tensors end that may rightly be infinite, of a learner that has some."""
-    return getattr(phase.learner, "unbounded", ())
-
-
 def _save(state: _Run) -> None:
     phase, progress = state.phase, state.progress
     tensors = {
@@ -372,7 +367,7 @@ def _save(state: _Run) -> None:
         **prefixed("recent", state.recent.sums),
         "generator": state.generator.get_state(),
     }
-    if bad := not_finite_in(tensors, unbounded(phase)):
+    if bad := not_finite_in(tensors):
         raise UserError(f"{bad.removeprefix('learner.')} is not finite at step {progress.step}; {REMEDY}", key=phase.name)
     about = {"step": progress.step, "seconds": progress.seconds, "notes": progress.notes, "counts": dict(state.recent.counts)}
     save_phase(state.run.folder, phase.name, tensors, {**about, "settings": state.settings, "made": progress.made})

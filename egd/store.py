@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from egd.checkpoint import Damaged, read_meta
+from egd.config import read_yaml
 from egd.errors import UserError
-from egd.files import sweep, write_atomic
-from egd.phases import Phase, key_of, unbounded
+from egd.files import sweep, write_atomic, write_text
+from egd.phases import Phase, key_of
 from egd.runs import RunFolder
 from egd.saved import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
 
 GIGABYTES = 20.0
 HOUR = 3600.0
+SUFFIXES = (".safetensors", ".jsonl", ".json")
+KEY = re.compile("[0-9a-f]{32}")
 
 
 def default_store() -> Store | None:
@@ -36,6 +41,12 @@ def default_store() -> Store | None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         return Store(caches / "egd" / "phases", size)
     return Store(Path(chosen).expanduser(), size) if chosen else None
+
+
+def _about(folder: RunFolder) -> dict[str, Any]:
+    """For people: the run that an entry comes from."""
+    config = read_yaml(folder.config) if folder.config.exists() else {}
+    return {key: config[key] for key in ("task", "kind", "seed") if key in config}
 
 
 @dataclass(frozen=True)
@@ -56,35 +67,24 @@ class Store:
         key, place = key_of(phase.made_of), folder.checkpoint(phase.name)
         if place.exists():
             return key if read_meta(place).get("store") == key else None
-        stored = self.path / f"{key}.safetensors"
+        stored, entry = self.path / f"{key}.safetensors", Entry(key, self.path, 0, 0.0)
         if not stored.exists():
             return None
         try:
-            tensors, meta, rows = self._whole(key, phase)
+            tensors, meta, rows = entry.whole()
+            if meta.step != phase.steps:
+                raise Damaged(f"{stored} is of step {meta.step} of {phase.steps}")
             os.utime(stored)
         except (UserError, OSError) as error:  # trained anew, it is put in its place
             say(f"{error}; phase '{phase.name}' is trained anew")
             with suppress(OSError):
-                stored.unlink()
+                entry.remove()
             return None
         for row in rows:
             folder.log(json.loads(row) | {"phase": phase.name})
         about = meta.model_dump(include={"step", "seconds", "notes", "made"})
         save_phase(folder, phase.name, tensors, about | {"settings": folder.settings(), "store": key})
         return key
-
-    def _whole(self, key: str, phase: Phase) -> tuple[dict[str, Tensor], Meta, list[bytes]]:
-        """A finished phase and its rows of the metrics. UserError where they are not what was put there, or no numbers."""
-        path, log = self.path / f"{key}.safetensors", self.path / f"{key}.jsonl"
-        tensors, meta = load_phase(path)
-        rows = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-        if len(rows) != meta.rows or digest_of_rows(rows) != meta.metrics:
-            raise Damaged(f"{log} is not what was put into the store")
-        if meta.step != phase.steps:
-            raise Damaged(f"{path} is of step {meta.step} of {phase.steps}")
-        if bad := not_finite_in(tensors, unbounded(phase)):
-            raise Damaged(f"{path} is of no use: its tensor {bad} is not finite")
-        return tensors, meta, rows
 
     def put(self, phase: Phase, folder: RunFolder) -> None:
         """Keep a phase that the run has finished, not one that began as another: a run may go on with other code, or on another
@@ -103,18 +103,63 @@ class Store:
         if digest_of_rows(rows) != meta["metrics"] or meta["made"] != key:
             return  # lost, or edited: nothing for other runs
         write_atomic(self.path / f"{key}.jsonl", b"".join(rows))
-        write_atomic(self.path / f"{key}.json", (json.dumps(phase.made_of, indent=2) + "\n").encode())
+        write_text(self.path / f"{key}.json", json.dumps(_about(folder) | {"made_of": phase.made_of}, indent=2) + "\n")
         write_atomic(stored, content)
-        self._forget()
+        self.keep(self.limit)
 
-    def _forget(self) -> None:
+    def entries(self) -> list[Entry]:
+        """All that is there, what was asked for last first."""
+        files: dict[str, list[Path]] = {}
+        for path in self.path.glob("*.*") if self.path.is_dir() else ():
+            if path.suffix in SUFFIXES and KEY.fullmatch(path.stem):
+                files.setdefault(path.stem, []).append(path)
         found = []
-        for entry in self.path.glob("*.safetensors"):
+        for key, paths in files.items():
             with suppress(FileNotFoundError):  # another run forgets too
-                found.append((entry.stat().st_mtime, entry.stat().st_size, entry))
-        total = 0
-        for _, size, entry in sorted(found, reverse=True):
-            total += size
-            if total > self.limit:
-                for suffix in (".safetensors", ".jsonl", ".json"):
-                    entry.with_suffix(suffix).unlink(missing_ok=True)
+                sizes = [path.stat() for path in paths]
+                found.append(Entry(key, self.path, sum(s.st_size for s in sizes), max(s.st_mtime for s in sizes)))
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+    def keep(self, size: float) -> list[Entry]:
+        """Remove what was not asked for the longest, until no more bytes are left than that; what was removed."""
+        total, removed = 0, []
+        for entry in self.entries():
+            total += entry.size
+            if total > size:
+                entry.remove()
+                removed.append(entry)
+        return removed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished phase in a store: bytes, and when it was asked for last, in seconds since 1970."""
+
+    key: str
+    folder: Path
+    size: int
+    used: float
+
+    def about(self) -> dict[str, Any]:
+        """What its run was, and ``made_of``; {} where that is lost."""
+        try:
+            found = json.loads((self.folder / f"{self.key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def whole(self) -> tuple[dict[str, Tensor], Meta, list[bytes]]:
+        """The phase and its rows of the metrics. Damaged where they are not what was put there, or no numbers."""
+        path, log = self.folder / f"{self.key}.safetensors", self.folder / f"{self.key}.jsonl"
+        tensors, meta = load_phase(path)
+        rows = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+        if len(rows) != meta.rows or digest_of_rows(rows) != meta.metrics:
+            raise Damaged(f"{log} is not what was put into the store")
+        if bad := not_finite_in(tensors):
+            raise Damaged(f"{path} is of no use: its tensor {bad} is not finite")
+        return tensors, meta, rows
+
+    def remove(self) -> None:
+        """All its files."""
+        for suffix in SUFFIXES:
+            (self.folder / f"{self.key}{suffix}").unlink(missing_ok=True)

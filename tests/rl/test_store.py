@@ -355,3 +355,39 @@ def test_a_killed_run_goes_on_with_what_it_reused(egd: Any, recipe: Path, tmp_pa
     assert exit_code(start(recipe, tmp_path / "whole", store, *long, "--fresh")) == 0
     assert reused(tmp_path / "killed" / RUN) == {"denoiser", "critic", "calibration"}
     assert_same(tmp_path / "whole" / RUN, tmp_path / "killed" / RUN)
+
+
+def test_the_store_is_listed_and_pruned(run: Any, kept: Path, egd: Any) -> None:
+    run("first")
+    names = {json.loads(path.read_text())["made_of"]["phase"]: path.stem for path in kept.glob("*.json")}
+    total = sum(path.stat().st_size for path in kept.iterdir())
+    shown = egd("store", "list").output
+    assert all(any(name in line and key in line for line in shown.splitlines()) for name, key in names.items())
+    assert "egd/maze2d/umaze-v0" in shown and "aepo" in shown and "of at most 20 GB" in shown
+    critic = kept / f"{names['critic']}.safetensors"
+    critic.write_bytes(critic.read_bytes()[:-1] + b"?")
+    assert f"removed {names['critic']}" in egd("store", "prune", "--damaged").output
+    assert {path.stem for path in kept.iterdir()} == set(names.values()) - {names["critic"]}
+    for path in kept.glob(f"{names['denoiser']}.*"):
+        os.utime(path, (0, 0))
+    assert "1 removed" in egd("store", "prune", "--older-than", "30").output
+    assert not list(kept.glob(f"{names['denoiser']}.*"))
+    assert "0 removed" in egd("store", "prune", "--keep-gb", str(total / 1e9)).output
+    assert "2 removed" in egd("store", "prune", "--all").output
+    assert list(kept.iterdir()) == []
+    refused = egd("store", "prune")
+    assert refused.exit_code == 2 and "--keep-gb" in refused.output
+
+
+def test_a_critic_that_is_not_a_number_is_said_and_trained_anew(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
+    from egd.checkpoint import load_checkpoint, save_checkpoint
+
+    assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
+    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
+    name = next(name for name, tensor in tensors.items() if "module" in name and tensor.is_floating_point())
+    save_checkpoint(kept / f"{key}.safetensors", {**tensors, name: tensors[name] * torch.nan}, meta)
+    second = egd("run", recipe, "--out", tmp_path / "second")
+    assert second.exit_code == 0 and f"{name} is not finite; phase 'critic' is trained anew" in second.output, second.output
+    assert reused(tmp_path / "second" / RUN) == PHASES - {"critic"}
+    assert_same(tmp_path / "first" / RUN, tmp_path / "second" / RUN)
