@@ -84,14 +84,14 @@ def wants_encoding(name: str, call: ast.Call) -> bool:
     if of and method in ("read_text", "write_text", "NamedTemporaryFile", "TemporaryFile"):
         mode = constant(call, "mode", 0) if method.endswith("File") else "r"
         return mode is not None and "b" not in str(mode)
-    if name == "open" or method == "open":
+    if name == "open" or (method == "open" and of != "os"):
         mode = constant(call, "mode", 1 if name == "open" else 0)
         return (
             (name == "open" or mode is not None or name.endswith("path.open"))
             and "b" not in str(mode or "r")
             and len(str(mode)) < 4
         )
-    return bool(constant(call, "text") or constant(call, "universal_newlines"))
+    return constant(call, "text") is True or constant(call, "universal_newlines") is True
 
 
 def test_text_has_an_encoding() -> None:

@@ -229,7 +229,7 @@ class Process:
 
     def said(self) -> str:
         """All that it printed."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def start(
@@ -278,7 +278,7 @@ def _watch_files(crash: Crash | None, ops: Path | None) -> None:
     def note(kind: str, target: Any) -> bool:
         count[kind] += 1
         if ops is not None:
-            with ops.open("a") as file:
+            with ops.open("a", encoding="utf-8") as file:
                 file.write(f"{kind} {target}\n")
         return crash is not None and count[kind] == crash.number
 

@@ -423,7 +423,7 @@ def references(work: Path) -> None:
     complete, stored, unfinished = work / "complete", work / "stored", work / "unfinished"
     made = start(run_line(complete), work / "log", {"EGD_STORE": str(complete / "store")}, ops=work / "ops")
     assert made.wait() == 0, made.said()
-    ops = [op for op in work.joinpath("ops").read_text().splitlines() if op.startswith("replace")]
+    ops = [op for op in work.joinpath("ops").read_text(encoding="utf-8").splitlines() if op.startswith("replace")]
     number = next(i + 1 for i, op in enumerate(ops) if "seed-1/checkpoints/energy" in op)
     stored.mkdir()
     shutil.move(complete / "store", stored / "store")

@@ -234,7 +234,7 @@ def metadata(folder: Path, rng: Rng) -> None:
     path = folder / "metadata.json"
     if not path.exists():
         return flip(folder, rng)
-    tree = json.loads(path.read_text())
+    tree = json.loads(path.read_text(encoding="utf-8"))
     key = str(rng.choice(sorted(tree)))
     nested = key.endswith("_space") or key == "env_spec"
     if nested and rng.random() < 0.8:
@@ -243,7 +243,7 @@ def metadata(folder: Path, rng: Rng) -> None:
         tree[key] = json.dumps(inner)
     else:
         _change(tree, rng, key)
-    path.write_text(json.dumps(tree))
+    path.write_text(json.dumps(tree), encoding="utf-8")
 
 
 def _change(tree: Any, rng: Rng, key: str | None = None) -> None:

@@ -70,7 +70,7 @@ def command(case: Case, folder: Path, again: bool = False) -> list[str]:
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         recipe.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(case.recipe)
+        recipe.write_text(case.recipe, encoding="utf-8")
     resume = ["--resume"] if again and case.command == "run" else []
     return [case.command, str(recipe), "--out", str(folder / "out"), "--device", "cpu", *case.arguments, *resume]
 
@@ -87,7 +87,7 @@ def reference(case: Case, work: Path) -> Reference:
     process = start(command(case, folder), folder / "log", environment(case, folder), ops=ops)
     if process.wait() != 0:
         raise RuntimeError(f"{case.name} fails undisturbed:\n{process.said()[-2000:]}")
-    return Reference(case, folder, time.monotonic() - began, ops.read_text().splitlines())
+    return Reference(case, folder, time.monotonic() - began, ops.read_text(encoding="utf-8").splitlines())
 
 
 def strike(process: Process, style: str, ref: Reference, folder: Path, chance: random.Random) -> bool:
