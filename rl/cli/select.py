@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,8 +49,8 @@ def select(
     from rl.selection.offline_selection import select as judge
 
     with user_errors():
-        if beta is not None and not beta > 0:
-            raise UserError(f"{beta:g} is no inverse temperature: it is positive", key="--beta")
+        if beta is not None and not 0 < beta < inf:
+            raise UserError(f"{beta:g} is no inverse temperature: it is positive and finite", key="--beta")
         settings = Settings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
         with trusting(trust_code):
             found = judge(runs, settings, Reporter(console))
