@@ -49,7 +49,7 @@ def _of_behaviour(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
     generator = torch.Generator(rows.state.device).manual_seed(0)
     with warnings.catch_warnings():  # of what is counted here
         warnings.simplefilter("ignore", SamplingWarning)
-        actions = behaviour.actions(rows.state[: ROWS // 4], 1, generator)[:, 0]
+        actions = behaviour.actions(rows.state[: ROWS // 4], 1, generator).reshape(-1, *behaviour.low.shape)  # or rows of plans
     margin = 0.1 * (behaviour.high - behaviour.low)
     beyond = (actions < behaviour.low - margin) | (actions > behaviour.high + margin) | ~actions.isfinite()
     yield "actions_out_of_range", Vital(beyond.float().mean(), warn=0.5, remedy=POLICY_REMEDY)

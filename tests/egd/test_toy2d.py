@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from egd import cli
 from egd.toy2d import DATA_SETS, DataSet, Draws, find_data_set
 from egd.toy2d.figure import samples_figure
+from tests.processes import exit_code, start_egd
 
 NAMES = sorted(DATA_SETS)
 RECIPE = """
@@ -275,3 +276,19 @@ def test_the_figure_says_how_many_samples_it_cannot_show(tmp_path: Path) -> None
         patch.setattr(Figure, "savefig", spy)
         samples_figure(find_data_set("moons"), {"exact": {0: points[:2]}, "mine": {0: points}}, tmp_path / "f.png")
     assert texts == ["50 % out of sight"]
+
+
+def test_a_seed_gives_the_same_in_another_process_however_often_it_logs_and_saves(recipe: Path, tmp_path: Path) -> None:
+    found = []
+    for i, settings in enumerate([("log_every=10", "checkpoint_every=10"), ("log_every=3", "checkpoint_every=7")]):
+        chosen = [part for setting in settings for part in ("--set", setting)]
+        process = start_egd("run", recipe, "--task", "moons", "--device", "cpu", "--out", tmp_path / str(i), *chosen)
+        assert exit_code(process) == 0
+        run = tmp_path / str(i) / "moons" / "seed-0"
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        results = {name: {b: r["w2"] for b, r in by_beta.items()} for name, by_beta in summary["results"].items()}
+        found.append((results, {path.name: load_file(path) for path in sorted((run / "checkpoints").glob("*.safetensors"))}))
+    (results, weights), (again, others) = found
+    assert results == again and weights.keys() == others.keys() and len(weights) > 2
+    for name, tensors in weights.items():
+        assert all(torch.equal(tensor, others[name][key]) for key, tensor in tensors.items() if key.startswith("learner."))
