@@ -88,8 +88,10 @@ def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> Ru
     agent = agent_kind(tree)
     tree = without_nulls(agent.Config.completed(tree), "variants")
     if "variants" in tree:
-        headline = tree.get("guidance") or {}
-        tree = {**tree, "variants": {k: merge(headline, v) for k, v in mappings(tree, "variants", source).items()}}
+        variants, headline = mappings(tree, "variants", source), tree.get("guidance") or {}
+        if isinstance(headline, Mapping):
+            variants = {name: merge(headline, over) for name, over in variants.items()}
+        tree = {**tree, "variants": variants}
     config: RunConfig = validate(agent.Config, tree, source, given)
     check_names(config)
     agent.check(config)

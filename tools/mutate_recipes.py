@@ -104,14 +104,17 @@ def plan(tree: Mapping[str, Any], source: str, settings: list[str], chosen: Mapp
 
 
 @cache
-def bases() -> list[Base]:
+def bases() -> list[list[Base]]:
     """All recipes, the first task of each with each of its methods."""
-    found = []
-    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
-        tree = read_yaml(path)
-        for method in list(tree.get("methods") or {}) or [None]:
-            chosen: dict[str, Any] = {"tasks": [next(iter(tree["tasks"]))], "methods": [method] if method else []}
-            found.append(Base(path, tree, chosen, plan(tree, str(path), [], chosen)))
+    return [of_recipe(path) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
+
+
+def of_recipe(path: Path) -> list[Base]:
+    """The same of one recipe."""
+    tree, found = read_yaml(path), list[Base]()
+    for method in list(tree.get("methods") or {}) or [None]:
+        chosen: dict[str, Any] = {"tasks": [next(iter(tree["tasks"]))], "methods": [method] if method else []}
+        found.append(Base(path, tree, chosen, plan(tree, str(path), [], chosen)))
     return found
 
 
@@ -371,7 +374,7 @@ def campaign(cases: range, seed: int) -> tuple[Counter[tuple[str, str]], list[st
     with tempfile.TemporaryDirectory() as folder:
         for number in cases:
             rng = random.Random(f"{seed}/{number}")
-            base, mutation = rng.choice(bases()), rng.choice(MUTATIONS)
+            base, mutation = rng.choice(rng.choice(bases())), rng.choice(MUTATIONS)
             case = mutation(base, rng)
             outcome, words = judge(base, case, Path(folder))
             counts[mutation.__name__, outcome] += 1

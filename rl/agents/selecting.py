@@ -46,7 +46,10 @@ class SelectingConfig(ValuedConfig):
         if not isinstance(value, Mapping) or not isinstance(value.get("selections"), Mapping):
             return value
         headline = cls.completed(value).get("selection") or {}
-        return {**value, "selections": {name: merge(headline, over or {}) for name, over in value["selections"].items()}}
+        if not isinstance(headline, Mapping):
+            return value
+        own = {k: merge(headline, v or {}) if isinstance(v, Mapping | None) else v for k, v in value["selections"].items()}
+        return {**value, "selections": own}
 
     @field_validator("selections")
     @classmethod

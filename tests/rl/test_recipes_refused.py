@@ -48,10 +48,19 @@ def refused(*settings: str, name: str = "quickstart", **options: Any) -> str:
         ("guidance.energy.samples=-5", "--set guidance.energy.samples: -5 does not fit"),
         ("variants={a: 5}", "--set: variants.a: got 5; write"),
         ("data.reward_scale=.nan", "--set: data.reward_scale: got nan"),
+        ("guidance=[1]", "--set: guidance: got [1]; input should be a valid dictionary"),
+        ("guidance=5", "--set: guidance: got 5"),
     ],
 )
 def test_a_key_that_cannot_be_set_and_a_value_that_cannot_be_meant_blame_the_option(setting: str, message: str) -> None:
     assert message in refused(setting)
+
+
+@pytest.mark.parametrize("settings", [("selections={guided: [1]}",), ("selection=5", "selections={a: {}}")])
+def test_a_selection_of_another_form_is_named(settings: tuple[str, ...]) -> None:
+    assert "input should be a valid dictionary" in refused(
+        *settings, name="benchmark", methods=["idql"], tasks=["hopper-medium"]
+    )
 
 
 def test_constraints_hold_in_settings_that_components_take_from_sections() -> None:
