@@ -18,6 +18,10 @@ from egd.tensors import transformed
 from egd.types import Context, Denoiser, Energy, Gaussian, GuidanceRule, Posterior, TimedEnergy
 
 
+class ContractError(ValueError):
+    """What a user's function gave is not what its contract says."""
+
+
 def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
     """Evaluate E(x_0, c), (B, ...) -> (B,). ValueError for another shape, or for no graph where x_0 is differentiated."""
     values = energy(x0, c)
@@ -60,23 +64,23 @@ def guided_score(rule: GuidanceRule, score: Tensor, slope: Tensor, t: Tensor) ->
 def check_rows(values: Any, x: Tensor, of: object) -> None:
     """Raise ValueError, naming whose they are, unless ``values`` are one number a row of x (B, ...)."""
     if not isinstance(values, Tensor):
-        raise ValueError(f"{name_of(of)} gave {type(values).__name__}, not a tensor of one number a row")  # noqa: TRY004
+        raise ContractError(f"{name_of(of)} gave {type(values).__name__}, not a tensor of one number a row")
     if values.shape != x.shape[:1]:
         rows = len(x)
         remedy = "end with .squeeze(-1)" if values.shape == (rows, 1) else "sum over the axes of the event, not over the rows"
-        raise ValueError(
+        raise ContractError(
             f"{name_of(of)} gave the shape {tuple(values.shape)} for {rows} rows {tuple(x.shape)}: "
             f"it must be one number a row, ({rows},); {remedy}"
         )
     if not values.is_floating_point():
-        raise ValueError(f"{name_of(of)} gave {values.dtype}: whole numbers have no gradient; give floating-point numbers")
+        raise ContractError(f"{name_of(of)} gave {values.dtype}: whole numbers have no gradient; give floating-point numbers")
 
 
 def check_like(values: Any, x: Tensor, of: object) -> None:
     """Raise ValueError, naming whose they are, unless ``values`` have the shape of x."""
     if not isinstance(values, Tensor) or values.shape != x.shape:
         given = f"the shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name_of(of)} gave {given} where {tuple(x.shape)} was due, the shape of what it was given")
+        raise ContractError(f"{name_of(of)} gave {given} where {tuple(x.shape)} was due, the shape of what it was given")
 
 
 def _check_graph(values: Tensor, x: Tensor, of: object, by: str) -> None:
@@ -84,7 +88,7 @@ def _check_graph(values: Tensor, x: Tensor, of: object, by: str) -> None:
         return
     if transformed() and not torch._C._functorch.is_functorch_wrapped_tensor(x):
         return  # differentiated outside this transform, whose results carry no flag
-    raise ValueError(
+    raise ContractError(
         f"{name_of(of)} has no gradient by {by}, and guidance is that gradient: "
         "look for a comparison, argmax, rounding, detach(), no_grad() or NumPy in it. "
         "An energy of steps can be smoothed, or guide by support_samples, which only looks at its values"

@@ -27,6 +27,7 @@ from egd.selection import Weights, energy_weights
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.data import DataSet
 from egd.training import DenoiserLearner, EnergyLearner, Fit, Metrics
+from egd.trial import Trial
 from egd.types import Denoiser, Schedule, TimedEnergy
 from egd.wrappers import Clip
 
@@ -59,6 +60,9 @@ def check_components(config: Toy2dConfig) -> None:
     choose(Spec(config.sampler.name, {}), "sampler.name")
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, {"omega"}, "rule")
+    trial = Trial((2,), schedule)
+    trial.posterior(config.posterior.spec, "posterior")
+    trial.rule(config.rule.spec, "rule")
     check_titles(config.estimators, (EXACT, UNGUIDED))
     for title, estimator in config.estimators.items():
         known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
@@ -67,6 +71,8 @@ def check_components(config: Toy2dConfig) -> None:
                 f"no energy is called '{estimator.name}'; {nearest(estimator.name, known)}", key=f"estimators.{title}"
             )
         validate(registry_of(estimator.name), estimator.spec, PARTS, f"estimators.{title}")
+        if estimator.name != WEIGHTED:
+            trial.energy(estimator.spec, f"estimators.{title}")
 
 
 class Toy2dModel:

@@ -21,6 +21,7 @@ from egd.phases import Phase
 from egd.posteriors import residual
 from egd.safe_names import module_name
 from egd.training import EnergyLearner, Fit
+from egd.trial import Trial
 from egd.types import Context, TimedEnergy
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
@@ -44,6 +45,7 @@ class GuidedAgent(ValuedAgent):
     def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         betas = {_of(name): torch.tensor(arm.beta) for name, arm in config.arms.items()}
+        self._try_components()
         self.betas = nn.ParameterDict(betas).requires_grad_(False)
         self.energies = {name: self._energy_learner(name) for name in self._networks().values()}
 
@@ -66,6 +68,15 @@ class GuidedAgent(ValuedAgent):
         trained = {name: _trained(arm, betas) for name, arm in config.arms.items()}
         rest = {key: value for key, value in super().alike(config).items() if key not in ("guidance", "variants")}
         return {**rest, "arms": trained}
+
+    def _try_components(self) -> None:
+        """Try components of the user's own on two rows of made-up data. UserError for one that breaks its contract."""
+        trial = Trial((self.actions,), self.schedule, torch.zeros(2, self.states))
+        for name, guidance in self.config.arms.items():
+            key = "guidance" if name == "guided" else f"variants.{name}"
+            trial.energy(guidance.energy.spec, f"{key}.energy")
+            trial.posterior(guidance.posterior.spec, f"{key}.posterior")
+            trial.rule(guidance.rule.spec, f"{key}.rule")
 
     # -- parts ---------------------------------------------------------------------------------------------------
 

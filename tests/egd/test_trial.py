@@ -1,0 +1,97 @@
+"""Components of a user's own are tried on two rows before anything is trained: what breaks a contract is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from egd.components import Spec
+from egd.errors import UserError
+from egd.schedules import FlowMatching, VPLinear
+from egd.toy2d.config import Toy2dConfig
+from egd.toy2d.model import check_components
+from egd.trial import Trial
+
+SOURCE = """
+import torch
+from egd.posteriors import IsotropicGaussian
+
+class Good:
+    def __init__(self, energy, denoiser, beta=1.0): self.energy, self.denoiser, self.beta = energy, denoiser, beta
+    def __call__(self, x, t, c=None): return self.beta * self.energy(self.denoiser(x, t, c), c)
+
+class Column(Good):
+    def __call__(self, x, t, c=None): return super().__call__(x, t, c)[:, None]
+
+class Detached(Good):
+    def __call__(self, x, t, c=None): return super().__call__(x.detach(), t, c)
+
+class Flat(Good):
+    def __call__(self, x, t, c=None): return x.round().flatten(1).sum(1)
+
+class Infinite(Good):
+    def __call__(self, x, t, c=None): return super().__call__(x, t, c) / 0
+
+class Wants(Good):
+    def __call__(self, x, t, c=None): return self.energy.something_else(x)
+
+class Loss:
+    def __init__(self, energy): self.energy = energy
+    def loss(self, network, x0, x, t, c, generator): return (network(x, t, c) - self.energy(x0, c)).square(), {}
+
+def posterior(denoiser): return lambda x, t, c=None: IsotropicGaussian(denoiser(x, t, c), t[:, None])
+
+def rule(omega): return lambda score, slope, t: slope.sum(1)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    return f"{tmp_path}/mine.py"
+
+
+@pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Column", "Column .*one number a row"),
+        ("Detached", "Detached .*no gradient by x_t"),
+        ("Flat", "Flat .*gradient of zero at every time"),
+        ("Infinite", "Infinite .*not finite"),
+        ("Loss", "Loss .*no single number"),
+    ],
+)
+def test_an_energy_that_breaks_its_contract_is_named(mine: str, name: str, words: str, event: tuple[int, ...]) -> None:
+    before = torch.random.get_rng_state()
+    for schedule in (VPLinear(), FlowMatching()):
+        with pytest.raises(UserError, match=words) as error:
+            Trial(event, schedule, torch.zeros(2, 5)).energy(Spec(f"{mine}:{name}", {}), "guidance.energy")
+        assert error.value.key == "guidance.energy"
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_is_sound_or_asks_for_more_than_the_stand_ins_passes(mine: str) -> None:
+    trial = Trial((2,), VPLinear())
+    for name in ("Good", "Wants"):
+        trial.energy(Spec(f"{mine}:{name}", {}), "k")
+    trial.energy(Spec("sum", {"energies": [f"{mine}:Good", "support_samples", "second_order"]}), "k")
+    with pytest.raises(UserError, match="one number a row"):  # a nested one is tried too
+        trial.energy(Spec("sum", {"energies": ["dps", f"{mine}:Column"]}), "k")
+
+
+def test_posteriors_and_rules_are_tried_too(mine: str) -> None:
+    trial = Trial((2,), VPLinear())
+    with pytest.raises(UserError, match=r"posterior.*gave the shape \(2, 2\)"):
+        trial.posterior(Spec(f"{mine}:posterior", {}), "posterior")
+    with pytest.raises(UserError, match=r"rule.*gave the shape"):
+        trial.rule(Spec(f"{mine}:rule", {}), "rule")
+
+
+def test_a_recipe_is_refused_before_anything_is_trained(mine: str) -> None:
+    config = Toy2dConfig.model_validate({"experiment": "toy2d", "task": "8gaussians", "estimators": {"mine": f"{mine}:Column"}})
+    with pytest.raises(UserError, match="one number a row") as error:
+        check_components(config)
+    assert error.value.key == "estimators.mine"
