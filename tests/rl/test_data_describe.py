@@ -80,6 +80,6 @@ def test_json_and_figure_are_written(egd: Any, tmp_path: Path, monkeypatch: pyte
     )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert "█" in result.output and "return at 5, 25, 50, 75, 95 %" in result.output
-    for option, file in (("--json", tmp_path / "no" / "a.json"), ("--figure", tmp_path / "a.nonsense")):
+    for option, file in (("--json", tmp_path / "a.png" / "a.json"), ("--figure", tmp_path / "a.nonsense")):
         failed = egd("data", "describe", "egd/maze2d/umaze-v7", option, file)
         assert failed.exit_code == 2 and "cannot write" in failed.output
