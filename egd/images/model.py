@@ -24,6 +24,7 @@ from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
 from egd.sections import check_titles
 from egd.training import DenoiserLearner, Fit, Metrics
+from egd.trial import Trial
 from egd.types import Context, Denoiser, Energy, Posterior, Support
 
 DATA = Registry("set of images", "egd.images.data", ("split",))
@@ -37,7 +38,7 @@ M = TypeVar("M", bound=nn.Module)
 def check_components(config: ImagesConfig) -> None:
     """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
     validate(DATA, config.data.spec, set(), "data")
-    make_schedule(config)
+    trial = Trial((1, 8, 8), make_schedule(config))
     for name, target in config.targets.items():
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
     check_titles(config.estimators, (DATA_ROW, UNGUIDED))
@@ -45,6 +46,8 @@ def check_components(config: ImagesConfig) -> None:
         validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
         validate(RULES, estimator.rule.spec, {"omega"}, f"estimators.{name}.rule")
+        trial.energy(estimator.guidance.spec, f"estimators.{name}.guidance")
+        trial.rule(estimator.rule.spec, f"estimators.{name}.rule")
         if not isinstance(estimator.clip_x0, bool):
             validate(WRAPPERS, estimator.clip_x0.spec, {"denoiser", "low", "high"}, f"estimators.{name}.clip_x0")
 

@@ -363,6 +363,15 @@ def test_an_energy_of_ones_own_is_tried_before_anything_is_trained(
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
+def test_an_estimator_of_ones_own_is_tried_before_anything_is_trained(run: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    lines = ["class Mine:", "    def __init__(self, energy):", "        self.energy = energy"]
+    file.write_text("\n".join([*lines, "    def __call__(self, x, t, c=None):", "        return self.energy(x, c)[:, None]"]))
+    result = run("--set", f"estimators.dps.guidance={file}:Mine")
+    assert result.exit_code == 2 and "(2, 1)" in " ".join(result.output.split()), result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_mosaic_keeps_every_image_in_its_place() -> None:
     images = torch.rand(5, 1, 3, 3)
     whole = mosaic(images, 3)
