@@ -16,11 +16,8 @@ from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
 from egd.files import write_atomic
 from egd.locks import locked
-from egd.summaries import Frozen, digest, read_summary
+from egd.summaries import HOW, Frozen, agree, digest, digest_of, flatten, read_summary
 from egd.trust import record
-
-HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
-"""Keys that say how a run is computed, not what: a run may go on with other values of them."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +148,23 @@ class RunFolder:
             write_atomic(self.metrics, content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Atomically, with a digest of it. A number that is not finite is written as null, and its key named."""
-        found = not_finite(summary)
+        """Atomically, with a digest of it and of the run's settings. A number that is not finite is written as null, and its
+        key named.
+        """
+        found, settings = not_finite(summary), self.settings()
+        summary = {**summary, **({"settings": settings} if settings else {})}
         whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
         write_atomic(self.summary, (json.dumps({**whole, "digest": digest(whole)}, indent=2, allow_nan=False) + "\n").encode())
 
     def read_summary(self, schema: type[Frozen] = Frozen) -> dict[str, Any] | None:
-        """None where the run is not complete. UserError where the file is damaged, or does not fit the schema."""
-        return read_summary(self.summary, schema)[0] if self.summary.exists() else None
-
-
-def digest_of(config: Tree) -> str:
-    """Of settings, less ``HOW``."""
-    return digest({key: value for key, value in flatten(config).items() if key not in HOW})
+        """None where the run is not complete. UserError where the file is damaged, another run's or of another form."""
+        if not self.summary.exists():
+            return None
+        tree = read_summary(self.summary, schema)[0]
+        if self.config.exists() and (problem := agree(read_yaml(self.config), tree)):
+            remedy = "put the right one back, or remove it and go on with --resume"
+            raise Damaged(f"{self.summary} is not of this run: {problem}; {remedy}")
+        return tree
 
 
 def not_finite(tree: Any, key: str = "") -> list[str]:
@@ -189,14 +190,3 @@ def _with_nulls(tree: Any) -> Any:
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [_with_nulls(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{head}{key}."))
-        else:
-            flat[head + str(key)] = value
-    return flat

@@ -55,6 +55,8 @@ class Common(Frozen):
     seconds: dict[str, FiniteFloat] = {}
     versions: dict[str, str] = {}
     device: str = ""
+    settings: str = ""
+    """The digest of those of its run; empty in summaries from before there was one."""
 
 
 class Summary(Common):
@@ -139,10 +141,31 @@ def _reason(error: Exception) -> str:
     return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
-def agree(config: Mapping[str, Any], summary: Common) -> str | None:
+def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
     """How a run's settings and its result contradict each other; None where they do not."""
     for key in ("task", "seed"):
-        found = getattr(summary, key)
-        if config.get(key) != found:
-            return f"config.yaml has {key} {config.get(key)!r}, summary.json {found!r}"
+        if key in summary and config.get(key) != summary[key]:
+            return f"config.yaml has {key} {config.get(key)!r}, summary.json {summary[key]!r}"
+    if summary.get("settings") and summary["settings"] != digest_of(config):
+        return "summary.json is of other settings than config.yaml has"
     return None
+
+
+HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
+"""Keys that say how a run is computed, not what: a run may go on with other values of them."""
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """Of settings, less ``HOW``."""
+    return digest({key: value for key, value in flatten(config).items() if key not in HOW})
+
+
+def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{head}{key}."))
+        else:
+            flat[head + str(key)] = value
+    return flat

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from egd.errors import UserError
 from egd.report.tables import means
+from egd.runs import RunFolder
 from egd.summaries import Common, Summary, read_summary
 
 
@@ -26,15 +27,18 @@ def means_below(out: Path) -> Means:
     damaged: list[str] = []
     for path in sorted(out.rglob("summary.json")):
         try:
-            tree, _ = read_summary(path, Common)
-            if "policies" in tree:
+            tree = RunFolder(path.parent).read_summary(Common)
+            if tree is not None and "policies" in tree:
                 summaries.append(read_summary(path, Summary)[1])
-                cells.append(cell_of(path.relative_to(out)))
+                cells.append(cell_of(path.relative_to(out), summaries[-1].method))
         except UserError as error:
             damaged.append(str(error))
     return Means(means(summaries, cells), damaged)
 
 
-def cell_of(path: Path) -> dict[str, str]:
-    """The grid's keys and values, as folders of a run are named after them."""
-    return dict(part.split("=", 1) for part in path.parts if "=" in part)
+def cell_of(path: Path, method: str) -> dict[str, str]:
+    """The grid's keys and values, as folders of a run are named after them; the method's own may have the same form."""
+    parts = [*path.parts]
+    if method in parts:
+        parts.remove(method)
+    return dict(part.split("=", 1) for part in parts if "=" in part)

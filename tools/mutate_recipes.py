@@ -30,7 +30,7 @@ from egd import experiments
 from egd.config import read_yaml, to_yaml
 from egd.errors import UserError
 from egd.experiments import Options
-from egd.runs import flatten
+from egd.summaries import flatten
 
 Tree = dict[str, Any]
 Random = random.Random

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from egd.config import read_yaml
 from egd.errors import UserError
-from egd.runs import HOW, flatten
-from egd.summaries import Common, Summary, agree, read_metrics, read_summary
+from egd.summaries import HOW, Common, Summary, agree, flatten, read_metrics, read_summary
 
 IGNORED = HOW | {"seed", "task"}
 """Keys that do not make another method of a method."""
@@ -89,10 +88,10 @@ def _read(folder: Path) -> Run:
     config = folder / "config.yaml"
     if not config.exists():
         raise UserError("it has a summary.json but no config.yaml; put that back from a copy")
-    _, summary = read_summary(folder / "summary.json", Summary)
+    result, summary = read_summary(folder / "summary.json", Summary)
     read_metrics(folder / "metrics.jsonl")  # a figure is drawn of them
     tree = read_yaml(config)
-    if problem := agree(tree, summary):
+    if problem := agree(tree, result):
         raise UserError(f"{problem}: a file is another run's; put the right one back, or run it again")
     return Run(folder, summary, flatten(tree))
 

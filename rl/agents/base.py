@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from egd.phases import Phase, key_of, seed_of
-from egd.runs import HOW
 from egd.sources import Sources, UnknownCode
+from egd.summaries import HOW
 from egd.training import Learner
 from rl.config import CriticConfig, RunConfig
 from rl.critics.choice import critic_settings

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from egd.errors import UserError
-from egd.runs import RunFolder, flatten
+from egd.runs import RunFolder
+from egd.summaries import flatten
 
 CONFIG = {"seed": 1, "agent": {"energy": {"beta": 3.0}, "omegas": [1, 2]}, "empty": {}}
 

@@ -204,6 +204,21 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
             folder.read_summary()
 
 
+@pytest.mark.parametrize("other", [{"lr": 2.0}, {"seed": 4}, {"task": "b"}])
+def test_a_summary_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    settings = {"task": "a", "seed": 3, "lr": 1.0, "device": "cpu"}
+    folders = [RunFolder(tmp_path / str(i)) for i in range(3)]
+    for folder, changed in zip(folders, ({}, other, {"device": "cuda"}), strict=True):
+        folder.open(settings | changed, resume=False)
+        folder.write_summary({"task": folder.path.name, "seed": 3} | settings | changed | {"score": 1.0})
+    one, another, elsewhere = folders
+    one.summary.write_bytes(elsewhere.summary.read_bytes())
+    assert one.read_summary() == elsewhere.read_summary()
+    one.summary.write_bytes(another.summary.read_bytes())
+    with pytest.raises(Damaged, match=r"0/summary\.json is not of this run"):
+        one.read_summary()
+
+
 def test_a_row_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="guided@1 is not finite") as info:
         RunFolder(tmp_path).log({"phase": "eval", "guided@1": math.inf})
