@@ -345,7 +345,7 @@ def differences(reference: Path, other: Path) -> list[str]:
     compare("tensors", below(reference, checkpoints(reference)), below(other, checkpoints(other)), same_tensors)
     for name, same in (("summary.json", same_results), ("metrics.jsonl", same_bytes), ("config.yaml", same_bytes)):
         compare(name, below(reference, reference.rglob(name)), below(other, other.rglob(name)), same)
-    left = [path for path in other.rglob("*") if path.name.endswith(".part") or path.name.startswith(".partial")]
+    left = [path for path in other.rglob("*") if path.name.startswith((".part", ".lock"))]
     return found + [f"{path} was left behind" for path in left]
 
 

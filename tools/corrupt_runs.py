@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -299,12 +300,17 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else None
 
 
-def same(command: str, ran: Ran, sound: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the result is the sound one; of a command that leaves the damaged run out, that of the other."""
+def same(command: str, ran: Ran, sound: Mapping[str, Any], damaged: Path) -> bool:
+    """Whether the result is the sound one; of a command that leaves the damaged run out, that of the other. Showing a finished
+    run reads no checkpoint: one that was ``damaged`` may stay as it is.
+    """
     if command in ("resume", "show", "from the store"):
         reference = {name: path for name, path in sound[command].items() if name in ran.result}
         wanted = {"seed-1"} if ran.code else {"seed-0", "seed-1"}
-        return wanted <= ran.result.keys() and all(_same_run(path, ran.result[name]) for name, path in reference.items())
+        unread = damaged if command == "show" else None
+        return wanted <= ran.result.keys() and all(
+            _same_run(path, ran.result[name], unread) for name, path in reference.items()
+        )
     if ran.code and command == "select":
         return ran.result is None or ran.result == sound["select alone"]
     if command == "report":
@@ -317,22 +323,23 @@ def same(command: str, ran: Ran, sound: Mapping[str, Any], folder: Path) -> bool
     return bool(ran.result == sound[command])
 
 
-def _same_run(one: Path, other: Path) -> bool:
+def _same_run(one: Path, other: Path, unread: Path | None) -> bool:
     try:
         if results(one / "summary.json") != results(other / "summary.json"):
             return one.name == "seed-0" and "out" in other.parts and not _readable(other)
     except ValueError:
         return True  # still damaged, as it was refused
     pairs = [(p, other / p.relative_to(one)) for p in checkpoints(one)]
-    return all(not q.exists() or _same_or_damaged(p, q) for p, q in pairs)
+    return all(q == unread or not q.exists() or _same_or_damaged(p, q) for p, q in pairs)
 
 
 def _readable(run: Path) -> bool:
     from egd.errors import UserError
-    from egd.summaries import Summary, read_summary
+    from egd.runs import RunFolder
+    from egd.summaries import Summary
 
     try:
-        read_summary(run / "summary.json", Summary)
+        RunFolder(run).read_summary(Summary)
     except UserError:
         return False
     return True
@@ -395,7 +402,7 @@ def trial(task: Task) -> tuple[Task, str, str]:
 def _outcome(task: Task, ran: Ran, folder: Path) -> str:
     if "Traceback (most recent call last)" in ran.said or ran.code not in (0, 2):
         return "TRACEBACK"
-    if not same(task.command, ran, SOUND, folder):
+    if not same(task.command, ran, SOUND, folder / task.path):
         return "SILENTLY WRONG"
     if ran.code:
         return "refused, and said"
@@ -424,11 +431,15 @@ def references(work: Path) -> None:
     made = start(run_line(complete), work / "log", {"EGD_STORE": str(complete / "store")}, ops=work / "ops")
     assert made.wait() == 0, made.said()
     ops = [op for op in work.joinpath("ops").read_text(encoding="utf-8").splitlines() if op.startswith("replace")]
-    number = next(i + 1 for i, op in enumerate(ops) if "seed-1/checkpoints/energy" in op)
+    first = f"{SEED0}/checkpoints/energy"  # of a phase that has steps left, and a checkpoint before it
+    number = [i + 1 for i, op in enumerate(ops) if first in op][1]
     stored.mkdir()
     shutil.move(complete / "store", stored / "store")
-    cut = start(run_line(unfinished), work / "log", {"EGD_STORE": ""}, crash=Crash("after", number))
-    cut.wait()
+    store = {"EGD_STORE": str(unfinished / "store")}  # with one, as the operations were counted
+    cut = start(run_line(unfinished), work / "log", store, crash=Crash("after", number))
+    assert cut.wait() == -signal.SIGKILL, cut.said()
+    assert not [*unfinished.rglob("summary.json")], "it is finished"
+    shutil.rmtree(unfinished / "store")
     for name in COMMANDS:
         SOUND[name] = _sound(name, work, complete)
     SOUND["resume"] = SOUND["from the store"] = SOUND["show"]

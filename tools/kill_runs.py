@@ -133,7 +133,9 @@ def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
         if strike(process, how, ref, folder, chance):
             result.kills += 1
             again = True
-            result.codes += [process.code or 0] if how == "SIGTERM" else []
+            if how == "SIGTERM":
+                result.codes.append(process.code or 0)
+                _judge(process, result)
         elif again:
             break  # it went on to its end between two kills
         else:
@@ -148,6 +150,13 @@ def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
     if not result.faults:
         shutil.rmtree(folder)
     return result
+
+
+def _judge(process: Process, result: Trial) -> None:
+    """Told to end, a run says so and exits as shells expect, unless it had not begun, or had ended, by then."""
+    said = process.said()
+    if process.code not in (143, 0, -signal.SIGTERM) or "Traceback" in said:
+        result.faults.append(f"SIGTERM ends with code {process.code}: {said[-600:]}")
 
 
 WORK: list[Path] = []

@@ -273,6 +273,36 @@ def test_iql_and_iql_online_share_what_is_trained_offline(recipe: Path) -> None:
     assert online == {**offline, "online": key_of(None)}
 
 
+ONLINE = (
+    "kind=iql_online",
+    "actor={width: 16, steps: 10}",
+    "online.generator={name: edis, reach: 10, denoiser: {width: 16, blocks: 2, steps: 20, batch: 32}}",
+)
+OF_GENERATORS = {
+    "denoiser.lr=0.01": True,
+    "denoiser.width=8": True,
+    "denoiser.prediction=sample": True,
+    "denoiser.steps=21": True,
+    "schedule=vp_linear": True,
+    "terminal=computed": True,
+    "refresh_steps=7": False,  # all that comes later is of the phase online, which no other run takes
+    "samples=9": False,
+    "ratio.lr=0.01": False,
+    "energy=cep": False,
+}
+
+
+def test_what_an_online_generator_learns_offline_rests_on_the_settings_of_its_model(recipe: Path) -> None:
+    before = keys(recipe, *ONLINE)
+    assert {*before} == {"critic", "policy", "generator", "online"}
+    assert before["online"] == key_of(None)
+    for setting, changes in OF_GENERATORS.items():
+        found = keys(recipe, *ONLINE, f"online.generator.{setting}")
+        assert {name for name in before if found[name] != before[name]} == ({"generator"} if changes else set()), setting
+    other = keys(recipe, *ONLINE, "seed=1")
+    assert {name for name in before if other[name] != before[name]} == {"critic", "policy", "generator"}
+
+
 def test_any_change_of_the_training_code_is_noticed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
