@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egd.types import Context, Support
+from egd.contracts import energy_values, name_of
+from egd.tensors import map_context
+from egd.types import Context, Energy, Support
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 ROUNDING = 1e-3
@@ -34,6 +36,17 @@ def check_images(name: str, images: Tensor, event: tuple[int, ...], *, bounded: 
         raise ValueError(f"{name}: expected {scale}, got values from {low:.4g} to {high:.4g}; scale them, or say clip_x0=False")
     if bounded and low >= 0 and high > 0:
         warnings.warn(f"{name}: expected {scale}, and no value is below 0; from [0, 1] write 2 * images - 1", stacklevel=3)
+
+
+def check_energy(energy: Energy, shape: tuple[int, ...], c: Context, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError for an energy that does not give one finite number for each of two images of noise, the first two rows of a
+    batch (B, C, H, W). Whether it has a gradient is another question: not every guidance asks for one.
+    """
+    x0 = torch.rand(min(2, shape[0]), *shape[1:], generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(device, dtype)
+    with torch.no_grad():
+        values = energy_values(energy, x0, map_context(lambda v: v[: len(x0)], c))
+    if not values.isfinite().all():
+        raise ValueError(f"energy: {name_of(energy)} gives {values.tolist()} for images in [-1, 1]; give finite numbers")
 
 
 def checked_support(support: Support, event: tuple[int, ...], *, bounded: bool) -> Support:

@@ -17,6 +17,7 @@ from egd.denoisers import NetworkDenoiser
 from egd.energies.base import prepare
 from egd.guidance import guide
 from egd.pipeline_inputs import (
+    check_energy,
     check_images,
     check_numbers,
     check_output_type,
@@ -32,6 +33,7 @@ from egd.schedules import Diffusers, from_diffusers
 from egd.schedules.stepping import SchedulerSteps, check_guidable, check_steps
 from egd.tensors import expand
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Posterior, Support, TimedEnergy
+from egd.watching import finish, watching
 from egd.wrappers import Clip
 
 Component: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
@@ -133,6 +135,8 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         c = _context(context, labels)
         check_steps(self.scheduler)
         warn_of_dropout(self.unet)
+        if energy is not None:
+            check_energy(energy, (batch_size, *self._event()), c, device, self.unet.dtype)
         guided: Denoiser | None = None
         schedule: Diffusers | None = None
         if energy is not None or callable(guidance):
@@ -140,15 +144,18 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
             guided = self._guided(energy, beta, guidance, posterior, support, rule, omega, clip_x0, c)
         steps = SchedulerSteps(self.scheduler, schedule, num_inference_steps, device, mu)
         shape = (batch_size, *self._event())
-        image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) * steps.noise_std
-        for i, timestep in enumerate(self.progress_bar(steps.timesteps)):
-            if guided is None:
-                output = run_unet(self.unet, steps.network_input(image, timestep), timestep, labels)
-            else:
-                output = steps.guided_output(guided, image, timestep, c)
-            image = steps.step(output, i, image, generator, eta)
-            if callback_on_step_end is not None:
-                image = replaced(image, callback_on_step_end(self, i, timestep, {"image": image}))
+        noise = image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) * steps.noise_std
+        with watching() as watch:
+            for i, timestep in enumerate(self.progress_bar(steps.timesteps)):
+                if guided is None:
+                    output = run_unet(self.unet, steps.network_input(image, timestep), timestep, labels)
+                else:
+                    output = steps.guided_output(guided, image, timestep, c)
+                image = steps.step(output, i, image, generator, eta)
+                if callback_on_step_end is not None:
+                    image = replaced(image, callback_on_step_end(self, i, timestep, {"image": image}))
+            if guided is not None:
+                finish(watch, noise, image)
         images = self._finish(image, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 FAR = 100.0
 """A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
+SHARES = ("off_scale", "clipped", "effective")
+"""The names of a watch's metrics."""
 FEW = 0.05
 """Draws have collapsed when no larger a share of them counts."""
 
@@ -42,8 +44,13 @@ class Watch:
     clipped: int = 0
     pushed: dict[int, tuple[TimedEnergy, Tensor]] = field(default_factory=dict)
     effective: dict[int, tuple[Energy, Tensor, int]] = field(default_factory=dict)
-
     least_effective: float = math.inf
+
+    def add(self, other: Watch) -> None:
+        """Count what another watch has seen, once that is over, as well."""
+        self.rows, self.off_scale = self.rows + other.rows, self.off_scale + other.off_scale
+        self.curved, self.clipped = self.curved + other.curved, self.clipped + other.clipped
+        self.least_effective = min(self.least_effective, other.least_effective)
 
     def metrics(self) -> dict[str, float]:
         """``off_scale``, the share of samples that are; ``clipped``, that of rows in which a curvature was clipped, where one
@@ -51,6 +58,13 @@ class Watch:
         shares = {"off_scale": self.off_scale / self.rows} if self.rows else {}
         shares |= {"clipped": self.clipped / self.curved} if self.curved else {}
         return shares | ({"effective": self.least_effective} if self.least_effective < math.inf else {})
+
+
+def clips_of(shares: Mapping[str, Any]) -> str | None:
+    """What to say of the metrics of a sampling run in which curvatures were clipped; None where none was."""
+    share = shares.get("clipped", 0.0)
+    said = f"an energy curves downwards by more than its estimator can integrate in {100 * share:.2g} % of the rows, which were"
+    return f"{said} clipped" if share else None
 
 
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
@@ -66,9 +80,7 @@ def watching() -> Iterator[Watch]:
     finally:
         _current.reset(token)
         if outer is not None:
-            outer.rows, outer.off_scale = outer.rows + own.rows, outer.off_scale + own.off_scale
-            outer.least_effective = min(outer.least_effective, own.least_effective)
-            outer.curved, outer.clipped = outer.curved + own.curved, outer.clipped + own.clipped
+            outer.add(own)
 
 
 def watched(walk: Callable[P, R]) -> Callable[P, R]:
@@ -115,7 +127,8 @@ def note_clips(clipped: int, rows: int) -> None:
 
 def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn; one wait for the
-    device. Python shows a warning once for each place in the code."""
+    device. Python shows a warning once for each text and place in the code, so no text has numbers of this one run: how many
+    is in the watch."""
     if not readable(end) or not len(end):
         return
     bound = FAR * start.detach().abs().nan_to_num(posinf=0.0).max().clamp(min=1)
@@ -129,7 +142,7 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
         warnings.warn(
-            f"{count} of {len(end)} samples have left the data's scale (an entry beyond {float(bound):.3g}) or are not finite: "
+            f"samples have left the data's scale (an entry beyond {FAR:g} times the noise's largest) or are not finite: "
             "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
             "or take a smaller beta or omega, a rule that clips, or another estimator",
             SamplingWarning,
@@ -148,8 +161,8 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
         watch.least_effective = min(watch.least_effective, number / points)
         if number < FEW * points:
             warnings.warn(
-                f"of {points} draws by which mixture_fit averages {name_of(averaged_energy)} only {number:.1f} counted at some "
-                "step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
+                f"of the {points} draws by which mixture_fit averages {name_of(averaged_energy)} fewer than {FEW:.0%} counted "
+                "at some step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
                 SamplingWarning,
                 stacklevel=3,
             )

@@ -17,6 +17,7 @@ from egd.many import Cell, run_label
 from egd.phases import Phase, seed_of
 from egd.runs import RunFolder
 from egd.summaries import read_metrics
+from egd.watching import clips_of
 from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.evaluation.evaluator import Evaluator
@@ -120,7 +121,8 @@ class Run:
             f"{name}: in {n} of {result.env_steps} steps its action left [-1, 1] and was clipped"
             for name, n in result.clipped.items()
         ]
-        return [*agent.warnings(diagnostics), *left]
+        clips = [f"{name}: {text}" for name, shares in result.sampling.items() if (text := clips_of(shares))]
+        return [*agent.warnings(diagnostics), *left, *clips]
 
     def _summary(self, result: Rollouts) -> dict[str, Any]:
         config, agent, task, seconds = self.config, self.agent, self.task, self.seconds
@@ -140,6 +142,7 @@ class Run:
             "headline": agent.headline,
             "policies": policies,
             "clipped_actions": result.clipped,
+            "sampling": result.sampling,
             "best": max(evaluations, key=lambda n: n["score"], default=None),
             "evaluations": evaluations,
             "seconds": {**seconds, "evaluation_env_step": seconds.get("evaluation", 0.0) / max(1, result.env_steps)},

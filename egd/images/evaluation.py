@@ -22,6 +22,7 @@ from egd.phases import seed_of
 from egd.selection import energies_of
 from egd.summaries import Common, Frozen
 from egd.types import Context, Energy
+from egd.watching import SHARES, watching
 
 ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
 CHUNK = 8192  # energies at a time
@@ -62,10 +63,11 @@ def evaluate(
             for column in (UNGUIDED, *config.estimators):
                 started = time.perf_counter()
                 generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
-                x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
+                with watching() as watch:
+                    x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
                 seconds = time.perf_counter() - started
                 cells[row][column] = x
-                results.append(about | {"estimator": column} | judge(x) | {"seconds": seconds})
+                results.append(about | {"estimator": column} | judge(x) | watch.metrics() | {"seconds": seconds})
                 advance(1)
     return Evaluation(cells, results)
 
@@ -186,7 +188,7 @@ class ImagesSummary(Common):
     results: list[Result]
 
 
-SHARED = ("target", "beta", "estimator", "finite", "ess", "energy", "w2", "seconds")
+SHARED = ("target", "beta", "estimator", "finite", "ess", "energy", "w2", "seconds", *SHARES)
 
 
 def _row(task: str, result: Mapping[str, Any]) -> Row:

@@ -30,6 +30,7 @@ from egd.phases import run_phase
 from egd.progress import Reporter
 from egd.runs import RunFolder
 from egd.saved import settle
+from egd.watching import clips_of
 
 TRUSTED = 0.8  # of the test images; a judge below it says little of samples
 
@@ -99,6 +100,9 @@ class ImagesJob:
             if share:
                 text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"
                 reporter.warn(text)
+        for r in evaluation.results:
+            if clips := clips_of(r):
+                reporter.warn(f"{r['estimator']} ({r['target']}, beta {r['beta']:g}): {clips}")
         bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
         if bad:
             reporter.warn(f"samples are not finite: {', '.join(bad)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
 from egd.tensors import expand, norm, value_and_grad
 from egd.types import Context, Energy, Posterior, TimedEnergy
+from egd.watching import watching
 
 __all__ = ["Analytic"]
 
@@ -61,9 +63,16 @@ class Analytic:
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
-        targets = self.targets(x0, x, t, c)
+        with watching() if self._is_watched() else nullcontext() as watch:
+            targets = self.targets(x0, x, t, c)
+        shares = {} if watch is None else watch.metrics()
         loss = (timed_values(network, x, t, c) - targets).square().mean()
         return loss, {
             "target_mean": targets.mean(),
             "target_std": targets.std(),
+            **({"target_clipped": targets.new_tensor(shares["clipped"])} if "clipped" in shares else {}),
         }
+
+    def _is_watched(self) -> bool:
+        """Whether a target may count its clips: its own form has none, and a compiled one counts nothing."""
+        return self.target is not None and not torch.compiler.is_compiling()

@@ -18,6 +18,7 @@ from egd.phases import seed_of
 from egd.summaries import Common, Frozen
 from egd.toy2d.exact import Draws
 from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
+from egd.watching import watching
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Evaluation:
     estimator; ``ess[beta]`` of the exact ones.
 
     A result has ``w2``, the sliced W2 to the reference (for exact samples: the noise floor), ``energy``, the mean E(x_0),
-    ``finite``, the share of samples that are, and ``seconds`` of sampling. ``w2`` and ``energy`` are None unless all are.
+    ``finite``, the share of samples that are, ``seconds`` of sampling, and what ``egd.watching`` saw on the way. ``w2`` and
+    ``energy`` are None unless all are finite.
     """
 
     samples: Mapping[str, Mapping[float, Tensor]]
@@ -47,12 +49,13 @@ def evaluate(
     for beta in config.betas:
         for name in names:
             started = time.perf_counter()
-            if name == EXACT:
-                x = judge.other.resample(beta, n, exact_seed)
-            else:
-                x = _sample(model, name if name != UNGUIDED and beta else None, beta, n, seed, omega)
+            with watching() as watch:
+                if name == EXACT:
+                    x = judge.other.resample(beta, n, exact_seed)
+                else:
+                    x = _sample(model, name if name != UNGUIDED and beta else None, beta, n, seed, omega)
             seconds = time.perf_counter() - started
-            drawn[name][beta], results[name][beta] = x, judge(x, beta) | {"seconds": seconds}
+            drawn[name][beta], results[name][beta] = x, judge(x, beta) | watch.metrics() | {"seconds": seconds}
             advance(1)
     return Evaluation(drawn, results, {beta: judge.reference.ess(beta) for beta in config.betas})
 

@@ -21,6 +21,7 @@ from egd.toy2d.data import DataSet, find_data_set
 from egd.toy2d.evaluation import Evaluation, Toy2dSummary, evaluate, rows, summarise
 from egd.toy2d.figure import samples_figure
 from egd.toy2d.model import UNGUIDED, Toy2dModel
+from egd.watching import clips_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Toy2dJob:
                 text = f"beta {beta:g}: the exact samples are worth {ess:.0f} independent ones only; raise evaluation.draws"
                 reporter.warn(text)
         for name, by_beta in evaluation.results.items():
+            for beta, result in by_beta.items():
+                if clips := clips_of(result):
+                    reporter.warn(f"{name} at beta {beta:g}: {clips}")
             if bad := [f"{beta:g}" for beta, result in by_beta.items() if result["finite"] < 1]:
                 reporter.warn(f"{name}: samples are not finite at beta {', '.join(bad)}")
 

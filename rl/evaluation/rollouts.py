@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
+from egd.watching import Watch, watching
 from rl.envs.making import Env
 from rl.envs.vector import Step, vectors
 
@@ -28,6 +29,15 @@ class Arm:
 
     names: Sequence[str]
     act: Callable[[Tensor, Tensor], Tensor]
+    watch: Watch = field(default_factory=Watch, compare=False)
+    """What is seen of its sampling."""
+
+    def actions(self, states: Tensor, which: Tensor) -> Tensor:
+        """What the policies do, watched."""
+        with watching() as seen:
+            chosen = self.act(states, which)
+        self.watch.add(seen)
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,9 @@ class Rollouts:
     env_steps: int
     clipped: dict[str, int] = field(default_factory=dict)
     """In how many steps an arm's action left [-1, 1], where that was ever."""
+    sampling: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What was seen of the sampling of those policies that sample: by name, the metrics of a watch. Policies that act in one
+    batch, an arm at several guidance scales, share theirs."""
 
 
 def quota(episodes: int, envs: int) -> tuple[int, int]:
@@ -132,7 +145,7 @@ class _Play:
                 self.paths[i].append(self.observation[i].copy())
         rows = np.flatnonzero(self.active)
         states = torch.as_tensor(self.observation[rows], dtype=torch.float32, device=self.device)
-        chosen = self.arm.act(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
+        chosen = self.arm.actions(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
         self._check(chosen, rows)
         actions = np.zeros((len(self.active), chosen.shape[1]), dtype=np.float32)
         actions[rows] = chosen
@@ -178,7 +191,8 @@ def _together(plays: Sequence[_Play]) -> Rollouts:
     returns = {name: np.concatenate([np.asarray(r) for r in play.returns[rows]]) for play, name, rows in each}
     paths = {name: play.paths[rows][: play.keep] for play, name, rows in each}
     clipped = sum((play.clipped for play in plays), Counter[str]())
-    return Rollouts(returns, paths, sum(play.env_steps for play in plays), dict(clipped))
+    sampling = {name: seen for play, name, _ in each if (seen := play.arm.watch.metrics())}
+    return Rollouts(returns, paths, sum(play.env_steps for play in plays), dict(clipped), sampling)
 
 
 def _so_far(plays: Sequence[_Play]) -> SoFar:

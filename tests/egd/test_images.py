@@ -393,6 +393,8 @@ def test_a_run_leaves_figure_table_pipeline_and_summary(run: Callable[..., Any],
         for estimator in ("data, weighted", "unguided", "dps", "support")
     ]
     assert all(math.isfinite(r["energy"]) for r in found["results"] if "energy" in r)
+    watched = {r["estimator"] for r in found["results"] if r.get("off_scale") == 0}
+    assert watched == {"dps", "support"} and "off scale" not in result.output  # in the summary, not in the table
     assert {"known_rmse", "hidden_rmse"} <= set(found["results"][-1]) and "accuracy" in found["results"][1]
     assert set(found["test_accuracy"]) == {"classifier", "judge"}
     with Image.open(out / RUN / "figures" / "samples.png") as picture:

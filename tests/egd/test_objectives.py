@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from egd.components import Registry, Spec, build
-from egd.energies import DPS
+from egd.energies import DPS, SecondOrder, Sum
 from egd.energies.support import SupportSamples
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.networks import EnergyMLP
 from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
+from egd.posteriors import IsotropicGaussian
 from egd.schedules import VPLinear
 from egd.tensors import norm, value_and_grad
 from egd.training import EnergyLearner, Fit, Objective
@@ -129,6 +130,30 @@ def test_the_target_carries_no_gradient(normal: Callable, generator: torch.Gener
     assert weight.grad is None
     assert all(p.grad is not None for p in network.parameters())
     torch.testing.assert_close(metrics["target_mean"], objective.targets(x0, x, t, None).mean())
+
+
+def test_clips_of_a_target_are_a_metric_of_training() -> None:
+    """Under a posterior of variance 1 the hill's curvature is -2, which has no integral; it is where x_1 > 0."""
+
+    def hill(x: Tensor, c: Context = None) -> Tensor:
+        return torch.where(x[:, 0] > 0, -1.0, 0.5) * x.square().sum(1)
+
+    def posterior(x: Tensor, t: Tensor, c: Context = None) -> IsotropicGaussian:
+        return IsotropicGaussian(x, torch.ones(len(x)))
+
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-2.0, 1.0], [-1.0, 1.0]])
+    network = EnergyMLP(2, width=8, layers=1, time=4)
+    for target, clipped in (
+        (SecondOrder(hill, posterior), 0.25),
+        (Sum([SecondOrder(hill, posterior)]), 0.25),
+        (hill_at_mean, None),
+    ):
+        _, metrics = Analytic(target=target).loss(network, x, x, torch.ones(4), None, torch.Generator())
+        assert metrics.get("target_clipped") == clipped
+
+
+def hill_at_mean(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+    return -x.square().sum(1)
 
 
 def test_an_energy_learner_works_at_unit_scale_whatever_the_units(normal: Callable) -> None:

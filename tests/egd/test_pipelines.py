@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from egd.posteriors import IsotropicGaussian
 from egd.schedules import from_diffusers
 from egd.schedules.stepping import SchedulerSteps, check_guidable
 from egd.tensors import value_and_grad
+from egd.watching import SamplingWarning, watching
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
@@ -567,6 +569,35 @@ def test_what_is_missing_or_misspelt_is_said() -> None:
         pipe(energy=quadratic(0, 1), guidance="frist_order")
     with pytest.raises(UserError, match="no setting 'omga'"):
         pipe(energy=quadratic(0, 1), rule={"name": "additive", "omga": 1})
+
+
+@pytest.mark.parametrize(
+    ("energy", "said"),
+    [
+        (lambda x0, c: x0.flatten(1).sum(1, keepdim=True), r"gave the shape \(2, 1\) for 2 rows"),
+        (lambda x0, c: x0.sum(), "one number a row"),
+        (lambda x0, c: (x0 > 0).flatten(1).sum(1), "whole numbers"),
+        (lambda x0, c: x0.flatten(1).sum(1).log(), "gives .*nan.* for images in"),
+        (lambda x0, c: x0.flatten(1).sum(1) + c["shift"] * torch.inf, "gives .*inf.* for images in"),
+    ],
+)
+def test_an_energy_is_tried_on_two_images_before_anything_is_sampled(energy: Any, said: str) -> None:
+    settings = {"batch_size": 3, "context": {"shift": torch.ones(3)}}
+    with pytest.raises(ValueError, match=said):
+        gaussian("ddim")(energy=energy, num_inference_steps=1000, **settings)
+
+
+def test_sampling_is_watched() -> None:
+    pipe, settings = gaussian("ddim"), {"batch_size": 3, "num_inference_steps": 4, "output_type": "pt"}
+    with warnings.catch_warnings(), watching() as watch:
+        warnings.simplefilter("error")
+        pipe(energy=quadratic(0.0, 1.0), generator=seeded(), **settings)
+    assert watch.metrics() == {"off_scale": 0.0} and watch.rows == 3
+    with pytest.warns(SamplingWarning, match="never pushed"):
+        pipe(energy=lambda x0, c: x0.round().flatten(1).sum(1), generator=seeded(), **settings)
+    with pytest.warns(SamplingWarning, match="samples have left the data's scale"), watching() as watch:
+        pipe(energy=quadratic(1e9, 1e3), clip_x0=False, generator=seeded(), **settings)
+    assert watch.metrics()["off_scale"] == 1
 
 
 def test_half_precision_weights_are_guided(plain_unet: UNet2DModel) -> None:

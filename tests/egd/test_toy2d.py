@@ -190,6 +190,25 @@ def test_eval_samples_again_at_other_scales(egd: Any, recipe: Path, tmp_path: Pa
     assert by_omega["dps", "1"] == next(f"{w:.3f} ({e:.2f})" for w, e in [comparable(run)["dps"]["3"]])
 
 
+def test_what_was_seen_of_sampling_is_in_the_summary_and_clips_are_said(egd: Any, recipe: Path, tmp_path: Path) -> None:
+    sets = (
+        "--set",
+        "estimators={second_order: second_order, mixture_fit: {name: mixture_fit, samples: 200, components: [1, 2]}}",
+    )
+    result = egd("run", recipe, "--out", tmp_path, "--task", "moons", *sets, "--set", "betas=[0, 100]")
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "moons" / "seed-0" / "summary.json").read_text())["results"]
+    assert all(
+        results[name][beta]["off_scale"] == 0 for name in ("unguided", "second_order", "mixture_fit") for beta in ("0", "100")
+    )
+    assert "off_scale" not in results["exact"]["100"]  # it is drawn, not sampled
+    assert (
+        0 < results["second_order"]["100"]["clipped"] < 1 and "clipped" not in results["second_order"]["0"]
+    )  # beta 0 is unguided
+    assert 0 < results["mixture_fit"]["100"]["effective"] <= 1
+    assert "second_order at beta 100: an energy curves downwards" in " ".join(result.output.split())
+
+
 def test_an_estimator_whose_algebra_breaks_down_costs_no_other(egd: Any, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from egd.errors import UserError
 from egd.progress import Reporter
+from egd.watching import note_clips, watching
 from rl.agents.aepo import AEPO
 from rl.config import GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
@@ -75,6 +76,18 @@ def test_arms_in_one_batch_act_by_their_own_number() -> None:
     result = play([Arm(["a", "b", "c"], act)], episodes=4, envs=4, seed=0)
     np.testing.assert_allclose(result.returns["b"] * 2, result.returns["c"])
     assert (result.returns["a"] == 0).all()
+
+
+def test_what_is_seen_of_an_arms_sampling_is_its_own() -> None:
+    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        note_clips(1, 4)
+        return torch.zeros(len(states), 1)
+
+    arms = [Arm(["a@1", "a@2"], act), Arm(["b"], constant(1.0))]
+    with watching() as around:
+        result = play(arms, episodes=4, envs=2, seed=0)
+    assert result.sampling == {"a@1": {"clipped": 0.25}, "a@2": {"clipped": 0.25}}
+    assert around.metrics() == {"clipped": 0.25} and around.clipped > 1
 
 
 def test_actions_are_kept_within_the_action_space() -> None:

@@ -59,6 +59,11 @@ def test_a_run_leaves_the_folder_it_promises(egd: Any, recipe: Path, tmp_path: P
         assert statistics["episodes"] == len(statistics["returns"]) == 2
         assert statistics["mean"] == pytest.approx(sum(statistics["returns"]) / 2)
     assert set(summary["policies"]) == {"behaviour", "guided@1", "literal@1", "literal@0.5"}
+    assert {name: shares["off_scale"] for name, shares in summary["sampling"].items() if "literal" not in name} == {
+        "behaviour": 0.0,
+        "guided@1": 0.0,
+    }
+    assert set(summary["sampling"]) == set(summary["policies"])
     assert summary["headline"] == "guided@1"
     assert summary["best"] == summary["evaluations"][-1]
     assert set(weights(run)) == {"denoiser", "critic", "calibration", "energy_literal"}
