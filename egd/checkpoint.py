@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.files import write_atomic
+from egd.files import regular, write_atomic
 
 
 class Damaged(UserError):
@@ -55,7 +55,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, "pt", device="cpu") as file:
+        with safe_open(regular(path), "pt", device="cpu") as file:
             yield file
     except (SafetensorError, KeyError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise Damaged(f"{path} is not a checkpoint of egd ({error}); remove it and run again") from error

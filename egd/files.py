@@ -5,6 +5,7 @@ leaves half of one.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,35 @@ SCRATCH = ".part-"
 """What the name of a file begins with that is being written."""
 
 _numbers = count()
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a file, as ``regular``."""
+    with regular(path, largest).open("rb") as file:
+        return file.read(largest)
+
+
+def regular(path: Path, largest: int = 2**63) -> Path:
+    """The path itself. OSError for what is no file (a folder, a pipe, a device: reading one may never end), and for one of more
+    bytes than ``largest``.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "a device or a pipe"
+        raise OSError(None, f"it is {what}, not a file", str(path))
+    if about.st_size > largest:
+        raise OSError(None, f"it has {about.st_size:,} bytes", str(path))
+    return path
+
+
+def no_file_below(folder: Path) -> Path | None:
+    """The first thing below a folder that is neither a file nor a folder: a link, a pipe, a device. None where all are."""
+    for place, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            mode = (path := Path(place) / name).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                return path
+    return None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
+from egd.files import read_regular
 
 FAR = 1 << 30
 """Where Windows locks a byte, so that the note before it can be read."""
@@ -49,7 +50,7 @@ def locked(path: Path, what: str, key: str) -> Iterator[None]:
 def _taken(path: Path, what: str, key: str) -> int:
     """An open file that this process has locked, and that is still the one of that name."""
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(number)
         except (BlockingIOError, PermissionError):
@@ -78,8 +79,8 @@ def _lock(number: int) -> None:
 
 def _note(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_regular(path, 2**16))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

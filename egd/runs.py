@@ -8,15 +8,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from egd.checkpoint import Damaged, read_meta
 from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
-from egd.files import write_atomic
+from egd.files import no_file_below, read_regular, write_atomic
 from egd.locks import locked
-from egd.summaries import HOW, Frozen, agree, digest, digest_of, flatten, read_summary
+from egd.summaries import BYTES, HOW, Frozen, agree, digest, digest_of, flatten, read_summary
 from egd.trust import record
 
 
@@ -25,6 +26,8 @@ class RunFolder:
     """``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``summary.json`` below one path."""
 
     path: Path
+    root: Path | None = None
+    """What the user has named with ``--out``, where it is a folder above."""
 
     @property
     def config(self) -> Path:
@@ -67,8 +70,21 @@ class RunFolder:
             return
         with ExitStack() as held:
             with writable("--out"):
+                self._check_files()
                 held.enter_context(locked(self.path / ".lock", str(self.path), "--out"))
             yield
+
+    def _check_files(self) -> None:
+        """UserError where the run would write through a link, or into a pipe or a device: nobody but a stranger puts one there.
+        What the user names with ``--out`` may be a link, and lie below one.
+        """
+        way = takewhile(lambda path: path != self.root, [self.path, *self.path.parents] if self.root else [])
+        if found := next(filter(Path.is_symlink, way), None) or no_file_below(self.path):
+            raise UserError(
+                f"{found} is neither a file nor a folder (a link, a pipe or a device), and the run would write through it: put "
+                "what it stands for in its place, or choose another folder",
+                key="--out",
+            )
 
     def open(self, config: Tree, *, resume: bool) -> None:
         """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.
@@ -126,6 +142,7 @@ class RunFolder:
         """Append one line to the metrics. UserError for a number that is not finite."""
         if bad := not_finite(row):
             raise UserError(f"{', '.join(bad)} is not finite", key=str(row.get("phase", self.metrics)))
+        self._check_log()
         with self.metrics.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             line = (json.dumps(row) + "\n").encode()
@@ -136,9 +153,15 @@ class RunFolder:
                 file.truncate(size)  # half a line would be damage
                 raise
 
+    def _check_log(self) -> None:
+        """UserError where the metrics are no file of the run's own."""
+        if self.metrics.is_symlink() or (self.metrics.exists() and not self.metrics.is_file()):
+            raise UserError(f"{self.metrics} is a link, or no file: nothing is written there; remove it", key="--out")
+
     def metrics_lines(self) -> list[bytes]:
         """The lines so far; what a kill has left of another is not one."""
-        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        self._check_log()
+        content = read_regular(self.metrics, BYTES) if self.metrics.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
     def rewrite_metrics(self, lines: Sequence[bytes]) -> None:

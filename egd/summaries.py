@@ -12,6 +12,10 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from egd.checkpoint import Damaged
+from egd.files import read_regular
+
+BYTES = 2**28
+"""More than any summary or log of a run has."""
 
 REMEDY = "remove it, and egd run --resume writes it anew from the run's checkpoints"
 
@@ -97,7 +101,7 @@ def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
     written.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        tree = json.loads(read_regular(path, BYTES).decode("utf-8"), parse_constant=_refuse)
         written = tree.pop("digest", None) if isinstance(tree, dict) else None
         found = schema.model_validate_json(json.dumps(tree), strict=True)
     except (OSError, ValueError, RecursionError) as error:  # pydantic's, JSON's and UTF-8's are ValueErrors
@@ -111,7 +115,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, none where there is no file. Damaged, with the remedy, where one is damaged."""
     rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = read_regular(path, BYTES).decode("utf-8").splitlines() if path.exists() else []
         for line in lines:
             rows.append(_row(line))
     except (OSError, ValueError, RecursionError) as error:

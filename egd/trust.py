@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
-from egd.files import write_text
+from egd.files import read_regular, write_text
 
 RECORD = "code.json"
 """In a run folder: the code outside the library that its settings name, with the digests of the files, signed."""
@@ -109,8 +109,8 @@ def _is_own(target: str, run: Path) -> bool:
 
 def _recorded(run: Path) -> Mapping[str, Any]:
     """Target -> digest, where this user has signed it."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        note, key = json.loads((run / RECORD).read_bytes()), _key()
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        note, key = json.loads(read_regular(run / RECORD, 2**20)), _key()
         if key is not None and hmac.compare_digest(str(note["signature"]), _signature(key, note["code"])):
             return dict(note["code"])
     return {}

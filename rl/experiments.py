@@ -68,7 +68,7 @@ class OfflineRL:
                 tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
                 check_generated(config)
-            folder = RunFolder(place / one.folder / f"seed-{config.seed}")
+            folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out)
             together = json.dumps(agent_class(config.kind).alike(config), sort_keys=True)
             job = alike.setdefault(together, OfflineJob([], options.resume, store))
             job.planned.append(Planned(config, folder, one.cell, method[0]))

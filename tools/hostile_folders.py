@@ -14,7 +14,9 @@ import argparse
 import copy
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -29,6 +31,8 @@ from typer.testing import CliRunner
 from egd import cli
 from egd.checkpoint import load_checkpoint, save_checkpoint
 
+SECONDS = 100
+MEMORY = 6 * 2**30
 DATASET = "egd/maze2d/umaze-v0"
 SMALL = {"width": 16, "steps": 5, "batch": 32}
 SHARED: dict[str, Any] = {
@@ -36,7 +40,7 @@ SHARED: dict[str, Any] = {
     "tasks": {DATASET: {}},
     "data": {"generator": {"name": "maze2d", "map_name": "umaze", "steps": 1500, "noise": 0.5, "seed": 0}},
     "critic": {**SMALL, "layers": 2},
-    "evaluation": {"episodes": 1, "envs": 1},
+    "evaluation": {"episodes": 1, "envs": 1, "max_steps": 20},
     "checkpoint_every": 10,
     "log_every": 5,
 }
@@ -158,6 +162,8 @@ class Case:
     arguments: list[str]
     right: set[int]
     prepare: Callable[[], None] = lambda: None
+    writes: Path | None = None
+    """Where it may write, other than to --out."""
 
 
 def main() -> None:
@@ -167,6 +173,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS), help="kinds of runs to attack")
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder")
     chosen = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     place = Place(Path(tempfile.mkdtemp(prefix="hostile-")).resolve())
     try:
         count, failures = campaign(place, chosen.only, {name: RUNS[name] for name in chosen.runs})
@@ -201,6 +208,9 @@ def settle(place: Place, runs: Mapping[str, Any]) -> None:
         "EGD_STORE": "",
         "XDG_CONFIG_HOME": str(place.root / "config"),
     }
+    (place.root / "victims").mkdir()
+    (place.root / "victims" / "mine").write_text("of the user", encoding="utf-8")
+    (place.root / "victim").write_text("of the user", encoding="utf-8")
     code = EVIL.format(canary=str(place.canary))
     (place.root / "evil.py").write_text(code, encoding="utf-8")
     (project / "evil.py").write_text(code, encoding="utf-8")
@@ -220,22 +230,31 @@ def settle(place: Place, runs: Mapping[str, Any]) -> None:
 
 
 def invoke(arguments: list[str]) -> Any:
-    """As the console would."""
-    return CliRunner().invoke(cli.app, arguments)
+    """As the console would, within a minute and some memory."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    try:
+        return CliRunner().invoke(cli.app, arguments)
+    finally:
+        signal.alarm(0)
+
+
+def _too_long(number: int, frame: object) -> None:
+    raise TimeoutError(f"not done after {SECONDS} s")
 
 
 def tried(place: Place, case: Case) -> Iterator[str]:
     """What is wrong with how it ends."""
     shutil.rmtree(place.out, ignore_errors=True)
     case.prepare()
-    before = snapshot(place)
+    before = snapshot(place, case.writes)
     for name in [name for name in sys.modules if name.startswith(("egd_user_", "hostile_module"))]:
         del sys.modules[name]
     done = invoke(case.arguments)
     if place.canary.exists():
         place.canary.unlink()
         yield "it ran code"
-    if changed := sorted(snapshot(place) ^ before):
+    if changed := sorted(snapshot(place, case.writes) ^ before):
         yield f"it touched {changed[:3]}"
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         last = traceback.format_exception(done.exception)[-1].strip()
@@ -248,11 +267,12 @@ def tried(place: Place, case: Case) -> Iterator[str]:
         yield f"it said more than a screen: {len(done.output.splitlines())} lines"
 
 
-def snapshot(place: Place) -> set[str]:
+def snapshot(place: Place, apart_from: Path | None) -> set[str]:
     """All files that are there, but for those of --out and what is only noted of an evaluation."""
-    found = {p for p in place.root.rglob("*") if not p.is_relative_to(place.out) and "__pycache__" not in p.parts}
+    own = [place.out, *([apart_from] if apart_from else [])]
+    found = {p for p in place.root.rglob("*") if not any(map(p.is_relative_to, own)) and "__pycache__" not in p.parts}
     found |= set(Path("/tmp").glob("escaped*"))
-    return {f"{p} {p.stat().st_size if p.is_file() and p.name != 'metrics.jsonl' else ''}" for p in found}
+    return {f"{p} {p.lstat().st_size if p.is_file() and p.name != 'metrics.jsonl' else ''}" for p in found}
 
 
 # -- cases -------------------------------------------------------------------------------------------------------------
@@ -263,6 +283,7 @@ def all_cases(place: Place, runs: Mapping[str, Any]) -> Iterator[Case]:
     for name in runs:
         for key in KEYS[name]:
             yield from code_cases(place, name, key)
+        yield from file_cases(place, name)
     for label, text in NAMES.items():
         yield from name_cases(place, label, text)
 
@@ -313,17 +334,80 @@ def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
 
         yield Case(f"report {name} {key}", ["report", "stranger", "-o", "out"], {0}, unread)
         resumed = ["run", f"{name}.yaml", "-o", "stranger", "--resume", "--device", "cpu"]
-        yield Case(f"resume {name} {key}", resumed, {0, 2}, lambda: as_out(place, name))
+
+        def resumed_run() -> None:
+            as_out(place, name, lambda tree: put(tree, "guidance.energy", {"name": "evil.py:Evil"}))
+
+        yield Case(f"resume {name} {key}", resumed, {0, 2}, resumed_run)
 
 
-def as_out(place: Place, name: str) -> None:
+def as_out(place: Place, name: str, change: Callable[[dict[str, Any]], None]) -> None:
     """The stranger's folder is the --out of a recipe by hand."""
-    run = stranger(place, name, lambda tree: put(tree, "guidance.energy", {"name": "evil.py:Evil"}))
+    run = stranger(place, name, change)
     moved = run.with_name("moved")
     run.rename(moved)
     inside = run / RUNS[name][1]
     inside.parent.mkdir(parents=True)
     moved.rename(inside)
+
+
+FILES = {
+    "aepo": ["data.safetensors", "checkpoints/value.safetensors"],
+    "online": ["data.safetensors"],
+    "toy2d": [
+        "config.yaml", "summary.json", "metrics.jsonl", "code.json", ".lock", "checkpoints", "previous", "figures",
+        "figures/samples.png",
+    ],
+    "images": ["images.json", "pipeline"],
+}  # fmt: skip
+"""What a run folder may hold; a stranger may put anything in its place."""
+WAYS = ("link", "folder link", "loop", "nowhere", "pipe", "endless", "folder")
+
+
+def file_cases(place: Place, name: str) -> Iterator[Case]:
+    """What is no file of the run in place of one, under commands that read it and one that goes on with it."""
+    for entry in FILES[name]:
+        for way in WAYS:
+
+            def finished(entry: str = entry, way: str = way) -> None:
+                spoil(place, stranger(place, name, lambda tree: None), entry, way)
+
+            def unfinished(entry: str = entry, way: str = way) -> None:
+                as_out(place, name, lambda tree: None)
+                run = place.root / "project" / "stranger" / RUNS[name][1]
+                if entry != "summary.json":
+                    (run / "summary.json").unlink()
+                spoil(place, run, entry, way)
+
+            for command in ("eval", "export", "report") if name == "aepo" else ("eval", "report"):
+                arguments = {"eval": [], "export": ["--to", "out/policy.pt2"], "report": ["-o", "out"]}[command]
+                yield Case(f"{command} file {name} {entry} {way}", [command, "stranger", *arguments], {0, 2}, finished)
+            resumed = ["run", f"{name}.yaml", "-o", "stranger", "--resume", "--device", "cpu"]
+            yield Case(
+                f"resume file {name} {entry} {way}", resumed, {0, 2}, unfinished, writes=place.root / "project" / "stranger"
+            )
+
+
+def spoil(place: Place, run: Path, entry: str, way: str) -> None:
+    """Something else in place of a file of a run."""
+    path = run / entry
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    if way == "pipe":
+        os.mkfifo(path)
+    elif way == "folder":
+        path.mkdir()
+    else:
+        victims = {
+            "link": "victim",
+            "folder link": "victims",
+            "nowhere": "not-there",
+            "loop": str(path),
+            "endless": "/dev/zero",
+        }
+        path.symlink_to(place.root / victims[way])
 
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -48,7 +48,7 @@ class Images:
             config = validate(ImagesConfig, tree, options.source, given(options))
             check_names(config)
             check_components(config)
-        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}")
+        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}", options.out)
         return ImagesJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:

@@ -18,7 +18,7 @@ from egd.components import build, wanted_parts
 from egd.computing import set_up
 from egd.errors import UserError, writable
 from egd.experiments import Row
-from egd.files import write_atomic
+from egd.files import read_regular, write_atomic
 from egd.images.classifier import accuracy
 from egd.images.config import ImagesConfig
 from egd.images.data import ImageSet
@@ -137,8 +137,8 @@ def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> 
                 write_atomic(note, (json.dumps(found) + "\n").encode())
         return
     try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError:
+        noted = json.loads(read_regular(note, 2**20))
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{note} is damaged; delete it if the images are those of the run", key="data") from None
     if noted != found:
         raise UserError(

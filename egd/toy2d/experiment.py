@@ -47,7 +47,7 @@ class Toy2d:
             config = validate(Toy2dConfig, tree, options.source, given(options))
             check_names(config)
             check_components(config)
-        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}")
+        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}", options.out)
         return Toy2dJob(config, folder, options.resume, variation.cell)
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from egd.errors import UserError
+from egd.files import regular
 from rl.data.checks import Array, Complain
 
 FILTERS = {
@@ -149,15 +150,6 @@ def opened(path: Path, complain: Complain) -> Iterator[Reader | None]:
     finally:
         with suppress(Exception):  # of a damaged file
             file.close()
-
-
-def regular(path: Path, largest: float = math.inf) -> Path:
-    """The path itself, where it is a file, no device or folder, and not too large; else OSError."""
-    if not path.is_file():
-        raise OSError("no file is there")
-    if (size := path.stat().st_size) > largest:
-        raise OSError(f"it has {size} bytes")
-    return path
 
 
 def _said(error: Exception) -> str:

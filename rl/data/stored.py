@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from egd.errors import UserError
+from egd.files import read_regular
 from rl.data.checks import Array, Complain, check_ends, check_reach, column, flags, numbers, refusing, table
-from rl.data.hdf5 import Reader, opened, regular
+from rl.data.hdf5 import Reader, opened
 from rl.envs.spaces import check_actions, flat_paths
 
 METADATA_BYTES = 2**26
@@ -209,7 +210,7 @@ def check_all(dataset_id: str, keys: tuple[str, ...], complain: Complain) -> Sto
 
 def _metadata(path: Path, complain: Complain) -> Metadata | None:
     try:
-        tree = json.loads(regular(path, METADATA_BYTES).read_text(encoding="utf-8"))
+        tree = json.loads(read_regular(path, METADATA_BYTES))
         metadata = Metadata.model_validate(tree)
     except ValidationError as error:
         for part in error.errors():

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egd.errors import UserError, nearest
+from egd.files import read_regular
 from rl.envs.robotics import maps
 
 Points: TypeAlias = NDArray[np.float64]
@@ -64,7 +65,7 @@ def read_drawing(map_or_file: str) -> str:
     if re.search(r"[#\\\n]", map_or_file):
         return map_or_file
     try:
-        return Path(map_or_file).read_text(encoding="utf-8")
+        return read_regular(Path(map_or_file), 2**20).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"'{map_or_file}' is neither a drawing of a maze (# wall, O free, G goal) nor a text file with one: {error}",

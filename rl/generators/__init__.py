@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from egd.components import Registry, Spec, build, parameters, validate
 from egd.errors import UserError
-from egd.files import write_atomic
+from egd.files import read_regular, write_atomic
 from egd.progress import Reporter
 from rl.data.minari_store import making
 from rl.data.stored import is_local, place_of
@@ -53,8 +53,8 @@ def check_made_by(dataset_id: str, spec: Spec, key: str) -> None:
     if not note.is_file():
         return
     try:
-        made = dict(json.loads(note.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        made = dict(json.loads(read_regular(note, 2**20)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{note} cannot be read ({error}); make the dataset anew: minari delete {dataset_id}", key=key
         ) from error
