@@ -58,7 +58,9 @@ def memory_limit() -> int:
             return int(float(said) * 1e9)
         except (ValueError, OverflowError):
             raise UserError(f"'{said}' is not a number of gigabytes", key="EGD_MEMORY_GB") from None
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = 2**62
+    with suppress(AttributeError, OSError, ValueError):  # AttributeError: Windows, where nothing is known
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
         there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return there

@@ -45,9 +45,7 @@ def prune(
     older_than: Annotated[
         float | None, typer.Option(help="Remove what nobody has asked for in so many days.", min=0, max=1e6)
     ] = None,
-    damaged: Annotated[
-        bool, typer.Option("--damaged", help="Remove what is not as it was put there.")
-    ] = False,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Remove what is not as it was put there.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove all of it.")] = False,
 ) -> None:
     """Remove what is not needed: a run that asks for it trains it again."""

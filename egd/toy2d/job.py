@@ -47,14 +47,17 @@ class Toy2dJob:
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
         set_up(self.config.device, self.config.threads)
+        model = None if self.folder.summary.exists() else self._model()  # what is refused leaves no folder behind
         with self.folder.lock():
             self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            summary = self.folder.read_summary(Toy2dSummary) or self._run(reporter)
+            summary = self.folder.read_summary(Toy2dSummary) or self._run(model or self._model(), reporter)
         return in_cell(rows(self.config.task, self.config.seed, summary), self.cell)
 
-    def _run(self, reporter: Reporter) -> dict[str, Any]:
+    def _model(self) -> Toy2dModel:
+        return Toy2dModel(self.config, self.data, torch.device(self.config.device))
+
+    def _run(self, model: Toy2dModel, reporter: Reporter) -> dict[str, Any]:
         settle(self.folder, reporter.warn)
-        model = Toy2dModel(self.config, self.data, torch.device(self.config.device))
         seconds = train(model, self.folder, reporter)
         started = time.perf_counter()
         evaluation = evaluated(model, reporter, self.config.seed, self.config.omega)

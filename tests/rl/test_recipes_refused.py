@@ -120,6 +120,13 @@ def test_what_does_not_fit_into_memory_is_refused_with_its_keys(
     assert "of memory are needed" in message and all(word in message for word in words), message
 
 
+def test_where_the_memory_is_not_known_nothing_is_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(resources.os, "sysconf")  # Windows
+    monkeypatch.setattr(resources, "Path", lambda name: Path("nowhere") if "cgroup" in str(name) else Path(name))
+    assert resources.memory_limit() == 2**62
+    assert planned() == 1
+
+
 def test_levels_of_a_temporal_network_double_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_MEMORY_GB", "8")
     assert "denoiser.width, denoiser.blocks: 10^" in refused("denoiser.blocks=1000", name="diffuser_pointmaze")
