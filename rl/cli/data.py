@@ -63,7 +63,7 @@ def describe(
         task = find_task(dataset)
         episodes = load_episodes(task.datasets, task.observation_keys)
         facts = facts_of(task, episodes)
-        console.print(_facts_table(facts))
+        console.print(_facts_table(facts, task.env_id or _environment(task.datasets[0])))
         _histogram(episodes.returns)
         if json_file is not None:
             with _writing(json_file):
@@ -108,7 +108,21 @@ def _evaluated(trained: Mapping[str, Any]) -> str:
     return f"{trained['score']:.1f}" + (f" ({longer} episodes are longer than the task's)" if longer else "")
 
 
-def _facts_table(facts: Mapping[str, Any]) -> Table:
+def _environment(dataset: str) -> str:
+    """Say whether there is an environment to evaluate in; ``egd data check`` says what may be wrong with it."""
+    from rl.data.stored import existing
+    from rl.envs.specs import NoEnvironment, stored_spec
+
+    try:
+        stored_spec(existing(dataset))
+    except NoEnvironment:
+        return "none: runs are trained, and not evaluated"
+    except UserError:
+        pass
+    return "stored with the data"
+
+
+def _facts_table(facts: Mapping[str, Any], environment: str) -> Table:
     table = Table(title=literal(" + ".join(facts["datasets"])), title_justify="left", show_header=False)
     length, ended, returns, trained = (facts[k] for k in ("episode_length", "ended_by", "returns", "trained_on"))
     states, actions, count = facts["states"], facts["actions"], facts["episodes"]
@@ -128,7 +142,7 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
         "reward transform": _transform(trained),
         "reward transformed": _reward(trained["rewards"]),
         "score as an evaluation has it": _evaluated(trained),
-        "environment": facts["environment"] or "stored with the data",
+        "environment": environment,
         "not as in the benchmark": facts["environment_differs"],
     }
     for key, value in rows.items():

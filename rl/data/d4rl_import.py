@@ -31,7 +31,7 @@ from egd.errors import UserError
 from rl.data.checks import Complain, column, flags, numbers, refusing
 from rl.data.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
 from rl.data.hdf5 import opened
-from rl.data.minari_store import check_new_id, episode_buffer, write_dataset
+from rl.data.minari_store import check_new_id, episode_buffer, making, write_dataset
 from rl.envs.making import register
 from rl.tasks import Task, find_task
 
@@ -97,7 +97,8 @@ def import_hdf5(
         raise UserError(f"'{path}' has no complete transition: nothing to import")
     description = f"Imported from the D4RL file {Path(path).name}."
     observation_space, action_space = spaces or (_box(table.observations, np.inf), _box(table.actions, 1.0))
-    write_dataset(dataset_id, buffers, observation_space, action_space, spec, {"description": description})
+    with making(dataset_id):
+        write_dataset(dataset_id, buffers, observation_space, action_space, spec, {"description": description})
     steps = sum(len(b.rewards) for b in buffers)
     mean_return = float(np.mean([np.sum(b.rewards, dtype=np.float64) for b in buffers]))
     return ImportReport(dataset_id, len(buffers), steps, len(table.rewards) - steps, mean_return)

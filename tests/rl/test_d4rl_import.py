@@ -338,3 +338,11 @@ def test_maze_files_that_do_not_fit_are_refused(tmp_path: Path, datasets: Path) 
         import_hdf5(_maze_file(tmp_path, np.zeros((3, 6)), np.zeros((3, 2))), "D4RL/pointmaze/umaze-v2")
     assert list(datasets.iterdir()) == []
     assert import_hdf5(_maze_file(tmp_path, np.zeros((3, 29)), np.zeros((3, 8))), "mine/ants-v0").steps == 2
+
+
+def test_a_dataset_is_imported_by_one_process(tmp_path: Path) -> None:
+    path = _file(tmp_path, _rows(4, terminals=(3,), timeouts=()))
+    with minari_store.making("mine/table-v0"), pytest.raises(UserError, match="'mine/table-v0' is in use by process"):
+        import_hdf5(path, "mine/table-v0")
+    assert import_hdf5(path, "mine/table-v0").steps == 4
+    assert not list((tmp_path / "minari").glob(".*")), "no lock stays"

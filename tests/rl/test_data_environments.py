@@ -153,6 +153,32 @@ def test_metadata_run_no_code(egd: Any, recipe: Path, tmp_path: Path, monkeypatc
     assert not ran.exists()
 
 
+def test_an_evaluation_runs_no_code_of_metadata(egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(world(max_episode_steps=5))
+    recipe = tmp_path / "bc.yaml"
+    recipe.write_text(
+        f"experiment: offline_rl\nkind: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n"
+        "evaluation: {episodes: 1, envs: 1}\n"
+    )
+    trained = egd("run", recipe, "--out", tmp_path / "out")
+    assert trained.exit_code == 0, trained.output
+    (run,) = (path.parent for path in (tmp_path / "out").rglob("summary.json"))
+    assert egd("eval", run).exit_code == 0
+    place = place_of(ID) / "data/metadata.json"
+    ran, tree = tmp_path / "ran", json.loads(place.read_text())
+    program = {"entry_point": "subprocess:Popen", "kwargs": {"args": ["touch", str(ran)]}}
+    tree["env_spec"] = json.dumps({**json.loads(tree["env_spec"]), **program})
+    place.write_text(json.dumps(tree))
+    for command in (
+        ["eval", run],
+        ["eval", run, "--video", tmp_path / "film.gif"],
+        ["run", run / "config.yaml", "-o", tmp_path],
+    ):
+        result = egd(*command)
+        assert result.exit_code == 2 and "--trust-code" in result.output, result.output
+    assert not ran.exists()
+
+
 def test_code_of_ones_own_is_run_where_one_says_so() -> None:
     recorded(world(max_episode_steps=5))
     del gym.registry["World-v0"]
@@ -192,6 +218,14 @@ def test_without_an_environment_a_run_is_trained_and_not_evaluated(
     for command in (["eval", folder], ["report", folder]):
         result = egd(*command)
         assert result.exit_code == 2 and ("Opaque" in result.output or "evaluated" in result.output), result.output
+    described = egd("data", "describe", ID)
+    assert "none: runs are trained, and not evaluated" in described.output, described.output
+    selected = egd("select", folder, "--states", "4", "--actions", "4", "--json", tmp_path / "selected.json")
+    assert selected.exit_code == 0, selected.output
+    found = json.loads((tmp_path / "selected.json").read_text())
+    policies = {row["policy"] for row in found["rows"]}
+    assert policies >= {"behaviour", "guided@1"} and found["chosen"].rpartition(" ")[2] in policies
+    assert found["regret"] is None and all(row["simulated"] is None for row in found["rows"])
 
 
 def test_an_evaluation_ends_or_is_refused() -> None:
