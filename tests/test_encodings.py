@@ -48,7 +48,7 @@ def test_a_run_and_a_report_on_a_machine_of_another_encoding(tmp_path: Path) -> 
     (tmp_path / "bücher.csv").write_bytes("\ufeffsource,task,method,score\r\nMüller,tür,größe,3.5\r\n".encode())
     run = tmp_path / "fertig"
     run.mkdir()
-    (run / "config.yaml").write_bytes(yaml.safe_dump({"task": "tür", "note": "ß"}, allow_unicode=True).encode())
+    (run / "config.yaml").write_bytes(yaml.safe_dump({"task": "tür", "seed": 0, "note": "ß"}, allow_unicode=True).encode())
     policies = {"p": {"mean": 1.0, "episodes": 3}}
     summary = {"task": "tür", "method": "größe 価", "seed": 0, "headline": "p", "policies": policies, "remarks": ["naïve"]}
     (run / "summary.json").write_bytes(json.dumps(summary, ensure_ascii=False).encode())
