@@ -17,6 +17,13 @@ from torch import Tensor
 from egd.tensors import transformed
 from egd.types import Context, Denoiser, Energy, Gaussian, GuidanceRule, Posterior, TimedEnergy
 
+NO_GRAPH = (
+    "look for a comparison, argmax, rounding, detach(), no_grad() or NumPy in it. "
+    "An energy of steps can be smoothed, or guide by support_samples, which only looks at its values"
+)
+OUT_OF_TORCH = ("Can't call numpy()", "Cannot access data pointer of Tensor that doesn't have storage")
+"""How torch says that NumPy was asked for in the middle of a gradient."""
+
 
 class ContractError(ValueError):
     """What a user's function gave is not what its contract says."""
@@ -24,7 +31,7 @@ class ContractError(ValueError):
 
 def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
     """Evaluate E(x_0, c), (B, ...) -> (B,). ValueError for another shape, or for no graph where x_0 is differentiated."""
-    values = energy(x0, c)
+    values = _called(energy, x0, c)
     check_rows(values, x0, energy)
     _check_graph(values, x0, energy, "x_0")
     return values
@@ -32,7 +39,7 @@ def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
 
 def timed_values(energy: TimedEnergy, x: Tensor, t: Tensor, c: Context) -> Tensor:
     """Evaluate E_t(x_t, c), (B, ...), (B,) -> (B,). ValueError as for ``energy_values``."""
-    values = energy(x, t, c)
+    values = _called(energy, x, t, c)
     check_rows(values, x, energy)
     _check_graph(values, x, energy, "x_t")
     return values
@@ -40,7 +47,7 @@ def timed_values(energy: TimedEnergy, x: Tensor, t: Tensor, c: Context) -> Tenso
 
 def denoised(denoiser: Denoiser, x: Tensor, t: Tensor, c: Context) -> Tensor:
     """Evaluate D(x_t, t, c), shaped like x_t. ValueError for another shape, or for no graph where x_t is differentiated."""
-    x0 = denoiser(x, t, c)
+    x0 = _called(denoiser, x, t, c)
     check_like(x0, x, denoiser)
     _check_graph(x0, x, denoiser, "x_t")
     return x0
@@ -83,16 +90,24 @@ def check_like(values: Any, x: Tensor, of: object) -> None:
         raise ContractError(f"{name_of(of)} gave {given} where {tuple(x.shape)} was due, the shape of what it was given")
 
 
+def _called(function: Any, *arguments: Any) -> Any:
+    """What a user's function gives. ContractError where it takes a tensor that is differentiated out of torch."""
+    if torch.compiler.is_compiling():
+        return function(*arguments)
+    try:
+        return function(*arguments)
+    except RuntimeError as error:  # torch's own word, which advises to detach, is not the remedy here
+        if not any(word in str(error) for word in OUT_OF_TORCH):
+            raise
+        raise ContractError(f"{name_of(function)} has no gradient, and guidance is that gradient: {NO_GRAPH}") from error
+
+
 def _check_graph(values: Tensor, x: Tensor, of: object, by: str) -> None:
     if values.requires_grad or not x.requires_grad or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     if transformed() and not torch._C._functorch.is_functorch_wrapped_tensor(x):
         return  # differentiated outside this transform, whose results carry no flag
-    raise ContractError(
-        f"{name_of(of)} has no gradient by {by}, and guidance is that gradient: "
-        "look for a comparison, argmax, rounding, detach(), no_grad() or NumPy in it. "
-        "An energy of steps can be smoothed, or guide by support_samples, which only looks at its values"
-    )
+    raise ContractError(f"{name_of(of)} has no gradient by {by}, and guidance is that gradient: {NO_GRAPH}")
 
 
 def name_of(component: object) -> str:

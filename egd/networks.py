@@ -108,9 +108,10 @@ class EnergyNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def standardise(self, targets: Tensor) -> None:
-        """Take centre and scale from a sample of regression targets (B,)."""
+        """Take centre and scale from a sample of regression targets (B,); a single one says nothing of the scale."""
         self.centre.copy_(targets.mean())
-        self.scale.copy_(targets.std().clamp(min=1e-6))
+        if len(targets) > 1:
+            self.scale.copy_(targets.std().clamp(min=1e-6))
 
 
 class EnergyMLP(EnergyNetwork):

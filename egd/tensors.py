@@ -29,6 +29,11 @@ def norm(x: Tensor) -> Tensor:
     return length
 
 
+def spread(values: Tensor) -> Tensor:
+    """The standard deviation of a sample (B,): (); 0 of a single value, where torch has none."""
+    return values.std(correction=min(1, len(values) - 1))
+
+
 def in_place(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     """x with the k entries of the event that ``mask`` marks replaced: x (B, ...), mask (...) of booleans, values (B, k) in the
     event's order. x keeps its gradient elsewhere.

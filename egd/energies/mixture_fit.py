@@ -97,7 +97,7 @@ def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choos
 
 def _principal(data: Tensor) -> tuple[Tensor, int]:
     """The principal directions (d, d), in columns, of data (N, d), and how many come before the largest fall of variance."""
-    values, basis = torch.linalg.eigh(data.mT.cov())
+    values, basis = torch.linalg.eigh(data.mT.cov().reshape(data.shape[1], -1))  # of one dimension a plain number
     values, basis = values.flip(0).clamp(min=1e-12 * values[-1]), basis.flip(1)
     falls = values[:-1] / values[1:]
     if not len(falls) or falls.max() < GAP:

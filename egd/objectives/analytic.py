@@ -13,7 +13,7 @@ from egd.bounds import BetaOrZero, NotNegative
 from egd.contracts import energy_values, timed_values
 from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
-from egd.tensors import expand, norm, value_and_grad
+from egd.tensors import expand, norm, spread, value_and_grad
 from egd.types import Context, Energy, Posterior, TimedEnergy
 from egd.watching import watching
 
@@ -69,7 +69,7 @@ class Analytic:
         loss = (timed_values(network, x, t, c) - targets).square().mean()
         return loss, {
             "target_mean": targets.mean(),
-            "target_std": targets.std(),
+            "target_std": spread(targets),
             **({"target_clipped": targets.new_tensor(shares["clipped"])} if "clipped" in shares else {}),
         }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from egd.bounds import BetaOrZero, Candidates
 from egd.contracts import energy_values, timed_values
 from egd.denoisers import diffuse
+from egd.errors import UserError
 from egd.tensors import map_context, repeat_context
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
 
@@ -31,7 +32,7 @@ class CEP:
     The K samples are rows of the batch, cut into groups, where there is no ``support`` or no context; with contexts and no
     support the groups mix contexts, which is as right (E_Theta is then fixed up to a function of t) but asks the network to
     learn the differences between them. Otherwise ``support`` draws them for the first B // K contexts. ValueError for
-    fewer than two samples.
+    fewer than two samples, UserError for a batch of one that is all there is to compare.
     """
 
     energy: Energy
@@ -70,6 +71,8 @@ class CEP:
     def _groups(self, x0: Tensor, c: Context) -> tuple[Tensor, Context, int]:
         """G groups of K points in one batch (G K, ...), their contexts, and K."""
         k = self.samples if self.support is not None and c is not None else min(self.samples, len(x0))
+        if k < 2:
+            raise UserError("CEP compares samples with one another, and a batch of one has none to compare", key="batch")
         groups = max(1, len(x0) // k)
         if self.support is None or c is None:
             return x0[: groups * k], map_context(lambda v: v[: groups * k], c), k

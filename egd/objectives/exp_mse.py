@@ -10,6 +10,7 @@ from torch import Tensor
 
 from egd.bounds import BetaOrZero, Candidates
 from egd.contracts import energy_values, timed_values
+from egd.tensors import spread
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["ExpMSE"]
@@ -49,4 +50,4 @@ class ExpMSE:
         lowest = torch.minimum(targets, guesses.detach()).reshape(-1, k).amin(1)
         floor = lowest.repeat_interleave(k)
         loss = ((floor - guesses).exp() - (floor - targets).exp()).square().mean()
-        return loss, {"target_mean": targets.mean(), "target_std": targets.std()}
+        return loss, {"target_mean": targets.mean(), "target_std": spread(targets)}

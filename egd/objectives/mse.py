@@ -9,6 +9,7 @@ from torch import Tensor
 
 from egd.bounds import BetaOrZero
 from egd.contracts import energy_values, timed_values
+from egd.tensors import spread
 from egd.types import Context, Energy, TimedEnergy
 
 __all__ = ["MSE"]
@@ -34,5 +35,5 @@ class MSE:
         loss = (timed_values(network, x, t, c) - targets).square().mean()
         return loss, {
             "target_mean": targets.mean(),
-            "target_std": targets.std(),
+            "target_std": spread(targets),
         }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import ProperShare
+from egd.tensors import spread
 from egd.training import Metrics
 from rl.critics.base import Critic, Shared
 from rl.data.transitions import Batch
@@ -35,7 +36,7 @@ class IQL(Critic):
             q = self.q(batch.state, batch.action)
         advantage = q - self.v(batch.state)
         loss = expectile_loss(advantage, self.values.get_buffer("expectile"))
-        return loss, {"v_loss": loss.detach(), "advantage_std": advantage.detach().std(), "q_mean": q.mean()}
+        return loss, {"v_loss": loss.detach(), "advantage_std": spread(advantage.detach()), "q_mean": q.mean()}
 
     def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """(r + gamma (1 - terminal) V(s') - Q(s, a))^2, averaged over members."""

@@ -87,6 +87,24 @@ def test_a_fitted_mixture_is_that_of_the_data_with_the_right_number_of_component
     torch.testing.assert_close(fitted.log_weights[order].exp(), mixture.log_weights[truth].exp(), rtol=0, atol=0.03)
 
 
+def test_data_of_one_dimension_are_fitted_too() -> None:
+    """A uniform distribution under a wave: the gradient by quadrature over x_0."""
+    data = 2 * torch.rand(1, 4000, 1, generator=torch.Generator().manual_seed(0)) - 1
+    wave = lambda x, c=None: 2 * torch.cos(4 * x[:, 0]) + x[:, 0]  # noqa: E731
+    schedule, nodes = VPLinear(), torch.linspace(-1, 1, 4001)[:, None]
+    fit = prepare(MixtureFit(wave, lambda c, n: data[:, :n], schedule, BETA, samples=4000, components=(2, 4)), None)
+    t = torch.full((30,), 0.5)
+    x = schedule.alpha(t)[:, None] * data[0, :30] + schedule.sigma(t)[:, None] * torch.randn(30, 1)
+
+    def exact(x: Tensor, t: Tensor, c: Context) -> Tensor:
+        alpha, sigma = schedule.alpha(t[:1]), schedule.sigma(t[:1])
+        log_w = (-(x - alpha * nodes[:, 0]).square() / (2 * sigma**2)).log_softmax(1)
+        return -torch.logsumexp(log_w - BETA * wave(nodes), 1)
+
+    want = slope_of(exact, x, t)
+    assert (slope_of(fit, x, t) - want).norm() / want.norm() < 0.1
+
+
 def test_the_chosen_fit_goes_on_with_all_samples(mixture: GaussianMixture) -> None:
     data = mixture.sample(20_000, torch.Generator().manual_seed(1))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.tensors import TILED_ROWS, value_gradient_hessian
+from egd.tensors import TILED_ROWS, spread, value_gradient_hessian
 from egd.types import Context
 
 D = 3
@@ -79,3 +79,9 @@ def test_it_composes_with_torch_func() -> None:
         return value_gradient_hessian(quartic, x, c)[2].diagonal(dim1=1, dim2=2).sum()
 
     torch.testing.assert_close(torch.func.grad(laplacian)(x), (2 * D + 4) * x)
+
+
+def test_the_spread_of_one_value_is_zero_and_that_of_more_the_samples_deviation() -> None:
+    """Batches of one train: a deviation that is no number would end in weights that are none."""
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(spread(values), values.std()) and float(spread(values[:1])) == 0
