@@ -32,10 +32,10 @@ def locked(path: Path, what: str, key: str) -> Iterator[None]:
         if (holder := _note(path)).get("host", _host()) != _host():
             remedy = f"if it has ended, remove {path}"
             raise UserError(f"{what} is in use by {_who(holder)}; {remedy}", key=key)
-        os.ftruncate(number, 0)
-        os.lseek(number, 0, os.SEEK_SET)
-        os.write(number, json.dumps({"pid": os.getpid(), "host": _host(), "since": time.time()}).encode())
-        try:
+        try:  # a disk without room for the note leaves no lock either
+            os.ftruncate(number, 0)
+            os.lseek(number, 0, os.SEEK_SET)
+            os.write(number, json.dumps({"pid": os.getpid(), "host": _host(), "since": time.time()}).encode())
             yield
         finally:
             with suppress(OSError):

@@ -14,6 +14,7 @@ import typer
 from egd.cli import user_errors
 from egd.errors import UserError, of_the_system
 from egd.files import replacing, write_atomic
+from egd.locks import locked
 from egd.runs import RunFolder
 from egd.saved import settle
 from tests.egd.test_phases import learner, opened, run, weights
@@ -80,6 +81,16 @@ def test_half_a_row_of_metrics_is_taken_back(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert folder.metrics.read_bytes() == before
+
+
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(number: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space"), locked(tmp_path / ".lock", "a run", "--out"):
+        pytest.fail("the lock is not held")
+    assert contents(tmp_path) == {}
 
 
 def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
