@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -29,14 +30,16 @@ KEY = re.compile("[0-9a-f]{32}")
 
 def default_store() -> Store | None:
     """In ``EGD_STORE``, none if that is empty; else in the user's cache folder, ``~/.cache/egd/phases``. It holds at most
-    ``EGD_STORE_GB`` (20) gigabytes. UserError where that is no number.
+    ``EGD_STORE_GB`` (20) gigabytes. UserError where that is no size.
     """
     chosen = os.environ.get("EGD_STORE")
     limit = os.environ.get("EGD_STORE_GB", GIGABYTES)
     try:
         size = float(limit) * 1e9
     except ValueError:
-        raise UserError(f"'{limit}' is not a number of gigabytes", key="EGD_STORE_GB") from None
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise UserError(f"'{limit}' is not a number of gigabytes", key="EGD_STORE_GB")
     if chosen is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         return Store(caches / "egd" / "phases", size)

@@ -91,7 +91,10 @@ class OfflineRL:
         else:
             returns = _rolled_out(agent, task, settings, seed, reporter)
             episodes = len(next(iter(returns.values())))
-            folder.log({"phase": "eval", "episodes": episodes, **{k: float(r.mean()) for k, r in returns.items()}})
+            try:
+                folder.log({"phase": "eval", "episodes": episodes, **{k: float(r.mean()) for k, r in returns.items()}})
+            except OSError as error:  # of somebody else, or on a full disk: what was found is shown all the same
+                reporter.warn(f"these scores are not noted in {folder.metrics}: {error.strerror}")
         return rows(
             {
                 "task": config.task,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import date
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from egd.errors import UserError, writable
-from egd.files import replacing, write_text
+from egd.files import SCRATCH, replacing, write_text
 from egd.report.figures import FIGURES, draw
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
@@ -32,16 +35,31 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
             figures[name] = draw(name, report)
         except UserError as error:
             lacking.append(str(error))
-    with writable("--out"):
-        out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "table.md", markdown(found))
-    write_text(out / "table.tex", latex(found))
-    write_text(out / "table.csv", comma_separated(tidy(report)))
-    write_text(out / "scores.csv", comma_separated(by_run(report), RUN_COLUMNS))
-    for name, figure in figures.items():
-        save(figure, out, name)
-    write_text(out / "index.html", _page(report, found, figures, lacking))
+    with writable("--out"), _all_or_none(out) as place:
+        write_text(place / "table.md", markdown(found))
+        write_text(place / "table.tex", latex(found))
+        write_text(place / "table.csv", comma_separated(tidy(report)))
+        write_text(place / "scores.csv", comma_separated(by_run(report), RUN_COLUMNS))
+        for name, figure in figures.items():
+            save(figure, place, name)
+        write_text(place / "index.html", _page(report, found, figures, lacking))
     return found, lacking
+
+
+@contextmanager
+def _all_or_none(out: Path) -> Iterator[Path]:
+    """A folder within ``out`` whose files move there at the end; where the writing fails, none does: no page is left with the
+    tables of one report and the figures of another.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=SCRATCH, dir=out) as place:
+            yield Path(place)
+            for path in Path(place).iterdir():
+                os.replace(path, out / path.name)
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where it was made in vain
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:

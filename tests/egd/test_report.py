@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import json
 import re
 import subprocess
@@ -18,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from egd import cli
 from egd.errors import UserError
-from egd.report import references
+from egd.report import page, references
 from egd.report.figures import FIGURES, draw
 from egd.report.references import Reference
 from egd.report.results import Report, collect
@@ -111,6 +112,24 @@ def test_the_page_stands_alone_and_has_the_numbers(runs: Path, tmp_path: Path) -
     assert r"64.0 $\pm$ 5.3 &" in (out / "table.tex").read_text()
     assert "64.0 ± 5.3" in done.output
     assert max(map(len, done.output.split("Not drawn")[0].splitlines())) <= 80
+
+
+def test_a_report_on_a_full_disk_leaves_the_earlier_one_as_it_was(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(figure: Any, path: Path, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    out = tmp_path / "out"
+    page.write(report(runs), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write(runs, TASKS[0], "iql", 7, 99.0)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    for place in (out, tmp_path / "new"):
+        with pytest.raises(UserError, match="No space left on device; make room"):
+            page.write(report(runs), place)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_csv_has_full_numbers(runs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from egd.runs import RunFolder
 from rl.job import OfflineJob
 from rl.tasks import TASKS, Task
 from tests.processes import exit_code, kill_when, start_egd
@@ -127,6 +129,20 @@ def test_eval_rolls_out_other_scales_without_training(egd: Any, recipe: Path, tm
     found = [(row[9], row[11]) for row in rows]
     assert found == [("behaviour", "0"), ("guided", "0.25"), ("guided", "4"), ("literal", "0.25"), ("literal", "4")]
     assert all(torch.equal(before[p][n], t) for p, ts in weights(run).items() for n, t in ts.items())
+
+
+def test_eval_shows_its_scores_where_it_cannot_note_them(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: RunFolder, row: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self.metrics))
+
+    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
+    monkeypatch.setattr(RunFolder, "log", refuse)
+    result = egd("eval", tmp_path / SEED0)
+    assert result.exit_code == 0, result.output
+    assert "metrics.jsonl: Read-only file system" in result.output
+    assert "score ± s.e." in result.output
 
 
 def test_eval_repeats_the_scores_of_the_run(egd: Any, recipe: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from egd import sources
 from egd.config import override
-from egd.store import key_of
+from egd.errors import UserError
+from egd.store import default_store, key_of
 from rl.agents import agent_class
 from rl.agents.base import CODE
 from rl.data.transitions import digest_of
@@ -386,6 +387,14 @@ def test_a_killed_run_goes_on_with_what_it_reused(egd: Any, recipe: Path, tmp_pa
     assert exit_code(start(recipe, tmp_path / "whole", store, *long, "--fresh")) == 0
     assert reused(tmp_path / "killed" / RUN) == {"denoiser", "critic", "calibration"}
     assert_same(tmp_path / "whole" / RUN, tmp_path / "killed" / RUN)
+
+
+@pytest.mark.parametrize("size", ["much", "nan", "-1", "inf", ""])
+def test_a_size_that_is_none_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EGD_STORE_GB", size)
+    with pytest.raises(UserError, match=f"'{size}' is not a number of gigabytes") as info:
+        default_store()
+    assert info.value.key == "EGD_STORE_GB"
 
 
 def test_the_store_is_listed_and_pruned(run: Any, kept: Path, egd: Any) -> None:
