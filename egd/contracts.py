@@ -31,7 +31,7 @@ class ContractError(ValueError):
 
 def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
     """Evaluate E(x_0, c), (B, ...) -> (B,). ValueError for another shape, or for no graph where x_0 is differentiated."""
-    values = _called(energy, x0, c)
+    values: Tensor = _called(energy, x0, c)
     check_rows(values, x0, energy)
     _check_graph(values, x0, energy, "x_0")
     return values
@@ -39,7 +39,7 @@ def energy_values(energy: Energy, x0: Tensor, c: Context) -> Tensor:
 
 def timed_values(energy: TimedEnergy, x: Tensor, t: Tensor, c: Context) -> Tensor:
     """Evaluate E_t(x_t, c), (B, ...), (B,) -> (B,). ValueError as for ``energy_values``."""
-    values = _called(energy, x, t, c)
+    values: Tensor = _called(energy, x, t, c)
     check_rows(values, x, energy)
     _check_graph(values, x, energy, "x_t")
     return values
@@ -47,7 +47,7 @@ def timed_values(energy: TimedEnergy, x: Tensor, t: Tensor, c: Context) -> Tenso
 
 def denoised(denoiser: Denoiser, x: Tensor, t: Tensor, c: Context) -> Tensor:
     """Evaluate D(x_t, t, c), shaped like x_t. ValueError for another shape, or for no graph where x_t is differentiated."""
-    x0 = _called(denoiser, x, t, c)
+    x0: Tensor = _called(denoiser, x, t, c)
     check_like(x0, x, denoiser)
     _check_graph(x0, x, denoiser, "x_t")
     return x0

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.catalogue import POSTERIORS, RULES, energy_registry
+from egd.catalogue import POSTERIORS, RULES, WRAPPERS, energy_registry
 from egd.components import Spec, build
-from egd.contracts import ContractError, check_rows, guided_score, name_of, posterior_at, timed_values
+from egd.contracts import ContractError, check_like, check_rows, denoised, guided_score, name_of, posterior_at, timed_values
 from egd.energies.base import prepare
 from egd.errors import UserError
 from egd.posteriors import IsotropicGaussian
 from egd.posteriors.moments import calibrate
 from egd.tensors import expand, map_context, value_and_grad
-from egd.types import Context, Schedule
+from egd.types import Context, Sampler, Schedule
 
 ROWS = 2
 TIMES = (0.1, 0.5, 0.9)
@@ -80,6 +80,28 @@ class Trial:
             for t in TIMES:
                 x, times = self._noised(t)
                 _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
+
+    def sampler(self, spec: Spec, walk: Sampler, key: str) -> None:
+        """Try a sampler, chosen by that spec, for two steps."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            x, _ = self._noised(0.9)
+            times, generator = torch.tensor([0.9, 0.5, 0.1]), torch.Generator().manual_seed(0)
+            samples = walk(self._denoiser, self.schedule, x, times, self.context, generator=generator)
+            check_like(samples, x, walk)
+            _check_finite(walk, samples)
+
+    def wrapper(self, spec: Spec, parts: Mapping[str, Any], key: str) -> None:
+        """Try a wrapper of a denoiser that is built with these parts beside it."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            wrapped = build(WRAPPERS, spec, {**parts, "denoiser": self._denoiser}, key)
+            for t in TIMES:
+                x, times = self._noised(t)
+                x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self.context).flatten(1).sum(1), x)  # type: ignore[misc]
+                _check_finite(wrapped, x0)
 
     @cached_property
     def parts(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from egd.denoisers import NetworkDenoiser
 from egd.errors import UserError
 from egd.schedules import time_grid
 from egd.training import DenoiserLearner, Fit
+from egd.trial import Trial
 from egd.types import Denoiser, Schedule
 from egd.wrappers import Clip
 from rl.config import DiffusionConfig
@@ -34,7 +35,8 @@ def check_sampling(config: DiffusionConfig) -> None:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
         raise UserError(str(error), key="sampler") from None
-    config.sampler.chosen()
+    s = config.sampler
+    Trial((2,), schedule, torch.zeros(2, 1)).sampler(Spec(s.name, s.model_extra or {}), s.chosen(), "sampler")
 
 
 class Behaviour:

@@ -12,7 +12,9 @@ from torch import Tensor
 from egd.catalogue import ENERGIES, OBJECTIVES
 from egd.components import Spec, build, validate, wanted_parts
 from egd.networks import EnergyMLP
+from egd.schedules import VPLinear
 from egd.training import EnergyLearner, Fit, Objective, train
+from egd.trial import Trial
 from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
 
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}
@@ -82,8 +84,9 @@ def reads_denoiser(spec: Any) -> bool:
 
 
 def check(mine: str) -> None:
-    """UserError when a user's class cannot be found or asks for what the benchmark has not."""
+    """UserError when a user's class is not found, asks for what the benchmark has not, or breaks its contract on two rows."""
     validate(ENERGIES, Spec.of(mine, "--mine"), PARTS, "--mine")
+    Trial((2,), VPLinear()).energy(Spec.of(mine, "--mine"), "--mine")
 
 
 def closed_form(spec: Any, parts: Mapping[str, Any]) -> TimedEnergy:

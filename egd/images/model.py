@@ -50,6 +50,7 @@ def check_components(config: ImagesConfig) -> None:
         trial.rule(estimator.rule.spec, f"estimators.{name}.rule")
         if not isinstance(estimator.clip_x0, bool):
             validate(WRAPPERS, estimator.clip_x0.spec, {"denoiser", "low", "high"}, f"estimators.{name}.clip_x0")
+            trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"estimators.{name}.clip_x0")
 
 
 def make_schedule(config: ImagesConfig) -> Diffusers:

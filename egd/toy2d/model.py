@@ -57,10 +57,12 @@ def check_components(config: Toy2dConfig) -> None:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
         raise UserError(str(error), key="sampler") from None
-    choose(Spec(config.sampler.name, {}), "sampler.name")
+    sampler = Spec(config.sampler.name, {})
+    walk = choose(sampler, "sampler.name")
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, {"omega"}, "rule")
     trial = Trial((2,), schedule)
+    trial.sampler(sampler, walk, "sampler.name")
     trial.posterior(config.posterior.spec, "posterior")
     trial.rule(config.rule.spec, "rule")
     check_titles(config.estimators, (EXACT, UNGUIDED))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from egd.components import Registry, Spec, bind, parameters, validate
+from egd.contracts import ContractError, check_rows, name_of
 from egd.errors import UserError
 from rl.config import CriticConfig
 from rl.critics.base import Critic, Shared
@@ -40,7 +41,22 @@ def make_critic(config: CriticConfig, state: int, action: int, device: torch.dev
     shared = config.model_dump(include=set(Shared.__annotations__))
     made = bind(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
     critic: Critic = made(state, action, **own, **shared, device=device)
+    if ":" in config.kind:
+        _try(critic, state, action, device)
     return critic
+
+
+@torch.no_grad()
+def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
+    """UserError for a critic of one's own whose Q or V of two rows is not one finite number each."""
+    states, actions = torch.zeros(2, state, device=device), torch.zeros(2, action, device=device)
+    for what, values in {"Q": critic.q(states, actions), "V": critic.v(states)}.items():
+        try:
+            check_rows(values, states, type(critic))
+        except ContractError as error:
+            raise UserError(f"{what}: {error}", key="critic.kind") from None
+        if not values.isfinite().all():
+            raise UserError(f"{what} of {name_of(critic)} is not finite", key="critic.kind")
 
 
 def critic_settings(config: CriticConfig) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from egd.bench.estimators import check
 from egd.components import Spec
 from egd.errors import UserError
+from egd.samplers.choice import choose
 from egd.schedules import FlowMatching, VPLinear
 from egd.toy2d.config import Toy2dConfig
 from egd.toy2d.model import check_components
@@ -42,6 +45,18 @@ class Loss:
     def loss(self, network, x0, x, t, c, generator): return (network(x, t, c) - self.energy(x0, c)).square(), {}
 
 def posterior(denoiser): return lambda x, t, c=None: IsotropicGaussian(denoiser(x, t, c), t[:, None])
+
+def sampler(denoiser, schedule, x, times, c=None, *, generator=None): return denoiser(x, times[:1].expand(len(x)), c)
+
+def one_row(denoiser, schedule, x, times, c=None, *, generator=None): return sampler(denoiser, schedule, x, times, c)[:1]
+
+def lost(denoiser, schedule, x, times, c=None, *, generator=None): return sampler(denoiser, schedule, x, times, c) / 0
+
+def wrapper(denoiser): return lambda x, t, c=None: denoiser(x, t, c).clamp(-1, 1)
+
+def flat(denoiser): return lambda x, t, c=None: denoiser(x, t, c).flatten()
+
+def detached(denoiser, low): return lambda x, t, c=None: denoiser(x, t, c).detach().clamp(low)
 
 def rule(omega): return lambda score, slope, t: slope.sum(1)
 """
@@ -90,8 +105,29 @@ def test_posteriors_and_rules_are_tried_too(mine: str) -> None:
         trial.rule(Spec(f"{mine}:rule", {}), "rule")
 
 
+def test_samplers_and_wrappers_are_tried_too(mine: str) -> None:
+    trial = Trial((2,), FlowMatching(), torch.zeros(2, 1))
+    for name, words in {"sampler": None, "one_row": r"shape \(1, 2\)", "lost": "not finite"}.items():
+        spec = Spec(f"{mine}:{name}", {})
+        with pytest.raises(UserError, match=f"{name} .*{words}") if words else nullcontext():
+            trial.sampler(spec, choose(spec, "sampler"), "sampler")
+    for name, words in {"wrapper": None, "flat": r"shape \(4,\)", "detached": "no gradient by x_t"}.items():
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            trial.wrapper(Spec(f"{mine}:{name}", {}), {"low": -1.0, "high": 1.0}, "clip_x0")
+
+
 def test_a_recipe_is_refused_before_anything_is_trained(mine: str) -> None:
     config = Toy2dConfig.model_validate({"experiment": "toy2d", "task": "8gaussians", "estimators": {"mine": f"{mine}:Column"}})
     with pytest.raises(UserError, match="one number a row") as error:
         check_components(config)
     assert error.value.key == "estimators.mine"
+    config = config.model_copy(update={"sampler": config.sampler.model_copy(update={"name": f"{mine}:one_row"})})
+    with pytest.raises(UserError, match="one_row") as error:
+        check_components(config)
+    assert error.value.key == "sampler.name"
+
+
+def test_the_benchmark_tries_a_class_of_ones_own_first(mine: str) -> None:
+    with pytest.raises(UserError, match="one number a row") as error:
+        check(f"{mine}:Column")
+    assert error.value.key == "--mine"

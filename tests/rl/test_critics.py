@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from egd.errors import UserError
+from rl.config import CriticConfig
 from rl.critics import IQL
+from rl.critics.choice import make_critic
 from rl.critics.iql import expectile_loss
 from rl.critics.networks import EnsembleMLP
 from rl.data.transitions import Batch
@@ -67,3 +73,19 @@ def test_iql_finds_the_values_of_a_chain() -> None:
     values = critic.v(torch.eye(3)).detach()
     torch.testing.assert_close(values, torch.tensor([0.81, 0.9, 1.0]), rtol=0, atol=0.06)
     assert critic.q(batch.state[4:5], batch.action[4:5]).item() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def q(self, state, action): return self.target(state, action).transpose(0, 1)", r"Q: Mine .*shape \(2, 2\)"),
+        ("def v(self, state): return super().v(state)[:, None]", r"V: Mine .*shape \(2, 1\)"),
+        ("def q(self, state, action): return super().q(state, action) / 0", "Q of Mine .* not finite"),
+        ("pass", None),
+    ],
+)
+def test_a_critic_of_ones_own_is_tried_on_two_rows(tmp_path: Path, body: str, words: str | None) -> None:
+    (tmp_path / "mine.py").write_text(f"from rl.critics.iql import IQL\n\nclass Mine(IQL):\n    {body}\n")
+    config = CriticConfig(kind=f"{tmp_path}/mine.py:Mine", width=8, layers=1)
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        assert make_critic(config, 3, 2, torch.device("cpu")).q(torch.zeros(2, 3), torch.zeros(2, 2)).shape == (2,)
