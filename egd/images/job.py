@@ -88,7 +88,12 @@ class ImagesJob:
         }
 
     def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
-        """A clamp that acts, samples that are not numbers, and a classifier that hardly knows the classes are reported."""
+        """A clamp that acts, samples that are not numbers, test images that were trained on, and a classifier that hardly knows
+        the classes are reported.
+        """
+        if seen := model.test.copies(model.train):
+            what = f"{seen} of the {len(model.test)} test images are copies of training images"
+            reporter.warn(f"{what}: what is measured on them is too good")
         for name, found in test_accuracy.items():
             if found < TRUSTED:
                 reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
+from egd.files import regular
 
 GROUP = "egd.references"
 """Entry points of this group name packages whose ``*.csv`` files hold published results."""
 
+LARGEST = 2**24
+"""Bytes of a file of references."""
 COLUMNS = ("source", "task", "method", "score")
 
 
@@ -48,10 +51,11 @@ def read(path: Any) -> list[Reference]:
     begin with # are comments. UserError where it cannot be read or a column or number is missing.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if not line.startswith("#")]
-        rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}", key="--reference") from None
+        text = (regular(path, LARGEST) if isinstance(path, Path) else path).read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"cannot read {path}: {reason}", key="--reference") from None
     if not rows or (missing := [c for c in COLUMNS if c not in rows[0]]):
         wanted = missing if rows else COLUMNS
         raise UserError(f"{path} needs the columns {', '.join(COLUMNS)}; missing: {', '.join(wanted)}", key="--reference")

@@ -453,7 +453,14 @@ def test_a_run_whose_images_were_replaced_goes_no_further(run: Callable[..., Any
         "--set",
         "targets.class=null",
     )
-    assert run(*settings).exit_code == 0
+    for i in range(12, 24):  # the same twelve under other names
+        (tmp_path / "set" / f"{i}.png").write_bytes((tmp_path / "set" / f"{i - 12}.png").read_bytes())
+    copied = run(*settings, "--set", "seed=1")
+    assert copied.exit_code == 0 and "test images are copies of training images" in copied.output, copied.output
+    for i in range(12, 24):
+        (tmp_path / "set" / f"{i}.png").unlink()
+    whole = run(*settings)
+    assert whole.exit_code == 0 and "copies" not in whole.output, whole.output
     again = {"omegas": [1.0], "episodes": 2, "device": "cpu"}
     load("images", "test").evaluate(tmp_path / "out" / RUN, again, Reporter())
     save(Image.new("L", (8, 8), 7), tmp_path / "set" / "3.png")

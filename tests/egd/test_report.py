@@ -293,6 +293,7 @@ def test_a_report_goes_on_without_a_damaged_run_and_its_exit_code_says_so(runs: 
         (["{runs}", "--figure", "sensitivity"], "--grid guidance.beta=1,2,3"),
         (["{runs}", "--reference", "{empty}/none.csv"], "cannot read"),
         (["{runs}", "--reference", "{bad}"], "missing: score"),
+        (["{runs}", "--reference", "/dev/zero"], "a device or a pipe, not a file"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
