@@ -4,6 +4,7 @@ leaves half of one.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -69,8 +70,11 @@ def write_to_disk(path: Path, data: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write in place of ``path``, with the same suffix; it takes that place at the end, and is removed where the
-    writing fails. Its name is short, whatever the length of the other.
+    writing fails. Its name is short, whatever the length of the other. OSError where a device or a pipe is of that name: it
+    would be gone.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "It is no file that could be replaced", str(path))
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{next(_numbers)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,6 +93,16 @@ def test_a_lock_that_cannot_be_written_is_not_left(tmp_path: Path, monkeypatch: 
     assert contents(tmp_path) == {}
 
 
+def test_a_pipe_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="no file that could be replaced"):
+            write_atomic(tmp_path / name, b"text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder"}
+
+
 def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long") as info, replacing(tmp_path / ("a" * 260 + ".png")) as scratch:
         scratch.write_bytes(b"picture")
