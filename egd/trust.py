@@ -29,6 +29,7 @@ from egd.files import read_regular, write_text
 RECORD = "code.json"
 """In a run folder: the code outside the library that its settings name, with the digests of the files, signed."""
 
+CODE = "code outside the library"
 RUN_CONFIG = "config.yaml"
 TARGET = re.compile(r"(?s).+\.py:[^\W\d]\w*|[^\W\d][\w.]*:[^\W\d]\w*")
 
@@ -70,18 +71,18 @@ def require_trust(target: str, key: str) -> None:
         raise _untrusted(target, key)
 
 
-def require_trust_of_data(target: str, key: str) -> None:
+def require_trust_of_data(target: str, key: str, what: str = CODE) -> None:
     """The same where a dataset names it: datasets name no code unless the user says ``--trust-code`` (``trusting(True)``),
-    whoever wrote the recipe.
+    whoever wrote the recipe. ``what`` it is that they name.
     """
     if not _trust.get().code:
-        raise _untrusted(target, key)
+        raise _untrusted(target, key, what)
 
 
-def _untrusted(target: str, key: str) -> UserError:
+def _untrusted(target: str, key: str, what: str = CODE) -> UserError:
     return UserError(
-        f"'{target}' is code outside the library, named by a file that may come from a stranger (see SECURITY.md); "
-        "read that code, then repeat the command with --trust-code (in Python, trust_code=True)",
+        f"'{target}' is {what}, named by a file that may come from a stranger (see SECURITY.md); "
+        "read it, then repeat the command with --trust-code (in Python, trust_code=True)",
         key=key,
     )
 

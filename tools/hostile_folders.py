@@ -65,6 +65,7 @@ TOY2D: dict[str, Any] = {
     "experiment": "toy2d",
     "tasks": ["moons"],
     "denoiser": {"width": 8, "blocks": 1, "steps": 4, "batch": 16},
+    "energy_network": {"width": 8, "layers": 1, "steps": 4, "batch": 16},
     "calibration": {"samples": 32, "grid": 3},
     "estimators": {"dps": "dps"},
     "betas": [3],
@@ -106,6 +107,9 @@ KEYS: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 """Where the settings of a run name code; ``a=name.b`` stands for ``b`` within a component ``name`` at ``a``."""
+
+OFTEN = ("brought", "process")
+"""Ways to name code that are tried under every command; all are under ``egd eval``."""
 
 EVIL = """
 from pathlib import Path
@@ -297,6 +301,9 @@ def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) 
     tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     change(tree)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    consistent = {key: value for key, value in summary.items() if key not in ("digest", "settings")}
+    (folder / "summary.json").write_text(json.dumps(consistent), encoding="utf-8")
     names = {target["name"]: "0" * 64 for target in place.targets().values() if isinstance(target, dict)}
     (folder / "code.json").write_text(json.dumps({"code": names, "signature": "0" * 64}), encoding="utf-8")
     return folder
@@ -311,8 +318,10 @@ def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
         def prepare(value: Any = value) -> None:
             stranger(place, name, lambda tree: put(tree, key, value))
 
-        commands = {"eval": ["eval", "stranger", "--device", "cpu"], "run": ["run", "stranger/config.yaml", "-o", "out"]}
-        if name == "aepo":
+        commands = {"eval": ["eval", "stranger", "--device", "cpu"]}
+        if way in OFTEN:  # the others differ in how they are found, not in who reads them
+            commands["run"] = ["run", "stranger/config.yaml", "-o", "out"]
+        if name == "aepo" and way in OFTEN:
             commands |= {
                 "export": ["export", "stranger", "--to", "out/policy.pt2"],
                 "select": ["select", "stranger", "--device", "cpu"],

@@ -21,6 +21,8 @@ from egd.pipeline_inputs import check_images
 __all__ = ["digits", "folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF")
+"""What these files may be, whatever they are called: Pillow goes by the content, and starts Ghostscript on PostScript."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _read(file: Path, size: int, channels: int) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=FORMATS) as picture:
                 upright = ImageOps.exif_transpose(picture)
                 known = upright.mode not in ("I", "F")
                 pixels = _square(upright, size, channels) if known else None

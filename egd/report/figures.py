@@ -296,14 +296,14 @@ def aggregate(report: Report) -> Figure:
     axes = figure.subplots(1, len(report.aggregates), sharey=True)
     looks = _look(report.labels)
     for axis, (statistic, estimates) in zip(axes, report.aggregates.items(), strict=True):
-        for label, found in estimates.items():
+        for place, (label, found) in enumerate(estimates.items()):
             low, high = found.interval or (found.value, found.value)
-            name = figure_text(label)
-            axis.barh(name, high - low, left=low, color=looks[label]["color"], alpha=0.35, height=0.5)
-            axis.plot(found.value, name, "|", color=looks[label]["color"], ms=12, mew=2.5)
+            axis.barh(place, high - low, left=low, color=looks[label]["color"], alpha=0.35, height=0.5)
+            axis.plot(found.value, place, "|", color=looks[label]["color"], ms=12, mew=2.5)
         axis.set(xlabel="score", title=statistic, axisbelow=True)
         axis.grid(axis="x", color="0.9")
         axis.use_sticky_edges = False  # else an interval that begins leftmost has no beginning to be seen
+    axes[0].set_yticks(range(len(report.labels)), [figure_text(label) for label in report.labels])
     axes[0].set_ylim(len(report.labels) - 0.5, -0.5)
     figure.suptitle(
         f"Over {len(report.common)} task{'s' * (len(report.common) > 1)}, 95 % bootstrap intervals, {_seeds(report.runs)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -36,24 +37,42 @@ def register() -> None:
 class Flat(gym.Wrapper[Any, Any, Any, Any]):
     """Observations as one float32 vector (S,), and nothing but numbers in and out: UserError for a NaN, whoever made it."""
 
-    def __init__(self, env: Env, paths: tuple[Path, ...]) -> None:
+    def __init__(self, env: Env, paths: tuple[Path, ...], foreign: str = "") -> None:
         super().__init__(env)
+        self.foreign = foreign
+        """The dataset whose metadata it was made by, if any."""
+        inner = env.unwrapped
+        self.name = f"the environment {inner.spec.id if inner.spec else type(inner).__name__}"
         self.paths, self.steps = paths, 0
         self.observation_space = Box(-np.inf, np.inf, (flat_size(env.observation_space, paths),), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """A new episode."""
         self.steps = 0
-        observation, info = self.env.reset(seed=seed, options=options)
+        with self._failing():
+            observation, info = self.env.reset(seed=seed, options=options)
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """One action."""
         self.steps += 1
         self._check(action, "was given the action")
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        with self._failing():
+            observation, reward, terminated, truncated, info = self.env.step(action)
         self._check(reward, "gave the reward")
         return self._flat(observation), reward, terminated, truncated, info
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """UserError for whatever an environment raises whose settings came with the data, and may fit nothing."""
+        try:
+            yield
+        except Exception as error:
+            if not self.foreign or isinstance(error, UserError):
+                raise
+            said = " ".join(str(error).split())[:200]
+            where = f"in step {self.steps} of an episode ({type(error).__name__}: {said})"
+            raise UserError(f"{self.name}, which comes with {self.foreign}, fails {where}", key="data.datasets") from error
 
     def _flat(self, observation: Any) -> Array:
         flat = flatten_observation(observation, self.paths)
@@ -62,9 +81,8 @@ class Flat(gym.Wrapper[Any, Any, Any, Any]):
 
     def _check(self, value: Any, what: str) -> None:
         if not np.isfinite(value).all():
-            name = self.env.unwrapped.spec.id if self.env.unwrapped.spec else type(self.env.unwrapped).__name__
             said = " ".join(str(np.asarray(value)).split())[:100]
-            raise UserError(f"the environment {name} {what} {said} in step {self.steps} of an episode, which cannot go on")
+            raise UserError(f"{self.name} {what} {said} in step {self.steps} of an episode, which cannot go on")
 
 
 def make_env(task: Task, keys: tuple[str, ...] = (), *, spec: EnvSpec | None = None, **kwargs: Any) -> Env:
@@ -78,7 +96,7 @@ def make_env(task: Task, keys: tuple[str, ...] = (), *, spec: EnvSpec | None = N
         warnings.simplefilter("ignore")
         env = _make(task, spec, **kwargs)
     try:
-        return Flat(_limited(env, task), _paths(env, task, keys))
+        return Flat(_limited(env, task), _paths(env, task, keys), "" if task.env_id else task.datasets[0])
     except UserError:
         env.close()
         raise

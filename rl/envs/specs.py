@@ -2,11 +2,13 @@
 
 gymnasium makes whatever ``module:name`` such a specification gives as its entry point. Here it is made where it is what this
 process has registered, by gymnasium, gymnasium-robotics, this package or the user's own code; else only where the user said
-``--trust-code``.
+``--trust-code``, as for one that is made of a file that it names.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -84,7 +86,7 @@ def _parsed(text: str, dataset_id: str) -> EnvSpec:
 
 def _check_code(spec: EnvSpec, dataset_id: str) -> None:
     registered = {known.entry_point for known in gym.registry.values() if isinstance(known.entry_point, str)}
-    if spec.entry_point not in registered:
+    if str(spec.entry_point) not in registered:
         require_trust_of_data(str(spec.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
     for wrapper in spec.additional_wrappers:
         if wrapper.kwargs is None:
@@ -93,8 +95,20 @@ def _check_code(spec: EnvSpec, dataset_id: str) -> None:
                 "it was made (gymnasium.utils.RecordConstructorArgs) and cannot be made again",
                 key=KEY,
             )
-        if wrapper.entry_point not in WRAPPERS:
+        if str(wrapper.entry_point) not in WRAPPERS:
             require_trust_of_data(str(wrapper.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
+    for file in _files([spec.kwargs, [wrapper.kwargs for wrapper in spec.additional_wrappers]]):
+        require_trust_of_data(file[:200], f"{KEY}: env_spec of {dataset_id}", what="a file of this machine")
+
+
+def _files(value: Any) -> Iterator[str]:
+    """Texts among the settings of an environment that name a file, such as a model for MuJoCo."""
+    if isinstance(value, str):
+        if "/" in value or re.match(r"[.~\\]|[A-Za-z]:", value):
+            yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _files(part)
 
 
 def make_stored(spec: EnvSpec, dataset_id: str, **kwargs: Any) -> gym.Env[Any, Any]:

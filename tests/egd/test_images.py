@@ -192,6 +192,16 @@ def test_folders_that_may_be_one_class_are_refused(tmp_path: Path) -> None:
         folder(tmp_path, size=4)
 
 
+def test_postscript_is_no_image_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **settings: started.append(given))
+    header = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(header)
+    with pytest.raises(UserError, match="is not an image"):
+        folder(tmp_path, size=4)
+    assert not started
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.gif", "a.bmp", "a.webp"])
 def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -191,6 +191,43 @@ def test_code_of_ones_own_is_run_where_one_says_so() -> None:
         gym.register("World-v0", entry_point="tests.rl.worlds:World")
 
 
+def changed_spec(**spec: Any) -> None:
+    recorded(world(max_episode_steps=5))
+    path = place_of(ID) / "data/metadata.json"
+    tree = json.loads(path.read_text())
+    tree["env_spec"] = json.dumps({**json.loads(gym.spec("Pendulum-v1").to_json()), **spec})
+    path.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize("file", ["/etc/model.xml", "~/model.xml", "../model.xml", "models/../model.xml", "C:\\model.xml"])
+def test_data_name_no_file_of_this_machine(file: str) -> None:
+    changed_spec(kwargs={"settings": [{"xml_file": file}]})
+    with pytest.raises(UserError, match=r"model.xml' is a file of this machine.*--trust-code"):
+        make_env(find_task(ID))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"entry_point": ["subprocess:Popen"]},
+        {"entry_point": {"subprocess": "Popen"}},
+        {"additional_wrappers": [{"name": "Nice", "entry_point": {"a": 1}, "kwargs": {}}]},
+    ],
+)
+def test_entry_points_that_are_no_text_are_not_trusted(spec: dict[str, Any]) -> None:
+    changed_spec(**spec)
+    with pytest.raises(UserError, match="is code outside the library"):
+        make_env(find_task(ID))
+
+
+def test_what_settings_of_data_break_in_an_episode_is_one_message() -> None:
+    changed_spec(kwargs={"g": "heavy"})
+    env = make_env(find_task(ID))
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=rf"Pendulum-v1, which comes with {ID}, fails in step 1 .*TypeError"):
+        env.step(np.zeros(1, np.float32))
+
+
 def test_a_worker_is_told_what_is_trusted() -> None:
     recorded(world(max_episode_steps=5))
     player = Player([Arm(["still"], lambda s, which: torch.ones(len(s), 1))], lambda s: s, 2, 2, 0)
