@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from egd.safe_names import markup
 from egd.trust import trusting
 
 if TYPE_CHECKING:
+    from rl.selection.offline_score import Score
     from rl.selection.offline_selection import Judged, Selection, Settings
 
 
@@ -66,7 +67,7 @@ def select(
 def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
     """All of a selection, as JSON values."""
     rows = [
-        {"run": r.run, "policy": r.policy, **asdict(r.score), "simulated": r.simulated, "chosen": r.name == found.chosen}
+        {"run": r.run, "policy": r.policy, **_numbers(r.score), "simulated": r.simulated, "chosen": r.name == found.chosen}
         for r in found.rows
     ]
     cost = found.regret
@@ -83,6 +84,11 @@ def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
         "damaged": [{"path": str(path), "reason": reason} for path, reason in found.damaged],
         "notes": list(found.notes),
     }
+
+
+def _numbers(score: Score) -> dict[str, float | None]:
+    """All of a score; null in JSON for what is no number."""
+    return {name: value if isfinite(value) else None for name, value in asdict(score).items()}
 
 
 def _row(judged: Judged, found: Selection, several: bool) -> dict[str, str]:

@@ -132,8 +132,11 @@ class Regret:
 
 
 def choose(scores: Mapping[str, Score]) -> str:
-    """The policy of the highest score."""
-    return max(scores, key=lambda name: scores[name].score)
+    """The policy of the highest score. UserError where no score is a number; one that is none is never the highest."""
+    sound = {name: score.score for name, score in scores.items() if math.isfinite(score.score)}
+    if not sound:
+        raise UserError("no policy has a score that is a number: the actions or the critics of these runs are lost")
+    return max(sound, key=lambda name: sound[name])
 
 
 def regret(simulated: Mapping[str, float | None], chosen: str, default: str) -> Regret | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -368,4 +369,6 @@ def _selection(found: Found, rows: Sequence[Judged], judges: Sequence[str], pric
     chosen = choose({row.name: row.score for row in rows})
     by_default = {default: _simulated(found.runs, first.label, first.summary.headline)}  # judged or not
     cost = regret(by_default | {row.name: row.simulated for row in rows}, chosen, default)
+    lost = [row.name for row in rows if not math.isfinite(row.score.score)]
+    notes = [*notes, *(f"{name} is left out of the choice: its actions, or their values, are no numbers" for name in lost)]
     return Selection(first.summary.task, rows, chosen, default, cost, price, judges, found.skipped, found.damaged, notes)

@@ -262,6 +262,30 @@ def test_select_goes_on_without_a_damaged_run(egd: Any, runs: Path, tmp_path: Pa
     assert "2 damaged runs are left out" in " ".join(result.output.split())
 
 
+def test_what_is_no_number_is_never_chosen(egd: Any, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.selection.offline_selection import Candidate
+
+    acting = Candidate.actions
+    lost = {"behaviour", "guided"}  # the first one that is judged, and the headline
+
+    def actions(self: Candidate, states: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+        found = acting(self, states, k, seed)
+        return torch.full_like(found, torch.nan) if self.name in lost else found
+
+    monkeypatch.setattr(Candidate, "actions", actions)
+    refused = egd("select", runs / "aepo", *FEW)
+    assert refused.exit_code == 2 and "no policy has a score that is a number" in refused.output, refused.output
+    lost.remove("behaviour")
+    result = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "select.json")
+    assert result.exit_code == 0, result.output
+    assert "aepo guided@1 is left out of the choice" in " ".join(result.output.split())
+    found = json.loads((tmp_path / "select.json").read_text(), parse_constant=pytest.fail)
+    assert not found["chosen"].startswith("aepo guided")
+    assert {row["policy"] for row in found["rows"] if row["score"] is None} >= {"guided@1"}
+    score = {"a": Score(math.nan, 0.0, math.nan, 0.1), "b": Score(-1.0, 0.0, -1.0, 0.1), "c": Score(-2.0, 0.0, -2.0, 0.1)}
+    assert choose(score) == "b"
+
+
 def test_select_among_several_runs(egd: Any, runs: Path, tmp_path: Path) -> None:
     folders = [runs / name for name in ("aepo", "other", "cloned")]
     result = egd("select", *folders, *FEW, "--json", tmp_path / "select.json")
