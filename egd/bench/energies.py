@@ -42,6 +42,8 @@ class Settings:
     """States x_t ~ q_t at each time, where gradients are compared."""
     times: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     projections: int = 200
+    calibration: int = 8192
+    """Samples at each time, by which the posteriors' variances are estimated."""
     denoiser_steps: int = 5000
     energy: Training = field(default_factory=lambda: Training(2000))
 
@@ -198,7 +200,9 @@ def run(
         counted = Counted(plain)
         common = {"energy": case.energy, "denoiser": counted, "schedule": schedule, "support": support}
         common["posterior"] = Tweedie(counted, schedule)
-        common["moments"] = calibrate(plain, schedule, sample, generator=_generator(settings.seed + 2))
+        common["moments"] = calibrate(
+            plain, schedule, sample, generator=_generator(settings.seed + 2), samples=settings.calibration
+        )
         for beta in betas:
             problem = _problem(case, beta, name, counted, schedule, settings, {**common, "beta": beta})
             yield problem.measure("exact", partial(_exact, case, schedule, beta))
@@ -257,4 +261,5 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
 
 def smoke(settings: Settings) -> Settings:
     """Seconds instead of minutes: for trying the command out."""
-    return replace(settings, samples=200, steps=10, points=32, times=(0.1, 0.5, 0.9), denoiser_steps=100, energy=Training(50))
+    few = {"samples": 200, "steps": 10, "points": 32, "times": (0.1, 0.5, 0.9), "calibration": 256}
+    return replace(settings, **few, denoiser_steps=100, energy=Training(50))

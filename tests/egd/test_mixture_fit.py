@@ -71,12 +71,12 @@ def test_the_exact_energy_is_that_of_quadrature(
     torch.testing.assert_close(ExactEnergy(BOWL, mixture, schedule, BETA)(x, times), want, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("t", [0.05, 0.2, 0.5, 0.9])
-def test_a_fitted_mixture_has_nearly_the_exact_gradient(mixture: GaussianMixture, schedule: Schedule, t: float) -> None:
-    energy = MixtureFit(BOWL, support_of(mixture), schedule, BETA, samples=8000, components=(1, 2, 3, 4))
-    x, times = points(mixture, schedule, t)
-    want = slope_of(ExactEnergy(BOWL, mixture, schedule, BETA), x, times)
-    assert (slope_of(energy, x, times) - want).norm() / want.norm() < 0.04
+def test_a_fitted_mixture_has_nearly_the_exact_gradient(mixture: GaussianMixture, schedule: Schedule) -> None:
+    energy = MixtureFit(BOWL, support_of(mixture), schedule, BETA, samples=8000, components=(1, 2, 3, 4), points=16)
+    for t in (0.05, 0.2, 0.5, 0.9):  # of one fit
+        x, times = points(mixture, schedule, t)
+        want = slope_of(ExactEnergy(BOWL, mixture, schedule, BETA), x, times)
+        assert (slope_of(energy, x, times) - want).norm() / want.norm() < 0.04
 
 
 def test_a_fitted_mixture_is_that_of_the_data_with_the_right_number_of_components(mixture: GaussianMixture) -> None:
