@@ -94,6 +94,9 @@ def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> Ru
         tree = {**tree, "variants": variants}
     config: RunConfig = validate(agent.Config, tree, source, given)
     check_names(config)
+    for key in ("variants", "selections"):
+        if wrong := [name for name in getattr(config, key, {}) if "@" in name]:
+            raise UserError(f"'{wrong[0]}' cannot be the name of a policy: @ parts that from a guidance scale", key=key)
     agent.check(config)
     if config.data.generator is not None:
         check_generator(config.data.generator.spec, "data.generator")

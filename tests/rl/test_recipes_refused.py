@@ -46,6 +46,7 @@ def refused(*settings: str, name: str = "quickstart", **options: Any) -> str:
         ("guidance.beta=.inf", "--set: guidance.beta: got inf; input should be a finite number"),
         ("sampler.steps=False", "--set: sampler.steps: got False; input should be a number, not true or false"),
         ("guidance.energy.samples=-5", "--set guidance.energy.samples: -5 does not fit"),
+        ("variants={a@1: {omega: 2}}", "'a@1' cannot be the name of a policy: @ parts that from a guidance scale"),
         ("variants={a: 5}", "--set: variants.a: got 5; write"),
         ("data.reward_scale=.nan", "--set: data.reward_scale: got nan"),
         ("guidance=[1]", "--set: guidance: got [1]; input should be a valid dictionary"),
@@ -61,6 +62,11 @@ def test_a_selection_of_another_form_is_named(settings: tuple[str, ...]) -> None
     assert "input should be a valid dictionary" in refused(
         *settings, name="benchmark", methods=["idql"], tasks=["hopper-medium"]
     )
+
+
+def test_a_selection_called_as_a_policy_at_a_scale_is_refused() -> None:
+    told = refused("selections={a@1: {}}", name="benchmark", methods=["idql"], tasks=["hopper-medium"])
+    assert "'a@1' cannot be the name of a policy" in told
 
 
 def test_constraints_hold_in_settings_that_components_take_from_sections() -> None:
