@@ -12,7 +12,7 @@ from rl.data.checks import check_reach
 from rl.data.d4rl_import import check_hdf5
 from rl.data.episodes import open_dataset
 from rl.data.stored import check_all, is_local
-from rl.envs.making import make_env
+from rl.envs.making import check_scale, make_env
 from rl.envs.specs import NoEnvironment
 from rl.tasks import Task, find_task
 
@@ -47,7 +47,9 @@ def _problems(dataset: str, task: Task) -> list[str]:
     if stored is not None and task.env_id is None:
         try:
             with suppress(NoEnvironment):  # then runs are trained, but not evaluated
-                make_env(task).close()
+                env = make_env(task)
+                env.close()
+                check_scale(env.action_space, stored.action_space, dataset)
         except UserError as error:
             problems.append(str(error))
     return problems

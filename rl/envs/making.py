@@ -145,7 +145,7 @@ def check_env(task: Task, state: int, action: int, dataset: str | None = None) -
     env = make_env(task)
     try:
         sizes = int(np.prod(env.observation_space.shape or ())), int(np.prod(env.action_space.shape or ()))
-        inner = cast(Flat, env).env.observation_space
+        inner, actions = cast(Flat, env).env.observation_space, env.action_space
     finally:
         env.close()
     if sizes != (state, action):
@@ -154,8 +154,25 @@ def check_env(task: Task, state: int, action: int, dataset: str | None = None) -
             f"{action}; check data.datasets",
             key="task",
         )
+    if dataset is not None and task.env_id is None:
+        check_scale(actions, existing(dataset).action_space, dataset)
     if dataset is not None and not task.observation_keys:
         _check_entries(inner, existing(dataset).observation_space, task, dataset)
+
+
+def check_scale(space: gym.Space[Any], recorded: gym.Space[Any], dataset: str) -> None:
+    """UserError where a dataset's actions are on another scale than those of the environment that comes with it: a policy that
+    learned from them would be clumsy there, without a word.
+    """
+    if not (isinstance(space, Box) and isinstance(recorded, Box) and space.shape == recorded.shape):
+        return
+    if not np.allclose([space.low, space.high], [recorded.low, recorded.high]):
+        low, high, least, most = (bound.tolist() for bound in (space.low, space.high, recorded.low, recorded.high))
+        raise UserError(
+            f"the environment that comes with {dataset} takes actions from {low} to {high}, those recorded are from {least} to "
+            f"{most}: store the dataset with the environment wrapped in gymnasium's RescaleAction(env, -1, 1)",
+            key="data.datasets",
+        )
 
 
 def _check_entries(space: gym.Space[Any], recorded: gym.Space[Any], task: Task, dataset: str) -> None:

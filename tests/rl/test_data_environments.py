@@ -191,6 +191,33 @@ def test_code_of_ones_own_is_run_where_one_says_so() -> None:
         gym.register("World-v0", entry_point="tests.rl.worlds:World")
 
 
+def test_actions_on_another_scale_than_the_environments_are_refused() -> None:
+    env = gym.make("Pendulum-v1")  # takes torques from -2 to 2
+    rows, actions = np.zeros((4, 3), np.float32), np.ones((3, 1), np.float32)
+    buffers = [episode_buffer(rows, actions, actions[:, 0])]
+    write_dataset(ID, buffers, env.observation_space, Box(-1, 1, (1,), np.float32), env.spec, {})
+    said = r"takes actions from \[-2.0\] to \[2.0\], those recorded are from \[-1.0\] to \[1.0\].*RescaleAction"
+    with pytest.raises(UserError, match=said):
+        check_env(find_task(ID), 3, 1, dataset=ID)
+    (problem,) = problems_of(ID)[ID]
+    assert "RescaleAction" in problem
+    wrapped = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    write_dataset(
+        "mine/scaled-v0",
+        buffers,
+        env.observation_space,
+        wrapped.action_space,
+        gym.wrappers.RescaleAction(env, -1.0, 1.0).spec,
+        {},
+    )
+    assert problems_of("mine/scaled-v0") == {"mine/scaled-v0": []}
+    scaled = make_env(find_task("mine/scaled-v0"))
+    check_env(find_task("mine/scaled-v0"), 3, 1, dataset="mine/scaled-v0")
+    scaled.reset(seed=0)
+    scaled.step(np.ones(1, np.float32))
+    assert scaled.unwrapped.last_u == 2  # type: ignore[attr-defined]
+
+
 def changed_spec(**spec: Any) -> None:
     recorded(world(max_episode_steps=5))
     path = place_of(ID) / "data/metadata.json"
