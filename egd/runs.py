@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -66,6 +66,9 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Nobody else writes to the folder in the with-block; a complete run is only read. UserError where somebody does."""
         if self.summary.exists():
+            if (left := self.path / ".lock").exists():  # by a process that was killed when all was done
+                with suppress(OSError, UserError), locked(left, str(self.path), "--out"):
+                    pass
             yield
             return
         with ExitStack() as held:

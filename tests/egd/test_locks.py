@@ -64,3 +64,11 @@ def test_a_complete_run_is_shown_also_where_nothing_can_be_written(tmp_path: Pat
     folder.write_summary({"score": 1})
     with folder.lock(), folder.lock():
         assert not (tmp_path / ".lock").exists()
+
+
+def test_the_lock_of_a_process_killed_at_its_very_end_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_summary({"score": 1})
+    (tmp_path / ".lock").write_text("{}")
+    with folder.lock():
+        assert not (tmp_path / ".lock").exists()
