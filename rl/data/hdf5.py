@@ -17,6 +17,7 @@ import numpy as np
 
 from egd.errors import UserError
 from egd.files import regular
+from egd.resources import memory_limit
 from rl.data.checks import Array, Complain
 
 FILTERS = {
@@ -141,6 +142,10 @@ def opened(path: Path, complain: Complain) -> Iterator[Reader | None]:
     """The file at ``path``, which must be one; None after a complaint."""
     try:
         file = h5py.File(regular(path), "r")
+    except FileNotFoundError:
+        complain(f"there is no file {path}")
+        yield None
+        return
     except Exception as error:
         complain(f"{path.name} cannot be read as HDF5, it is damaged or none ({_said(error)})")
         yield None
@@ -157,5 +162,5 @@ def _said(error: Exception) -> str:
 
 
 def _memory() -> int:
-    """Bytes of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of the machine, or of the container."""
+    return memory_limit()
