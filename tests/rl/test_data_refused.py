@@ -150,7 +150,7 @@ def test_what_is_wrong_in_an_episode_is_named(case: str) -> None:
 
 
 def test_a_check_says_all_that_is_wrong_at_once(egd: Any) -> None:
-    folder = stored(spec=gym.make("Pendulum-v1").spec)  # of other sizes, but that is another matter
+    folder = stored(spec=gym.make("MountainCarContinuous-v0").spec)  # of other sizes, but that is another matter
     assert problems_of(ID) == {ID: []}
     assert egd("data", "check", ID).exit_code == 0
     for case in ("NaN reward", "no final observation", "NaN terminal"):
