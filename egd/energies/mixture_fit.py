@@ -78,12 +78,14 @@ def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choos
     Data of low rank, whose principal variances fall by a factor of ``GAP`` somewhere, are fitted in the directions above the
     fall, with one Gaussian for all others: a covariance of every component in all d would cost more samples than there are,
     and modes with it. So they are unless components in all d make held-out samples likelier. ValueError for fewer samples
-    than the entries of one mean.
+    than the entries of one mean, and for samples that are all the same or not finite.
     """
     data = samples.detach().cpu().double()
     few, held = data[:choose_on].tensor_split([-(-3 * min(choose_on, len(data)) // 4)])
     if min(components) * data.shape[1] >= len(few):
         raise ValueError(f"{len(data)} samples of {data.shape[1]} dimensions are too few for a mixture; raise samples")
+    if not data.var(correction=0) > 0 or not data.isfinite().all():
+        raise ValueError(f"{len(data)} samples that are all the same, or not finite, are no data to fit")
     basis, rank = _principal(few)
     k = _choose(few @ basis[:, :rank], held @ basis[:, :rank], components, seed)
     if rank < data.shape[1]:

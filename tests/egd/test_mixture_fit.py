@@ -274,6 +274,9 @@ def test_where_support_samples_have_all_the_weight_the_local_form_is_not_asked(m
 def test_too_few_samples_are_named() -> None:
     with pytest.raises(ValueError, match="2 samples of 3 dimensions are too few"):
         fit_mixture(torch.randn(2, 3), (1, 2))
+    for data in (torch.ones(100, 2), torch.randn(100, 2).log()):
+        with pytest.raises(ValueError, match="all the same, or not finite"):
+            fit_mixture(data, (1, 2))
 
 
 def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None:
