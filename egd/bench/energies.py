@@ -261,5 +261,5 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
 
 def smoke(settings: Settings) -> Settings:
     """Seconds instead of minutes: for trying the command out."""
-    few = {"samples": 200, "steps": 10, "points": 32, "times": (0.1, 0.5, 0.9), "calibration": 256}
+    few: dict[str, Any] = {"samples": 200, "steps": 10, "points": 32, "times": (0.1, 0.5, 0.9), "calibration": 256}
     return replace(settings, **few, denoiser_steps=100, energy=Training(50))
