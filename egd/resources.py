@@ -30,25 +30,31 @@ def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str) -
     """UserError where a job, given by the settings of the runs that it trains together, needs more than the memory of this
     machine, or where all checkpoints need more than is free on the disk of ``out``.
     """
-    most, total = memory_limit(), 0
-    for runs in jobs:
-        networks = dict[str, int]()
-        for tree in runs:
-            for key, size in of_networks(tree).items():
-                networks[key] = networks.get(key, 0) + COPIES * size
-        total += sum(networks.values()) * KEPT // COPIES
-        needed = networks | of_arrays(runs[0])
-        if (bytes_needed := sum(needed.values())) > most:
-            remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
-            together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""
-            why = f"about {_gb(bytes_needed)} of memory are needed{together}, and this machine has {_gb(most)}"
-            raise UserError(f"{_largest(needed)}: {why}; {remedy}", key=source)
+    total = sum(check_memory(runs, source) * KEPT // COPIES for runs in jobs)
     free = _free(out)
     if total > free:
         count = sum(map(len, jobs))
         remedy = "choose another folder, or fewer or smaller runs"
         why = f"checkpoints of {count:,} runs take about {_gb(total)}, and {_gb(free)} are free"
         raise UserError(f"{why}; {remedy}", key="--out")
+
+
+def check_memory(runs: Sequence[Mapping[str, Any]], source: str) -> int:
+    """UserError where runs that are trained together, or one that is evaluated, need more memory than this machine has. The
+    bytes of their networks in training.
+    """
+    most = memory_limit()
+    networks = dict[str, int]()
+    for tree in runs:
+        for key, size in of_networks(tree).items():
+            networks[key] = networks.get(key, 0) + COPIES * size
+    needed = networks | of_arrays(runs[0])
+    if (bytes_needed := sum(needed.values())) > most:
+        remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
+        together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""
+        why = f"about {_gb(bytes_needed)} of memory are needed{together}, and this machine has {_gb(most)}"
+        raise UserError(f"{_largest(needed)}: {why}; {remedy}", key=source)
+    return sum(networks.values())
 
 
 def memory_limit() -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from egd import resources
 from egd.config import read_yaml
 from egd.phases import load_trained
 from egd.progress import Reporter
@@ -63,9 +64,13 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
 
 
 def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run. UserError where it is none of this version's, or names a stranger's code (``egd.trust``)."""
+    """The configuration of a run. UserError where it is none of this version's, names a stranger's code (``egd.trust``), or
+    needs more memory than there is.
+    """
     with trusting(False, folder.path):
-        return typed(read_yaml(folder.config), str(folder.config))
+        config = typed(read_yaml(folder.config), str(folder.config))
+    resources.check_memory([config.model_dump()], str(folder.config))
+    return config
 
 
 def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[Agent, Task]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
 from typer.testing import CliRunner
 
@@ -212,6 +213,7 @@ def settle(place: Place, runs: Mapping[str, Any]) -> None:
         "EGD_STORE": "",
         "XDG_CONFIG_HOME": str(place.root / "config"),
     }
+    matplotlib.get_configdir()  # made now, not by the first report
     (place.root / "victims").mkdir()
     (place.root / "victims" / "mine").write_text("of the user", encoding="utf-8")
     (place.root / "victim").write_text("of the user", encoding="utf-8")

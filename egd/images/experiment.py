@@ -55,6 +55,7 @@ class Images:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
         folder = RunFolder(run)
         config = validate(ImagesConfig, read_yaml(folder.config), str(folder.config))
+        resources.check_memory([config.model_dump()], str(folder.config))
         if folder.read_summary(ImagesSummary) is None:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         config = config.model_copy(update={"device": pick_device(settings.get("device") or "auto")})

@@ -54,6 +54,7 @@ class Toy2d:
         """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
         folder = RunFolder(run)
         config = validate(Toy2dConfig, read_yaml(folder.config), str(folder.config))
+        resources.check_memory([config.model_dump()], str(folder.config))
         if folder.read_summary(Toy2dSummary) is None:
             raise UserError(f"{run} is not complete; finish it with egd run --resume")
         device = pick_device(settings.get("device") or "auto")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from egd.checkpoint import load_checkpoint, save_checkpoint
@@ -26,6 +27,31 @@ def fingerprint(datasets: Sequence[str], episodes: Episodes) -> dict[str, Any]:
     return {"datasets": list(datasets), **counts, **digests}
 
 
+class _Numbers(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    dataset_return: FiniteFloat
+    episodes: NonNegativeInt
+    reward_factor: FiniteFloat
+    reward_shift: FiniteFloat
+
+
+class _About(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    source: dict[str, Any]
+    numbers: _Numbers
+
+
+ALIKE = (("state_mean", "state_std"), ("state_std", "state_mean"), ("action_low", "action_high"), ("action_high", "action_low"))
+
+
+def _fits(vector: Tensor, like: Tensor) -> bool:
+    return vector.ndim == 1 and vector.shape == like.shape and vector.dtype == torch.float32 and bool(vector.isfinite().all())
+
+
+def _absurd(vectors: Mapping[str, Tensor]) -> bool:
+    return bool((vectors["state_std"] <= 0).any() or (vectors["action_low"] > vectors["action_high"]).any())
+
+
 @dataclass(frozen=True)
 class Record:
     """The file ``data.safetensors`` of a run folder."""
@@ -42,9 +68,15 @@ class Record:
         if not path.exists():
             return None
         tensors, meta = load_checkpoint(path)
-        if {*tensors} != {*VECTORS} or {*meta} != {"source", "numbers"} or {*meta["numbers"]} != {*NUMBERS}:
-            raise UserError(f"{path} is no record of a run's data by this version of egd")
-        return Record(path, meta["source"], tensors, meta["numbers"])
+        try:
+            about = _About.model_validate(meta)
+        except ValidationError as error:
+            raise UserError(
+                f"{path} is no record of a run's data by this version of egd ({error.errors()[0]['msg']})"
+            ) from None
+        if {*tensors} != {*VECTORS} or not all(_fits(tensors[name], tensors[like]) for name, like in ALIKE) or _absurd(tensors):
+            raise UserError(f"{path} is no record of a run's data: its statistics are not vectors of finite numbers that fit")
+        return Record(path, about.source, tensors, about.numbers.model_dump())
 
     def compare(self, found: Mapping[str, Any]) -> None:
         """UserError where the data that are there now are not those of the run."""
@@ -64,6 +96,8 @@ class Record:
     def applied(self, data: OfflineData) -> OfflineData:
         """The data standardised by the run's statistics, whatever this version makes of them."""
         own = {name: tensor.to(data.state_mean.device) for name, tensor in self.vectors.items()}
+        if bad := [name for name, vector in own.items() if vector.shape != getattr(data, name).shape]:
+            raise UserError(f"{self.path}: {bad[0]} has {len(own[bad[0]])} entries, the data {len(getattr(data, bad[0]))}")
         if all(torch.equal(getattr(data, name), own[name]) for name in VECTORS):
             return replace(data, **self.numbers)
         rows, mean, std = data.transitions, own["state_mean"], own["state_std"]
