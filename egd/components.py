@@ -129,7 +129,8 @@ def by_path(path: str, key: str, library: str) -> Component:
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
-        raise UserError(f"cannot import '{place}' of '{path}': {error}; is it on PYTHONPATH?", key=key) from error
+        remedy = "" if isinstance(error, FileNotFoundError) else "; is it on PYTHONPATH?"
+        raise UserError(f"cannot import '{place}' of '{path}': {error}{remedy}", key=key) from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f"'{place}' has no '{name}'; {nearest(name, public)}", key=key)

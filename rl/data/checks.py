@@ -84,7 +84,9 @@ def check_reach(actions: Array, name: str, complain: Complain) -> None:
     """Complain of actions beyond [-1, 1]."""
     if actions.size and (reach := float(np.abs(actions).max())) > REACH:
         row = int(np.abs(actions).max(axis=tuple(range(1, actions.ndim))).argmax())
-        complain(f"{name}[{row}] reaches {reach:.3g}, but actions must lie in [-1, 1]; rescale the action space first")
+        complain(
+            f"{name}[{row}] reaches {reach:.3g}, but actions must lie in [-1, 1]; record through gymnasium's RescaleAction"
+        )
 
 
 def check_ends(terminations: Array, name: str, complain: Complain) -> None:

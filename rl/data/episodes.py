@@ -179,7 +179,7 @@ def to_offline_data(
     action = flat("actions", episodes.actions)
     if (reach := float(action.abs().max())) > 1.05:
         raise UserError(
-            f"actions reach {reach:.3g}, but must lie in [-1, 1]; rescale the action space first", key="data.datasets"
+            f"actions reach {reach:.3g}, but must lie in [-1, 1]; record through gymnasium's RescaleAction", key="data.datasets"
         )
     action = action.clamp(-1, 1)  # recordings overshoot by rounding
     transitions = Batch(

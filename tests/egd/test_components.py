@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from egd.components import Registry, Spec, bind, build, parameters, validate, wanted_parts
+from egd.components import Registry, Spec, bind, build, by_path, parameters, validate, wanted_parts
 from egd.energies import DPS, FirstOrder, MonteCarlo, Sum
 from egd.energies.ess_blend import EssBlend
 from egd.energies.second_order import SecondOrder
@@ -329,3 +329,11 @@ def test_hints_that_exist_for_type_checkers_only_leave_settings_as_they_are(tmp_
     source = "from __future__ import annotations\nclass Lazy:\n    def __init__(self, size: Missing): self.size = size\n"
     (tmp_path / "lazy.py").write_text(source)
     assert build(ENERGIES, Spec(f"{tmp_path}/lazy.py:Lazy", {"size": "3"}), {}, "k").size == "3"
+
+
+def test_a_file_that_is_not_there_is_no_matter_of_pythonpath() -> None:
+    with pytest.raises(UserError, match="no such file") as refused:
+        by_path("my_enrgy.py:SoftDPS", "k", "egd")
+    assert "PYTHONPATH" not in str(refused.value)
+    with pytest.raises(UserError, match="PYTHONPATH"):
+        by_path("no_such_module_of_mine:SoftDPS", "k", "egd")
