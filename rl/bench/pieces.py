@@ -172,7 +172,7 @@ def _plain_step(lab: Lab, agent: AEPO, name: str, batch: int) -> plain.Step:
     network, critic = lab.plain_energy_network(agent), lab.plain_critic(agent, batch)
     if name == "energy_aepo":
         moments = agent.calibration.moments[False]
-        variance = moments.t, moments.clamped("posterior1")
+        variance = moments.t, moments.clamped("posterior1"), moments.data_var
         return plain.PlainAEPO(network, noise, critic, variance, batch=batch, lr=e.lr, beta=BETA, nu=NU).step
     draw = partial(plain_acting.support, noise, action=_action(agent), steps=agent.config.sampler.steps)
     return plain.PlainCEP(network, critic, draw, batch=batch, samples=CONTRASTED, lr=e.lr, beta=BETA).step

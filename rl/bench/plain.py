@@ -174,7 +174,7 @@ class PlainAEPO:
         network: nn.Module,
         noise: nn.Module,
         critic: PlainIQL,
-        variance: tuple[Tensor, Tensor],
+        variance: tuple[Tensor, Tensor, Tensor],
         *,
         batch: int,
         lr: float,
@@ -182,7 +182,8 @@ class PlainAEPO:
         nu: float,
     ) -> None:
         self.network, self.noise, self.critic, self.batch, self.beta, self.nu = network, noise, critic, batch, beta, nu
-        self.grid, self.variances = variance
+        self.grid, variances, self.data_variance = variance
+        self.relative = variances / self._of_a_gaussian(self.grid)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
 
     def step(self) -> float:
@@ -219,10 +220,16 @@ class PlainAEPO:
         return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
     def _variance(self, t: Tensor) -> Tensor:
+        """Interpolated linearly in units of a Gaussian's."""
         right = torch.searchsorted(self.grid, t).clamp(1, len(self.grid) - 1)
         low, high = self.grid[right - 1], self.grid[right]
         weight = (t - low) / (high - low)
-        return (1 - weight) * self.variances[right - 1] + weight * self.variances[right]
+        relative = (1 - weight) * self.relative[right - 1] + weight * self.relative[right]
+        return torch.minimum(relative * self._of_a_gaussian(t), self.data_variance)
+
+    def _of_a_gaussian(self, t: Tensor) -> Tensor:
+        alpha, sigma = marginal(t)
+        return sigma**2 / (alpha**2 * self.data_variance + sigma**2)
 
 
 class PlainCEP:

@@ -231,7 +231,7 @@ def copy_members(members: list[nn.Sequential], ensemble: nn.Sequential) -> None:
 
 def test_energy_targets_agree(agent: AEPO) -> None:
     moments = agent.calibration.moments[False]
-    variance = moments.t, moments.clamped("posterior1")
+    variance = moments.t, moments.clamped("posterior1"), moments.data_var
     network = agent.energies["aepo"].fit.module
     noise, critic = agent.behaviour.fit.model, critic_of(agent)
     by_hand = plain.PlainAEPO(network, noise, critic, variance, batch=64, lr=1e-3, beta=BETA, nu=NU)

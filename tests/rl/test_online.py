@@ -15,6 +15,7 @@ from torch import Tensor
 
 from egd.config import ComponentConfig
 from egd.errors import UserError
+from egd.phases import Phase
 from egd.schedules import EDM, VPLinear
 from egd.times import LogNormalTimes
 from rl.critics.cal_ql import returns_to_go
@@ -340,7 +341,10 @@ def world_of(data: OfflineData, actions: Any) -> World:
         torch.manual_seed(7)
         return make()
 
-    return World(data, find_task("mine/other-v0"), actions, fresh, lambda *a, **k: None)
+    def phase(name: str, steps: int, learner: Any, *_: Any, **__: Any) -> Phase:
+        return Phase(name, steps, learner)
+
+    return World(data, find_task("mine/other-v0"), actions, fresh, phase)
 
 
 def policy(states: Tensor, generator: torch.Generator) -> Tensor:

@@ -133,7 +133,7 @@ def test_a_table_half_drawn_goes_on_bit_for_bit() -> None:
 
 def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr("egd.phases.save_checkpoint", lambda path, tensors, meta: written.append(meta["step"]))
+    monkeypatch.setattr("egd.phases.save_phase", lambda folder, name, tensors, about: written.append(about["step"]))
     table = SupportTable(episodes(2500), 3, states_for_actions)
     phase = Phase("support", table.steps, table, checkpoint_every=table.checkpoint_every(1))
     run_phase(phase, RunFolder(tmp_path), Reporter(), seed=0, device="cpu", checkpoint_every=1, log_every=1)

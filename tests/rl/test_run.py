@@ -203,7 +203,7 @@ def test_an_environment_that_does_not_fit_stops_the_run_before_it_trains(
     monkeypatch.setitem(TASKS, "gone", Task("gone", "other", ("egd/maze2d/umaze-v5",), "NoSuchEnv-v0"))
     monkeypatch.setitem(TASKS, "other", Task("other", "other", ("egd/maze2d/umaze-v5",), "Hopper-v5"))
     for task, words in {"gone": ["gone", "NoSuchEnv"], "other": ["11 observation", "data 4 and 2", "data.datasets"]}.items():
-        result = egd("run", recipe, "--out", tmp_path / "out", "--task", task)
+        result = egd("run", recipe, "--out", tmp_path / "out", "--task", task, "--set", "data.generator=null")
         assert result.exit_code == 2
         assert all(word in result.output for word in words), result.output
         assert not list((tmp_path / "out").rglob("*.safetensors"))
@@ -315,14 +315,14 @@ def test_a_strangers_energy_runs_from_a_recipe(egd: Any, recipe: Path, tmp_path:
         "from dataclasses import dataclass\n"
         "from typing import Any\n"
         "@dataclass\n"
-        "class Flat:\n"
+        "class Slope:\n"
         "    denoiser: Any\n"
         "    beta: float\n"
         "    height: float = 0.0\n"
         "    def __call__(self, x, t, c=None):\n"
-        "        return self.beta * self.height + 0 * x.sum(1)\n"
+        "        return self.beta * self.height * x.sum(1)\n"
     )
-    energy = f"{{name: '{tmp_path}/mine.py:Flat', height: 2}}"
+    energy = f"{{name: '{tmp_path}/mine.py:Slope', height: 2}}"
     result = egd("run", recipe, "--out", tmp_path / "out", "--set", f"guidance.energy={energy}")
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "out" / SEED0 / "summary.json").read_text())
