@@ -128,6 +128,8 @@ def by_path(path: str, key: str, library: str) -> Component:
         require_trust(path, key)
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except SyntaxError as error:
+        raise UserError(f"'{path}': {error.filename}, line {error.lineno}, is not Python: {error.msg}", key=key) from error
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
         remedy = "" if isinstance(error, FileNotFoundError) else "; is it on PYTHONPATH?"
         raise UserError(f"cannot import '{place}' of '{path}': {error}{remedy}", key=key) from error

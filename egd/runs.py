@@ -94,15 +94,16 @@ class RunFolder:
 
         A run that goes on with another device or another number of threads (``HOW``) says so in its config from then on.
         """
-        if self._begun():
-            if not resume:
-                raise UserError(
-                    f"{self.path} holds a run already; add --resume to go on with it (or to show its result), "
-                    "or choose another folder",
-                    key="--out",
-                )
-            if self.config.exists():
-                self._same(read_yaml(self.config), config)
+        begun = self._begun()
+        if begun and not resume:
+            raise UserError(
+                f"{self.path} holds a run already; add --resume to go on with it (or to show its result), "
+                "or choose another folder",
+                key="--out",
+            )
+        if resume and self.config.exists():
+            self._same(read_yaml(self.config), config)
+        if begun:
             self._made_with(config)
         with writable("--out"):
             if not self.summary.exists():
@@ -111,7 +112,8 @@ class RunFolder:
             self.figures.mkdir(parents=True, exist_ok=True)
 
     def _begun(self) -> bool:
-        return any(path.exists() for path in (self.config, self.summary, self.metrics)) or any(self.checkpoints())
+        """Whether anything was trained or evaluated: a config.yaml alone is what a run leaves that was refused at its start."""
+        return any(path.exists() for path in (self.summary, self.metrics)) or any(self.checkpoints())
 
     def _made_with(self, config: Tree) -> None:
         """UserError where a checkpoint was made with other settings, as when config.yaml has been edited or lost."""

@@ -331,6 +331,12 @@ def test_hints_that_exist_for_type_checkers_only_leave_settings_as_they_are(tmp_
     assert build(ENERGIES, Spec(f"{tmp_path}/lazy.py:Lazy", {"size": "3"}), {}, "k").size == "3"
 
 
+def test_a_file_that_is_not_python_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine:\n    def __call__(self x): ...\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.py, line 2, is not Python"):
+        by_path(f"{tmp_path / 'mine.py'}:Mine", "key", "egd.energies")
+
+
 def test_a_file_that_is_not_there_is_no_matter_of_pythonpath() -> None:
     with pytest.raises(UserError, match="no such file") as refused:
         by_path("my_enrgy.py:SoftDPS", "k", "egd")

@@ -15,6 +15,9 @@ def test_a_folder_opens_once_unless_it_is_resumed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "task" / "seed-1")
     folder.open(CONFIG, resume=False)
     assert folder.figures.is_dir()
+    folder.open({**CONFIG, "seed": 2}, resume=False)  # the first was refused before it trained anything
+    folder.open(CONFIG, resume=False)
+    folder.log({"step": 1})
     with pytest.raises(UserError, match="holds a run already; add --resume") as info:
         folder.open(CONFIG, resume=False)
     assert info.value.key == "--out"
