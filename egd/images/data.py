@@ -21,7 +21,7 @@ from egd.pipeline_inputs import check_images
 __all__ = ["digits", "folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """What these files may be, whatever they are called: Pillow goes by the content, and starts Ghostscript on PostScript."""
 
 

@@ -133,7 +133,8 @@ def test_a_strangers_run_folder_runs_no_code(project: Path, ran: Any, attack: An
     for arguments in (["eval", RUN], ["run", RUN / "config.yaml", "-o", "new"]):
         refused = egd(*arguments, "--device", "cpu")
         assert refused.exit_code == 2 and not ran(), refused.output
-        edited = "was edited" in refused.output and attack in (renamed, brought, outside)  # that is noticed too
+        noticed = any(words in refused.output for words in ("was edited", "other settings than config.yaml"))
+        edited = noticed and attack in (renamed, brought, outside)
         assert "--trust-code" in refused.output or edited, refused.output
     assert not (project / "new").exists()
 

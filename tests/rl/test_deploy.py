@@ -77,7 +77,8 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("arm", "draws"), [("guided", 5), ("literal", 1), ("behaviour", 1), ("best_of_4", 4), ("guided_best", 3), ("curved", 1)]
+    ("arm", "draws"),
+    [("guided", 5), ("literal", 1), ("behaviour", 1), ("best_of_4", 4), ("guided_best", 3), ("curved", 1), ("blended", 1025)],
 )
 def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws: int) -> None:
     module = load_module(run, arm)
@@ -234,7 +235,6 @@ def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path
         (["--arm", "guidd"], ["--arm", "guidd", "'guided'"]),
         (["--arm", "softmax"], ["--arm", "softmax", "selection 'best'"]),
         (["--arm", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"]),
-        (["--arm", "blended"], ["--arm", "blended", "cannot be one graph"]),
         (["--omega", "-1"], ["--omega", "-1"]),
         (["--arm", "behaviour", "--omega", "1"], ["--omega", "behaviour"]),
         (["--to", "policy.pt"], ["--to", "policy.pt", ".pt2", ".onnx"]),
