@@ -119,8 +119,9 @@ class Evil:
     def __init__(self, *args, **kwargs): Path({canary!r}).touch()
     def __call__(self, *args, **kwargs): Path({canary!r}).touch()
 """
+OUTSIDE = str(Path(tempfile.gettempdir()) / "escaped-egd")
 NAMES = {
-    "up": "../../escaped", "root": "/tmp/escaped-egd", "nul": "a\0b", "long": "n" * 300, "empty": "", "newline": "a\nb",
+    "up": "../../escaped", "root": OUTSIDE, "nul": "a\0b", "long": "n" * 300, "empty": "", "newline": "a\nb",
     "escape": "\x1b[2J", "surrogate": "\ud800", "markup": "[/red]", "markup-open": "[b]x", "mathtext": "$x_{$", "html": "<b>x",
     "formula": "=1+1", "pipe": "a|b`c`", "reserved": "NUL", "umlaut": "größe", "hidden": "_x", "backslash": "a\\",
 }  # fmt: skip
@@ -277,7 +278,7 @@ def snapshot(place: Place, apart_from: Path | None) -> set[str]:
     """All files that are there, but for those of --out and what is only noted of an evaluation."""
     own = [place.out, *([apart_from] if apart_from else [])]
     found = {p for p in place.root.rglob("*") if not any(map(p.is_relative_to, own)) and "__pycache__" not in p.parts}
-    found |= set(Path("/tmp").glob("escaped*"))
+    found |= set(Path(tempfile.gettempdir()).glob("escaped*"))
     return {f"{p} {p.lstat().st_size if p.is_file() and p.name != 'metrics.jsonl' else ''}" for p in found}
 
 
