@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,3 +95,47 @@ def check_ends(terminations: Array, name: str, complain: Complain) -> None:
     if terminations[:-1].any():
         row = int(terminations.argmax())
         complain(f"{name}[{row}] is true, but {len(terminations) - 1 - row} more steps follow: cut the episode there")
+
+
+SHARE = 0.01
+"""Of an entry's spread: so much may rounding to float32 take from it."""
+
+
+@dataclass
+class Digits:
+    """Notes, of observations (T, S) episode by episode, what float32 takes from each entry and how far it spreads."""
+
+    lost: list[Array] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    means: list[Array] = field(default_factory=list)
+    variances: list[Array] = field(default_factory=list)
+    lows: list[Array] = field(default_factory=list)
+    highs: list[Array] = field(default_factory=list)
+
+    def add(self, rows: Array) -> Array:
+        """The rows in float32."""
+        narrow = rows.astype(np.float32)
+        if np.can_cast(rows.dtype, np.float32) or not rows.size:
+            return narrow
+        exact = rows.astype(np.float64)
+        self.lost.append(np.abs(exact - narrow).max(0))
+        self.counts.append(len(rows))
+        self.means.append(exact.mean(0))
+        self.variances.append(exact.var(0))
+        self.lows.append(exact.min(0))
+        self.highs.append(exact.max(0))
+        return narrow
+
+    def check(self, name: str, complain: Complain) -> None:
+        """Complain of entries whose spread is lost in float32, in which networks compute. One that never changes has none."""
+        if not self.lost:
+            return
+        lost, changes = np.max(self.lost, 0), np.min(self.lows, 0) < np.max(self.highs, 0)
+        mean = np.average(self.means, 0, self.counts)
+        spread = np.sqrt(np.average(self.variances + (self.means - mean) ** 2, 0, self.counts))
+        for entry in np.flatnonzero(changes & (lost > SHARE * (spread + 1e-3))):
+            complain(
+                f"{name}: entry {entry} lies around {mean[entry]:.6g} and spreads by {spread[entry]:.3g} only, of which float32 "
+                f"(networks compute in it) loses up to {lost[entry]:.2g}; subtract the offset in the environment "
+                "(gymnasium's TransformObservation) and record the dataset anew"
+            )

@@ -28,7 +28,7 @@ from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from rl.data.checks import Complain, column, flags, numbers, refusing
+from rl.data.checks import Complain, Digits, column, flags, numbers, refusing
 from rl.data.d4rl_mazes import actions_to_pointmaze, check_file, observations_to_pointmaze
 from rl.data.hdf5 import opened
 from rl.data.minari_store import check_new_id, episode_buffer, making, write_dataset
@@ -210,7 +210,12 @@ def _sound(key: str, array: NDArray[Any], rows: int | None, complain: Complain) 
     if len(array) != rows:
         complain(f"{name} has {len(array)} rows, not {rows}")
         return None
-    return numbers(array, name, complain)
+    sound = numbers(array, name, complain)
+    if sound is not None and key == "observations":
+        digits = Digits()
+        digits.add(sound)
+        digits.check(name, complain)
+    return sound
 
 
 def _check_spaces(path: Path, raw: dict[str, NDArray[Any]], spaces: tuple[Box, Box] | None) -> None:

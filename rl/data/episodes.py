@@ -18,7 +18,7 @@ from torch import Tensor
 import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError, nearest
-from rl.data.checks import refusing
+from rl.data.checks import Digits, refusing
 from rl.data.stored import Stored, check_spaces, existing, is_local, list_local, read_episodes, store_root
 from rl.data.transitions import Batch, OfflineData, RewardScale
 from rl.envs.maze2d import reward_at
@@ -56,12 +56,13 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
     for dataset_id in datasets:
         stored = open_dataset(dataset_id, download=download)
         check_spaces(stored, keys, refusing(dataset_id))
-        paths = flat_paths(stored.observation_space, keys)
+        paths, digits = flat_paths(stored.observation_space, keys), Digits()
         for episode in read_episodes(stored, keys=keys):
-            episodes.observations.append(flatten_rows(episode.observations, paths))
+            episodes.observations.append(digits.add(flatten_rows(episode.observations, paths)))
             episodes.actions.append(np.asarray(episode.actions, dtype=np.float32))
             episodes.rewards.append(np.asarray(episode.rewards, dtype=np.float32))
             episodes.terminations.append(episode.terminations)
+        digits.check("observations", refusing(dataset_id))
         first, last = ((e.observations[i].shape[1], e.actions[i].shape[1]) for e in [episodes] for i in (0, -1))
         if first != last:
             raise UserError(
@@ -157,10 +158,13 @@ def to_offline_data(
     device: torch.device | str = "cpu",
 ) -> OfflineData:
     """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention), both
-    taken in float64: in float32 a large offset would spoil them. UserError for actions beyond [-1, 1], and for what is no
-    number, wherever the episodes come from.
+    taken in float64: in float32 a large offset would spoil them. UserError for actions beyond [-1, 1], for what is no
+    number, and for observations whose spread float32 cannot hold, wherever the episodes come from.
     """
     factor = reward_factor(scale, episodes.returns)
+    digits = Digits()
+    for observations in episodes.observations:
+        digits.add(observations)
 
     def flat(name: str, parts: list[Array]) -> Tensor:
         rows = np.concatenate(parts).astype(np.float32)
@@ -171,6 +175,7 @@ def to_offline_data(
 
     state = flat("observations", [o[:-1] for o in episodes.observations])
     next_state = flat("next observations", [o[1:] for o in episodes.observations])
+    digits.check("observations", _refuse)
     exact = np.concatenate([o[:-1] for o in episodes.observations]).astype(np.float64)
     mean = torch.from_numpy(exact.mean(0).astype(np.float32)).to(device)
     std = torch.from_numpy(exact.std(0, ddof=min(1, len(exact) - 1)).astype(np.float32)).to(device) + 1e-3
@@ -191,6 +196,10 @@ def to_offline_data(
     )
     low, high = action.amin(0), action.amax(0)
     return OfflineData(transitions, mean, std, low, high, score_return, len(episodes.actions), factor, shift)
+
+
+def _refuse(problem: str) -> None:
+    raise UserError(problem, key="data.datasets")
 
 
 def data_return(task: Task, episodes: Episodes) -> float:

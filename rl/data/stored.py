@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from egd.errors import UserError
 from egd.files import read_regular
-from rl.data.checks import Array, Complain, check_ends, check_reach, column, flags, numbers, refusing, table
+from rl.data.checks import Array, Complain, Digits, check_ends, check_reach, column, flags, numbers, refusing, table
 from rl.data.hdf5 import Reader, opened
-from rl.envs.spaces import check_actions, flat_paths
+from rl.envs.spaces import check_actions, flat_paths, flatten_rows
 
 METADATA_BYTES = 2**26
 ENTRIES = 2**20
@@ -196,12 +196,17 @@ def read_episodes(
 
 
 def check_all(dataset_id: str, keys: tuple[str, ...], complain: Complain) -> Stored | None:
-    """Complain of all that is wrong with a local dataset: metadata, spaces, episodes, and the actions' range."""
+    """Complain of all that is wrong with a local dataset: metadata, spaces, episodes, the actions' range, and observations
+    whose spread float32 cannot hold.
+    """
     stored = find_stored(dataset_id, complain)
     if stored is None or not check_spaces(stored, keys, complain):
         return stored
+    paths, digits = flat_paths(stored.observation_space, keys), Digits()
     for index, episode in enumerate(read_episodes(stored, complain, keys=keys)):
         check_reach(episode.actions, f"episode {index}: actions", complain)
+        digits.add(flatten_rows(episode.observations, paths))
+    digits.check("observations", complain)
     return stored
 
 

@@ -72,6 +72,6 @@ def flatten_observation(observation: Any, paths: tuple[Path, ...]) -> Array:
 
 
 def flatten_rows(observations: Any, paths: tuple[Path, ...]) -> Array:
-    """(N, S) float32 from N observations, stacked entry by entry."""
-    parts = [np.asarray(entry(observations, path), dtype=np.float32) for path in paths]
+    """(N, S) from N observations, stacked entry by entry, with all their digits."""
+    parts = [np.asarray(entry(observations, path)) for path in paths]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)

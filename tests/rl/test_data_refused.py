@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from egd.errors import UserError
-from rl.data.episodes import load_episodes, to_offline_data
+from rl.data.d4rl_import import import_hdf5
+from rl.data.episodes import Episodes, load_episodes, to_offline_data
 from rl.data.health import problems_of
 from rl.data.minari_store import episode_buffer, write_dataset
 from rl.data.stored import place_of
@@ -233,6 +234,29 @@ def test_a_large_offset_does_not_spoil_the_statistics() -> None:
     np.testing.assert_allclose(data.state_std.numpy(), exact.std(0, ddof=1) + 1e-3, rtol=1e-6)
     assert data.transitions.state[:, 2].eq(0).all(), "a constant entry is 0"
     assert data.transitions.state[:, 0].std() == pytest.approx(1 / 1.001, rel=1e-3)
+
+
+def test_a_spread_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """Around 1e7 float32 knows whole numbers only: N(0, 1) would become some seven steps, the same at every evaluation."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.normal(size=401), 1e7 + rng.normal(size=401), np.full(401, 1e7 + 0.3)], 1)
+    buffer = episode_buffer(rows, np.zeros((400, 1)), np.zeros(400, np.float32))
+    space, act = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64), gym.spaces.Box(-1, 1, (1,), np.float32)
+    write_dataset(ID, [buffer], space, act, None, {})
+    message = r"entry 1 lies around 1e\+07 and spreads by (0.9|1).* only, of which float32.* loses up to 0.5"
+    with pytest.raises(UserError, match=message):
+        load_episodes([ID])
+    (problem,) = problems_of(ID)[ID]
+    assert "entry 1 lies around" in problem, "a constant entry loses nothing that anything could be learned from"
+    with pytest.raises(UserError, match=message):
+        to_offline_data(Episodes([rows], [np.zeros((400, 1))], [np.zeros(400)], [np.zeros(400, bool)]), 0.0)
+    with h5py.File(tmp_path / "file.hdf5", "w") as file:
+        file.update({"observations": rows[1:], "actions": np.zeros((400, 1)), "rewards": np.zeros(400)})
+        file.update({"terminals": np.zeros(400, bool), "timeouts": np.zeros(400, bool)})
+    with pytest.raises(UserError, match=message):
+        import_hdf5(tmp_path / "file.hdf5", "mine/other-v0")
+    near = Episodes([rows - [0, 1e7, 0]], [np.zeros((400, 1))], [np.zeros(400)], [np.zeros(400, bool)])
+    assert to_offline_data(near, 0.0).transitions.state[:, 1].std() == pytest.approx(1 / 1.001, rel=1e-3)
 
 
 @pytest.mark.parametrize(
