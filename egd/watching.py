@@ -25,8 +25,6 @@ FAR = 100.0
 """A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
 SHARES = ("off_scale", "clipped", "effective")
 """The names of a watch's metrics."""
-FEW = 0.05
-"""Draws have collapsed when no larger a share of them counts."""
 
 
 class SamplingWarning(UserWarning):
@@ -43,7 +41,7 @@ class Watch:
     curved: int = 0
     clipped: int = 0
     pushed: dict[int, tuple[TimedEnergy, Tensor]] = field(default_factory=dict)
-    effective: dict[int, tuple[Energy, Tensor, int]] = field(default_factory=dict)
+    effective: dict[int, tuple[Energy, Tensor, int, float]] = field(default_factory=dict)
     least_effective: float = math.inf
 
     def add(self, other: Watch) -> None:
@@ -110,12 +108,13 @@ def note_slope(energy: TimedEnergy, slope: Tensor) -> None:
         watch.pushed[id(energy)] = energy, now if before is None else before[1] | now
 
 
-def note_effective(energy: Energy, effective: Tensor, points: int) -> None:
-    """Remember the least effective number () of ``points`` draws with which an energy was averaged."""
+def note_effective(energy: Energy, effective: Tensor, points: int, least: float) -> None:
+    """Remember the least effective number () of ``points`` draws with which an energy was averaged; fewer than ``least`` are
+    warned of."""
     watch = _current.get()
     if watch is not None and readable(effective):
         before = watch.effective.get(id(energy))
-        watch.effective[id(energy)] = energy, effective if before is None else before[1].minimum(effective), points
+        watch.effective[id(energy)] = energy, effective if before is None else before[1].minimum(effective), points, least
 
 
 def note_clips(clipped: int, rows: int) -> None:
@@ -137,8 +136,8 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     energies = [energy for energy, _ in watch.pushed.values()]
     flags = [flag.to(off.device).double() for _, flag in watch.pushed.values()]
     averaged = list(watch.effective.values())
-    numbers = torch.stack([off.double(), *flags, *(least.to(off.device).double() for _, least, _ in averaged)]).tolist()
-    count, pushed, least = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
+    numbers = torch.stack([off.double(), *flags, *(number.to(off.device).double() for _, number, _, _ in averaged)]).tolist()
+    count, pushed, effective = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
         warnings.warn(
@@ -157,12 +156,12 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
                 SamplingWarning,
                 stacklevel=3,
             )
-    for (averaged_energy, _, points), number in zip(averaged, least, strict=True):
+    for (averaged_energy, _, points, least), number in zip(averaged, effective, strict=True):
         watch.least_effective = min(watch.least_effective, number / points)
-        if number < FEW * points:
+        if number < least:
             warnings.warn(
-                f"of the {points} draws by which mixture_fit averages {name_of(averaged_energy)} fewer than {FEW:.0%} counted "
-                "at some step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
+                f"of the {points} draws by which mixture_fit averages {name_of(averaged_energy)} fewer than {least:.3g} "
+                "counted at some step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
                 SamplingWarning,
                 stacklevel=3,
             )

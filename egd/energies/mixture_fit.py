@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from egd.bounds import BetaOrZero, Members, Points, Positive, Samples, Seed
-from egd.contracts import energy_values
+from egd.bounds import BetaOrZero, Members, Points, Positive, Samples, Seed, Share
+from egd.contracts import energy_values, name_of
+from egd.denoisers import diffuse
 from egd.energies.second_order import LocalQuadratic
+from egd.errors import UserError
 from egd.mixtures import GaussianMixture
 from egd.tensors import value_gradient_hessian
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
@@ -24,6 +26,13 @@ __all__ = ["MixtureFit"]
 PATIENCE = 2  # numbers of components in a row that fit no better, after which no more are tried
 FLOOR = 1e-6  # of a variance, as a share of the data's
 GAP = 10.0  # a fall of the principal variances that makes data low-rank
+TRIED_AT = (0.1, 0.5, 0.9)  # times at which the correction is tried, on
+TRIED = 64  # noised samples of the data each
+ALONE = 1.5  # effective draws below which one draw has all the weight, however few there are
+
+
+class CollapsedError(UserError, ValueError):
+    """The correction of a fitted mixture rests on too few draws."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,9 @@ class MixtureFit:
 
     Z_k is the second-order closed form, exact for a quadratic E, times an importance-sampling correction over ``points``
     draws (0: no correction), half of them of the Gaussian and half of it tilted by the quadratic, whose curvatures below
-    -1 + ``delta`` count as none. A sampling run warns where few of the draws count, and ``Watch`` has the share that does.
+    -1 + ``delta`` count as none. Where a smaller share of the draws than ``least_effective`` counts, or hardly more than one
+    draw, on noised samples of the data, the fit is refused (0: never); a sampling run that comes to such a place later on
+    warns, and ``Watch`` has the share.
     The number of components is the one of ``components`` under which held-out samples are likeliest, in the directions in
     which the data have modes (``fit_mixture``). For unconditional models (c is None); the fit is made once. The price of
     seeing many modes is that the data must look like a mixture: ``egd bench energies`` shows by how much it does not.
@@ -51,9 +62,12 @@ class MixtureFit:
     points: Points = 64
     delta: Positive = 0.05
     seed: Seed = 0
+    least_effective: Share = 0.05
 
     def prepare(self, c: Context) -> TimedEnergy:
-        """The same energy with the mixture fitted. ValueError for a context: one fit serves one distribution."""
+        """The same energy with the mixture fitted. ValueError for a context, as one fit serves one distribution, and
+        ``CollapsedError``, a ValueError too, where the correction rests on too few draws.
+        """
         if c is not None:
             raise ValueError("mixture_fit fits one distribution and takes no context; use support_samples or ess_blend")
         return self._fitted
@@ -67,7 +81,11 @@ class MixtureFit:
         with torch.no_grad():
             data = self.support(None, self.samples)[0]
         mixture = fit_mixture(data.flatten(1), self.components, self.seed)
-        return _Fitted(self.energy, mixture, self.schedule, self.beta, self.points, self.delta, self.seed)
+        least = max(self.least_effective * self.points, ALONE) if self.least_effective else 0.0
+        fitted = _Fitted(self.energy, mixture, self.schedule, self.beta, self.points, self.delta, self.seed, least)
+        if self.points and least:
+            fitted.check(data[:TRIED])
+        return fitted
 
 
 def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choose_on: int = 16384) -> GaussianMixture:
@@ -160,20 +178,45 @@ class _Fitted:
     points: Points
     delta: Positive
     seed: Seed
+    least: float
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), None -> (B,)"""
+        values, effective = self._averaged(x, t)
+        if effective is not None:
+            note_effective(self.energy, effective, self.points, self.least)
+        return values
+
+    @torch.no_grad()
+    def check(self, data: Tensor) -> None:
+        """Try the correction on noised samples of the data (N, ...). ``CollapsedError`` where it rests on too few draws."""
+        noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(self.seed)).to(data)
+        for time in TRIED_AT:
+            t = torch.full((len(data),), time, dtype=data.dtype, device=data.device)
+            _, effective = self._averaged(diffuse(self.schedule, data, t, noise), t)
+            assert effective is not None
+            if float(effective) < self.least:
+                raise CollapsedError(
+                    f"of the {self.points} draws by which mixture_fit averages {name_of(self.energy)} {float(effective):.3g} "
+                    f"count at t = {time:g}, fewer than {self.least:.3g}: its correction has collapsed, and its gradient would "
+                    "be noise. Raise points, lower beta, or use ess_blend or support_samples; "
+                    "least_effective: 0 takes it as it is"
+                )
+
+    def _averaged(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """E_t, (B,), and the effective number () of draws behind it; None where it takes no draws."""
         log_v, means, covs = self.mixture.posterior(self.schedule, x.flatten(1), t)
         n, k, d = means.shape
         root = torch.linalg.cholesky(covs).expand(n, k, d, d).flatten(0, 1)
         mean = means.flatten(0, 1)
         model = LocalQuadratic.fit(*value_gradient_hessian(self._tilt(x), mean, None), root, self.delta, instead=0.0)
-        log_z = model.log_partition()
+        log_z, effective = model.log_partition(), None
         if self.points:
-            correction, effective = self._correction(model, log_z, mean, root, x)
+            correction, counted = self._correction(model, log_z, mean, root, x)
             log_z = log_z + correction
             shares = (log_v + log_z.reshape(n, k)).detach().softmax(1)
-            note_effective(self.energy, (shares * effective.reshape(n, k)).sum(1).mean(), self.points)
-        return -torch.logsumexp(log_v + log_z.reshape(n, k), 1)
+            effective = (shares * counted.reshape(n, k)).sum(1).mean()
+        return -torch.logsumexp(log_v + log_z.reshape(n, k), 1), effective
 
     def _correction(self, model: LocalQuadratic, log_z: Tensor, mean: Tensor, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """log of E exp(-beta E) / E exp(-q), (N,), the latter's logarithm being ``log_z``; both by the same draws, half of the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pydantic import FiniteFloat
 from torch import Tensor
 
+from egd.energies.mixture_fit import CollapsedError
 from egd.experiments import Row
 from egd.labels import label
 from egd.metrics import sliced_wasserstein
@@ -18,7 +20,7 @@ from egd.phases import seed_of
 from egd.summaries import Common, Frozen
 from egd.toy2d.exact import Draws
 from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
-from egd.watching import watching
+from egd.watching import SamplingWarning, watching
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ def evaluate(
 
 
 def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int, omega: float) -> Tensor:
-    """Samples (n, 2); nan where an estimator's linear algebra breaks down on the way."""
+    """Samples (n, 2); nan where an estimator's linear algebra breaks down on the way, and where it refuses, which is told."""
     generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
     try:
         return model.sample(name, beta, n, generator, omega)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return torch.full((n, 2), torch.nan, device=model.device)
+        pass
+    except CollapsedError as error:
+        warnings.warn(f"{name} at beta {beta:g}: {error}", SamplingWarning, stacklevel=2)
+    return torch.full((n, 2), torch.nan, device=model.device)
 
 
 class Result(Frozen):

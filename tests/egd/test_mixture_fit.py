@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from egd.energies.base import prepare
 from egd.energies.ess_blend import EssBlend
 from egd.energies.exact import Exact as ExactEnergy
 from egd.energies.mixture_fit import MixtureFit, fit_mixture
+from egd.errors import UserError
 from egd.guidance import guide
 from egd.metrics import sliced_wasserstein
 from egd.mixtures import GaussianMixture, Quadratic
@@ -319,18 +321,51 @@ def test_data_of_low_rank_in_many_dimensions_keep_their_modes(generator: torch.G
     assert (fitted.covs - spread).flatten(1).norm(dim=1).max() < 0.25 * spread.norm()
 
 
-def test_a_correction_that_collapses_is_told_with_its_remedy(mixture: GaussianMixture) -> None:
-    """Of a quadratic energy half the draws count at least; of needles in eight dimensions hardly one does."""
-    data = GaussianMixture(torch.zeros(1, **F64), torch.zeros(1, 8, **F64), torch.eye(8, **F64)[None])
+STANDARD = GaussianMixture(torch.zeros(1, **F64), torch.zeros(1, 8, **F64), torch.eye(8, **F64)[None])
+
+
+def bowl(x: Tensor, c: Context = None) -> Tensor:
+    return x.square().sum(1)
+
+
+def needles(x: Tensor, c: Context = None) -> Tensor:
+    return 3 * (6 * x).cos().sum(1)
+
+
+def far_needles(x: Tensor, c: Context = None) -> Tensor:
+    """Needles where no data are."""
+    return bowl(x) + torch.where(x.abs().amax(1) > 6, 1.0, 0.0) * 30 * (60 * x).cos().sum(1)
+
+
+def fit_of(energy: Energy, **settings: Any) -> MixtureFit:
+    return MixtureFit(energy, support_of(STANDARD), VPLinear(), 1.0, samples=400, components=(1,), **settings)
+
+
+@pytest.mark.parametrize(("settings", "count"), [({}, "64"), ({"points": 16}, "16"), ({"points": 400}, "400")])
+def test_a_correction_that_collapses_is_refused_with_its_remedy(settings: dict[str, Any], count: str) -> None:
+    """Of a quadratic energy half the draws count at least; of needles in eight dimensions hardly one does, however many."""
+    fit_of(bowl, **settings).prepare(None)
+    said = rf"of the {count} draws .* needles \(test_mixture_fit.py.* count at t = .* Raise points, .* least_effective: 0"
+    with pytest.raises(ValueError, match=said) as refused:
+        fit_of(needles, **settings).prepare(None)
+    assert isinstance(refused.value, UserError)
+    with pytest.raises(UserError, match="collapsed"):
+        guide(lambda x, t, c=None: x, fit_of(needles, **settings), Additive(), VPLinear())(torch.zeros(2, 8), torch.ones(2) / 2)
+    fit_of(needles, **settings, least_effective=0).prepare(None)
+    fit_of(needles, points=0).prepare(None)
+
+
+@pytest.mark.parametrize("energy", [bowl, needles, far_needles])
+def test_a_correction_that_collapses_on_the_way_is_warned_of_unless_that_is_meant(energy: Energy) -> None:
     schedule, times = VPLinear(), time_grid(VPLinear(), 4)
-    denoiser = lambda x, t, c=None: data.denoise(schedule, x, t)  # noqa: E731
+    denoiser = lambda x, t, c=None: STANDARD.denoise(schedule, x, t)  # noqa: E731
     noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    effective = {}
-    for name, energy in {"bowl": lambda x, c: x.square().sum(1), "needles": lambda x, c: 3 * (6 * x).cos().sum(1)}.items():
-        fit = MixtureFit(energy, support_of(data), schedule, 1.0, samples=400, components=(1,))
+    start = noise + (3e5 if energy is far_needles else 0)
+    for least in (0.05, 0.0) if energy is not needles else (0.0,):
+        timed = prepare(fit_of(energy, least_effective=least), None)
         with warnings.catch_warnings(record=True) as caught, watching() as watch:
             warnings.simplefilter("always")
-            dpm_solver_pp_2m(guide(denoiser, prepare(fit, None), Additive(), schedule), schedule, noise, times)
-        effective[name] = watch.metrics()["effective"]
-        assert any("Raise points, or use ess_blend" in str(w.message) for w in caught) == (name == "needles")
-    assert effective["needles"] < 0.05 and effective["bowl"] > 0.35
+            dpm_solver_pp_2m(guide(denoiser, timed, Additive(), schedule), schedule, start, times)
+        told = any("Raise points, or use ess_blend" in str(w.message) for w in caught)
+        assert told == (energy is far_needles and least > 0)
+        assert (watch.metrics()["effective"] > 0.35) == (energy is bowl)

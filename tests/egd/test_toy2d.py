@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from egd import cli
 from egd.toy2d import DATA_SETS, DataSet, Draws, find_data_set
 from egd.toy2d.figure import samples_figure
+from egd.watching import SamplingWarning
 from tests.processes import exit_code, start_egd
 
 NAMES = sorted(DATA_SETS)
@@ -209,19 +210,21 @@ def test_what_was_seen_of_sampling_is_in_the_summary_and_clips_are_said(egd: Any
     assert "second_order at beta 100: an energy curves downwards" in " ".join(result.output.split())
 
 
-def test_an_estimator_whose_algebra_breaks_down_costs_no_other(egd: Any, recipe: Path, tmp_path: Path) -> None:
+def test_an_estimator_that_breaks_down_or_refuses_costs_no_other(egd: Any, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Broken:\n"
         "    def __init__(self, denoiser): pass\n"
         "    def __call__(self, x, t, c=None): return torch.linalg.cholesky(-torch.eye(2)).sum() * x.sum(1)\n"
     )
-    arguments = ["--set", f"estimators.broken='{tmp_path}/mine.py:Broken'", "--task", "moons"]
-    result = egd("run", recipe, "--out", tmp_path / "out", *arguments)
+    few = "estimators.fit={name: mixture_fit, samples: 200, components: [1], points: 1}"  # one draw is no average
+    arguments = ["--set", f"estimators.broken='{tmp_path}/mine.py:Broken'", "--set", few, "--task", "moons"]
+    with pytest.warns(SamplingWarning, match="fit at beta 3: of the 1 draws.*Raise points"):
+        result = egd("run", recipe, "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     assert "diverged" in result.output and "not finite at beta 3" in result.output
     results = summary(tmp_path / "out" / "moons" / "seed-0")["results"]
-    assert results["broken"]["3"]["w2"] is None and results["dps"]["3"]["w2"] is not None
+    assert results["broken"]["3"]["w2"] is None and results["fit"]["3"]["w2"] is None and results["dps"]["3"]["w2"] is not None
 
 
 def test_the_recipe_of_the_repository_runs_at_the_smoke_budget(egd: Any, tmp_path: Path) -> None:
