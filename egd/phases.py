@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from egd.stopping import at_once, between_steps, told
 from egd.training import Learner, Metrics
 
 MINUTES = 5.0
+UNFIT = (
+    "remove it, and summary.json if there is one, and go on with egd run --resume: the phase goes on from the checkpoint "
+    "before it, or is trained anew; or train in another folder (--out)"
+)
 REMEDY = "lower the phase's lr, or look for outliers in the data"
 GENERATOR_STATES = ((16,), (5056,))
 """Shapes of the state of a random number generator: of GPUs, of CPUs."""
@@ -315,7 +320,7 @@ def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device:
         return Progress(made=key_of(run.phase.made_of))
     tensors, meta = load_phase(path, device)
     if meta.step > run.phase.steps:
-        raise UserError(f"{path} does not fit these settings: it is of step {meta.step}, and the phase has {run.phase.steps}")
+        raise _unfit(path, f"it is of step {meta.step}, and the phase has {run.phase.steps}")
     _fill(run.phase, tensors, str(path))
     recent.load(group("recent", tensors), meta.counts)
     _restore_generator(generator, tensors.get("generator"), seed_of(run.seed, f"{run.phase.name}/{meta.step}"), str(path))
@@ -326,14 +331,25 @@ def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device:
 def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: int, path: str) -> None:
     """Its state; ``seed`` where that was saved on another kind of device, whose random numbers this one cannot continue."""
     if saved is None or saved.dtype != torch.uint8 or saved.shape not in GENERATOR_STATES:
-        raise UserError(f"{path} does not fit these settings: it holds no state of a random number generator")
+        raise _unfit(path, "it holds no state of a random number generator")
     if saved.shape != generator.get_state().shape:
         generator.manual_seed(seed)
         return
     try:
         generator.set_state(saved.cpu())
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit these settings: {error}") from error
+        raise _unfit(path, str(error)) from error
+
+
+def check_fits(phase: Phase, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """UserError, with the learner as it was, where a checkpoint is not one of the phase."""
+    before = {name: tensor.detach().clone() for name, tensor in phase.learner.state().items()}
+    try:
+        _fill(phase, tensors, str(path))
+        _restore_generator(torch.Generator(), tensors.get("generator"), 0, str(path))
+    except UserError:
+        phase.learner.load(before)
+        raise
 
 
 def _fill(phase: Phase, tensors: Mapping[str, Tensor], path: str) -> None:
@@ -349,9 +365,13 @@ def _fill(phase: Phase, tensors: Mapping[str, Tensor], path: str) -> None:
         found = phase.learner.state()
         strange += [name for name in sorted({*wanted, *found}) if not _equal(wanted.get(name), found.get(name))]
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not fit these settings: {str(error).splitlines()[0]}") from error
+        raise _unfit(path, str(error).partition("\n")[0]) from error
     if strange:
-        raise UserError(f"{path} does not fit these settings: its tensor {strange[0]} is not one of theirs")
+        raise _unfit(path, f"its tensor {strange[0]} is not one of theirs")
+
+
+def _unfit(path: Path | str, why: str) -> UserError:
+    return UserError(f"{path} does not fit these settings: {why}; {UNFIT}")
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -18,7 +18,7 @@ from egd.checkpoint import Damaged, read_meta
 from egd.config import read_yaml
 from egd.errors import UserError
 from egd.files import sweep, write_atomic, write_text
-from egd.phases import Phase, key_of
+from egd.phases import UNFIT, Phase, check_fits, key_of
 from egd.runs import RunFolder
 from egd.saved import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
 
@@ -77,9 +77,11 @@ class Store:
             tensors, meta, rows = entry.whole()
             if meta.step != phase.steps:
                 raise Damaged(f"{stored} is of step {meta.step} of {phase.steps}")
+            check_fits(phase, tensors, stored)
             os.utime(stored)
         except (UserError, OSError) as error:  # trained anew, it is put in its place
-            say(f"{error}; phase '{phase.name}' is trained anew")
+            reason = str(error).removesuffix(f"; {UNFIT}").removesuffix("; remove it and run again")
+            say(f"{reason}; phase '{phase.name}' is trained anew")
             with suppress(OSError):
                 entry.remove()
             return None

@@ -135,7 +135,7 @@ class Digits:
         spread = np.sqrt(np.average(self.variances + (self.means - mean) ** 2, 0, self.counts))
         for entry in np.flatnonzero(changes & (lost > SHARE * (spread + 1e-3))):
             complain(
-                f"{name}: entry {entry} lies around {mean[entry]:.6g} and spreads by {spread[entry]:.3g} only, of which float32 "
-                f"(networks compute in it) loses up to {lost[entry]:.2g}; subtract the offset in the environment "
+                f"{name}: entry {entry} lies around {mean[entry]:.6g} and spreads by {spread[entry]:.3g} only, of which "
+                f"float32 (networks compute in it) loses up to {lost[entry]:.2g}; subtract the offset in the environment "
                 "(gymnasium's TransformObservation) and record the dataset anew"
             )

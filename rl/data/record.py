@@ -44,6 +44,9 @@ class _About(BaseModel):
 ALIKE = (("state_mean", "state_std"), ("state_std", "state_mean"), ("action_low", "action_high"), ("action_high", "action_low"))
 
 
+REMEDY = "put it back from a copy, or train anew in another folder (egd run CONFIG --out ANOTHER_FOLDER)"
+
+
 def _fits(vector: Tensor, like: Tensor) -> bool:
     return vector.ndim == 1 and vector.shape == like.shape and vector.dtype == torch.float32 and bool(vector.isfinite().all())
 
@@ -72,10 +75,12 @@ class Record:
             about = _About.model_validate(meta)
         except ValidationError as error:
             raise UserError(
-                f"{path} is no record of a run's data by this version of egd ({error.errors()[0]['msg']})"
+                f"{path} is no record of a run's data by this version of egd ({error.errors()[0]['msg']}); {REMEDY}"
             ) from None
         if {*tensors} != {*VECTORS} or not all(_fits(tensors[name], tensors[like]) for name, like in ALIKE) or _absurd(tensors):
-            raise UserError(f"{path} is no record of a run's data: its statistics are not vectors of finite numbers that fit")
+            raise UserError(
+                f"{path} is no record of a run's data: its statistics are not vectors of finite numbers that fit; {REMEDY}"
+            )
         return Record(path, about.source, tensors, about.numbers.model_dump())
 
     def compare(self, found: Mapping[str, Any]) -> None:
@@ -97,7 +102,9 @@ class Record:
         """The data standardised by the run's statistics, whatever this version makes of them."""
         own = {name: tensor.to(data.state_mean.device) for name, tensor in self.vectors.items()}
         if bad := [name for name, vector in own.items() if vector.shape != getattr(data, name).shape]:
-            raise UserError(f"{self.path}: {bad[0]} has {len(own[bad[0]])} entries, the data {len(getattr(data, bad[0]))}")
+            raise UserError(
+                f"{self.path}: {bad[0]} has {len(own[bad[0]])} entries, the data {len(getattr(data, bad[0]))}; {REMEDY}"
+            )
         if all(torch.equal(getattr(data, name), own[name]) for name in VECTORS):
             return replace(data, **self.numbers)
         rows, mean, std = data.transitions, own["state_mean"], own["state_std"]

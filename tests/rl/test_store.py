@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from egd import sources
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.config import override
 from egd.errors import UserError
 from egd.store import default_store, key_of
@@ -419,9 +420,28 @@ def test_the_store_is_listed_and_pruned(run: Any, kept: Path, egd: Any) -> None:
     assert refused.exit_code == 2 and "--keep-gb" in refused.output
 
 
-def test_a_critic_that_is_not_a_number_is_said_and_trained_anew(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
-    from egd.checkpoint import load_checkpoint, save_checkpoint
+@pytest.mark.parametrize("part", ["module", "generator"])
+def test_an_entry_that_does_not_fit_is_said_and_trained_anew(
+    egd: Any, recipe: Path, tmp_path: Path, kept: Path, part: str
+) -> None:
+    """Its digest may be right, if it was forged."""
+    assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
+    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
+    if part == "generator":
+        forged = {"generator": torch.zeros(7, dtype=torch.uint8)}
+    else:
+        forged = {k: 2 * t.double() for k, t in tensors.items() if "module" in k and t.dtype == torch.float32}
+        assert forged
+    save_checkpoint(kept / f"{key}.safetensors", {**tensors, **forged}, meta)
+    second = egd("run", recipe, "--out", tmp_path / "second")
+    assert second.exit_code == 0 and f"{key}.safetensors does not fit these settings" in second.output, second.output
+    assert "phase 'critic' is trained anew" in second.output and "remove it" not in second.output
+    assert reused(tmp_path / "second" / RUN) == PHASES - {"critic"}
+    assert_same(tmp_path / "first" / RUN, tmp_path / "second" / RUN)
 
+
+def test_a_critic_that_is_not_a_number_is_said_and_trained_anew(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
     assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
     (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
     tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
