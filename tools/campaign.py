@@ -316,7 +316,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def checkpoints(folder: Path) -> Iterator[Path]:
     """The last one of every phase, and networks that are written at the end."""
     for path in sorted(folder.rglob("*.safetensors")):
-        if "previous" not in path.name:
+        if path.parent.name != "previous":  # where that one stands depends on when a run was killed
             yield path
 
 

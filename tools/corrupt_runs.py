@@ -311,7 +311,7 @@ def same(command: str, ran: Ran, sound: Mapping[str, Any], damaged: Path) -> boo
         return wanted <= ran.result.keys() and all(
             _same_run(path, ran.result[name], unread) for name, path in reference.items()
         )
-    if ran.code and command == "select":
+    if command == "select" and (ran.code or "not used" in ran.said):
         return ran.result is None or ran.result == sound["select alone"]
     if command == "report":
         left = set(ran.result) if ran.code else {"seed-0", "seed-1"}
@@ -406,7 +406,7 @@ def _outcome(task: Task, ran: Ran, folder: Path) -> str:
         return "SILENTLY WRONG"
     if ran.code:
         return "refused, and said"
-    said = re.search(r"damaged|previous|anew|trained again|is not a checkpoint|metrics", ran.said)
+    said = re.search(r"damaged|previous|anew|trained again|is not a checkpoint|metrics|not used", ran.said)
     return "recovered, and said" if said else "same"
 
 
