@@ -65,11 +65,18 @@ class Calibration(nn.Module):
         return {**moments, "advantage_std": self.advantage_std}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Take over what ``state`` gave. ValueError where it is not of these settings."""
+        std, (_, _, settings) = state["advantage_std"], self._of
+        if std.shape or std.dtype != torch.float32 or not bool(std > 0):
+            raise ValueError(f"advantage_std is {std.dtype} {tuple(std.shape)} where it is one positive float32 number")
         for name in ("clip0", "clip1"):
             if moments := group(name, state):
+                if len(Moments.load(moments).checked().t) != settings.grid:
+                    raise ValueError(
+                        f"{name} was estimated at {len(moments['t'])} times, and calibration.grid is {settings.grid}"
+                    )
                 self._keep(name, moments)
-        self.advantage_std = state["advantage_std"]
+        self.advantage_std = std
         self.version += 1
 
 

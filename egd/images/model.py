@@ -261,4 +261,4 @@ class Calibration:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
-        self.moments = {clip: Moments.load(group(f"clip{int(clip)}", state)) for clip in self.clips}
+        self.moments = {clip: Moments.load(group(f"clip{int(clip)}", state)).checked() for clip in self.clips}

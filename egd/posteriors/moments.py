@@ -90,6 +90,19 @@ class Moments:
         """The inverse of ``state``."""
         return Moments(state["t"], group("raw", state), state["data_var"], group("matrices", state), state.get("data_cov"))
 
+    def checked(self) -> Moments:
+        """Return the moments. ValueError unless all tensors are float32 and of the shapes that ``calibrate`` gives them."""
+        times, cov = tuple(self.t.shape), () if self.data_cov is None else tuple(self.data_cov.shape)
+        shapes = {"t": times, "data_var": (), "data_cov": cov}
+        shapes |= {f"raw.{kind}": times for kind in self.raw} | {f"matrices.{kind}": times + cov for kind in self.matrices}
+        square = len(cov) < 2 or (len(cov) == 2 and cov[0] == cov[1])
+        if len(times) != 1 or not square or {*self.raw} != {*KINDS} or {*self.matrices} != {*(KINDS if cov else ())}:
+            raise ValueError(f"moments on times {times} with kinds {sorted(self.raw)} are not those of a calibration")
+        for name, tensor in self.state().items():
+            if tensor.dtype != torch.float32 or tuple(tensor.shape) != shapes[name]:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} where it is float32 {shapes[name]}")
+        return self
+
 
 @torch.no_grad()
 def calibrate(

@@ -212,4 +212,5 @@ class Calibration:
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
         self.low, self.high = state["low"], state["high"]
-        self.moments = Moments.load({k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")})
+        own = {k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")}
+        self.moments = Moments.load(own).checked()

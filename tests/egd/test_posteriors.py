@@ -139,6 +139,26 @@ def test_a_bias_of_one_percent_ruins_posterior1_but_not_the_residual(mixture: Ga
         assert ((moments.clamped(kind) >= 0) & (moments.clamped(kind) <= moments.data_var)).all()
 
 
+WRONG = {
+    "another grid": lambda s: s | {"t": s["t"][:-1]},
+    "a kind less": lambda s: {k: v for k, v in s.items() if k != "raw.residual"},
+    "float16": lambda s: s | {"raw.posterior1": s["raw.posterior1"].half()},
+    "float64": lambda s: s | {"matrices.residual": s["matrices.residual"].double()},
+    "integers": lambda s: s | {"data_var": s["data_var"].long()},
+    "another shape": lambda s: s | {"matrices.posterior2": s["matrices.posterior2"][:, 0]},
+    "no square": lambda s: s | {"data_cov": s["data_cov"][:1]},
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_moments_that_no_calibration_gives_are_refused(kind: str) -> None:
+    m = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
+    state = calibrated(m, VPLinear(), 0, samples=200).state()
+    Moments.load(state).checked()
+    with pytest.raises(ValueError, match="calibration|float32"):
+        Moments.load(WRONG[kind](dict(state))).checked()
+
+
 def hand_made() -> Moments:
     raw = {"posterior1": torch.tensor([0.1, 0.5, -0.3]), "residual": torch.tensor([0.1, 0.3, 7.0])}
     return Moments(torch.tensor([0.0, 0.5, 1.0]), raw, torch.tensor(2.0))
