@@ -152,10 +152,10 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_moments_that_no_calibration_gives_are_refused(kind: str) -> None:
-    m = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
+    m = GaussianMixture(torch.zeros(1), torch.zeros(1, 2), torch.eye(2)[None])
     state = calibrated(m, VPLinear(), 0, samples=200).state()
     Moments.load(state).checked()
-    with pytest.raises(ValueError, match="calibration|float32"):
+    with pytest.raises(ValueError, match=r"calibration|float32"):
         Moments.load(WRONG[kind](dict(state))).checked()
 
 

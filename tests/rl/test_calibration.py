@@ -15,7 +15,10 @@ from rl.config import CalibrationConfig
 
 def state(grid: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sample = lambda n, g: (torch.randn(n, 2, generator=g), None)
+
+    def sample(n: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        return torch.randn(n, 2, generator=generator), None
+
     moments = calibrate(lambda x, t, c: 0.5 * x, VPLinear(), sample, generator=generator, grid=grid, samples=64).state()
     return {**prefixed("clip0", moments), **prefixed("clip1", moments), "advantage_std": torch.tensor(2.0)}
 
