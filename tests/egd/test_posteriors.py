@@ -153,7 +153,7 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_moments_that_no_calibration_gives_are_refused(kind: str) -> None:
     m = GaussianMixture(torch.zeros(1), torch.zeros(1, 2), torch.eye(2)[None])
-    state = calibrated(m, VPLinear(), 0, samples=200).state()
+    state = {name: tensor.float() for name, tensor in calibrated(m, VPLinear(), 0, samples=200).state().items()}
     Moments.load(state).checked()
     with pytest.raises(ValueError, match=r"calibration|float32"):
         Moments.load(WRONG[kind](dict(state))).checked()
