@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 from egd.contracts import denoised, guided_score, timed_values
 from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
-from egd.watching import note_slope
+from egd.watching import Lookout, note_slope
 
 
-def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Denoiser:
+def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Guided:
     """The denoiser whose score is rule(s, grad E_t, t): a sampler never hears of guidance.
 
     s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the
     additive rule at omega = 1. Where alpha_1 = 0 (flow matching), x_1 knows nothing of x_0 and grad E_1 = 0 while the guided
-    x_0 is not the plain one: the limit is taken at t = 0.999.
+    x_0 is not the plain one: the limit is taken at t = 0.999. Called outside the library's samplers it warns once
+    (``SamplingWarning``) when x_0 leaves the data's scale or is not finite.
     """
     last = 1.0 if float(schedule.alpha(torch.ones(()))) > 0 else 0.999
+    return Guided(denoiser, energy, rule, schedule, last)
 
-    def guided(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        t = t.clamp(max=last)
-        _, slope = value_and_grad(lambda x: timed_values(energy, x, t, c), x)
-        note_slope(energy, slope)
-        return steer(denoised(denoiser, x, t, c), slope, rule, schedule, x, t)
 
-    return guided
+@dataclass(frozen=True)
+class Guided:
+    """What ``guide`` makes; ``last`` is the greatest time that the energy is asked about."""
+
+    denoiser: Denoiser
+    energy: TimedEnergy
+    rule: GuidanceRule
+    schedule: Schedule
+    last: float = 1.0
+    lookout: Lookout = field(default_factory=Lookout, compare=False, repr=False)
+
+    def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, ...), (B,), c -> (B, ...)"""
+        return self._x0(x, t, c, bounded=False)
+
+    def bounded(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """The same for a wrapper that bounds x_0, whose size is no cause for a warning then."""
+        return self._x0(x, t, c, bounded=True)
+
+    def _x0(self, x: Tensor, t: Tensor, c: Context, *, bounded: bool) -> Tensor:
+        t = t.clamp(max=self.last)
+        _, slope = value_and_grad(lambda x: timed_values(self.energy, x, t, c), x)
+        note_slope(self.energy, slope)
+        x0 = steer(denoised(self.denoiser, x, t, c), slope, self.rule, self.schedule, x, t)
+        if self.lookout.wanted(x0):
+            self.lookout.look(x, x0, expand(self.schedule.alpha(t), x), bounded=bounded)
+        return x0
 
 
 def steer(denoised: Tensor, slope: Tensor, rule: GuidanceRule, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:

@@ -23,8 +23,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 FAR = 100.0
 """A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
+OFTEN = 8
+"""Calls of a guided denoiser after which it waits for its device to see whether x_0 is off the scale; on a CPU, which there
+is no wait for, it looks at each."""
 SHARES = ("off_scale", "clipped", "effective")
 """The names of a watch's metrics."""
+SCALE = f"left the data's scale (an entry beyond {FAR:g} times the noise's largest)"
+TOO_STRONG = (
+    "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
+    "or take a smaller beta or omega, a rule that clips, or another estimator"
+)
 
 
 class SamplingWarning(UserWarning):
@@ -34,8 +42,10 @@ class SamplingWarning(UserWarning):
 @dataclass
 class Watch:
     """What was seen between ``watching()`` and its end. ``pushed`` holds, for every energy that guided, whether any of its
-    gradients was not zero; a tensor, so that no step waits for the device."""
+    gradients was not zero; a tensor, so that no step waits for the device. ``walk``: it is of one run, at whose end samples
+    are looked at."""
 
+    walk: bool = False
     rows: int = 0
     off_scale: int = 0
     curved: int = 0
@@ -69,9 +79,9 @@ _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block; a block around it sees the same."""
-    outer, own = _current.get(), Watch()
+def watching(walk: bool = False) -> Iterator[Watch]:
+    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same."""
+    outer, own = _current.get(), Watch(walk)
     token = _current.set(own)
     try:
         yield own
@@ -89,7 +99,7 @@ def watched(walk: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(walk)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.no_grad(), watching() as watch:
+        with torch.no_grad(), watching(walk=True) as watch:
             end = walk(*args, **kwargs)
             start: Any = kwargs["x"] if "x" in kwargs else args[2]
             samples: Any = end
@@ -97,6 +107,36 @@ def watched(walk: Callable[P, R]) -> Callable[P, R]:
         return end
 
     return run
+
+
+class Lookout:
+    """Warns once when a denoiser that is called in a loop of somebody's own gives x_0 that left the data's scale, or none."""
+
+    def __init__(self) -> None:
+        self._bound: Tensor | None = None
+        self._off: Tensor | None = None
+        self._calls = 0
+        self._over = False
+
+    def wanted(self, x0: Tensor) -> bool:
+        """Whether there is anything to look at: not within a sampling run, which looks at its samples."""
+        watch = _current.get()
+        return not self._over and (watch is None or not watch.walk) and readable(x0)
+
+    def look(self, x: Tensor, x0: Tensor, alpha: Tensor, *, bounded: bool) -> None:
+        """Look at x_0 (B, ...) of x_t (B, ...), by its share alpha x_0 in x_t; alpha (B, 1, ...). The scale is that of the
+        first x_t, or 1. Where x_0 will be ``bounded``, only what is no number counts.
+        """
+        if self._bound is None or self._bound.device != x.device:
+            self._bound, self._off, self._calls = _bound_of(x), None, 0
+        share = (alpha * x0).detach()
+        off = share.isnan().any() if bounded else ~(share.abs() <= self._bound).all()
+        self._off = off if self._off is None else self._off | off
+        self._calls += 1
+        if x.device.type == "cpu" or self._calls % OFTEN == 0:
+            self._over = bool(self._off)
+            if self._over:
+                warnings.warn(f"the guided x_0 has {SCALE} or is not finite: {TOO_STRONG}", SamplingWarning, stacklevel=4)
 
 
 def note_slope(energy: TimedEnergy, slope: Tensor) -> None:
@@ -124,13 +164,17 @@ def note_clips(clipped: int, rows: int) -> None:
         watch.clipped, watch.curved = watch.clipped + clipped, watch.curved + rows
 
 
+def _bound_of(noise: Tensor) -> Tensor:
+    return FAR * noise.detach().abs().nan_to_num(posinf=0.0).max().clamp(min=1)
+
+
 def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn; one wait for the
     device. Python shows a warning once for each text and place in the code, so no text has numbers of this one run: how many
     is in the watch."""
     if not readable(end) or not len(end):
         return
-    bound = FAR * start.detach().abs().nan_to_num(posinf=0.0).max().clamp(min=1)
+    bound = _bound_of(start)
     size = end.detach().flatten(1).abs().amax(1)
     off = (~(size <= bound)).sum()  # nan is not below anything
     energies = [energy for energy, _ in watch.pushed.values()]
@@ -140,13 +184,7 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     count, pushed, effective = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
-        warnings.warn(
-            f"samples have left the data's scale (an entry beyond {FAR:g} times the noise's largest) or are not finite: "
-            "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
-            "or take a smaller beta or omega, a rule that clips, or another estimator",
-            SamplingWarning,
-            stacklevel=3,
-        )
+        warnings.warn(f"samples have {SCALE} or are not finite: {TOO_STRONG}", SamplingWarning, stacklevel=3)
     for energy, flag in zip(energies, pushed, strict=True):
         if not flag:
             warnings.warn(

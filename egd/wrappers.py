@@ -18,6 +18,12 @@ from egd.types import Context, Denoiser
 __all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"]
 
 
+def _to_be_bounded(denoiser: Denoiser) -> Denoiser:
+    """A guided denoiser that does not warn of an x_0 which will not stay so large."""
+    bounded: Denoiser = getattr(denoiser, "bounded", denoiser)
+    return bounded
+
+
 @dataclass(frozen=True)
 class Clip:
     """A denoiser whose x_0 stays within [low, high], the data's own range: what clipping of samples amounts to.
@@ -39,7 +45,7 @@ class Clip:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B, ...)"""
-        x0 = self.denoiser(x, t, c)
+        x0 = _to_be_bounded(self.denoiser)(x, t, c)
         clamped = x0.clamp(min=self.low).clamp(max=self.high)
         return clamped.detach() + (x0 - x0.detach()) if self.straight_through else clamped
 
@@ -63,7 +69,7 @@ class DynamicThreshold:
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         """(B, ...), (B,), c -> (B, ...)"""
-        x0 = self.denoiser(x, t, c)
+        x0 = _to_be_bounded(self.denoiser)(x, t, c)
         s = expand(torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(min=self.bound), x0)
         return torch.maximum(torch.minimum(x0, s), -s) * (self.bound / s)
 

@@ -15,10 +15,11 @@ from egd.particles import smc
 from egd.posteriors import IsotropicGaussian
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m, euler, heun
-from egd.schedules import VPLinear, time_grid
-from egd.types import Context
-from egd.watching import SamplingWarning, watching
-from egd.wrappers import Clip
+from egd.samplers.base import levels, shrink
+from egd.schedules import EDM, VPLinear, time_grid
+from egd.types import Context, Denoiser
+from egd.watching import Lookout, SamplingWarning, watching
+from egd.wrappers import Clip, DynamicThreshold
 
 SCHEDULE = VPLinear()
 DATA = GaussianMixture(torch.zeros(1).double(), torch.zeros(1, 2).double(), torch.eye(2).double()[None])
@@ -78,6 +79,64 @@ def test_a_warning_is_shown_once_however_many_runs_there_are() -> None:
             steep = guide(denoiser, DPS(BOWL, denoiser, beta=beta), Additive(), SCHEDULE)
             euler(steep, SCHEDULE, x[: int(beta // 1e3)], times)
     assert len(caught) == 1
+
+
+def by_hand(guided: Denoiser, x: Tensor, times: Tensor) -> Tensor:
+    """A loop of one's own: DDIM."""
+    alpha, sigma, _ = levels(SCHEDULE, times)
+    for i, t in enumerate(times[:-1]):
+        x = shrink(x, guided(x, t.expand(len(x)), None), alpha, sigma, i)
+    return x
+
+
+@pytest.mark.parametrize("how", ["steep", "nan"])
+def test_a_loop_of_ones_own_is_warned_of_x0_that_leaves_the_scale_once(how: str) -> None:
+    x, times = start()
+    broken = lambda x, t, c=None: torch.where(t[:, None] < 0.5, torch.nan, denoiser(x, t))  # noqa: E731
+    steep = guide(denoiser, DPS(BOWL, denoiser, beta=1e4), Additive(), SCHEDULE)
+    guided = steep if how == "steep" else guide(broken, DPS(BOWL, denoiser), Additive(), SCHEDULE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            by_hand(guided, x, times)
+    assert [str(w.message)[:35] for w in caught] == ["the guided x_0 has left the data's "]
+    assert caught[0].filename == __file__ and "Clip(guide(...), low, high)" in str(caught[0].message)
+    with warnings.catch_warnings(record=True) as caught, watching() as watch:  # with a watch of one's own too, and no other
+        warnings.simplefilter("always")
+        again = guide(denoiser, DPS(BOWL, denoiser, beta=1e4), Additive(), SCHEDULE)
+        euler(again, SCHEDULE, x, times)
+        assert [str(w.message)[:12] for w in caught] == ["samples have"]  # a sampler says it, and says it once
+        by_hand(again, x, times)
+        assert len(caught) == 2
+    assert watch.metrics()["off_scale"] == 1
+
+
+def test_a_sound_or_clipped_loop_of_ones_own_says_nothing() -> None:
+    x, times = start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sound = guide(denoiser, DPS(BOWL, denoiser), Additive(), SCHEDULE)
+        assert by_hand(sound, x, times).abs().amax() < 10
+        steep = guide(denoiser, DPS(BOWL, denoiser, beta=1e4), Additive(), SCHEDULE)
+        assert by_hand(Clip(steep, -4, 4), x, times).abs().amax() < 10
+        by_hand(DynamicThreshold(steep, bound=4.0), x, times)
+        guide(denoiser, DPS(BOWL, denoiser), Additive(), EDM())(80 * x, torch.ones(len(x)), None)  # of the noise's own scale
+    with pytest.warns(SamplingWarning, match="the guided x_0 has left"):
+        steep(x, times[5].expand(len(x)), None)
+
+
+def test_a_device_is_waited_for_at_every_eighth_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, times = start()
+    x, times = x.to("meta"), times[:1].expand(len(x)).to("meta")  # whose values cannot be asked for
+    asked: list[int] = []
+    monkeypatch.setattr(Tensor, "__bool__", lambda self: asked.append(len(calls)) or False)  # type: ignore[method-assign]
+    calls: list[int] = []
+    lookout = Lookout()
+    for i in range(20):
+        calls.append(i)
+        assert lookout.wanted(x)
+        lookout.look(x, x, times[:, None], bounded=False)
+    assert asked == [8, 16]
 
 
 def test_an_energy_that_never_pushes_is_named() -> None:
