@@ -17,7 +17,7 @@ from egd.config import Tree, read_yaml, to_yaml
 from egd.errors import UserError, writable
 from egd.files import no_file_below, read_regular, write_atomic
 from egd.locks import locked
-from egd.summaries import BYTES, HOW, Frozen, agree, digest, digest_of, flatten, read_summary
+from egd.summaries import BYTES, HOW, Frozen, agree, digest_of, flatten, read_summary, signed
 from egd.trust import record
 
 
@@ -182,7 +182,7 @@ class RunFolder:
         found, settings = not_finite(summary), self.settings()
         summary = {**summary, **({"settings": settings} if settings else {})}
         whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
-        write_atomic(self.summary, (json.dumps({**whole, "digest": digest(whole)}, indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(self.summary, (json.dumps(signed(whole), indent=2, allow_nan=False) + "\n").encode())
 
     def read_summary(self, schema: type[Frozen] = Frozen) -> dict[str, Any] | None:
         """None where the run is not complete. UserError where the file is damaged, another run's or of another form."""

@@ -30,7 +30,7 @@ KEY = re.compile("[0-9a-f]{32}")
 
 def default_store() -> Store | None:
     """In ``EGD_STORE``, none if that is empty; else in the user's cache folder, ``~/.cache/egd/phases``. It holds at most
-    ``EGD_STORE_GB`` (20) gigabytes. UserError where that is no size.
+    ``EGD_STORE_GB`` (20) gigabytes. UserError where that is no size, or the folder is none.
     """
     chosen = os.environ.get("EGD_STORE")
     limit = os.environ.get("EGD_STORE_GB", GIGABYTES)
@@ -42,8 +42,16 @@ def default_store() -> Store | None:
         raise UserError(f"'{limit}' is not a number of gigabytes", key="EGD_STORE_GB")
     if chosen is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return Store(caches / "egd" / "phases", size)
-    return Store(Path(chosen).expanduser(), size) if chosen else None
+        return Store(_folder(caches / "egd" / "phases"), size)
+    return Store(_folder(Path(chosen).expanduser()), size) if chosen else None
+
+
+def _folder(path: Path) -> Path:
+    with suppress(OSError):  # of a place that may not be looked into: said when it is written to, or listed
+        if path.exists() and not path.is_dir():
+            remedy = "name a folder for finished phases, or set it to nothing to do without"
+            raise UserError(f"'{path}' is not a folder; {remedy}", key="EGD_STORE")
+    return path
 
 
 def _about(folder: RunFolder) -> dict[str, Any]:
@@ -115,7 +123,7 @@ class Store:
     def entries(self) -> list[Entry]:
         """All that is there, what was asked for last first."""
         files: dict[str, list[Path]] = {}
-        for path in self.path.glob("*.*") if self.path.is_dir() else ():
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.suffix in SUFFIXES and KEY.fullmatch(path.stem):
                 files.setdefault(path.stem, []).append(path)
         found = []

@@ -74,6 +74,9 @@ def _store() -> Store:
     store = default_store()
     if store is None:
         raise UserError("there is no store: it is an empty name; unset it, or name a folder", key="EGD_STORE")
+    for above in store.path.parents:
+        if above.exists() and not above.is_dir():
+            raise UserError(f"'{store.path}' cannot be a folder: '{above}' is none; name another", key="EGD_STORE")
     return store
 
 

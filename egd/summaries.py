@@ -60,7 +60,7 @@ class Common(Frozen):
     versions: dict[str, str] = {}
     device: str = ""
     settings: str = ""
-    """The digest of those of its run; empty in summaries from before there was one."""
+    """The digest of those of its run; empty where that has no config.yaml."""
 
 
 class Summary(Common):
@@ -96,9 +96,14 @@ def digest(tree: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def signed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with its own digest, as a summary is written."""
+    return {**tree, "digest": digest(tree)}
+
+
 def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
     """All of the file, less its digest, and what the schema reads of it. Damaged, with the remedy, where it is not what was
-    written.
+    written, or has no digest to tell by.
     """
     try:
         tree = json.loads(read_regular(path, BYTES).decode("utf-8"), parse_constant=_refuse)
@@ -106,7 +111,9 @@ def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
         found = schema.model_validate_json(json.dumps(tree), strict=True)
     except (OSError, ValueError, RecursionError) as error:  # pydantic's, JSON's and UTF-8's are ValueErrors
         raise Damaged(f"{path} is damaged ({_reason(error)}); {REMEDY}") from None
-    if written not in (None, digest(tree)):
+    if written is None:
+        raise Damaged(f"{path} has no digest: it was edited, or is of an earlier version of egd; {REMEDY}")
+    if written != digest(tree):
         raise Damaged(f"{path} is damaged or was edited: its digest is another; {REMEDY}")
     return tree, found
 

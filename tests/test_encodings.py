@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from egd.summaries import signed
+
 RECIPE = """
 experiment: toy2d
 tasks: [moons]
@@ -51,7 +53,7 @@ def test_a_run_and_a_report_on_a_machine_of_another_encoding(tmp_path: Path) -> 
     (run / "config.yaml").write_bytes(yaml.safe_dump({"task": "tür", "seed": 0, "note": "ß"}, allow_unicode=True).encode())
     policies = {"p": {"mean": 1.0, "episodes": 3}}
     summary = {"task": "tür", "method": "größe 価", "seed": 0, "headline": "p", "policies": policies, "remarks": ["naïve"]}
-    (run / "summary.json").write_bytes(json.dumps(summary, ensure_ascii=False).encode())
+    (run / "summary.json").write_bytes(json.dumps(signed(summary), ensure_ascii=False).encode())
 
     kept = {"PATH", "HOME", "OMP_NUM_THREADS", "TMPDIR", "VIRTUAL_ENV"}
     environment = {k: v for k, v in os.environ.items() if k in kept} | {

@@ -195,6 +195,7 @@ SUMMARY: dict[str, Fault] = {
     "another task": _json(lambda t: t.update(task="hopper-medium")),
     "a seed that is text": _json(lambda t: t.update(seed="0")),
     "null": lambda b, r, p: b"null",
+    "no digest": lambda b, r, p: json.dumps({k: v for k, v in json.loads(b).items() if k != "digest"}).encode(),
 }
 
 

@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from egd import cli
 from egd.checkpoint import load_checkpoint, save_checkpoint
+from egd.summaries import signed
 
 SECONDS = 100
 MEMORY = 6 * 2**30
@@ -306,7 +307,7 @@ def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) 
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     consistent = {key: value for key, value in summary.items() if key not in ("digest", "settings")}
-    (folder / "summary.json").write_text(json.dumps(consistent), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(signed(consistent)), encoding="utf-8")
     names = {target["name"]: "0" * 64 for target in place.targets().values() if isinstance(target, dict)}
     (folder / "code.json").write_text(json.dumps({"code": names, "signature": "0" * 64}), encoding="utf-8")
     return folder
@@ -467,7 +468,7 @@ def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
         stats = {"mean": 1.0, "std": 1.0, "episodes": 3}
         summary = {"task": name or "t", "method": name, "seed": 0, "headline": name, "policies": {name: stats}, "device": name}
         summary |= {"remarks": [name], "seconds": {name: 1.0}, "versions": {name: name}}
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        (folder / "summary.json").write_text(json.dumps(signed(summary)), encoding="utf-8")
         (folder / "metrics.jsonl").write_text(json.dumps({"phase": name, "step": 1, name: 1}) + "\n", encoding="utf-8")
 
     yield Case(f"report {label}", ["report", "stranger", "-o", "out", "--title", name, "--reference", "none"], shown, finished)

@@ -25,7 +25,7 @@ from egd.report.references import Reference
 from egd.report.results import Report, collect
 from egd.report.runs import find
 from egd.report.tables import details, main, means, pairs
-from egd.summaries import Summary
+from egd.summaries import Summary, signed
 
 TASKS = ("door-cloned", "hopper-medium-v2", "walker2d-medium")
 PAGES = {"index.html", "table.md", "table.csv", "table.tex", "scores.csv"}
@@ -44,7 +44,7 @@ def write(root: Path, task: str, method: str, seed: int, score: float, config: A
     found |= {"policies": policies, "headline": "guided@1" if method == "aepo" else "policy"}
     found |= {"best": {"phase": "critic", "step": 50, "score": score + 5}, "seconds": {"critic": 40.0, "evaluation": 2.0}}
     found["evaluations"] = [{"phase": "critic", "step": k, "score": score * k / 100} for k in (50, 100)]
-    (folder / "summary.json").write_text(json.dumps(found | summary))
+    (folder / "summary.json").write_text(json.dumps(signed(found | summary)))
     rows = [{"phase": "critic", "step": k, "q_loss": 1 / k, "q_mean": float(seed)} for k in range(1, 1001)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -223,7 +223,9 @@ def test_many_methods_go_down_the_page(runs: Path) -> None:
 
 def test_folders_that_cannot_be_used_are_listed(runs: Path, tmp_path: Path) -> None:
     write(runs, "a", "iql", 5, 1.0).joinpath("summary.json").unlink()
-    (other := write(runs, "a", "toy", 6, 1.0)).joinpath("summary.json").write_text('{"task": "a", "seed": 6, "results": {}}')
+    (other := write(runs, "a", "toy", 6, 1.0)).joinpath("summary.json").write_text(
+        json.dumps(signed({"task": "a", "seed": 6, "results": {}}))
+    )
     done = egd("report", runs, "--out", tmp_path)
     assert done.exit_code == 0
     for reason in ("not finished", f"{other.name}: its experiment has no scores of policies"):
@@ -241,14 +243,19 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "another encoding": ("summary.json", json.dumps(SOUND).encode("utf-16"), "can't decode"),
     "deep": ("summary.json", b"[" * 100_000, "recursion"),
     "NaN": ("summary.json", json.dumps(SOUND | {"dataset_score": float("nan")}).encode(), "NaN is no result"),
-    "no headline": ("summary.json", json.dumps(SOUND | {"headline": "none"}).encode(), "headline policy 'none'"),
+    "no headline": ("summary.json", json.dumps(signed(SOUND | {"headline": "none"})).encode(), "headline policy 'none'"),
     "a text for a number": ("summary.json", json.dumps(SOUND | {"seed": "9"}).encode(), "seed: Input should be"),
     "another mean": (
         "summary.json",
-        json.dumps(SOUND | {"policies": {"policy": stats(1.0) | {"mean": 9}}}).encode(),
+        json.dumps(signed(SOUND | {"policies": {"policy": stats(1.0) | {"mean": 9}}})).encode(),
         "the mean 9",
     ),
-    "another run's": ("summary.json", json.dumps(SOUND | {"seed": 3}).encode(), "config.yaml has seed 9, summary.json 3"),
+    "another run's": (
+        "summary.json",
+        json.dumps(signed(SOUND | {"seed": 3})).encode(),
+        "has seed 9, summary.json 3",
+    ),
+    "no digest": ("summary.json", json.dumps(SOUND).encode(), "has no digest: it was edited, or is of an earlier version"),
     "no config": ("config.yaml", None, "no config.yaml"),
     "empty config": ("config.yaml", b"", "config.yaml"),
     "config cut": ("config.yaml", b"experiment: x\ntask: [", "config.yaml"),

@@ -22,6 +22,7 @@ from egd.progress import Reporter
 from egd.report.render import latex
 from egd.report.tables import Table
 from egd.safe_names import apart, csv_cell, figure_text, folder_name, folder_of_task, literal, markdown, markup, printable
+from egd.summaries import signed
 
 ORDINARY = ["beta0.5", "größe", "two words", "[a]", "[b]", "$x_{$", "a=1, b", "=SUM(A1)", "_hidden", "価値", "v1.", "<b>"]
 IMPOSSIBLE = [
@@ -169,7 +170,7 @@ def test_a_report_of_strangers_names_is_whole(tmp_path: Path) -> None:
             "remarks": [name],
             "evaluations": [{"phase": name, "step": k, "score": k} for k in (1, 2)],
         }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "summary.json").write_text(json.dumps(signed(summary)))
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps({"phase": name, "step": k, name: k}) + "\n" for k in (1, 2, 3))
         )

@@ -202,6 +202,9 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
         folder.summary.write_text(damaged)
         with pytest.raises(Damaged, match=r"summary\.json is damaged.*remove it, and egd run --resume"):
             folder.read_summary()
+    folder.summary.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "digest"}))
+    with pytest.raises(Damaged, match=r"summary\.json has no digest.*remove it, and egd run --resume"):
+        folder.read_summary()
 
 
 @pytest.mark.parametrize("other", [{"lr": 2.0}, {"seed": 4}, {"task": "b"}])

@@ -18,6 +18,7 @@ from egd import cli
 from egd.energies.support import SupportSamples
 from egd.errors import UserError
 from egd.samplers import ancestral
+from egd.summaries import signed
 from rl.cli.export import export
 from rl.deploy.policy import Compile, Policy, PolicyModule, load_module
 from rl.job import Run
@@ -60,7 +61,7 @@ def run(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "complete" not in RUN:
         RUN["complete"] = Path(shutil.copytree(begun, tmp_path_factory.mktemp("deploy") / "seed-0"))
         summary = {"task": "egd/maze2d/umaze-v0", "seed": 0, "method": "aepo", "policies": {}, "headline": "guided@1"}
-        (RUN["complete"] / "summary.json").write_text(json.dumps(summary))
+        (RUN["complete"] / "summary.json").write_text(json.dumps(signed(summary)))
     return RUN["complete"]
 
 

@@ -180,6 +180,22 @@ def test_a_store_that_cannot_be_written_costs_no_run(
     assert "denoiser is not kept" in result.output and "EGD_STORE" in result.output
 
 
+def test_a_store_that_is_a_file_is_refused_by_all_who_use_it(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    commands = [["store", "list"], ["store", "prune", "--all"], ["run", recipe, "--out", tmp_path / "out"]]
+    for named, message, refused in (
+        ("file", "is not a folder; name a folder for finished phases", commands),
+        ("file/store", "file' is none; name another", commands[:2]),
+    ):
+        monkeypatch.setenv("EGD_STORE", str(tmp_path / named))
+        for command in refused:
+            result = egd(*command)
+            assert result.exit_code == 2 and message in result.output and "EGD_STORE" in result.output, (command, result.output)
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
 def test_other_seeds_and_data_share_nothing(run: Any, kept: Path) -> None:
     run("first")
     assert reused(run("seed", seed=1)) == set()
