@@ -280,7 +280,8 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failur
     for job in jobs:
         reporter.console.rule(literal(job.label, "rule.text"), align="left")
         try:
-            rows += job.run(reporter)
+            with reporter.notices():
+                rows += job.run(reporter)
         except RunsFailed as some:
             rows += some.rows
             failed += [_reported(error, label, 1) for label, error in some.failures.items()]
@@ -341,8 +342,9 @@ def evaluate(
         name = read_yaml(config).get("experiment")
         experiment = experiments.load(name, str(config))
         experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
-        with reading(config, trust_code):
-            rows = experiment.evaluate(run, settings, Reporter(console))
+        reporter = Reporter(console)
+        with reading(config, trust_code), reporter.notices():
+            rows = experiment.evaluate(run, settings, reporter)
     show(rows, f"Evaluation of {run}")
     if video is not None:
         say(f"Written: {video}")

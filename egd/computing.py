@@ -12,6 +12,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from egd.errors import Notice
+
 Precision = Literal["float32", "tf32", "bf16"]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,6 +112,6 @@ def compiled(graph: Callable[..., R], inputs: tuple[Any, ...], kind: str) -> Cal
         fast(*inputs)
     except Exception as error:  # whatever a compiler that is missing or broken may raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"torch.compile failed, what it was to compile runs as it is, slower: {reason}", stacklevel=4)
+        warnings.warn(f"torch.compile failed, what it was to compile runs as it is, slower: {reason}", Notice, stacklevel=4)
         return graph
     return fast

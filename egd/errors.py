@@ -18,6 +18,10 @@ class UserError(Exception):
         self.key = key
 
 
+class Notice(UserWarning):
+    """What people should look at: in Python a warning, on a terminal a line of the ``Reporter``."""
+
+
 @contextmanager
 def writable(key: str) -> Iterator[None]:
     """UserError in place of what the operating system says when the folder of that option cannot be written."""

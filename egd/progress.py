@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from egd.errors import Notice
 from egd.safe_names import literal, printable
 
 WIDE = 100
@@ -95,6 +98,23 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, get_time=self.clock, expand=True) as progress:
             yield Bar(progress, progress.add_task(printable(label), total=total, completed=done, note="", before=done))
+
+    @contextmanager
+    def notices(self) -> Iterator[None]:
+        """Show what is warned of in a with-block (``Notice``) as ``warn`` does, each text once; other warnings as ever."""
+        told: set[str] = set()
+        with warnings.catch_warnings():
+            otherwise = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+                if not issubclass(category, Notice):
+                    otherwise(message, category, *where)
+                elif str(message) not in told:
+                    told.add(str(message))
+                    self.warn(str(message))
+
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
 
     def warn(self, text: str) -> None:
         """Say what people should look at, names in it as they are."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from egd.contracts import name_of
+from egd.errors import Notice
 from egd.tensors import transformed
 from egd.types import Energy, TimedEnergy
 
@@ -35,7 +36,7 @@ TOO_STRONG = (
 )
 
 
-class SamplingWarning(UserWarning):
+class SamplingWarning(Notice):
     """Samples are not what they seem: off the data's scale, not finite, or not guided."""
 
 
@@ -43,9 +44,10 @@ class SamplingWarning(UserWarning):
 class Watch:
     """What was seen between ``watching()`` and its end. ``pushed`` holds, for every energy that guided, whether any of its
     gradients was not zero; a tensor, so that no step waits for the device. ``walk``: it is of one run, at whose end samples
-    are looked at."""
+    are looked at. ``label``: of whom, in warnings."""
 
     walk: bool = False
+    label: str = ""
     rows: int = 0
     off_scale: int = 0
     curved: int = 0
@@ -79,9 +81,12 @@ _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
-def watching(walk: bool = False) -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same."""
-    outer, own = _current.get(), Watch(walk)
+def watching(label: str = "", *, walk: bool = False) -> Iterator[Watch]:
+    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same.
+    Warnings begin with the ``label``, else with that of the block around it.
+    """
+    outer = _current.get()
+    own = Watch(walk, label or (outer.label if outer is not None else ""))
     token = _current.set(own)
     try:
         yield own
@@ -136,7 +141,7 @@ class Lookout:
         if x.device.type == "cpu" or self._calls % OFTEN == 0:
             self._over = bool(self._off)
             if self._over:
-                warnings.warn(f"the guided x_0 has {SCALE} or is not finite: {TOO_STRONG}", SamplingWarning, stacklevel=4)
+                tell(f"the guided x_0 has {SCALE} or is not finite: {TOO_STRONG}", stacklevel=4)
 
 
 def note_slope(energy: TimedEnergy, slope: Tensor) -> None:
@@ -168,6 +173,12 @@ def _bound_of(noise: Tensor) -> Tensor:
     return FAR * noise.detach().abs().nan_to_num(posinf=0.0).max().clamp(min=1)
 
 
+def tell(text: str, stacklevel: int = 3) -> None:
+    """Warn, with the label of what is being watched in front."""
+    label = "" if (watch := _current.get()) is None else watch.label
+    warnings.warn(f"{label}: {text}" if label else text, SamplingWarning, stacklevel=stacklevel + 1)
+
+
 def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn; one wait for the
     device. Python shows a warning once for each text and place in the code, so no text has numbers of this one run: how many
@@ -184,24 +195,20 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     count, pushed, effective = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
-        warnings.warn(f"samples have {SCALE} or are not finite: {TOO_STRONG}", SamplingWarning, stacklevel=3)
+        tell(f"samples have {SCALE} or are not finite: {TOO_STRONG}")
     for energy, flag in zip(energies, pushed, strict=True):
         if not flag:
-            warnings.warn(
+            tell(
                 f"{name_of(energy)} never pushed: its gradient was zero for every sample at every step, so the samples are "
                 "not guided. A step function, a saturated or an untrained network has such a gradient; "
-                "support_samples looks at an energy's values only",
-                SamplingWarning,
-                stacklevel=3,
+                "support_samples looks at an energy's values only"
             )
     for (averaged_energy, _, points, least), number in zip(averaged, effective, strict=True):
         watch.least_effective = min(watch.least_effective, number / points)
         if number < least:
-            warnings.warn(
+            tell(
                 f"of the {points} draws by which mixture_fit averages {name_of(averaged_energy)} fewer than {least:.3g} "
-                "counted at some step: its correction has collapsed. Raise points, or use ess_blend or support_samples",
-                SamplingWarning,
-                stacklevel=3,
+                "counted at some step: its correction has collapsed. Raise points, or use ess_blend or support_samples"
             )
 
 

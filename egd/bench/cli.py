@@ -49,21 +49,23 @@ def energies(
     from egd.bench import energies as bench
     from egd.bench import report
     from egd.bench.estimators import small
+    from egd.progress import Reporter
 
     settings = bench.Settings(seed=seed, samples=samples, steps=steps)
     if smoke:
         settings, specs, betas = bench.smoke(settings), small(specs), betas[:1]
     rows: list[Row] = []
     lines: list[Curve] = []
-    for results in _measured(chosen, betas, denoisers, specs, settings, workers):
-        for group in report.grouped(row for row, _ in results):
-            console.print(report.table(group))
-        rows += [row for row, _ in results]
-        lines += [line for _, line in results]
-        if json is not None:  # after every case: what is measured is kept
-            report.write_json(json, rows)
-        if curves is not None:
-            report.write_json(curves, lines)
+    with Reporter(console).notices():
+        for results in _measured(chosen, betas, denoisers, specs, settings, workers):
+            for group in report.grouped(row for row, _ in results):
+                console.print(report.table(group))
+            rows += [row for row, _ in results]
+            lines += [line for _, line in results]
+            if json is not None:  # after every case: what is measured is kept
+                report.write_json(json, rows)
+            if curves is not None:
+                report.write_json(curves, lines)
     if markdown is not None:
         write_text(markdown, report.markdown(rows))
     if figure is not None:
@@ -139,7 +141,8 @@ def speed(
         chosen = bench.choose(bench.find_pieces(setup), piece or (), scaling=scaling)
     timing = bench.SMOKE if smoke else bench.QUICK if quick else bench.FULL
     rows: list[bench.Row] = []
-    with user_errors(), Reporter(console).bar("measuring", len(chosen)) as bar:
+    reporter = Reporter(console)
+    with user_errors(), reporter.notices(), reporter.bar("measuring", len(chosen)) as bar:
         for row in bench.measure(chosen, setup, timing):
             rows.append(report.rounded(row))  # so that table and files agree to the last figure
             bar.advance(1, f"{row.piece} {row.batch}: {row.ms:.3g} ms")

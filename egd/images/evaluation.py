@@ -63,7 +63,7 @@ def evaluate(
             for column in (UNGUIDED, *config.estimators):
                 started = time.perf_counter()
                 generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
-                with watching() as watch:
+                with watching(f"{column} ({name}, beta {beta:g})") as watch:
                     x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
                 seconds = time.perf_counter() - started
                 cells[row][column] = x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from egd.phases import seed_of
 from egd.summaries import Common, Frozen
 from egd.toy2d.exact import Draws
 from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
-from egd.watching import SamplingWarning, watching
+from egd.watching import tell, watching
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def evaluate(
     for beta in config.betas:
         for name in names:
             started = time.perf_counter()
-            with watching() as watch:
+            with watching(f"{name} at beta {beta:g}") as watch:
                 if name == EXACT:
                     x = judge.other.resample(beta, n, exact_seed)
                 else:
@@ -70,7 +69,7 @@ def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int,
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         pass
     except CollapsedError as error:
-        warnings.warn(f"{name} at beta {beta:g}: {error}", SamplingWarning, stacklevel=2)
+        tell(str(error))
     return torch.full((n, 2), torch.nan, device=model.device)
 
 

@@ -53,8 +53,9 @@ def select(
         if beta is not None and not 0 < beta < inf:
             raise UserError(f"{beta:g} is no inverse temperature: it is positive and finite", key="--beta")
         settings = Settings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
-        with trusting(trust_code):
-            found = judge(runs, settings, Reporter(console))
+        reporter = Reporter(console)
+        with trusting(trust_code), reporter.notices():
+            found = judge(runs, settings, reporter)
         if json_file is not None:
             write_text(json_file, json.dumps(as_json(found, settings), indent=2) + "\n")
     several = len({row.run for row in found.rows}) > 1

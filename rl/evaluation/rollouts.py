@@ -34,7 +34,7 @@ class Arm:
 
     def actions(self, states: Tensor, which: Tensor) -> Tensor:
         """What the policies do, watched."""
-        with watching() as seen:
+        with watching(", ".join(self.names)) as seen:
             chosen = self.act(states, which)
         self.watch.add(seen)
         return chosen

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import warnings
 
+import pytest
 from rich.console import Console
 
+from egd.errors import Notice
 from egd.progress import Reporter
 
 
@@ -52,3 +55,20 @@ def test_a_total_may_be_known_better_later_and_a_line_fits_a_narrow_terminal() -
         bar.at(30_000, total=50_000)
     assert "30000/50000 15,000/s 0:00:01 guided@" in text.getvalue()  # the note gives way
     assert max(map(len, text.getvalue().splitlines())) <= 80
+
+
+def test_what_is_warned_of_is_a_line_once_and_other_warnings_are_what_they_were() -> None:
+    text, _, shown = reporter()
+
+    class Strange(Notice):
+        """Of a kind of its own."""
+
+    with warnings.catch_warnings(record=True) as others, shown.notices():
+        for _ in range(2):
+            warnings.simplefilter("always")
+            warnings.warn("guided@1: samples have left [/red] the scale", Strange, stacklevel=1)
+            warnings.warn("another's", stacklevel=1)
+    assert text.getvalue() == "guided@1: samples have left [/red] the scale\n"
+    assert [str(w.message) for w in others] == ["another's"] * 2
+    with pytest.warns(Strange, match="in plain Python"):
+        warnings.warn("in plain Python", Strange, stacklevel=1)

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from egd.errors import UserError
 from egd.progress import Reporter
-from egd.watching import note_clips, watching
+from egd.samplers import euler
+from egd.schedules import VPLinear
+from egd.watching import SamplingWarning, note_clips, watching
 from rl.agents.aepo import AEPO
 from rl.config import GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
@@ -88,6 +90,16 @@ def test_what_is_seen_of_an_arms_sampling_is_its_own() -> None:
         result = play(arms, episodes=4, envs=2, seed=0)
     assert result.sampling == {"a@1": {"clipped": 0.25}, "a@2": {"clipped": 0.25}}
     assert around.metrics() == {"clipped": 0.25} and around.clipped > 1
+
+
+def test_a_warning_of_sampling_names_the_policies() -> None:
+    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        nowhere = lambda x, t, c=None: x * torch.inf  # noqa: E731
+        euler(nowhere, VPLinear(), torch.ones(len(states), 1), torch.tensor([0.9, 0.5]))
+        return torch.zeros(len(states), 1)
+
+    with pytest.warns(SamplingWarning, match=r"^guided@1, guided@2: samples have left .* or are not finite"):
+        play([Arm(["guided@1", "guided@2"], act)], episodes=2, envs=2, seed=0)
 
 
 def test_actions_are_kept_within_the_action_space() -> None:
