@@ -57,17 +57,20 @@ def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def figure(path: Path, rows: Sequence[Row]) -> None:
     """Above: the gradient's relative error over the noise level, a panel a problem. Below: energy distance."""
-    import matplotlib as mpl
+    from egd.drawing import plain
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    with plain():
+        _draw(path, rows)
+
+
+def _draw(path: Path, rows: Sequence[Row]) -> None:
+    from egd.drawing import Figure, mpl
 
     problems = by_problem(rows)
     labels = [label for label in dict.fromkeys(row.estimator for row in rows) if label != "exact"]
-    colours = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(labels)}
-    fig, axes = plt.subplots(
-        2, len(problems), figsize=(3.2 * len(problems) + 2.4, 7), squeeze=False, sharey="row", layout="constrained"
-    )
+    colours = {label: mpl.colormaps["tab20"](i % 20) for i, label in enumerate(labels)}
+    fig = Figure(figsize=(3.2 * len(problems) + 2.4, 7), layout="constrained")
+    axes = fig.subplots(2, len(problems), squeeze=False, sharey="row")
     for (top, bottom), (name, own) in zip(axes.T, problems.items(), strict=True):
         for row in own:
             if row.estimator in colours:
@@ -87,4 +90,3 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         fig.savefig(scratch, dpi=110)
-    plt.close(fig)

@@ -160,17 +160,20 @@ def _rounded(value: Any) -> Any:
 
 def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
     """Above: the gradient's relative error over t, one panel a beta, the median over cases. Below: sliced W2 over its floor."""
-    import matplotlib as mpl
+    from egd.drawing import plain
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    with plain():
+        _draw(path, curves, rows)
+
+
+def _draw(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
+    from egd.drawing import Figure, mpl
 
     betas = sorted({curve.beta for curve in curves})
     labels = list(dict.fromkeys(curve.estimator for curve in curves if curve.estimator != "exact"))
-    colours = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(labels)}
-    fig, axes = plt.subplots(
-        2, len(betas), figsize=(3.6 * len(betas) + 2.4, 7), squeeze=False, sharey="row", layout="constrained"
-    )
+    colours = {label: mpl.colormaps["tab20"](i % 20) for i, label in enumerate(labels)}
+    fig = Figure(figsize=(3.6 * len(betas) + 2.4, 7), layout="constrained")
+    axes = fig.subplots(2, len(betas), squeeze=False, sharey="row")
     for column, beta in enumerate(betas):
         top, bottom = axes[:, column]
         for label in labels:
@@ -185,7 +188,6 @@ def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         fig.savefig(scratch, dpi=110)
-    plt.close(fig)
 
 
 def _ratios(axis: Any, rows: Sequence[Row], labels: Sequence[str], colours: dict[str, Any]) -> None:

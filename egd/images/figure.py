@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.drawing import Figure, mpl, plain
 from egd.files import replacing
 from egd.safe_names import figure_text
 
 REFERENCE = "data, weighted\n(or measured)"
 
 
+@plain()
 def grid_figure(cells: Mapping[str, Mapping[str, Tensor]], path: Path, shown: int, dpi: int = 130) -> None:
     """``cells[row][column]`` (n, C, S, S) in [-1, 1]; the first ``shown`` of each, in the same place everywhere. What was
     not measured (nan) is blue."""

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
+from egd.drawing import Figure, plain
 from egd.errors import UserError, nearest
 from egd.report.curves import curve
 from egd.report.results import Report
@@ -37,7 +36,7 @@ def draw(name: str, report: Report) -> Figure:
     """One of ``FIGURES``. UserError for another name, or where the runs lack what the figure shows."""
     if name not in FIGURES:
         raise UserError(f"no figure is called '{name}'; {nearest(name, FIGURES)}", key="--figure")
-    with mpl.rc_context(STYLE):
+    with plain(STYLE):
         figure: Figure = FIGURES[name](report)
     return figure
 

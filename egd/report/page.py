@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
+from egd.drawing import Figure, plain
 from egd.errors import UserError, writable
 from egd.files import SCRATCH, replacing, write_text
 from egd.report.figures import FIGURES, draw
@@ -62,6 +62,7 @@ def _all_or_none(out: Path) -> Iterator[Path]:
             out.rmdir()  # where it was made in vain
 
 
+@plain()
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
     """As PNG and as SVG."""
     with writable("--out"):
@@ -91,6 +92,7 @@ def _shown(value: Any) -> Any:
     return printable(value) if type(value) is str else value  # what is escaped already is of another type
 
 
+@plain()
 def _encoded(figure: Figure) -> str:
     file = BytesIO()
     figure.savefig(file, format="png", dpi=DPI)

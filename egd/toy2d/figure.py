@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from egd.drawing import Figure, plain
 from egd.files import replacing
 from egd.safe_names import figure_text
 from egd.toy2d.data import DataSet
@@ -16,6 +16,7 @@ from egd.toy2d.data import DataSet
 HALF_WIDTH = 4.5
 
 
+@plain()
 def samples_figure(data: DataSet, samples: Mapping[str, Mapping[float, Tensor]], path: Path, dpi: int = 90) -> None:
     """Columns: ``samples[name]``; rows: beta. Points are coloured by their energy, dark where wanted; the same
     colours and axes everywhere."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from egd.drawing import Figure, plain
 from egd.files import replacing
 from egd.safe_names import figure_text
 from rl.data.episodes import Episodes, data_return, relabel, reward_factor
@@ -94,6 +94,7 @@ def _rewards(rewards: Iterable[Array]) -> dict[str, float]:
     return _spread(flat) | {"share_not_zero": float((flat != 0).mean())}
 
 
+@plain()
 def returns_figure(returns: Array, task: Task, path: Path) -> None:
     """A histogram of returns as an image; above it the normalised scores, where the task has a reference for them."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import rl.envs.maze2d
+from egd.drawing import Figure, plain
 from egd.files import replacing
 from egd.posteriors.moments import KINDS
 from egd.safe_names import figure_text
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 LABELS = {"posterior1": "Posterior 1 (Eq. 22)", "posterior2": "Posterior 2 (Eq. 24)", "residual": "residual (Eq. 42)"}
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 COLOURS = {"posterior1": "#d1495b", "posterior2": "#2e86ab", "residual": "#3a7d44"}
 
 
 def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: bool = False) -> tuple[Figure, list[Any]]:
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False, sharey=share)[0]
     return figure, list(axes)
@@ -64,6 +63,7 @@ def _draw_paths(agent: ValuedAgent, folder: Path, task: Task, rollouts: Rollouts
     maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
 
 
+@plain(STYLE)
 def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
     """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the
     range, logarithmic beyond.
@@ -86,6 +86,7 @@ def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
         figure.savefig(scratch, dpi=150)
 
 
+@plain(STYLE)
 def omega_figure(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str
 ) -> None:
@@ -106,6 +107,7 @@ def omega_figure(
 
 
 @torch.no_grad()
+@plain(STYLE)
 def maze_figure(
     agent: ValuedAgent, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
 ) -> None:
