@@ -142,7 +142,7 @@ def calibrate(
     matrices = {kind: torch.stack(values) for kind, values in rows.items()}
     flat = {kind: _mean_variance(values, full) for kind, values in matrices.items()}
     matrices = {kind: values.float() for kind, values in matrices.items()}
-    return Moments(times, flat, _mean_variance(data_cov, full), matrices, data_cov.float(), schedule)
+    return Moments(times.float(), flat, _mean_variance(data_cov, full), matrices, data_cov.float(), schedule)
 
 
 def _mean_variance(second: Tensor, full: bool) -> Tensor:
