@@ -19,7 +19,7 @@ import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError, nearest
 from rl.data.checks import Digits, refusing
-from rl.data.stored import Stored, check_spaces, existing, is_local, list_local, read_episodes, store_root
+from rl.data.stored import Stored, check_spaces, existing, is_local, lacking, list_local, read_episodes, store_root
 from rl.data.transitions import Batch, OfflineData, RewardScale
 from rl.envs.maze2d import reward_at
 from rl.envs.spaces import flat_paths, flatten_rows
@@ -75,8 +75,10 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
 
 def open_dataset(dataset_id: str, *, download: bool = True) -> Stored:
     """A Minari dataset of the local store, fetched from the hub if it is not there. UserError naming the remedies when it is in
-    neither, and for metadata that are not in order.
+    neither, for a folder with but a part of it, and for metadata that are not in order.
     """
+    if lack := lacking(dataset_id):
+        raise UserError(f"{lack}\nRemedies: {'; '.join(_remedies(dataset_id))}", key="data.datasets")
     if not is_local(dataset_id):
         if not download:
             raise UserError(_missing(dataset_id, "data.download is off"), key="data.datasets")
@@ -100,6 +102,14 @@ def _download(dataset_id: str) -> str:
 
 def _missing(dataset_id: str, reason: str) -> str:
     local = list(list_local())
+    return (
+        f"dataset {dataset_id} is not in {store_root()} ({reason}); "
+        f"{nearest(dataset_id, local) if local else 'no dataset is there'}\nRemedies: {'; '.join(_remedies(dataset_id))}"
+    )
+
+
+def _remedies(dataset_id: str) -> list[str]:
+    """Where it can be got."""
     own = find_task(dataset_id) if "/" in dataset_id else Task(dataset_id, "other", (dataset_id,))
     task = next((listed for listed in TASKS.values() if dataset_id in listed.datasets), own)
     remedies = ["set MINARI_DATASETS_PATH to the folder that has it"]
@@ -110,10 +120,7 @@ def _missing(dataset_id: str, reason: str) -> str:
         remedies.append(f"egd data generate {dataset_id} --maze {task.env_kwargs['map_name']}{dense}")
     if task.family != "antmaze":  # whose files are of another ant
         remedies.append(f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file")
-    return (
-        f"dataset {dataset_id} is not in {store_root()} ({reason}); "
-        f"{nearest(dataset_id, local) if local else 'no dataset is there'}\nRemedies: {'; '.join(remedies)}"
-    )
+    return remedies
 
 
 def relabel(task: Task, episodes: Episodes) -> Episodes:

@@ -11,7 +11,7 @@ from egd.errors import UserError
 from rl.data.checks import check_reach
 from rl.data.d4rl_import import check_hdf5
 from rl.data.episodes import open_dataset
-from rl.data.stored import check_all, is_local
+from rl.data.stored import check_all, is_local, lacking
 from rl.envs.making import check_scale, make_env
 from rl.envs.specs import NoEnvironment
 from rl.tasks import Task, find_task
@@ -41,7 +41,7 @@ def _task(name: str) -> Task:
 
 def _problems(dataset: str, task: Task) -> list[str]:
     problems: list[str] = []
-    if not is_local(dataset):
+    if not is_local(dataset) or lacking(dataset):
         open_dataset(dataset, download=False)  # UserError that names the remedies
     stored = check_all(dataset, task.observation_keys, problems.append)
     if stored is not None and task.env_id is None:

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from egd.errors import UserError
 from egd.locks import locked
-from rl.data.stored import place_of, store_root
+from rl.data.stored import lacking, place_of, store_root
 
 
 def check_new_id(dataset_id: str) -> Path:
     """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
     path = place_of(dataset_id)
+    if lack := lacking(dataset_id):
+        raise UserError(lack)
     if path.exists():
         raise UserError(
             f"dataset '{dataset_id}' already exists in {path}: take another id or delete it (minari delete {dataset_id})"

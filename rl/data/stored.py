@@ -125,6 +125,27 @@ def is_local(dataset_id: str) -> bool:
         return False
 
 
+PARTS = ("metadata.json", "main_data.hdf5")
+
+
+def lacking(dataset_id: str) -> str:
+    """What is missing of a dataset whose folder is there, in a sentence with the remedy; empty where nothing is, or where there
+    is no folder.
+    """
+    folder = place_of(dataset_id)
+    try:
+        missing = [f"data/{name}" for name in PARTS if not (folder / "data" / name).exists()] if folder.is_dir() else []
+    except OSError:  # a folder that may not be looked into
+        return ""
+    if not missing:
+        return ""
+    partial = " (files of an interrupted download are there)" if any(folder.rglob("*.incomplete")) else ""
+    return (
+        f"dataset {dataset_id} is incomplete: {folder} lacks {' and '.join(missing)}{partial}; put back what is missing, or "
+        "remove that folder and get the dataset anew, as it was got before"
+    )
+
+
 def list_local() -> dict[str, dict[str, Any]]:
     """Metadata, as they are in the files, by the ids of all local datasets. UserError where the store cannot be read."""
     root = store_root()

@@ -259,6 +259,22 @@ def test_a_spread_that_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert to_offline_data(near, 0.0).transitions.state[:, 1].std() == pytest.approx(1 / 1.001, rel=1e-3)
 
 
+@pytest.mark.parametrize("missing", [("metadata.json",), ("main_data.hdf5",), ("metadata.json", "main_data.hdf5")])
+def test_a_part_of_a_dataset_is_called_that(egd: Any, missing: tuple[str, ...]) -> None:
+    folder = stored()
+    for name in missing:
+        (folder / name).unlink()
+    lacks = " and ".join(f"data/{name}" for name in missing)
+    with pytest.raises(
+        UserError, match=rf"{ID} is incomplete: .* lacks {lacks}; put back.*\nRemedies: .*minari download"
+    ):
+        load_episodes([ID])
+    (folder / "part.incomplete").touch()
+    for command in (["check", ID], ["describe", ID], ["import", folder / "x.hdf5", "--id", ID]):
+        result = egd("data", *command)
+        assert result.exit_code == 2 and f"lacks {lacks} (files of an interrupted download are there)" in result.output, command
+
+
 @pytest.mark.parametrize(
     "name", ["../../etc/x-v0", "/etc/x-v0", "a/../x-v0", "a//b-v0", "x", "a/b-v0\n", "n" * 300 + "-v0", "a\0-v0"]
 )
