@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from egd.components import Registry, Spec, validate
-from egd.errors import UserError, nearest
 
 SCHEDULES = Registry("schedule", "egd.schedules", ("alpha",))
 POSTERIORS = Registry("posterior", "egd.posteriors", ("__call__",), 3)
@@ -41,5 +40,5 @@ def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
     """The class of an energy. UserError for one that does not exist, is none, or has not these settings."""
     known = {**ENERGIES.names(), **OBJECTIVES.names()}
     if spec.name not in known and ":" not in spec.name:
-        raise UserError(f"no energy is called '{spec.name}'; {nearest(spec.name, known)}", key=key)
+        raise ENERGIES.unknown(spec.name, key, known)
     return validate(energy_registry(spec.name, key), spec, parts, key)

@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pydantic
 
 from egd.errors import UserError, nearest, shown
-from egd.trust import is_pythons_own, require_trust
+from egd.own_files import defined
+from egd.trust import is_pythons_own, may_name_code, require_trust
 from egd.types import Part
 
 Component = Callable[..., Any]
@@ -69,14 +70,52 @@ class Registry:
 
     def find(self, name: str, key: str) -> Component:
         """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
-        if ":" in name:
+        if ":" in name.removesuffix(":"):
             found = by_path(name, key, self.package)
             self._check_class(found, name, key)
             return found
         try:
             return self.names()[name]
         except KeyError:
-            raise UserError(f"no {self.kind} is called '{name}'; {nearest(name, self.names())}", key=key) from None
+            raise self.unknown(name, key, self.names()) from None
+
+    def unknown(self, name: str, key: str, known: Iterable[str]) -> UserError:
+        """What to say of a name that none of the ``known`` has; of a file or a module, how what is in it is named."""
+        place = name.removesuffix(":")
+        if not place.endswith(".py"):
+            path = f" (what is in a module is named {place}:NAME)" if "." in place else ""
+            return UserError(f"no {self.kind} is called '{name}'; {nearest(name, known)}{path}", key=key)
+        if not may_name_code():  # a stranger's word for it: the file is not even looked at
+            return UserError(f"'{name}' is no {self.kind}; what is in a file is named {place}:NAME", key=key)
+        if not Path(place).expanduser().is_file():
+            return UserError(f"no such file: {place}; what is in a file is named file.py:NAME", key=key)
+        return UserError(f"'{name}' is a file; {self._named_in(place)}", key=key)
+
+    def _named_in(self, file: str) -> str:
+        """How to name a component that is in a file, and what one is where none is."""
+        found = defined(file, self.makes, self.arguments)
+        if found:
+            return f"name the {self.kind} in it: {', '.join(f'{file}:{name}' for name in found)}"
+        return f"write {self._form()} in it, and name it {file}:NAME"
+
+    def _form(self) -> str:
+        """A class of this kind, by the signature that the library's own have; a class or function where any object will do."""
+        for component in self.names().values() if self.makes else ():
+            for method in self.makes if inspect.isclass(component) else ():
+                if method in vars(component):
+                    return f"a class with {method}({', '.join(inspect.signature(getattr(component, method)).parameters)})"
+        return "a class or a function"
+
+    def hint(self, name: str, component: Component) -> str:
+        """What to say where a function is named that should have been a class: nothing where it is none."""
+        if ":" not in name or not self.makes or not inspect.isfunction(component):
+            return ""
+        file, called = name.rpartition(":")[0], component.__name__
+        others = [f"{file}:{other}" for other in defined(file, self.makes, self.arguments)] if file.endswith(".py") else []
+        return (
+            f". The function '{called}' would have to make the {self.kind}, not to be it: write {self._form()}"
+            f"{', or name ' + ', '.join(others) if others else ''}"
+        )
 
     def _check_class(self, component: Component, name: str, key: str) -> None:
         """UserError for a class that makes something else, as far as can be told without a call."""
@@ -134,8 +173,9 @@ def by_path(path: str, key: str, library: str) -> Component:
         remedy = "" if isinstance(error, FileNotFoundError) else "; is it on PYTHONPATH?"
         raise UserError(f"cannot import '{place}' of '{path}': {error}{remedy}", key=key) from error
     if not hasattr(module, name):
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f"'{place}' has no '{name}'; {nearest(name, public)}", key=key)
+        public = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+        own = [n for n, v in public.items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        raise UserError(f"'{place}' has no '{name}'; {nearest(name, own or public)}", key=key)
     component: Component = getattr(module, name)
     if not callable(component) or inspect.isbuiltin(component) or inspect.ismodule(component):
         raise UserError(f"'{path}' is {component!r}, not a class or a function", key=key)
@@ -187,7 +227,7 @@ def parameters(component: Component) -> dict[str, inspect.Parameter]:
 def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
     """Find the component and check the settings against its type hints. UserError naming ``key`` and the setting."""
     component = registry.find(spec.name, key)
-    _settings(component, spec, parts, key, lambda r, s, k: validate(r, s, parts, k))
+    _settings(registry, component, spec, parts, key, lambda r, s, k: validate(r, s, parts, k))
     return component
 
 
@@ -195,7 +235,7 @@ def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) ->
     """The component with its settings and those of ``parts`` that its constructor names; a setting wins over a part."""
     component = registry.find(spec.name, key)
     wanted = {name: parts[name] for name in parameters(component) if name in parts}
-    settings = _settings(component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
+    settings = _settings(registry, component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
     made = component(**{**wanted, **settings})
     registry.check_made(made, spec.name, key)
     return made
@@ -204,7 +244,7 @@ def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) ->
 def bind(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
     """The function itself, its settings filled in; ``parts`` are the arguments that it is called with later."""
     component = registry.find(spec.name, key)
-    settings = _settings(component, spec, parts, key, lambda r, s, k: build(r, s, {}, k))
+    settings = _settings(registry, component, spec, parts, key, lambda r, s, k: build(r, s, {}, k))
     return partial(component, **settings) if settings else component
 
 
@@ -213,14 +253,14 @@ def wanted_parts(registry: Registry, spec: Spec, parts: set[str], key: str) -> s
     component = registry.find(spec.name, key)
     wanted = (set(parameters(component)) & parts) - set(spec.settings)
     inner: list[set[str]] = []
-    _settings(component, spec, parts, key, lambda r, s, k: inner.append(wanted_parts(r, s, parts, k)))
+    _settings(registry, component, spec, parts, key, lambda r, s, k: inner.append(wanted_parts(r, s, parts, k)))
     return wanted.union(*inner)
 
 
 Make = Callable[[Registry, Spec, str], Any]
 
 
-def _settings(component: Component, spec: Spec, parts: set[str], key: str, make: Make) -> dict[str, Any]:
+def _settings(registry: Registry, component: Component, spec: Spec, parts: set[str], key: str, make: Make) -> dict[str, Any]:
     known = parameters(component)
     for name in spec.settings:
         if name not in known:
@@ -230,7 +270,7 @@ def _settings(component: Component, spec: Spec, parts: set[str], key: str, make:
         if name not in spec.settings and name not in parts and parameter.default is inspect.Parameter.empty:
             raise UserError(
                 f"'{spec.name}' needs '{name}', which is neither a setting given nor a part supplied here "
-                f"({', '.join(sorted(parts))})",
+                f"({', '.join(sorted(parts))}){registry.hint(spec.name, component)}",
                 key=f"{key}.{name}",
             )
     hints = _hints(component)

@@ -65,6 +65,11 @@ def reading(recipe: Path, code: bool = False) -> AbstractContextManager[None]:
     return trusting(False, recipe.parent) if recipe.name.lower() == RUN_CONFIG else nullcontext()
 
 
+def may_name_code() -> bool:
+    """Whether files that are being read may name any code: not where they may be a stranger's."""
+    return _trust.get().code is not False
+
+
 def require_trust(target: str, key: str) -> None:
     """Raise UserError where ``target`` (``module:Name`` or ``file.py:Name``) is named by a file that may not name code."""
     if not _is_trusted(target):

@@ -13,7 +13,7 @@ from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
 from egd.components import Registry, Spec, build, validate
 from egd.denoisers import NetworkDenoiser, at_unit_scale
 from egd.energies.base import prepare
-from egd.errors import UserError, nearest
+from egd.errors import UserError
 from egd.guidance import guide
 from egd.labels import label
 from egd.networks import EnergyMLP, NoiseMLP
@@ -69,9 +69,7 @@ def check_components(config: Toy2dConfig) -> None:
     for title, estimator in config.estimators.items():
         known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
         if estimator.name not in known and ":" not in estimator.name:
-            raise UserError(
-                f"no energy is called '{estimator.name}'; {nearest(estimator.name, known)}", key=f"estimators.{title}"
-            )
+            raise ENERGIES.unknown(estimator.name, f"estimators.{title}", known)
         validate(registry_of(estimator.name), estimator.spec, PARTS, f"estimators.{title}")
         if estimator.name != WEIGHTED:
             trial.energy(estimator.spec, f"estimators.{title}")
