@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -125,6 +127,61 @@ def test_a_mixture_is_reached_with_a_wrong_energy(mixture: GaussianMixture, gene
     torch.testing.assert_close(p.mean().mean(0), want.mean(0), atol=0.12, rtol=0)
     torch.testing.assert_close(covariance(p), want.T.cov(), atol=0.15, rtol=0)
     assert (plain.mean(0) - want.mean(0)).norm() > 0.6
+
+
+LINE = GaussianMixture(
+    torch.tensor([0.3, 0.5, 0.2]).double().log(),
+    torch.tensor([[-2.0], [0.5], [2.5]]).double(),
+    torch.tensor([0.1, 0.4, 0.2]).double()[:, None, None],
+)
+DIP = Quadratic(torch.ones(1, 1).double(), torch.tensor([-1.5]).double())
+TWISTS: dict[str, TimedEnergy] = {
+    "nothing": nothing,
+    "exact": lambda x, t, c: LINE.energy(VP, DIP, 0.5, x, t),
+    "dps": DPS(DIP, lambda x, t, c=None: LINE.denoise(VP, x, t), 0.2),
+    "the wrong way": lambda x, t, c: -0.4 * LINE.energy(VP, DIP, 0.5, x, t),
+    "waves, rising in time": lambda x, t, c: 0.2 * (2 * x[:, 0]).sin() + 4 * t,
+}
+
+
+def few() -> Tensor:
+    return time_grid(VP, 8, end=0.03, spacing="log_snr").double()
+
+
+@cache
+def by_quadrature() -> Tensor:
+    """Integrals of exp(-E / 2) times 1, x and x^2 over the law of unguided ancestral samples of ``LINE``, (3,): its density is
+    carried from step to step on a lattice."""
+    times, lattice = few(), torch.linspace(-7, 7, 701).double()[:, None]
+    gap = float(lattice[1] - lattice[0])
+    normal = lambda x, mean, var: torch.exp(-((x - mean) ** 2) / (2 * var)) / (2 * math.pi * var).sqrt()  # noqa: E731
+    density = normal(lattice[:, 0], 0.0, VP.sigma(times[0]) ** 2)
+    for t, s in pairwise(times):
+        a, b, v = transition(VP, t, s)
+        mean = a * lattice + b * LINE.denoise(VP, lattice, t.expand(len(lattice)))
+        density = gap * normal(lattice[:, 0], mean, v).mT @ density
+    assert gap * density.sum() == pytest.approx(1, abs=1e-6)
+    powers = torch.cat([torch.ones_like(lattice), lattice, lattice**2], 1)
+    return gap * powers.mT @ (density * torch.exp(-0.5 * DIP(lattice)))
+
+
+@pytest.mark.parametrize("twist", TWISTS)
+@pytest.mark.parametrize("threshold", [0.7, 1.1], ids=["often", "always"])
+def test_evidence_and_moments_are_unbiased_whatever_the_twist(twist: str, threshold: float) -> None:
+    """With six particles and eight steps: the average over runs is that of the chain, which a lattice has exactly."""
+    times, generator, runs = few(), torch.Generator().manual_seed(4), 10_000
+    p = smc(
+        lambda x, t, c=None: LINE.denoise(VP, x, t), VP, noise(generator, runs, 6, 1), times, energy=DIP, beta=0.5,
+        timed_energy=TWISTS[twist], ess_threshold=threshold, generator=generator,
+    )  # fmt: skip
+    x = p.samples[..., 0]
+    powers = torch.stack([torch.ones_like(x), x, x**2], -1)
+    found = p.log_evidence.exp()[:, None] * torch.einsum("bk,bkf->bf", p.log_weights.exp(), powers)
+    want, error = by_quadrature(), found.std(0) / runs**0.5
+    assert (error < 0.05 * want[0]).all()  # or the next line would say nothing
+    assert ((found.mean(0) - want).abs() < 4 * error).all()
+    exact = torch.exp(-LINE.energy(VP, DIP, 0.5, torch.zeros(1, 1).double(), torch.ones(1).double()))
+    torch.testing.assert_close(want[:1], exact, rtol=0.25, atol=0)  # eight steps are near the mixture itself
 
 
 def test_the_exact_energy_needs_hardly_a_weight(mixture: GaussianMixture, generator: torch.Generator) -> None:

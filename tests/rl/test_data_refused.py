@@ -265,9 +265,7 @@ def test_a_part_of_a_dataset_is_called_that(egd: Any, missing: tuple[str, ...]) 
     for name in missing:
         (folder / name).unlink()
     lacks = " and ".join(f"data/{name}" for name in missing)
-    with pytest.raises(
-        UserError, match=rf"{ID} is incomplete: .* lacks {lacks}; put back.*\nRemedies: .*minari download"
-    ):
+    with pytest.raises(UserError, match=rf"{ID} is incomplete: .* lacks {lacks}; put back.*\nRemedies: .*minari download"):
         load_episodes([ID])
     (folder / "part.incomplete").touch()
     for command in (["check", ID], ["describe", ID], ["import", folder / "x.hdf5", "--id", ID]):
