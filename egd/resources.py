@@ -39,16 +39,16 @@ def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str) -
         raise UserError(f"{why}; {remedy}", key="--out")
 
 
-def check_memory(runs: Sequence[Mapping[str, Any]], source: str) -> int:
+def check_memory(runs: Sequence[Mapping[str, Any]], source: str, known: Mapping[str, int] | None = None) -> int:
     """UserError where runs that are trained together, or one that is evaluated, need more memory than this machine has. The
-    bytes of their networks in training.
+    bytes of their networks in training. ``known`` are sizes, by key, that need not be estimated any more.
     """
     most = memory_limit()
     networks = dict[str, int]()
     for tree in runs:
         for key, size in of_networks(tree).items():
             networks[key] = networks.get(key, 0) + COPIES * size
-    needed = networks | of_arrays(runs[0])
+    needed = networks | of_arrays(runs[0]) | dict(known or {})
     if (bytes_needed := sum(needed.values())) > most:
         remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
         together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""

@@ -26,7 +26,7 @@ from rl.envs.specs import NoEnvironment
 from rl.evaluation.evaluator import environments, evaluate_together, watched
 from rl.evaluation.results import rows
 from rl.evaluation.rollouts import Rollouts
-from rl.loading import load_data
+from rl.loading import check_room, load_data
 from rl.run import Planned, Run
 
 PATHS = 8  # paths kept for the maze figure
@@ -130,6 +130,7 @@ class OfflineJob:
         config = todo[0].config
         device = torch.device(config.device)
         data, task = load_data(config, device, reporter)
+        check_room([planned.config for planned in todo], data)
         sizes = data.transitions.state.shape[1], data.transitions.action.shape[1]
         kind, not_evaluated = agent_class(config.kind), ""
         try:

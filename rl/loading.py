@@ -17,7 +17,7 @@ from egd.trust import trusting
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.config import RunConfig
-from rl.data.episodes import Episodes, data_return, load_episodes, relabel, to_offline_data
+from rl.data.episodes import LOADING, Episodes, data_return, load_episodes, relabel, row_bytes, size_of, to_offline_data
 from rl.data.record import Record, fingerprint, of_run
 from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
@@ -32,10 +32,24 @@ def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter 
     names = config.data.datasets or task.datasets
     _generate(config, names, reporter or Reporter())
     episodes = load_episodes(names, task.observation_keys, download=config.data.download)
+    check_room([config], episodes)
     source = fingerprint(names, episodes)
     if task.goal_reward:
         episodes = relabel(task, episodes)
     return replace(_offline(config, task, episodes, device), source=source), task
+
+
+def check_room(configs: Sequence[RunConfig], data: Episodes | OfflineData) -> None:
+    """UserError where these data, with what runs that are trained together make of them, need more memory than there is: a
+    plan knows neither how many transitions a dataset has nor how wide they are.
+    """
+    rows, states, actions = size_of(data)
+    trees = [config.model_dump() for config in configs]
+    support = sum((tree.get("support") or {}).get("actions", 0) for tree in trees)
+    replayed = sum((tree.get("online") or {}).get("steps", 0) for tree in trees)
+    known = {"data.datasets": row_bytes(states, actions, LOADING) * rows, "data.generator.steps": 0}
+    known |= {"support.actions": 4 * actions * support * rows, "online.steps": row_bytes(states, actions) * replayed}
+    resources.check_memory(trees, ", ".join(configs[0].data.datasets or configs[0].found_task().datasets), known)
 
 
 def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError, nearest
+from egd.resources import memory_limit
 from rl.data.checks import Digits, refusing
 from rl.data.stored import Stored, check_spaces, existing, is_local, lacking, list_local, read_episodes, store_root
 from rl.data.transitions import Batch, OfflineData, RewardScale
@@ -48,11 +49,28 @@ class Episodes:
         return np.array([len(r) for r in self.rewards])
 
 
+LOADING = 3
+"""Times the transitions' size: what takes memory while they are made of episodes."""
+
+
+def row_bytes(states: int, actions: int, copies: int = 1) -> int:
+    """Of a transition."""
+    return copies * 4 * (2 * states + actions + 2)
+
+
+def size_of(data: Episodes | OfflineData) -> tuple[int, int, int]:
+    """How many transitions there are, and how many entries states and actions have."""
+    if isinstance(data, OfflineData):
+        return len(data.transitions), len(data.state_mean), len(data.action_low)
+    return int(data.lengths.sum()), data.observations[0].shape[1], data.actions[0].shape[1]
+
+
 def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, download: bool = True) -> Episodes:
-    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded, and
-    for whatever is wrong with one first.
+    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded, for
+    whatever is wrong with one first, and as soon as there are more than there is memory for, whatever the metadata say.
     """
     episodes = Episodes([], [], [], [])
+    steps, memory = 0, memory_limit()
     for dataset_id in datasets:
         stored = open_dataset(dataset_id, download=download)
         check_spaces(stored, keys, refusing(dataset_id))
@@ -62,6 +80,13 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
             episodes.actions.append(np.asarray(episode.actions, dtype=np.float32))
             episodes.rewards.append(np.asarray(episode.rewards, dtype=np.float32))
             episodes.terminations.append(episode.terminations)
+            steps += len(episode.rewards)
+            if (needed := row_bytes(episodes.observations[-1].shape[1], episode.actions.shape[1], LOADING) * steps) > memory:
+                raise UserError(
+                    f"{dataset_id}: its first {steps:,} steps take about {needed / 1e9:.3g} GB of memory, and this machine has "
+                    f"{memory / 1e9:.3g} GB; take a smaller dataset, or state the memory that there is with EGD_MEMORY_GB",
+                    key="data.datasets",
+                )
         digits.check("observations", refusing(dataset_id))
         first, last = ((e.observations[i].shape[1], e.actions[i].shape[1]) for e in [episodes] for i in (0, -1))
         if first != last:
