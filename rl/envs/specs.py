@@ -46,6 +46,9 @@ WRAPPERS = {
 """gymnasium's own that touch nothing but what goes in and out."""
 
 
+SCRIPTS = ("__main__", "__mp_main__")
+
+
 class NoEnvironment(UserError):
     """A dataset comes without one that can be made: it can be learned from, but nothing can be evaluated."""
 
@@ -87,6 +90,7 @@ def _parsed(text: str, dataset_id: str) -> EnvSpec:
 def _check_code(spec: EnvSpec, dataset_id: str) -> None:
     registered = {known.entry_point for known in gym.registry.values() if isinstance(known.entry_point, str)}
     if str(spec.entry_point) not in registered:
+        _check_importable(str(spec.entry_point), "the environment", dataset_id)
         require_trust_of_data(str(spec.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
     for wrapper in spec.additional_wrappers:
         if wrapper.kwargs is None:
@@ -96,9 +100,24 @@ def _check_code(spec: EnvSpec, dataset_id: str) -> None:
                 key=KEY,
             )
         if str(wrapper.entry_point) not in WRAPPERS:
+            _check_importable(str(wrapper.entry_point), "a wrapper of the environment", dataset_id)
             require_trust_of_data(str(wrapper.entry_point)[:200], f"{KEY}: env_spec of {dataset_id}")
     for file in _files([spec.kwargs, [wrapper.kwargs for wrapper in spec.additional_wrappers]]):
         require_trust_of_data(file[:200], f"{KEY}: env_spec of {dataset_id}", what="a file of this machine")
+
+
+def _check_importable(entry_point: str, what: str, dataset_id: str) -> None:
+    """NoEnvironment for what is part of the script that recorded the dataset: here ``__main__`` is another one."""
+    module, _, name = entry_point.partition(":")
+    if module in SCRIPTS:
+        name = name[:100] or "Name"
+        raise NoEnvironment(
+            f"{what} that comes with {dataset_id}, {entry_point[:100]}, is part of the script that recorded it, and cannot "
+            "be made anywhere else: move it to a module, say my_env.py, and record the dataset with "
+            f"entry_point='my_env:{name}' (then run with PYTHONPATH=. and --trust-code, or register the environment's id in a "
+            "package of your own that is installed as a plugin of gymnasium)",
+            key=KEY,
+        )
 
 
 def _files(value: Any) -> Iterator[str]:
@@ -120,7 +139,8 @@ def make_stored(spec: EnvSpec, dataset_id: str, **kwargs: Any) -> gym.Env[Any, A
     except Exception as error:
         raise UserError(
             f"the environment that comes with {dataset_id} cannot be made ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]})",
+            f"{' '.join(str(error).split())[:200]}); its module must be found from here (PYTHONPATH, or an installed package), "
+            "and take the settings that metadata.json has under env_spec",
             key=KEY,
         ) from error
     return env

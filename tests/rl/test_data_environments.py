@@ -179,6 +179,30 @@ def test_an_evaluation_runs_no_code_of_metadata(egd: Any, tmp_path: Path, monkey
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("where", ["entry point", "wrapper"])
+def test_an_environment_of_the_script_that_recorded_it_is_trained_without(egd: Any, tmp_path: Path, where: str) -> None:
+    """No option helps there: ``__main__`` is another script now. What does help is said."""
+    recorded(world(max_episode_steps=5))
+    place = place_of(ID) / "data/metadata.json"
+    tree = json.loads(place.read_text())
+    wrapper = [{"name": "Nice", "entry_point": "__main__:Nice", "kwargs": {}}]
+    changed = {"entry_point": "__main__:World"} if where == "entry point" else {"additional_wrappers": wrapper}
+    tree["env_spec"] = json.dumps(json.loads(tree["env_spec"]) | changed)
+    place.write_text(json.dumps(tree))
+    recipe = tmp_path / "bc.yaml"
+    recipe.write_text(f"experiment: offline_rl\nkind: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n")
+    name = "World" if where == "entry point" else "Nice"
+    advice = f"__main__:{name}, is part of the script that recorded it"
+    for flags in ([], ["--trust-code"]):
+        done = egd("run", recipe, "--out", tmp_path / f"out{len(flags)}", *flags)
+        assert done.exit_code == 0, done.output
+        assert "is trained, but not evaluated" in done.output and advice in done.output
+        assert f"entry_point='my_env:{name}'" in done.output
+    (run,) = (path.parent for path in (tmp_path / "out0").rglob("summary.json"))
+    refused = egd("eval", run)
+    assert refused.exit_code == 2 and advice in refused.output
+
+
 def test_code_of_ones_own_is_run_where_one_says_so() -> None:
     recorded(world(max_episode_steps=5))
     del gym.registry["World-v0"]
