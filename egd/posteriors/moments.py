@@ -122,7 +122,9 @@ def calibrate(
     ``full_up_to`` entries, variances per coordinate above.
 
     ``sample(n, generator)`` draws n data points (n, ...) and their contexts. The averages accumulate in float64: the
-    first two forms are small differences of large numbers.
+    first two forms are small differences of large numbers. At low noise posterior2 would be all chance: the covariance of the
+    denoiser of N(m, v I), the linear gain (x_t - alpha m), is known exactly, and by how much chance has it wrong on the same
+    noise is taken off.
     """
     data = [sample(min(batch, samples - i), generator) for i in range(0, samples, batch)]
     everything = torch.cat([x0.flatten(1) for x0, _ in data]).double()
@@ -131,13 +133,16 @@ def calibrate(
     data_cov = _second([everything - mean], full)
     times = torch.linspace(t_min, t_max, grid, device=mean.device)
     one = torch.eye(len(mean)).to(data_cov) if full else torch.ones_like(data_cov)
+    var = _trace_mean(data_cov, full)
     rows: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     for t in times:
         alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
-        eps, spread, residual = _deviations(denoiser, schedule, data, t, mean, generator)
+        eps, spread, linear, residual = _deviations(denoiser, schedule, data, t, mean, generator)
         # alpha = 0: sigma^2/alpha^2 has no value, but x_t knows nothing of x_0 and the posterior is the data
         rows["posterior1"].append((sigma / alpha) ** 2 * (one - _second(eps, full)) if alpha > 0 else data_cov)
-        rows["posterior2"].append(data_cov - _second(spread, full))
+        gain = alpha * var / (alpha**2 * var + sigma**2)
+        luck = gain**2 * (_second(linear, full) - alpha**2 * data_cov - sigma**2 * one)
+        rows["posterior2"].append(data_cov - _second(spread, full) + luck)
         rows["residual"].append(_second(residual, full))
     matrices = {kind: torch.stack(values) for kind, values in rows.items()}
     flat = {kind: _mean_variance(values, full) for kind, values in matrices.items()}
@@ -146,8 +151,13 @@ def calibrate(
 
 
 def _mean_variance(second: Tensor, full: bool) -> Tensor:
+    """``_trace_mean`` in single precision."""
+    return _trace_mean(second, full).float()
+
+
+def _trace_mean(second: Tensor, full: bool) -> Tensor:
     """The mean over the coordinates of (..., d, d) if ``full``, else of (..., d)."""
-    return (second.diagonal(dim1=-2, dim2=-1) if full else second).mean(-1).float()
+    return (second.diagonal(dim1=-2, dim2=-1) if full else second).mean(-1)
 
 
 def _second(rows: list[Tensor], full: bool) -> Tensor:
@@ -164,9 +174,9 @@ def _deviations(
     t: Tensor,
     mean: Tensor,
     generator: torch.Generator,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """eps, mu - m and x_0 - mu at one time, batch by batch, each (N, d) in float64."""
-    eps, spread, residual = [], [], []
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """eps, mu - m, x_t - alpha m and x_0 - mu at one time, batch by batch, each (N, d) in float64."""
+    eps, spread, linear, residual = [], [], [], []
     for x0, c in data:
         times = t.expand(len(x0))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -174,5 +184,6 @@ def _deviations(
         mu = denoiser(x, times, c).flatten(1).double()
         eps.append((x.flatten(1).double() - schedule.alpha(t).double() * mu) / schedule.sigma(t).double())
         spread.append(mu - mean)
+        linear.append(x.flatten(1).double() - schedule.alpha(t).double() * mean)
         residual.append(x0.flatten(1).double() - mu)
-    return eps, spread, residual
+    return eps, spread, linear, residual

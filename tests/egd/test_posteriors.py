@@ -116,6 +116,25 @@ def test_the_three_variances_agree_with_each_other_where_sigma_is_below_alpha(mi
         torch.testing.assert_close(moments.raw[kind][low], moments.raw["residual"][low], rtol=0.05, atol=0.005)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_at_low_noise_posterior2_is_no_matter_of_chance(mixture: GaussianMixture, schedule: Schedule, seed: int) -> None:
+    """The plain difference has an error of (sigma / alpha) sqrt(v / N), several times what it estimates."""
+    moments = calibrate(
+        lambda x, t, c: mixture.denoise(schedule, x, t),
+        schedule,
+        lambda n, g: (mixture.sample(n, g), None),
+        generator=torch.Generator().manual_seed(seed),
+        grid=3,
+        samples=8192,
+        t_min=1e-3,
+        t_max=5e-3,
+    )
+    second, residual = moments.matrices["posterior2"], moments.matrices["residual"]
+    assert ((second - residual).flatten(1).norm(dim=1) < 0.35 * residual.flatten(1).norm(dim=1)).all()
+    assert ((moments.raw["posterior2"] / moments.raw["residual"] - 1).abs() < 0.25).all()
+    assert moments.clamp_share("posterior2") == 0
+
+
 def test_the_data_variance_is_that_of_the_mixture(mixture: GaussianMixture) -> None:
     w = mixture.log_weights.exp()
     mean = w @ mixture.means
