@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -202,6 +204,24 @@ def _written(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
     gif = path.suffix == ".gif"
     settings: dict[str, Any] = {"loop": 0} if gif else {"macro_block_size": 2}
     writer: Any
-    with replacing(path) as scratch, imageio.get_writer(scratch, fps=fps, **settings) as writer:
-        # a GIF is made in memory
-        yield lambda picture: writer.append_data(np.asarray(Image.fromarray(picture).reduce(2)) if gif else picture)
+    pictures = 0
+
+    def add(picture: Picture) -> None:
+        nonlocal pictures
+        pictures += 1
+        writer.append_data(np.asarray(Image.fromarray(picture).reduce(2)) if gif else picture)
+
+    with replacing(path) as scratch:
+        with imageio.get_writer(scratch, fps=fps, **settings) as writer:  # a GIF is made in memory
+            yield add
+        if not gif:
+            _check_whole(scratch, pictures, path)
+
+
+def _check_whole(scratch: Path, pictures: int, path: Path) -> None:
+    """OSError where not all pictures are there: ffmpeg, on a full disk, ends without a word that gets here."""
+    ffmpeg = import_module("imageio_ffmpeg")
+    with suppress(RuntimeError, OSError):  # of a file that is cut
+        if ffmpeg.count_frames_and_secs(scratch)[0] >= pictures:
+            return
+    raise OSError(errno.ENOSPC, "The film is not whole: ffmpeg could not write all of it", str(path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,13 @@ import torch
 import rl.envs.maze2d
 import rl.evaluation.video
 from egd.errors import UserError
+from egd.runs import RunFolder
 from rl.evaluation.evaluator import chosen
 from rl.evaluation.video import CAPTION, film, pace, shown
 from rl.tasks import Task
 
 STEPS = 12
+ROOM = 20_000
 
 
 class Lamp(gym.Env[Any, Any]):
@@ -229,6 +233,40 @@ def test_from_the_command_line(egd: Any, recipe: Path, tmp_path: Path, monkeypat
     result = egd("eval", run, "--policy", "literal@0.25")
     assert result.exit_code == 0 and "behaviour" not in result.output
     assert "literal@0.25" in (run / "metrics.jsonl").read_text().removeprefix(before)
+
+
+@contextmanager
+def full(room: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_eval_on_a_full_disk_leaves_nothing_behind(
+    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(rl.envs.maze2d.Maze2DEnv, "render", lambda self: noise.integers(0, 255, (96, 96, 3), dtype=np.uint8))
+    assert egd("run", recipe, "--out", tmp_path / "out", "--set", "variants={}").exit_code == 0
+    run, films = tmp_path / "out/egd-maze2d-umaze-v0/seed-0", tmp_path / "films"
+    films.mkdir()
+    RunFolder(run).log({"phase": "eval", "note": "x" * ROOM})  # larger than what simulators write for themselves
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for suffix in ("gif", "mp4"):
+        if suffix == "mp4" and find_spec("imageio_ffmpeg") is None:
+            continue
+        with full(ROOM):
+            result = egd("eval", run, "--video", films / f"film.{suffix}")
+        assert result.exit_code == 2 and f"film.{suffix}" in result.output and "Traceback" not in result.output, result.output
+    with full(len((run / "metrics.jsonl").read_bytes()) + 5):
+        result = egd("eval", run)
+    assert result.exit_code == 0 and "these scores are not noted in" in result.output and "score ± s.e." in result.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--video", "film.gif"), ("--policy", "guided@1")])
