@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from egd.errors import UserError
+from egd.training import train
+from rl.agents import agent_class
 from rl.data.d4rl_import import import_hdf5
 from rl.data.episodes import Episodes, load_episodes, to_offline_data
 from rl.data.health import problems_of
 from rl.data.minari_store import episode_buffer, write_dataset
 from rl.data.stored import place_of
+from rl.recipe import typed
 
 ID = "mine/small-v0"
 OBSERVATIONS = [np.arange(8.0).reshape(4, 2), np.array([[10.0, 20], [11, 21]])]
@@ -220,6 +223,22 @@ def test_what_is_merely_unusual_is_read_right() -> None:
     assert batch.next_state.tolist() == [[2, 3], [4, 5], [6, 7], [11, 21]]
     torch.testing.assert_close(batch.action, torch.tensor([[0.1], [0.2], [0.3], [-1.0]]))
     assert batch.reward.tolist() == [1, 2, 3, 4] and batch.terminal.tolist() == [0, 0, 0, 1]
+
+
+def test_a_critic_of_one_member_trains_the_same_on_rewards_in_a_column() -> None:
+    """Of (T, 1), with one member, targets would broadcast to (B, B) without an error."""
+    folder, found = stored(), []
+    for rewards in (np.array([1.0, 2, 3]), np.array([[1.0], [2], [3]])):
+        changed(put("episode_0/rewards", rewards), folder)
+        data = to_offline_data(load_episodes([ID]), 0.0)
+        assert data.transitions.reward.shape == (4,)
+        tree = {"experiment": "offline_rl", "kind": "iql", "task": ID, "critic": {"width": 8, "layers": 1, "ensemble": 1}}
+        agent = agent_class("iql")(typed(tree, "test"), data, torch.device("cpu"))
+        (critic,) = (phase.learner for phase in agent.phases() if phase.name == "critic")
+        loss = train(critic, 3, torch.Generator().manual_seed(0))["q_loss"]
+        found.append({**critic.state(), "loss": loss})
+    one, other = found
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_large_offset_does_not_spoil_the_statistics() -> None:

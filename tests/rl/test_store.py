@@ -170,6 +170,23 @@ def test_a_damaged_entry_is_replaced(run: Any, kept: Path) -> None:
     assert reused(run("third")) == PHASES
 
 
+def test_a_truncated_log_in_the_store_ends_no_sweep(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
+    sweep = ("sweep", recipe, "--seeds", "0,1", "--out")
+    assert egd(*sweep, tmp_path / "first").exit_code == 0
+    (key, *_) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    path = kept / f"{key}.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[: len(before) // 2])
+    second = egd(*sweep, tmp_path / "second")
+    said = " ".join(second.output.split())
+    assert second.exit_code == 0, said
+    assert f"{key}.jsonl is not what was put into the store; phase 'critic' is trained anew" in said
+    for seed in (0, 1):
+        place = RUN.with_name(f"seed-{seed}")
+        assert_same(tmp_path / "first" / place, tmp_path / "second" / place)
+    assert path.read_bytes().count(b"\n") == before.count(b"\n"), "and is whole again"
+
+
 def test_a_store_that_cannot_be_written_costs_no_run(
     egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
