@@ -88,6 +88,7 @@ def ratios(
 
     from egd.bench import ratios as bench
     from egd.bench import ratios_report, report
+    from egd.progress import Reporter
 
     torch.set_num_threads(1)
     settings = bench.Settings(seed=seed, share=share)
@@ -98,12 +99,13 @@ def ratios(
         names = _known(case, list(problems), "problem", "--case")
         labels = _known(estimator, list(bench.ESTIMATORS), "estimator", "--estimator")
     rows: list[bench.Row] = []
-    for name in names:
-        own = list(bench.run(problems[name], labels, settings))
-        console.print(ratios_report.table(own))
-        rows += own
-        if json is not None:  # after every problem: what is measured is kept
-            report.write_json(json, rows)
+    with Reporter(console).notices():
+        for name in names:
+            own = list(bench.run(problems[name], labels, settings))
+            console.print(ratios_report.table(own))
+            rows += own
+            if json is not None:  # after every problem: what is measured is kept
+                report.write_json(json, rows)
     if markdown is not None:
         write_text(markdown, ratios_report.markdown(rows))
     if figure is not None:

@@ -80,7 +80,7 @@ def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
     chosen = "-c", "chosen-2d", "-e", "none", "-e", "CEP, learned w"
     result = egd("--smoke", *chosen, "--json", files[0], "--markdown", files[1], "--figure", files[2])
     assert result.exit_code == 0, result.output
-    assert "CEP, learned w" in result.output
+    assert "CEP, learned w" in result.output and "never pushed" in result.output  # what is warned of is a line of its own
     assert [row["estimator"] for row in json.loads(files[0].read_text())] == ["none", "CEP, learned w"]
     assert "| CEP, learned w |" in files[1].read_text()
     assert files[2].read_bytes().startswith(b"\x89PNG")
