@@ -20,7 +20,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torc
 CALLS |= {"yaml.unsafe_load", "yaml.full_load", "pd.read_pickle", "runpy.run_path"}
 IMPORTS_BY_NAME = {"egd/components.py", "egd/__init__.py"}
 """Where code is found by a name that a file may give: here, through ``egd.trust``; the other one has names of its own."""
-LIBRARIES = {"diffusers", "onnxruntime", "huggingface_hub.utils.logging"}
+LIBRARIES = {"diffusers", "imageio_ffmpeg", "onnxruntime", "huggingface_hub.utils.logging"}
 """Names that are written out where they are imported late."""
 
 
