@@ -27,6 +27,7 @@ from egd.runs import RunFolder, not_finite
 from egd.saved import load_phase, not_finite_in, save_phase
 from egd.stopping import at_once, between_steps, told
 from egd.training import Learner, Metrics
+from egd.watching import named
 
 MINUTES = 5.0
 UNFIT = (
@@ -182,7 +183,7 @@ def _train(
             _note_if_due(state)
     started, before = time.perf_counter(), [s.progress.seconds for s in states]
     saved = time.monotonic()
-    with reporter.bar(title, phase.steps, progress.step) as bar, between_steps():
+    with reporter.bar(title, phase.steps, progress.step) as bar, between_steps(), named(title):
         ending = False
         step = progress.step
         while step < phase.steps and not ending and any(s.error is None for s in states):

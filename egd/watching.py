@@ -44,10 +44,9 @@ class SamplingWarning(Notice):
 class Watch:
     """What was seen between ``watching()`` and its end. ``pushed`` holds, for every energy that guided, whether any of its
     gradients was not zero; a tensor, so that no step waits for the device. ``walk``: it is of one run, at whose end samples
-    are looked at. ``label``: of whom, in warnings."""
+    are looked at."""
 
     walk: bool = False
-    label: str = ""
     rows: int = 0
     off_scale: int = 0
     curved: int = 0
@@ -78,15 +77,23 @@ def clips_of(shares: Mapping[str, Any]) -> str | None:
 
 
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
+_label: ContextVar[str] = ContextVar("_label", default="")
 
 
 @contextmanager
-def watching(label: str = "", *, walk: bool = False) -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same.
-    Warnings begin with the ``label``, else with that of the block around it.
-    """
-    outer = _current.get()
-    own = Watch(walk, label or (outer.label if outer is not None else ""))
+def named(label: str) -> Iterator[None]:
+    """Say in warnings whose sampling it is that happens in a with-block."""
+    token = _label.set(label)
+    try:
+        yield
+    finally:
+        _label.reset(token)
+
+
+@contextmanager
+def watching(*, walk: bool = False) -> Iterator[Watch]:
+    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same."""
+    outer, own = _current.get(), Watch(walk)
     token = _current.set(own)
     try:
         yield own
@@ -174,8 +181,8 @@ def _bound_of(noise: Tensor) -> Tensor:
 
 
 def tell(text: str, stacklevel: int = 3) -> None:
-    """Warn, with the label of what is being watched in front."""
-    label = "" if (watch := _current.get()) is None else watch.label
+    """Warn, with the name of whose sampling it is in front (``named``)."""
+    label = _label.get()
     warnings.warn(f"{label}: {text}" if label else text, SamplingWarning, stacklevel=stacklevel + 1)
 
 

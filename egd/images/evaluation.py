@@ -22,7 +22,7 @@ from egd.phases import seed_of
 from egd.selection import energies_of
 from egd.summaries import Common, Frozen
 from egd.types import Context, Energy
-from egd.watching import SHARES, watching
+from egd.watching import SHARES, named, watching
 
 ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
 CHUNK = 8192  # energies at a time
@@ -63,7 +63,7 @@ def evaluate(
             for column in (UNGUIDED, *config.estimators):
                 started = time.perf_counter()
                 generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
-                with watching(f"{column} ({name}, beta {beta:g})") as watch:
+                with named(f"{column} ({name}, beta {beta:g})"), watching() as watch:
                     x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
                 seconds = time.perf_counter() - started
                 cells[row][column] = x

@@ -19,7 +19,7 @@ from egd.phases import seed_of
 from egd.summaries import Common, Frozen
 from egd.toy2d.exact import Draws
 from egd.toy2d.model import EXACT, UNGUIDED, Toy2dModel
-from egd.watching import tell, watching
+from egd.watching import named, tell, watching
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def evaluate(
     for beta in config.betas:
         for name in names:
             started = time.perf_counter()
-            with watching(f"{name} at beta {beta:g}") as watch:
+            with named(f"{name} at beta {beta:g}"), watching() as watch:
                 if name == EXACT:
                     x = judge.other.resample(beta, n, exact_seed)
                 else:

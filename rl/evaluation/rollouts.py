@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.watching import Watch, watching
+from egd.watching import Watch, named, watching
 from rl.envs.making import Env
 from rl.envs.vector import Step, vectors
 
@@ -34,7 +34,7 @@ class Arm:
 
     def actions(self, states: Tensor, which: Tensor) -> Tensor:
         """What the policies do, watched."""
-        with watching(", ".join(self.names)) as seen:
+        with named(", ".join(self.names)), watching() as seen:
             chosen = self.act(states, which)
         self.watch.add(seen)
         return chosen

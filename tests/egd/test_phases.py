@@ -24,6 +24,7 @@ from egd.saved import load_phase, settle
 from egd.schedules import VPLinear
 from egd.store import Store
 from egd.training import DenoiserLearner, Fit, Metrics
+from egd.watching import SamplingWarning, tell
 
 STEPS = 23
 
@@ -53,6 +54,23 @@ def learner(die_at: int | None = None, width: int = 8) -> Mortal:
     made = Mortal(fit, VPLinear(), lambda n, g: (m.sample(n, g), None), batch=8)
     made.die_at = die_at
     return made
+
+
+class Telling(Mortal):
+    """Samples as it learns, and not well."""
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        tell("samples have left the data's scale")
+        return super().update(generator)
+
+
+def test_a_warning_of_training_names_its_phase(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open({"seed": 3}, resume=False)
+    made = learner()
+    made.__class__ = Telling
+    with pytest.warns(SamplingWarning, match="^first: samples have left"):
+        run(folder, {"first": made})
 
 
 def quiet() -> Reporter:
