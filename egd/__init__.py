@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     )
     from egd.guidance import guide
     from egd.mixtures import GaussianMixture, Quadratic
-    from egd.networks import EnergyMLP, NoiseMLP
+    from egd.networks.mlp import EnergyMLP, NoiseMLP
+    from egd.networks.temporal import TemporalEnergy, TemporalUNet
     from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
     from egd.particles import Particles, smc
-    from egd.pipelines import EnergyGuidedPipeline
+    from egd.pipelines.guided import EnergyGuidedPipeline
     from egd.posteriors import (
         DiagonalGaussian,
         FullGaussian,
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
     )
     from egd.schedules import EDM, VE, Diffusers, FlowMatching, VPCosine, VPLinear, from_diffusers, time_grid
     from egd.selection import best_of, energy_weights, softmax_resample
-    from egd.temporal import TemporalEnergy, TemporalUNet
-    from egd.training import DenoiserLearner, EnergyLearner, Fit
+    from egd.training.learners import DenoiserLearner, EnergyLearner, Fit
     from egd.wrappers import ClassifierFree, Clip, DynamicThreshold, Inpaint
 
 _HOME = {
@@ -70,10 +70,10 @@ _HOME = {
     ),
     "egd.guidance": ("guide",),
     "egd.mixtures": ("GaussianMixture", "Quadratic"),
-    "egd.networks": ("EnergyMLP", "NoiseMLP"),
+    "egd.networks.mlp": ("EnergyMLP", "NoiseMLP"),
     "egd.objectives": ("CEP", "MSE", "Analytic", "ExpMSE", "Ratio"),
     "egd.particles": ("Particles", "smc"),
-    "egd.pipelines": ("EnergyGuidedPipeline",),
+    "egd.pipelines.guided": ("EnergyGuidedPipeline",),
     "egd.posteriors": (
         "DiagonalGaussian",
         "FullGaussian",
@@ -96,8 +96,8 @@ _HOME = {
     ),
     "egd.schedules": ("EDM", "VE", "Diffusers", "FlowMatching", "VPCosine", "VPLinear", "from_diffusers", "time_grid"),
     "egd.selection": ("best_of", "energy_weights", "softmax_resample"),
-    "egd.temporal": ("TemporalEnergy", "TemporalUNet"),
-    "egd.training": ("DenoiserLearner", "EnergyLearner", "Fit"),
+    "egd.networks.temporal": ("TemporalEnergy", "TemporalUNet"),
+    "egd.training.learners": ("DenoiserLearner", "EnergyLearner", "Fit"),
     "egd.wrappers": ("ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

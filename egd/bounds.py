@@ -31,7 +31,7 @@ Layers = Annotated[int, Field(ge=1, le=1000), _NUMBER]
 Members = Annotated[int, Field(ge=1, le=1000), _NUMBER]
 Grid = Annotated[int, Field(ge=2, le=10_000), _NUMBER]
 """Points of time."""
-Walk = Annotated[int, Field(ge=1, le=10_000), _NUMBER]
+SamplerSteps = Annotated[int, Field(ge=1, le=10_000), _NUMBER]
 """Steps of a sampler, of a plan."""
 Samples = Annotated[int, Field(ge=1, le=10**7), _NUMBER]
 Candidates = Annotated[int, Field(ge=1, le=10**5), _NUMBER]

@@ -61,9 +61,9 @@ def posterior_at(posterior: Posterior, x: Tensor, t: Tensor, c: Context) -> Gaus
     return q
 
 
-def guided_score(rule: GuidanceRule, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+def guided_score(rule: GuidanceRule, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
     """Apply a guidance rule. ValueError where what it gives is not shaped like the score."""
-    guided = rule(score, slope, t)
+    guided = rule(score, grad, t)
     check_like(guided, score, rule)
     return guided
 

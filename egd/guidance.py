@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from egd.contracts import denoised, guided_score, timed_values
+from egd.samplers.watching import Lookout, note_slope
 from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
-from egd.watching import Lookout, note_slope
 
 
 def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Guided:
@@ -46,15 +46,15 @@ class Guided:
 
     def _x0(self, x: Tensor, t: Tensor, c: Context, *, bounded: bool) -> Tensor:
         t = t.clamp(max=self.last)
-        _, slope = value_and_grad(lambda x: timed_values(self.energy, x, t, c), x)
-        note_slope(self.energy, slope)
-        x0 = steer(denoised(self.denoiser, x, t, c), slope, self.rule, self.schedule, x, t)
+        _, grad = value_and_grad(lambda x: timed_values(self.energy, x, t, c), x)
+        note_slope(self.energy, grad)
+        x0 = apply_rule(denoised(self.denoiser, x, t, c), grad, self.rule, self.schedule, x, t)
         if self.lookout.wanted(x0):
             self.lookout.look(x, x0, expand(self.schedule.alpha(t), x), bounded=bounded)
         return x0
 
 
-def steer(denoised: Tensor, slope: Tensor, rule: GuidanceRule, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+def apply_rule(denoised: Tensor, grad: Tensor, rule: GuidanceRule, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     """The guided x_0, D + sigma^2 / alpha (rule(s) - s), from the unguided one and grad E_t, both at x (B, ...), t (B,).
 
     Where alpha_t = 0 it is the unguided one: x_t holds nothing about x_0 there, and the gradient is 0.
@@ -62,4 +62,4 @@ def steer(denoised: Tensor, slope: Tensor, rule: GuidanceRule, schedule: Schedul
     alpha, var = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x) ** 2
     score = (alpha * denoised - x) / var
     gain = torch.where(alpha > 0, var / alpha, 0.0)
-    return denoised + gain * (guided_score(rule, score, slope, t) - score)
+    return denoised + gain * (guided_score(rule, score, grad, t) - score)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from egd.files import read_regular
+from egd.runs.files import read_regular
 
 LARGEST = 2**20
 FREE = ("object", "ABC", "Protocol")

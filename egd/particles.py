@@ -12,12 +12,12 @@ from torch import Tensor
 
 from egd.contracts import denoised, energy_values, timed_values
 from egd.energies.base import prepare
-from egd.guidance import steer
+from egd.guidance import apply_rule
 from egd.rules.additive import Additive
 from egd.samplers import check_times
+from egd.samplers.watching import watched
 from egd.tensors import inner, repeat_context, value_and_grad
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Schedule, TimedEnergy
-from egd.watching import watched
 
 __all__ = ["Particles", "smc", "transition"]
 
@@ -105,8 +105,8 @@ def smc(
             return beta * energy_values(energy, x, c), torch.zeros_like(x)
         return value_and_grad(lambda x: timed_values(timed, x, t.expand(len(x)), c), x)
 
-    value, slope = look(x, times[0])
-    cloud = _Cloud(x, value, slope, -value.reshape(rows, k))
+    value, grad = look(x, times[0])
+    cloud = _Cloud(x, value, grad, -value.reshape(rows, k))
     log_evidence = torch.zeros(rows, dtype=x.dtype, device=x.device)
     shares, resampled = [cloud.ess()], []
     a, b, v = transition(schedule, times[:-1], times[1:])
@@ -117,10 +117,10 @@ def smc(
         log_evidence = log_evidence + torch.where(poor, cloud.log_mean_weight(), 0.0)
         cloud = cloud.resampled(poor, generator)
         x0 = denoised(denoiser, cloud.x, t.expand(len(x)), c)
-        guided = steer(x0, cloud.slope, rule, schedule, cloud.x, t.expand(len(x)))
+        guided = apply_rule(x0, cloud.grad, rule, schedule, cloud.x, t.expand(len(x)))
         x, log_ratio = _propose(cloud.x, x0, guided, step, generator)
-        value, slope = look(x, s)
-        cloud = _Cloud(x, value, slope, cloud.log_w + (log_ratio + cloud.value - value).reshape(rows, k))
+        value, grad = look(x, s)
+        cloud = _Cloud(x, value, grad, cloud.log_w + (log_ratio + cloud.value - value).reshape(rows, k))
         shares.append(cloud.ess())
         resampled.append(poor)
     return Particles(
@@ -157,7 +157,7 @@ class _Cloud:
 
     x: Tensor  # (B K, ...)
     value: Tensor  # E_t(x_t), (B K,)
-    slope: Tensor  # its gradient, (B K, ...)
+    grad: Tensor  # its gradient, (B K, ...)
     log_w: Tensor  # (B, K), since the row's last resampling
 
     def ess(self) -> Tensor:
@@ -175,5 +175,5 @@ class _Cloud:
         u = torch.rand(n, 1, generator=generator, dtype=self.x.dtype, device=rows.device)
         drawn = torch.searchsorted(self.log_w.softmax(1).cumsum(1), (ladder + u) / k).clamp(max=k - 1)
         index = torch.where(rows[:, None], drawn, ladder) + k * torch.arange(n, device=rows.device)[:, None]
-        x, value, slope = (v[index.flatten()] for v in (self.x, self.value, self.slope))
-        return _Cloud(x, value, slope, torch.where(rows[:, None], 0.0, self.log_w))
+        x, value, grad = (v[index.flatten()] for v in (self.x, self.value, self.grad))
+        return _Cloud(x, value, grad, torch.where(rows[:, None], 0.0, self.log_w))

@@ -34,7 +34,7 @@ def spread(values: Tensor) -> Tensor:
     return values.std(correction=min(1, len(values) - 1))
 
 
-def in_place(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+def inpaint(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     """x with the k entries of the event that ``mask`` marks replaced: x (B, ...), mask (...) of booleans, values (B, k) in the
     event's order. x keeps its gradient elsewhere.
     """
@@ -76,8 +76,8 @@ def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bo
     with torch.enable_grad():  # half the operations of torch.func.grad, which keeps the gradient differentiable
         leaf = x.detach().requires_grad_()
         value = f(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), grad
 
 
 def _functional_value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
@@ -86,8 +86,8 @@ def _functional_value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, create_
         return value.sum(), value
 
     with torch.set_grad_enabled(create_graph):
-        slope, value = torch.func.grad(total, has_aux=True)(x)
-    return value, slope
+        grad, value = torch.func.grad(total, has_aux=True)(x)
+    return value, grad
 
 
 def flat_context(c: Context) -> list[Tensor]:
@@ -141,9 +141,9 @@ def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c:
         value = f(p, context)
         return value.sum(), value
 
-    slope, pull, value = torch.func.vjp(torch.func.grad(total, has_aux=True), points, has_aux=True)  # type: ignore[misc]
+    grad, pull, value = torch.func.vjp(torch.func.grad(total, has_aux=True), points, has_aux=True)  # type: ignore[misc]
     if tiled:
         hessian = pull(directions)[0].reshape(d, n, d)
     else:
         hessian = torch.stack([pull(row.reshape(x[:1].shape).expand_as(x))[0].flatten(1) for row in eye])
-    return value[:n], slope[:n].flatten(1), hessian.transpose(0, 1)
+    return value[:n], grad[:n].flatten(1), hessian.transpose(0, 1)

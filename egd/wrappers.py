@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Number, Positive, PositiveShare
-from egd.tensors import expand, in_place, map_context
+from egd.tensors import expand, inpaint, map_context
 from egd.types import Context, Denoiser
 
 __all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"]
@@ -102,7 +102,7 @@ class Inpaint:
         values = known.expand(len(x), -1) if known.ndim < 2 else known
         if values.shape[1] != self.count:
             raise ValueError(f"the mask marks {self.count} entries as known, and there are {values.shape[1]} values")
-        return in_place(self.denoiser(x, t, c), self.mask, values)
+        return inpaint(self.denoiser(x, t, c), self.mask, values)
 
     @cached_property
     def count(self) -> int:

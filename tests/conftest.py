@@ -9,7 +9,7 @@ import torch
 
 from egd.mixtures import GaussianMixture
 from egd.schedules import VPCosine, VPLinear
-from egd.training import Fit
+from egd.training.learners import Fit
 from egd.types import Schedule
 
 torch.set_num_threads(1)  # networks of tests are tiny: threads would cost more than they give

@@ -16,7 +16,15 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["egd.cli", "rl.experiments", "rl.job", "rl.agents", "rl.evaluation.figures", "gymnasium_robotics", "torch._dynamo"]
+    [
+        "egd.cli.main",
+        "rl.runs.experiment",
+        "rl.runs.job",
+        "rl.agents",
+        "rl.evaluation.figures",
+        "gymnasium_robotics",
+        "torch._dynamo",
+    ]
 )
 
 
@@ -51,7 +59,7 @@ def _egd(arguments: list[str], environment: dict[str, str]) -> None:
     import torch
 
     import rl.envs.maze2d
-    from egd.cli import entry
+    from egd.cli.main import entry
 
     rl.envs.maze2d.step_limit = lambda name: 40  # as the fixture ``recipe`` has it in this process
     torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 import egd
 import rl
-from egd.components import Registry, build, parameters
-from egd.config import Strict
+from egd.config.base import Strict
+from egd.config.components import Registry, build, parameters
 from egd.errors import UserError
 
 ABSURD = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, True, False, "nan", "inf", 10**400]
@@ -80,7 +80,7 @@ def number_of(scale: float = 1.0, count: int = 1) -> Any:
     ("setting", "value"), [("scale", float("nan")), ("scale", float("inf")), ("scale", True), ("count", True)]
 )
 def test_a_setting_of_a_strangers_component_is_a_finite_number(setting: str, value: Any) -> None:
-    from egd.components import Spec
+    from egd.config.components import Spec
 
     with pytest.raises(UserError) as info:
         build(Registry("thing", "egd.energies"), Spec(f"{__name__}:number_of", {setting: value}), {}, "thing")

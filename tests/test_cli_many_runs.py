@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from egd import cli
+from egd.cli import main as cli
 
 TOY2D = """
 experiment: toy2d
@@ -116,7 +116,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
 
     path = tmp_path / "tiny.yaml"
     path.write_text(TOY2D)
-    monkeypatch.setattr("egd.toy2d.job.train", interrupt)
+    monkeypatch.setattr("egd.experiments.toy2d.job.train", interrupt)
     result = CliRunner().invoke(cli.app, [command, str(path), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert result.exit_code == 130
     assert "interrupted" in result.output and ("--resume" in result.output) == (command == "run")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from pydantic_core import PydanticUndefined
 
-from egd.catalogue import CATALOGUE
-from egd.config import ComponentConfig, Strict
-from egd.planning import RECIPE_KEYS
+from egd.config.base import ComponentConfig, Strict
+from egd.config.catalogue import CATALOGUE
+from egd.runs.recipe import RECIPE_KEYS
 from rl.agents import AGENTS
 
 ROOT = Path(__file__).parent.parent

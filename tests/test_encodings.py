@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from egd.summaries import signed
+from egd.runs.summaries import signed
 
 RECIPE = """
 experiment: toy2d
@@ -28,7 +28,7 @@ evaluation: {samples: 20, reference: 40, draws: 200, projections: 4}
 """
 SCRIPT = """
 import sys, warnings
-from egd.cli import entry
+from egd.cli.main import entry
 warnings.filterwarnings("error", category=EncodingWarning, module=r"(egd|rl)\\.")  # text in the machine's own encoding
 for arguments in (
     ["run", "größe.yaml", "-o", "läufe", "--device", "cpu"],

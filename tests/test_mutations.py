@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from egd.toy2d.config import Toy2dConfig
+from egd.experiments.toy2d.config import Toy2dConfig
 from tools import mutate_recipes
 
 

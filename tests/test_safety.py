@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from egd import yaml_text
+from egd.config import yaml_text
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("egd", "rl", "tools") for path in (ROOT / folder).rglob("*.py"))
@@ -18,8 +18,8 @@ RUNS_DATA = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "js
 """Modules that run what they read."""
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.hub.load", "yaml.load"}
 CALLS |= {"yaml.unsafe_load", "yaml.full_load", "pd.read_pickle", "runpy.run_path"}
-IMPORTS_BY_NAME = {"egd/components.py", "egd/__init__.py"}
-"""Where code is found by a name that a file may give: here, through ``egd.trust``; the other one has names of its own."""
+IMPORTS_BY_NAME = {"egd/config/components.py", "egd/__init__.py"}
+"""Where code is found by a name that a file may give, through ``egd.config.trust``; the other one has names of its own."""
 LIBRARIES = {"diffusers", "imageio_ffmpeg", "onnxruntime", "huggingface_hub.utils.logging"}
 """Names that are written out where they are imported late."""
 

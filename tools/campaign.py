@@ -145,13 +145,13 @@ def cases() -> list[Case]:
 
 MODULES = (
     "torch._dynamo",
-    "egd.images.job",
+    "egd.experiments.images.job",
     "egd.report.page",
-    "egd.toy2d.job",
+    "egd.experiments.toy2d.job",
     "rl.deploy.export",
     "rl.evaluation.figures",
-    "rl.experiments",
-    "rl.selection.offline_selection",
+    "rl.runs.experiment",
+    "rl.evaluation.offline_selection",
 )
 
 
@@ -262,7 +262,7 @@ def _child(arguments: list[str], log: Path, environment: Mapping[str, str], cras
     os.environ.update(environment)
     os.environ["COLUMNS"] = "160"
     _watch_files(crash, ops)
-    from egd import cli
+    from egd.cli import main as cli
 
     sys.argv = ["egd", *arguments]
     try:

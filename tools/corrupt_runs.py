@@ -105,7 +105,7 @@ def _tensors(change: Callable[[dict[str, torch.Tensor], dict[str, Any], random.R
     """A checkpoint with another content and a digest to it."""
 
     def fault(content: bytes, r: random.Random, place: Place) -> bytes:
-        from egd.checkpoint import as_bytes, load_checkpoint
+        from egd.runs.checkpoint import as_bytes, load_checkpoint
 
         tensors, meta = load_checkpoint(place.path)
         change(tensors, meta, r)
@@ -170,7 +170,7 @@ def _json(change: Callable[[dict[str, Any]], None], **dump: Any) -> Fault:
     """A summary with another content and a digest to it."""
 
     def fault(content: bytes, r: random.Random, place: Place) -> bytes:
-        from egd.summaries import digest
+        from egd.runs.summaries import digest
 
         tree = json.loads(content)
         had = tree.pop("digest", None)
@@ -336,8 +336,8 @@ def _same_run(one: Path, other: Path, unread: Path | None) -> bool:
 
 def _readable(run: Path) -> bool:
     from egd.errors import UserError
-    from egd.runs import RunFolder
-    from egd.summaries import Summary
+    from egd.runs.folder import RunFolder
+    from egd.runs.summaries import Summary
 
     try:
         RunFolder(run).read_summary(Summary)
@@ -348,7 +348,7 @@ def _readable(run: Path) -> bool:
 
 def _same_or_damaged(one: Path, other: Path) -> bool:
     from egd.errors import UserError
-    from egd.saved import load_phase
+    from egd.runs.phase_files import load_phase
 
     try:
         load_phase(other)
@@ -359,7 +359,7 @@ def _same_or_damaged(one: Path, other: Path) -> bool:
 
 def act(arguments: list[str]) -> None:
     """``egd act RUN``, of this campaign alone: what the trained policy does in two states."""
-    from egd.cli import user_errors
+    from egd.cli.main import user_errors
     from rl.deploy.policy import load_module
 
     with user_errors():
@@ -493,7 +493,7 @@ def main() -> int:
 
 
 def _offer_act() -> None:
-    from egd import cli
+    from egd.cli import main as cli
 
     @cli.app.command("act", hidden=True)
     def command(run: Path) -> None:

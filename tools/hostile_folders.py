@@ -29,9 +29,9 @@ import matplotlib
 import yaml
 from typer.testing import CliRunner
 
-from egd import cli
-from egd.checkpoint import load_checkpoint, save_checkpoint
-from egd.summaries import signed
+from egd.cli import main as cli
+from egd.runs.checkpoint import load_checkpoint, save_checkpoint
+from egd.runs.summaries import signed
 
 SECONDS = 100
 MEMORY = 6 * 2**30

@@ -26,11 +26,11 @@ from typing import Any
 
 import yaml
 
-from egd import experiments
-from egd.config import read_yaml, to_yaml
+from egd.config.base import read_yaml, to_yaml
 from egd.errors import UserError
-from egd.experiments import Options
-from egd.summaries import flatten
+from egd.runs import experiment as experiments
+from egd.runs.experiment import Options
+from egd.runs.summaries import flatten
 
 Tree = dict[str, Any]
 Random = random.Random

@@ -102,8 +102,8 @@ def _bowl(mixture: GaussianMixture, seed: int) -> Quadratic:
     return Quadratic(A, -A @ centre, float(0.5 * centre @ A @ centre))
 
 
-def _slope(dim: int, seed: int) -> Quadratic:
-    """A linear energy of unit slope."""
+def _grad(dim: int, seed: int) -> Quadratic:
+    """A linear energy of unit gradient."""
     b = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Quadratic(torch.zeros(dim, dim, dtype=torch.float64), b / b.norm())
 
@@ -146,8 +146,8 @@ def _all(seed: int) -> Iterator[Case]:
     }
     for i, (name, mixture) in enumerate(convex.items()):
         yield Case(f"{name}-convex", "convex", mixture, _bowl(mixture, seed + i))
-    yield Case("ring-2d-linear", "linear", ring(), _slope(2, seed))
-    yield Case("random-8d-linear", "linear", make(5, 8), _slope(8, seed))
+    yield Case("ring-2d-linear", "linear", ring(), _grad(2, seed))
+    yield Case("random-8d-linear", "linear", make(5, 8), _grad(8, seed))
     yield Case("random-2d-indefinite", "indefinite", make(5, 2), _saddle(make(5, 2), seed))
     yield Case("random-8d-indefinite", "indefinite", make(5, 8), _saddle(make(5, 8), seed))
     yield Case("grid-2d-waves", "non-quadratic", grid(), waves)

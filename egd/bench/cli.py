@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egd.cli import console, user_errors
+from egd.cli.main import console, user_errors
 from egd.errors import UserError, nearest
-from egd.files import write_text
+from egd.runs.files import write_text
 
 if TYPE_CHECKING:
     from egd.bench.energies import Curve, Row, Settings
@@ -49,7 +49,7 @@ def energies(
     from egd.bench import energies as bench
     from egd.bench import report
     from egd.bench.estimators import small
-    from egd.progress import Reporter
+    from egd.runs.progress import Reporter
 
     settings = bench.Settings(seed=seed, samples=samples, steps=steps)
     if smoke:
@@ -88,7 +88,7 @@ def ratios(
 
     from egd.bench import ratios as bench
     from egd.bench import ratios_report, report
-    from egd.progress import Reporter
+    from egd.runs.progress import Reporter
 
     torch.set_num_threads(1)
     settings = bench.Settings(seed=seed, share=share)
@@ -133,8 +133,8 @@ def speed(
 
     from egd.bench import report, speed_report
     from egd.bench import speed as bench
-    from egd.planning import pick_device
-    from egd.progress import Reporter
+    from egd.runs.progress import Reporter
+    from egd.runs.recipe import pick_device
 
     torch.set_num_threads(threads)
     with user_errors():

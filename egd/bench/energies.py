@@ -19,13 +19,13 @@ from egd.denoisers import NetworkDenoiser, diffuse
 from egd.energies.base import prepare
 from egd.guidance import guide
 from egd.metrics import sliced_wasserstein
-from egd.networks import NoiseMLP
+from egd.networks.mlp import NoiseMLP
 from egd.posteriors import Tweedie, calibrate
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
 from egd.tensors import value_and_grad
-from egd.training import DenoiserLearner, Fit, train
+from egd.training.learners import DenoiserLearner, Fit, train
 from egd.types import Context, Denoiser, Schedule, TimedEnergy
 
 
@@ -158,18 +158,18 @@ class Problem:
 
     def _compare(self, energy: TimedEnergy, x: Tensor, t: Tensor, truth: Tensor) -> tuple[float, float]:
         """Relative error (root mean square) and mean cosine of grad E_t at one time."""
-        _, slope = value_and_grad(lambda x: energy(x, t, None), x)
-        error = (slope - truth).square().sum().sqrt() / truth.square().sum().sqrt()
-        cosine = torch.nn.functional.cosine_similarity(slope, truth, eps=1e-12)  # 0 where a gradient has vanished
+        _, grad = value_and_grad(lambda x: energy(x, t, None), x)
+        error = (grad - truth).square().sum().sqrt() / truth.square().sum().sqrt()
+        cosine = torch.nn.functional.cosine_similarity(grad, truth, eps=1e-12)  # 0 where a gradient has vanished
         return float(error), float(cosine.mean())
 
     def _target_error(self, energy: TimedEnergy) -> float:
         """The sigma-weighted error of the gradient at x_t of the target, over all times."""
         wrong, right = [], []
         for x, t, truth in self.target_states:
-            _, slope = value_and_grad(lambda x, t=t: energy(x, t, None), x)  # type: ignore[misc]
+            _, grad = value_and_grad(lambda x, t=t: energy(x, t, None), x)  # type: ignore[misc]
             weight = self.schedule.sigma(t) ** 2
-            wrong.append((weight * (slope - truth).square().sum(1)).mean())
+            wrong.append((weight * (grad - truth).square().sum(1)).mean())
             right.append((weight * truth.square().sum(1)).mean())
         return float((sum(wrong) / sum(right)) ** 0.5)
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.catalogue import ENERGIES, OBJECTIVES
-from egd.components import Spec, build, validate, wanted_parts
-from egd.networks import EnergyMLP
+from egd.config.catalogue import ENERGIES, OBJECTIVES
+from egd.config.components import Spec, build, validate, wanted_parts
+from egd.config.trial import Trial
+from egd.networks.mlp import EnergyMLP
 from egd.schedules import VPLinear
-from egd.training import EnergyLearner, Fit, Objective, train
-from egd.trial import Trial
+from egd.training.learners import EnergyLearner, Fit, Objective, train
 from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
 
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}

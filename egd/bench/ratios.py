@@ -23,7 +23,7 @@ from egd.energies.second_order import SecondOrder
 from egd.guidance import guide
 from egd.metrics import energy_distance
 from egd.mixtures import GaussianMixture
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.objectives.cep import CEP
 from egd.objectives.ratio import Ratio
 from egd.posteriors import calibrate, residual
@@ -31,8 +31,8 @@ from egd.rules import Additive
 from egd.samplers import heun
 from egd.schedules import EDM, time_grid
 from egd.tensors import value_and_grad
-from egd.times import UNIFORM, LogNormalTimes, Times
-from egd.training import EnergyLearner, Fit, Objective, train
+from egd.training.learners import EnergyLearner, Fit, Objective, train
+from egd.training.times import UNIFORM, LogNormalTimes, Times
 from egd.types import Context, Denoiser, Energy, TimedEnergy
 
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -225,9 +225,9 @@ def _state(problem: Problem, sigma: float, n: int, generator: torch.Generator) -
 
 
 def _compare(energy: TimedEnergy, x: Tensor, t: Tensor, exact: Tensor) -> tuple[float, float]:
-    slope = value_and_grad(lambda x: energy(x, t, None), x)[1]
-    cosine = torch.nn.functional.cosine_similarity(slope, exact, eps=1e-12).mean()
-    return float(cosine), float((slope - exact).square().sum().sqrt() / exact.square().sum().sqrt())
+    grad = value_and_grad(lambda x: energy(x, t, None), x)[1]
+    cosine = torch.nn.functional.cosine_similarity(grad, exact, eps=1e-12).mean()
+    return float(cosine), float((grad - exact).square().sum().sqrt() / exact.square().sum().sqrt())
 
 
 def _sample(problem: Problem, energy: TimedEnergy, settings: Settings) -> Tensor:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from egd.bench.ratios import LEVELS, Row
 from egd.bench.report import short
-from egd.files import replacing
-from egd.safe_names import figure_text, literal
+from egd.runs.files import replacing
+from egd.runs.safe_names import figure_text, literal
 
 SHOWN = (0.1, 1.0, 5.0)
 FAR = 100.0

@@ -14,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from egd.bench.energies import Curve, Row
-from egd.files import replacing, write_text
-from egd.safe_names import figure_text, literal, markup
+from egd.runs.files import replacing, write_text
+from egd.runs.safe_names import figure_text, literal, markup
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

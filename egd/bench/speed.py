@@ -16,9 +16,9 @@ from statistics import median
 import torch
 
 from egd.bench.roofline import Rates, count, elapsed, measure_rates
-from egd.computing import products
 from egd.errors import UserError
-from egd.experiments import found
+from egd.runs.experiment import found
+from egd.training.precision import products
 
 GROUP = "egd.bench.pieces"
 

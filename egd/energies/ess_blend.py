@@ -61,6 +61,6 @@ class _Blend:
         if not transformed() and bool(sure.all()):
             return near
         # rows that are sure come in without a graph and go out unused: whatever the local form makes of them, nan or an
-        # infinite slope, reaches neither their own gradient nor another row's
+        # infinite gradient, reaches neither their own gradient nor another row's
         local = timed_values(self.local, torch.where(expand(sure, x), x.detach(), x), t, c)
         return torch.where(sure, near, w * near + (1 - w) * local)

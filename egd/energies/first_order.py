@@ -32,7 +32,7 @@ class FirstOrder:
         """(B, ...), (B,), c, at (B, ...) -> (B,)"""
         q = posterior_at(self.posterior, x, t, c)
         point = q.mean if at is None else at
-        value, slope = value_and_grad(lambda p: energy_values(self.energy, p, c), point, create_graph=point.requires_grad)
-        g = self.beta * slope
+        value, grad = value_and_grad(lambda p: energy_values(self.energy, p, c), point, create_graph=point.requires_grad)
+        g = self.beta * grad
         result = self.beta * value + (inner(g, q.mean - point) if at is not None else 0.0)
         return result - 0.5 * q.quadratic(g) if self.variance else result

@@ -17,9 +17,9 @@ from egd.denoisers import diffuse
 from egd.energies.second_order import LocalQuadratic
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture
+from egd.samplers.watching import note_effective
 from egd.tensors import value_gradient_hessian
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
-from egd.watching import note_effective
 
 __all__ = ["MixtureFit"]
 

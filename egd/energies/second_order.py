@@ -11,9 +11,9 @@ from torch import Tensor
 from egd.bounds import BetaOrZero, Positive, Width
 from egd.contracts import energy_values, posterior_at
 from egd.posteriors.base import finite_rows
+from egd.samplers.watching import note_clips
 from egd.tensors import transformed, value_gradient_hessian
 from egd.types import Context, Energy, Posterior
-from egd.watching import note_clips
 
 __all__ = ["SecondOrder"]
 
@@ -59,27 +59,27 @@ class SecondOrder:
                 f"a Hessian of {x[0].numel()} dimensions: raise max_dim (now {self.max_dim}), or use dps or monte_carlo"
             )
         q = posterior_at(self.posterior, x, t, c)
-        value, slope, hessian = value_gradient_hessian(partial(energy_values, self.energy), q.mean, c)
-        model = LocalQuadratic.fit(self.beta * value, self.beta * slope, self.beta * hessian, q.root(), self.delta, self.clips)
+        value, grad, hessian = value_gradient_hessian(partial(energy_values, self.energy), q.mean, c)
+        model = LocalQuadratic.fit(self.beta * value, self.beta * grad, self.beta * hessian, q.root(), self.delta, self.clips)
         return -model.log_partition()
 
 
 @dataclass(frozen=True)
 class LocalQuadratic:
-    """q(u) = ``value`` + ``slope``^T u + 1/2 u^T ``curvature`` u in whitened coordinates, x = mu + R u with u ~ N(0, I).
+    """q(u) = ``value`` + ``grad``^T u + 1/2 u^T ``curvature`` u in whitened coordinates, x = mu + R u with u ~ N(0, I).
 
     Shapes (N,), (N, d), (N, d, d); ``factor`` is the Cholesky factor of I + curvature.
     """
 
     value: Tensor
-    slope: Tensor
+    grad: Tensor
     curvature: Tensor
     factor: Tensor
 
     @staticmethod
     def fit(
         value: Tensor,
-        slope: Tensor,
+        grad: Tensor,
         hessian: Tensor,
         root: Tensor,
         delta: Positive,
@@ -104,7 +104,7 @@ class LocalQuadratic:
             curvature = torch.where(below[:, None, None], clipped, curvature)
         if clips is not None and not recorded:
             clips.add(int(below.sum()), len(below))
-        pull = torch.einsum("bij,bi->bj", root, slope)
+        pull = torch.einsum("bij,bi->bj", root, grad)
         value = torch.where(sound[:, 0, 0], value, torch.nan)
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(curvature + eye)  # of 1e16 beside the bound, rounding leaves no bound
@@ -112,18 +112,18 @@ class LocalQuadratic:
 
     def log_partition(self) -> Tensor:
         """log E exp(-q(u)): (N,)"""
-        half: Tensor = torch.linalg.solve_triangular(self.factor, self.slope[..., None], upper=False)[..., 0]
+        half: Tensor = torch.linalg.solve_triangular(self.factor, self.grad[..., None], upper=False)[..., 0]
         log_det: Tensor = self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return -self.value + 0.5 * half.square().sum(1) - log_det
 
     def tilted(self, noise: Tensor) -> Tensor:
         """Draws of the density ~ N(u; 0, I) exp(-q(u)) from standard normal noise (P, d): (N, P, d)"""
-        mean = -torch.cholesky_solve(self.slope[..., None], self.factor)
+        mean = -torch.cholesky_solve(self.grad[..., None], self.factor)
         spread = torch.linalg.solve_triangular(self.factor.mT, noise.mT.expand(len(mean), -1, -1), upper=True)
         drawn: Tensor = (mean + spread).mT
         return drawn
 
     def __call__(self, u: Tensor) -> Tensor:
         """q(u): (N, P, d) -> (N, P)"""
-        linear: Tensor = torch.einsum("npd,nd->np", u, self.slope)
+        linear: Tensor = torch.einsum("npd,nd->np", u, self.grad)
         return self.value[:, None] + linear + 0.5 * torch.einsum("npd,nde,npe->np", u, self.curvature, u)

@@ -13,9 +13,9 @@ from egd.bounds import BetaOrZero, NotNegative
 from egd.contracts import energy_values, timed_values
 from egd.energies.base import prepare
 from egd.energies.first_order import FirstOrder
+from egd.samplers.watching import watching
 from egd.tensors import expand, norm, spread, value_and_grad
 from egd.types import Context, Energy, Posterior, TimedEnergy
-from egd.watching import watching
 
 __all__ = ["Analytic"]
 
@@ -55,8 +55,8 @@ class Analytic:
         if self.expand_at == "mean":
             return closed_form(x, t, c)
         energy = self.energy
-        _, slope = value_and_grad(lambda p: energy_values(energy, p, c), x0)
-        unit = slope / expand(norm(slope).clamp(min=1e-12), slope)
+        _, grad = value_and_grad(lambda p: energy_values(energy, p, c), x0)
+        unit = grad / expand(norm(grad).clamp(min=1e-12), grad)
         return closed_form(x, t, c, at=x0 + self.nu * unit)
 
     def loss(

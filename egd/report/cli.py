@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from egd.cli import console, left_out, say, user_errors
+from egd.cli.main import console, left_out, say, user_errors
 from egd.errors import UserError, nearest
-from egd.safe_names import markup
+from egd.runs.safe_names import markup
 
 POLICIES = ("headline", "all")
 

@@ -16,8 +16,8 @@ from egd.report.curves import curve
 from egd.report.results import Report
 from egd.report.runs import Run, grouped, shown
 from egd.report.statistics import Array
-from egd.safe_names import figure_text
-from egd.summaries import read_metrics
+from egd.runs.safe_names import figure_text
+from egd.runs.summaries import read_metrics
 
 STYLE: Any = {
     "axes.spines.top": False,

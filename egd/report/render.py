@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table as Rich
 
 from egd.report.tables import Table
-from egd.safe_names import csv_rows, literal, printable
-from egd.safe_names import markdown as safe_markdown
+from egd.runs.safe_names import csv_rows, literal, printable
+from egd.runs.safe_names import markdown as safe_markdown
 
 COLUMNS = ("what", "task", "method", "source", "checkpoint", "score", "std", "low", "high", "best", "seeds", "episodes")
 RUN_COLUMNS = ("task", "method", "seed", "score", "best", "episodes")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from egd.config import read_yaml
+from egd.config.base import read_yaml
 from egd.errors import UserError
-from egd.summaries import HOW, Common, Summary, agree, flatten, read_metrics, read_summary
+from egd.runs.summaries import HOW, Common, Summary, agree, flatten, read_metrics, read_summary
 
 IGNORED = HOW | {"seed", "task"}
 """Keys that do not make another method of a method."""

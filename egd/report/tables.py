@@ -14,7 +14,7 @@ from egd.report.references import Reference
 from egd.report.results import Entry, Report
 from egd.report.runs import grouped, shown
 from egd.report.statistics import Estimate, estimate, improvement
-from egd.summaries import Summary
+from egd.runs.summaries import Summary
 
 MANY = 6
 """More columns than this, and than rows, go down the page and not across it."""

@@ -18,11 +18,11 @@ class Additive:
 
     omega: Omega | Tensor = 1.0
 
-    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""
-        return score - scaled(self.omega, slope)
+        return score - scaled(self.omega, grad)
 
 
-def scaled(omega: float | Tensor, slope: Tensor) -> Tensor:
-    """omega * slope, omega a number or (B,)."""
-    return (expand(omega, slope) if isinstance(omega, Tensor) else omega) * slope
+def scaled(omega: float | Tensor, grad: Tensor) -> Tensor:
+    """omega * gradient, omega a number or (B,)."""
+    return (expand(omega, grad) if isinstance(omega, Tensor) else omega) * grad

@@ -33,8 +33,8 @@ class GradientClip:
         if not self.limit > 0:
             raise ValueError(f"limit must be positive, got {self.limit}; for no guidance at all take omega = 0")
 
-    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""
         bound = self.limit * norm(score) if self.relative else self.limit
-        shrink = (bound / norm(slope).clamp(min=1e-12)).clamp(max=1)
-        return wrapped(self.rule, self.omega)(score, expand(shrink, slope) * slope, t)
+        shrink = (bound / norm(grad).clamp(min=1e-12)).clamp(max=1)
+        return wrapped(self.rule, self.omega)(score, expand(shrink, grad) * grad, t)

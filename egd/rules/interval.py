@@ -32,7 +32,7 @@ class Interval:
         if not self.low < self.high:
             raise ValueError(f"need low < high, got [{self.low}, {self.high}]: data is at t = 0, noise at t = 1")
 
-    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""
         inside = (t >= self.low) & (t <= self.high)
-        return torch.where(expand(inside, score), wrapped(self.rule, self.omega)(score, slope, t), score)
+        return torch.where(expand(inside, score), wrapped(self.rule, self.omega)(score, grad, t), score)

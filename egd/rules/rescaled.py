@@ -22,7 +22,7 @@ class Rescaled:
 
     omega: Omega | Tensor = 1.0
 
-    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""
-        guided = score - scaled(self.omega, slope)
+        guided = score - scaled(self.omega, grad)
         return guided * expand(norm(score) / norm(guided).clamp(min=1e-12), guided)

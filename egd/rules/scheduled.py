@@ -38,9 +38,9 @@ class Scheduled:
     rule: GuidanceRule | None = None
     omega: Omega | Tensor = 1.0
 
-    def __call__(self, score: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
         """(B, ...), (B, ...), (B,) -> (B, ...)"""
-        return wrapped(self.rule, self.omega)(score, expand(self.weight(t), slope) * slope, t)
+        return wrapped(self.rule, self.omega)(score, expand(self.weight(t), grad) * grad, t)
 
     def weight(self, t: Tensor) -> Tensor:
         """w(t): (B,) -> (B,)"""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from egd.samplers.base import differentiable
 from egd.samplers.ddim import ddim
+from egd.samplers.watching import watched
 from egd.types import Context, Denoiser, Schedule
-from egd.watching import watched
 
 __all__ = ["ancestral"]
 

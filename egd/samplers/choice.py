@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from egd.catalogue import SAMPLERS
-from egd.components import Spec, bind, parameters
+from egd.config.catalogue import SAMPLERS
+from egd.config.components import Spec, bind, parameters
 from egd.errors import UserError, nearest
 from egd.types import Sampler
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from egd.bounds import Number
 from egd.samplers.base import check_times, levels, shrink
+from egd.samplers.watching import watched
 from egd.types import Context, Denoiser, Schedule
-from egd.watching import watched
 
 __all__ = ["dpm_solver_pp_3m"]
 
@@ -44,17 +44,17 @@ def dpm_solver_pp_3m(
 
 
 def _correction(past: list[Tensor], lam: Tensor, curvature: float) -> Tensor:
-    """What the slope and curvature of x_0 in lambda add to a step; ``past`` newest first, ``lam`` the step's end before them.
+    """Give what slope and curvature of x_0 in lambda add to a step; ``past`` newest first, ``lam`` the step's end before them.
 
     int_0^h e^(s - h) [D1 s/h + D2 (s/h) (s/h + r0)] ds for differences D1, D2 in units of the step h.
     """
     h = lam[0] - lam[1]
     r0 = (lam[1] - lam[2]) / h
-    slope = (past[0] - past[1]) / r0
+    grad = (past[0] - past[1]) / r0
     first = 1 + torch.expm1(-h) / h
     if len(past) < 3:
-        return 0.5 * -torch.expm1(-h) * slope  # as 2M has it
+        return 0.5 * -torch.expm1(-h) * grad  # as 2M has it
     r1 = (lam[2] - lam[3]) / h
-    bend = (slope - (past[1] - past[2]) / r1) / (r0 + r1)
+    bend = (grad - (past[1] - past[2]) / r1) / (r0 + r1)
     second = 1 - 2 * first / h
-    return first * slope + (curvature * second + r0 * first) * bend
+    return first * grad + (curvature * second + r0 * first) * bend

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from egd.samplers.base import check_times
+from egd.samplers.watching import watched
 from egd.types import Context, Denoiser, Schedule
-from egd.watching import watched
 
 __all__ = ["euler"]
 

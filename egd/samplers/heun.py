@@ -10,8 +10,8 @@ from torch import Tensor
 
 from egd.bounds import NotNegative
 from egd.samplers.base import check_times
+from egd.samplers.watching import watched
 from egd.types import Context, Denoiser, Schedule
-from egd.watching import watched
 
 __all__ = ["heun"]
 

@@ -1,6 +1,6 @@
 """Agents: a file each, and a line here."""
 
-from egd.components import by_path
+from egd.config.components import by_path
 from egd.errors import UserError, nearest
 from rl.agents.aepo import AEPO
 from rl.agents.base import Agent

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from egd.phases import Phase, key_of, seed_of
-from egd.sources import Sources, UnknownCode
-from egd.summaries import HOW
-from egd.training import Learner
-from rl.config import CriticConfig, RunConfig
+from egd.runs.code_digest import Sources, UnknownCode
+from egd.runs.phases import Phase, key_of, seed_of
+from egd.runs.summaries import HOW
+from egd.training.learners import Learner
 from rl.critics.choice import critic_settings
 from rl.data.transitions import Batch, OfflineData
-from rl.policies import Randomness, Sampler
+from rl.parts.guided_policy import ActionSampler, Randomness
+from rl.runs.config import CriticConfig, RunConfig
 from rl.tasks import Task
 
 if TYPE_CHECKING:
-    from rl.behaviour import Behaviour
+    from rl.parts.behaviour import Behaviour
 
-CODE = Sources("rl.job")
+CODE = Sources("rl.runs.job")
 AFTERWARDS = ("method", "evaluation", "checkpoint_every", "log_every")
 """Sections of a recipe that have no part in training."""
 
@@ -53,7 +53,7 @@ class Agent(ABC):
         """UserError for what the types of the recipe cannot tell, before anything is trained."""
 
     @classmethod
-    def alike(cls, config: Any) -> Mapping[str, Any]:
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """The settings in which runs agree that are trained together: all but the seed and the evaluation."""
         tree: dict[str, Any] = config.model_dump(mode="json", exclude={"seed": True, "evaluation": {"episodes", "envs"}})
         return tree
@@ -66,7 +66,7 @@ class Agent(ABC):
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
         """A policy of ``scales``, row i at its own of them."""
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         """The policies by name and the guidance scale that is each one's own; None for one that has no scale."""
         return {"policy": None}
 
@@ -84,7 +84,7 @@ class Agent(ABC):
         name, _, scale = self.headline.partition("@")
         return self.policy(name, [float(scale)] if scale else [], torch.Generator(self.device).manual_seed(seed))
 
-    def decisive(self, phases: Sequence[Phase]) -> Phase:
+    def evaluation_phase(self, phases: Sequence[Phase]) -> Phase:
         """Of its phases, the last one that the headline depends on: evaluations in mid-training are made in it."""
         return next(phase for phase in reversed(phases) if phase.name != "calibration")
 
@@ -108,7 +108,7 @@ class Agent(ABC):
         """What people should look at."""
         return []
 
-    def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:  # noqa: B027
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:  # noqa: B027
         """Figures, into the folder, from the rollouts of the evaluation."""
 
     # -- for those that inherit ----------------------------------------------------------------------------------
@@ -143,10 +143,10 @@ class Agent(ABC):
             learner.computing = self.config.computing
         made = None
         with suppress(UnknownCode):  # of a notebook, say: then every run trains the phase itself
-            made = {"phase": name, "steps": steps, **self._made_of(learner, settings, data, after, owners)}
-        return Phase(name, steps, learner, made_of=made, checkpoint_every=checkpoint_every)
+            made = {"phase": name, "steps": steps, **self._cache_key(learner, settings, data, after, owners)}
+        return Phase(name, steps, learner, cache_key=made, checkpoint_every=checkpoint_every)
 
-    def _made_of(
+    def _cache_key(
         self,
         learner: Learner,
         settings: Mapping[str, Any],
@@ -155,9 +155,9 @@ class Agent(ABC):
         owners: Sequence[object],
     ) -> dict[str, Any]:
         """All that decides the weights beside the phase's name and steps. UnknownCode where that cannot be told."""
-        if untold := [phase.name for phase in after if phase.made_of is None]:
+        if untold := [phase.name for phase in after if phase.cache_key is None]:
             raise UnknownCode(*untold)
-        config, apart = self.config, (self, *owners, Sampler)  # a phase that samples has the sampler among its settings
+        config, apart = self.config, (self, *owners, ActionSampler)  # a phase that samples has the sampler among its settings
         return {
             "seed": config.seed,
             "torch": str(torch.__version__),
@@ -166,7 +166,7 @@ class Agent(ABC):
             "learner": CODE.names(learner, apart_from=apart),
             "settings": CODE.settings(dict(settings)),
             "data": self.data.fingerprint(*data),
-            "after": {phase.name: key_of(phase.made_of) for phase in after},
+            "after": {phase.name: key_of(phase.cache_key) for phase in after},
             "own": self._own(owners),
         }
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from egd.phases import Phase
-from egd.training import Fit
-from rl.actors import make_actor
+from egd.runs.phases import Phase
+from egd.training.learners import Fit
 from rl.agents.direct import DirectAgent
-from rl.cloning import Cloning
-from rl.config import ActorConfig, RunConfig
 from rl.data.transitions import OfflineData
+from rl.parts.actors import make_actor
+from rl.parts.cloning import Cloning
+from rl.runs.config import ActorConfig, RunConfig
 
 
 class BCConfig(RunConfig):

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from egd.bounds import NotNegative
-from egd.steps import Steps
-from egd.training import Fit, Metrics
+from egd.training.learners import Fit, Metrics
+from egd.training.stepping import Steps
 from rl.agents.cql import CQLAgent, CQLConfig
 from rl.agents.fine_tuned import FineTuned
-from rl.config import CriticConfig, RunConfig
 from rl.critics.base import CriticLearner
 from rl.data.transitions import Batch
 from rl.online.config import OnlineConfig
 from rl.online.learner import Kept
+from rl.runs.config import CriticConfig, RunConfig
 
 
 class CalQLConfig(CQLConfig):

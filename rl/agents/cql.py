@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from egd.errors import UserError
-from egd.phases import Phase
+from egd.runs.phases import Phase
 from rl.agents.direct import DirectAgent
-from rl.config import CriticConfig, RunConfig
 from rl.critics import CQL
 from rl.critics.choice import CRITICS, check_critic, make_critic
 from rl.data.transitions import OfflineData
+from rl.runs.config import CriticConfig, RunConfig
 
 
 class CQLConfig(RunConfig):

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Grid, Steps
-from egd.config import ComponentConfig, Strict
+from egd.config.base import ComponentConfig, Strict
+from egd.config.sections import NetworkConfig
 from egd.errors import UserError
-from egd.phases import Phase
+from egd.networks.ensemble import EnsembleMLP
+from egd.networks.temporal import TemporalEnergy, TemporalUNet
 from egd.posteriors.moments import KINDS
-from egd.sections import NetworkConfig
-from egd.temporal import TemporalEnergy, TemporalUNet
-from egd.training import Fit
+from egd.runs.phases import Phase
+from egd.training.learners import Fit
 from rl.agents.base import Act
 from rl.agents.guided import GuidedAgent
-from rl.behaviour import Behaviour
-from rl.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
-from rl.critics.base import Judge
+from rl.critics.base import ValueFunction
 from rl.critics.choice import check_critic
-from rl.critics.networks import EnsembleMLP
 from rl.data.trajectories import Windows
-from rl.plans import PlanModel, PlanValue, Reward
-from rl.policies import Randomness
+from rl.parts.behaviour import Behaviour
+from rl.parts.guided_policy import Randomness
+from rl.parts.trajectories import PlanModel, PlanValue, Reward
+from rl.runs.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
 
 
 class PlanConfig(Strict):
@@ -60,8 +60,9 @@ class Diffuser(GuidedAgent):
     """Diffuser (arXiv:2205.09991): a diffusion model of H steps of states and actions, the first state in-painted, guided by
     the return of the plan; the first action is taken, and the next state planned from anew.
 
-    The energy is E(plan) = V(s_0) - return(plan) (``rl.plans.PlanValue``): what an action is to AEPO a plan is here, and every
-    energy and every rule that guides actions guides plans. ``mse`` is Diffuser's own, the return regressed on noised plans.
+    The energy is E(plan) = V(s_0) - return(plan) (``rl.parts.trajectories.PlanValue``): what an action is to AEPO a plan is
+    here, and every energy and every rule that guides actions guides plans. ``mse`` is
+    Diffuser's own, the return regressed on noised plans.
     """
 
     Config: ClassVar[type[GuidedConfig]] = DiffuserConfig
@@ -93,7 +94,7 @@ class Diffuser(GuidedAgent):
         event, given = self.windows.event, self.windows.given
         return TemporalEnergy(*event, width=e.width, levels=e.layers, activation=e.activation, given=given)
 
-    def make_judge(self) -> Judge:
+    def make_value_function(self) -> ValueFunction:
         """The return of a plan by the critic and a fresh reward."""
         r = self.config.reward
         make = partial(EnsembleMLP, 1, self.states + self.actions, width=r.width, layers=r.layers, activation=r.activation)
@@ -126,9 +127,9 @@ class Diffuser(GuidedAgent):
         """As ``policy``, with whole plans (n, H, S + A) for actions."""
         return super().policy(name, scales, randomness)
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """The same and the reward."""
-        return {**super().reads(), "reward": self.reward.fit.module}
+        return {**super().loss_networks(), "reward": self.reward.fit.module}
 
     # -- training ------------------------------------------------------------------------------------------------
 

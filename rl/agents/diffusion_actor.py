@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Beta, Candidates, NotNegative
-from egd.checkpoint import group, prefixed
-from egd.computing import Computing
-from egd.config import Strict
+from egd.config.base import Strict
 from egd.denoisers import at_unit_scale, diffuse, prediction_target, random_times
-from egd.networks import NoiseMLP
-from egd.phases import Phase
+from egd.networks.mlp import NoiseMLP
+from egd.runs.checkpoint import group, prefixed
+from egd.runs.phases import Phase
 from egd.selection import best_of
-from egd.training import Metrics, StepLearner
-from rl.actors import frozen
+from egd.training.learners import Metrics, StepLearner
+from egd.training.precision import Computing
 from rl.agents.base import Act, Agent
-from rl.behaviour import Behaviour, check_sampling
-from rl.config import CriticConfig, DenoiserConfig, DiffusionConfig
 from rl.critics import Critic, MinusAdvantage
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
-from rl.policies import Choice, GuidedPolicy, Randomness
+from rl.parts.actors import frozen
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.guided_policy import Choice, GuidedPolicy, Randomness
+from rl.runs.config import CriticConfig, DenoiserConfig, DiffusionConfig
 
 T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
 
@@ -126,7 +126,7 @@ class Improved(StepLearner, ABC):
             return drawn[:, 0]
         return best_of(drawn, lambda a, s: -self.critic.q(s, a), state)  # type: ignore[arg-type]  # states are tensors
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """The critic."""
         return {"critic": self.critic.values, "target": self.critic.target.module}
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from egd.bounds import Temperature
-from egd.networks import NoiseMLP
-from egd.phases import Phase
+from egd.networks.mlp import NoiseMLP
+from egd.runs.phases import Phase
 from rl.agents.base import Act, Agent
-from rl.behaviour import Behaviour, check_sampling
-from rl.config import DiffusionConfig, RunConfig
 from rl.data.transitions import OfflineData
-from rl.policies import GuidedPolicy, Randomness
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.guided_policy import GuidedPolicy, Randomness
+from rl.runs.config import DiffusionConfig, RunConfig
 
 
 class DiffusionBCConfig(DiffusionConfig):

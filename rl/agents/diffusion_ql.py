@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from egd.config import ComponentConfig
+from egd.config.base import ComponentConfig
 from egd.errors import UserError
 from egd.samplers import differentiable
 from rl.agents.diffusion_actor import DiffusionActor, DiffusionActorConfig, Improved
-from rl.behaviour import make_schedule
-from rl.config import SamplerConfig
-from rl.policies import Sampler
+from rl.parts.behaviour import make_schedule
+from rl.parts.guided_policy import ActionSampler
+from rl.runs.config import SamplerConfig
 
 
 class DiffusionQLConfig(DiffusionActorConfig):
@@ -30,10 +30,10 @@ class ThroughChain(Improved):
     """Actions are samples, differentiated through every step of the sampler."""
 
     @cached_property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> ActionSampler:
         """The policy's, with a graph."""
         plain = self.behaviour.sampler
-        return replace(plain, walk=differentiable(plain.walk))
+        return replace(plain, sampler=differentiable(plain.sampler))
 
     def actions(self, state: Tensor, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """(B, A)"""
@@ -54,8 +54,8 @@ class DiffusionQL(DiffusionActor):
         """As all, and UserError for a sampler whose samples have no graph."""
         super().check(config)
         shift, schedule = torch.zeros(1, 1, requires_grad=True), make_schedule(config.schedule.spec)
-        walk = differentiable(config.sampler.chosen())
-        sample = walk(lambda x, t, c: 0.5 * x + shift, schedule, torch.ones(1, 1), torch.tensor([0.9, 0.5]))
+        sampler = differentiable(config.sampler.chosen())
+        sample = sampler(lambda x, t, c: 0.5 * x + shift, schedule, torch.ones(1, 1), torch.tensor([0.9, 0.5]))
         if not sample.requires_grad:
             message = "its samples cannot be differentiated, as Diffusion-QL needs; use ancestral or ddim, or kind edp"
             raise UserError(f"{config.sampler.name}: {message}", key="sampler.name")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rl.actors import Actor
 from rl.agents.base import Act, Agent
-from rl.policies import Randomness
+from rl.parts.actors import Actor
+from rl.parts.guided_policy import Randomness
 
 
 class DirectAgent(Agent):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from egd.bounds import Positive
 from egd.denoisers import convert
-from egd.training import Metrics
+from egd.training.learners import Metrics
 from rl.agents.diffusion_actor import DiffusionActor, DiffusionActorConfig, Improved, ImprovementConfig
 from rl.data.transitions import Batch
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.phases import Phase
-from egd.training import Fit, Metrics
+from egd.runs.phases import Phase
+from egd.training.learners import Fit, Metrics
 from rl.agents.direct import DirectAgent
 from rl.data.transitions import Batch, OfflineData
 from rl.envs.making import env_factory
 from rl.online.choice import check_generator, make_generator
 from rl.online.config import OnlineConfig
-from rl.online.generators.base import World
+from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Kept, OnlineLearner
-from rl.online.live import Live
+from rl.online.resumable_env import ResumableEnv
 from rl.tasks import find_task
 
 
@@ -31,9 +31,9 @@ class FineTuned(DirectAgent):
         super().__init__(config, data, device)
         online: OnlineConfig = config.online
         task = config.found_task()
-        world = World(data, task, self.explore, self.fresh, self.phase)
+        world = GeneratorContext(data, task, self.explore, self.fresh, self.phase)
         self.generator = None if online.generator is None else make_generator(online.generator, world)
-        live = Live(env_factory(task, task.observation_keys), config.seed)
+        live = ResumableEnv(env_factory(task, task.observation_keys), config.seed)
         self.online = OnlineLearner(self, online, live, self.generator, seed=config.seed)
 
     @classmethod

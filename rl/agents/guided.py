@@ -11,28 +11,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from egd.catalogue import ENERGIES, POSTERIORS, RULES
-from egd.components import build
+from egd.config.catalogue import ENERGIES, POSTERIORS, RULES
+from egd.config.components import build
+from egd.config.trial import Trial
 from egd.denoisers import at_unit_scale
 from egd.errors import UserError
-from egd.labels import label
-from egd.networks import EnergyMLP, EnergyNetwork
-from egd.phases import Phase
+from egd.networks.mlp import EnergyMLP, EnergyNetwork
 from egd.posteriors import residual
-from egd.safe_names import module_name
-from egd.training import EnergyLearner, Fit
-from egd.trial import Trial
+from egd.runs.labels import label
+from egd.runs.phases import Phase
+from egd.runs.safe_names import module_name
+from egd.training.learners import EnergyLearner, Fit
 from egd.types import Context, TimedEnergy
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
-from rl.config import GuidanceConfig, GuidedConfig
 from rl.critics.choice import needs_support
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
-from rl.guidance import check_guidance, component_parts, group_size, is_trained
-from rl.joint import Joint
-from rl.objective import LateObjective
-from rl.policies import BehaviourSupport, Choice, GuidedPolicy, Randomness
+from rl.parts.guidance import check_guidance, component_parts, group_size, is_trained
+from rl.parts.guided_policy import BehaviourSupport, Choice, GuidedPolicy, Randomness
+from rl.parts.joint import Joint
+from rl.parts.objective import LateObjective
+from rl.runs.config import GuidanceConfig, GuidedConfig
 from rl.tasks import Task
 
 
@@ -44,7 +44,7 @@ class GuidedAgent(ValuedAgent):
 
     def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        betas = {_of(name): torch.tensor(arm.beta) for name, arm in config.arms.items()}
+        betas = {_of(name): torch.tensor(arm.beta) for name, arm in config.guidances.items()}
         self._try_components()
         self.betas = nn.ParameterDict(betas).requires_grad_(False)
         self.energies = {name: self._energy_learner(name) for name in self._networks().values()}
@@ -55,24 +55,24 @@ class GuidedAgent(ValuedAgent):
         one that learns from support actions, which only a finished behaviour policy draws.
         """
         super().check(config)
-        check_guidance(config.arms)
-        supported = [name for name, arm in config.arms.items() if group_size(arm)]
+        check_guidance(config.guidances)
+        supported = [name for name, arm in config.guidances.items() if group_size(arm)]
         if config.training == "joint" and (supported or needs_support(config.critic)):
             what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.kind}'"
             raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
 
     @classmethod
-    def alike(cls, config: Any) -> Mapping[str, Any]:
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """All but the seed, the expectile, the value of beta, and what comes after training."""
-        betas = list(dict.fromkeys(arm.beta for arm in config.arms.values()))
-        trained = {name: _trained(arm, betas) for name, arm in config.arms.items()}
-        rest = {key: value for key, value in super().alike(config).items() if key not in ("guidance", "variants")}
+        betas = list(dict.fromkeys(arm.beta for arm in config.guidances.values()))
+        trained = {name: _trained(arm, betas) for name, arm in config.guidances.items()}
+        rest = {key: value for key, value in super().batch_key(config).items() if key not in ("guidance", "variants")}
         return {**rest, "arms": trained}
 
     def _try_components(self) -> None:
         """Try components of the user's own on two rows of made-up data. UserError for one that breaks its contract."""
         trial = Trial((self.actions,), self.schedule, torch.zeros(2, self.states))
-        for name, guidance in self.config.arms.items():
+        for name, guidance in self.config.guidances.items():
             key = "guidance" if name == "guided" else f"variants.{name}"
             trial.energy(guidance.energy.spec, f"{key}.energy")
             trial.posterior(guidance.posterior.spec, f"{key}.posterior")
@@ -82,7 +82,7 @@ class GuidedAgent(ValuedAgent):
 
     def support_actions(self) -> int:
         """The most that the critic or an objective takes."""
-        groups = [group_size(arm) for arm in self.config.arms.values()]
+        groups = [group_size(arm) for arm in self.config.guidances.values()]
         return max(self.config.support.actions, *groups) if any(groups) else super().support_actions()
 
     def parts(self, guidance: GuidanceConfig, generator: Randomness) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class GuidedAgent(ValuedAgent):
 
     def timed_energy(self, name: str, generator: Randomness) -> TimedEnergy:
         """The intermediate energy of an arm: its trained network, or its closed form."""
-        guidance = self.config.arms[name]
+        guidance = self.config.guidances[name]
         if is_trained(guidance):
             return at_unit_scale(self.energies[self._networks()[name]].fit.model, self.schedule)
         closed_form: TimedEnergy = build(ENERGIES, guidance.energy.spec, self.parts(guidance, generator), f"{name}.energy")
@@ -107,9 +107,9 @@ class GuidedAgent(ValuedAgent):
 
     # -- acting --------------------------------------------------------------------------------------------------
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         """Behaviour, ``guided`` and the variants."""
-        return {"behaviour": None, **{name: arm.omega for name, arm in self.config.arms.items()}}
+        return {"behaviour": None, **{name: arm.omega for name, arm in self.config.guidances.items()}}
 
     def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
         """Behaviour, and every arm at its own guidance scale and its further ones, or at ``only`` these. Without 0: that is the
@@ -120,7 +120,7 @@ class GuidedAgent(ValuedAgent):
             omegas = [g.omega, *g.omegas] if only is None else only
             return list(dict.fromkeys(omega for omega in omegas if g.alters(omega)))
 
-        return {"behaviour": [], **{name: found for name, g in self.config.arms.items() if (found := wanted(g))}}
+        return {"behaviour": [], **{name: found for name, g in self.config.guidances.items() if (found := wanted(g))}}
 
     @property
     def headline(self) -> str:
@@ -129,12 +129,12 @@ class GuidedAgent(ValuedAgent):
 
     def own(self, arm: str) -> str:
         """The policy that an arm is at its own guidance scale."""
-        guidance = self.config.arms[arm]
+        guidance = self.config.guidances[arm]
         return f"{arm}@{label(guidance.omega)}" if guidance.alters(guidance.omega) else "behaviour"
 
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
         """An arm at these guidance scales, or ``behaviour``."""
-        guidance = self.config.arms["guided" if name == "behaviour" else name]
+        guidance = self.config.guidances["guided" if name == "behaviour" else name]
         denoiser, bounds = self.denoiser(guidance.clip_x0), self.bounds(guidance.clip_x0)
         if name == "behaviour":
             return self.unguided(denoiser, randomness, clip=guidance.clip_x0)
@@ -157,13 +157,16 @@ class GuidedAgent(ValuedAgent):
         beta: Tensor = self.betas[_of(arm)]
         return beta
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
-        return {**super().reads(), "betas": self.betas}
+        return {**super().loss_networks(), "betas": self.betas}
 
     def modules(self) -> dict[str, nn.Module]:
         """The same and the energy networks."""
-        return {**self.reads(), **{f"energy_{module_name(name)}": learner.fit.model for name, learner in self.energies.items()}}
+        return {
+            **self.loss_networks(),
+            **{f"energy_{module_name(name)}": learner.fit.model for name, learner in self.energies.items()},
+        }
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -188,14 +191,14 @@ class GuidedAgent(ValuedAgent):
             max(c.denoiser.steps, c.critic.steps, c.energy_network.steps) if c.training == "joint" else c.energy_network.steps
         )
 
-    def decisive(self, phases: Sequence[Phase]) -> Phase:
+    def evaluation_phase(self, phases: Sequence[Phase]) -> Phase:
         """The energy network of ``guided``; the critic where its energy is a closed form; the denoiser where nothing guides."""
         guided = f"energy_{self._networks()['guided']}" if is_trained(self.config.guidance) else "critic"
         wanted = {"joint", "denoiser" if self.headline == "behaviour" else guided}
         return next(phase for phase in phases if phase.name in wanted)
 
     def _energy_phase(self, name: str, learner: EnergyLearner, phased: Sequence[Phase]) -> Phase:
-        arm = self.config.arms[name]
+        arm = self.config.guidances[name]
         network = self.config.energy_network.model_dump(mode="json")
         settings = {"network": network, **arm.model_dump(mode="json", include=OF_NETWORK)}
         if "support" in component_parts(arm):  # drawn at every step
@@ -208,13 +211,13 @@ class GuidedAgent(ValuedAgent):
         """Arm -> the arm whose network it uses: arms that differ only in rule or omega share one."""
         owners: dict[str, str] = {}
         seen: dict[str, str] = {}
-        for name, guidance in self.config.arms.items():
+        for name, guidance in self.config.guidances.items():
             if is_trained(guidance):
                 owners[name] = seen.setdefault(guidance.model_dump_json(include=OF_NETWORK), name)
         return owners
 
     def _energy_learner(self, name: str) -> EnergyLearner:
-        e, k = self.config.energy_network, group_size(self.config.arms[name])
+        e, k = self.config.energy_network, group_size(self.config.guidances[name])
         fit = Fit(self.fresh(f"energy/{name}", self.energy_model), lr=e.lr, steps=self._energy_steps(), decay=e.decay)
         sample = partial(self.grouped, k) if k else self.behaviour.sample
         return EnergyLearner(fit, self.schedule, sample, LateObjective(self, name), batch=e.batch)
@@ -239,7 +242,7 @@ class GuidedAgent(ValuedAgent):
     def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
         """A clamp that acts is reported, for the posteriors that an arm uses."""
         found = []
-        for name, arm in self.config.arms.items():
+        for name, arm in self.config.guidances.items():
             kind = ("clipped_" if arm.clip_x0 else "") + arm.posterior.name  # Tweedie's is not clamped over t
             share = diagnostics["posterior_clamped_share"].get(kind, 0.0)
             if share and "posterior" in component_parts(arm):
@@ -249,7 +252,7 @@ class GuidedAgent(ValuedAgent):
                 )
         return found
 
-    def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
         """Posterior variances, scores over omega, paths through a maze."""
         from rl.evaluation import figures  # matplotlib is not needed to act
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from egd.bounds import BetaOrZero, Positive
-from egd.phases import Phase
-from egd.training import Fit, Learner
-from rl.actors import make_actor
+from egd.runs.phases import Phase
+from egd.training.learners import Fit, Learner
 from rl.agents.direct import DirectAgent
-from rl.cloning import AdvantageWeight, Cloning
-from rl.config import ActorConfig, CriticConfig, RunConfig
 from rl.critics.choice import check_critic, make_critic
 from rl.data.transitions import OfflineData
+from rl.parts.actors import make_actor
+from rl.parts.cloning import AdvantageWeight, Cloning
+from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
 class WeightedActorConfig(ActorConfig):
@@ -60,7 +60,7 @@ class IQL(DirectAgent):
         check_critic(config.critic, support=False)
 
     @classmethod
-    def alike(cls, config: Any) -> Mapping[str, Any]:
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """All but the seed, the evaluation, expectile and beta."""
         apart: Any = {"seed": True, "evaluation": {"episodes", "envs"}, "critic": {"expectile"}, "actor": {"beta"}}
         tree: dict[str, Any] = config.model_dump(mode="json", exclude=apart)

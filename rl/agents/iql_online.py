@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.steps import Steps
-from egd.training import Fit, Metrics, StepLearner
-from rl.actors import Gaussian
+from egd.training.learners import Fit, Metrics, StepLearner
+from egd.training.stepping import Steps
 from rl.agents.fine_tuned import FineTuned
 from rl.agents.iql import IQL, IQLConfig
-from rl.config import RunConfig
 from rl.critics.base import Critic
 from rl.critics.choice import CRITICS
 from rl.data.transitions import Batch
 from rl.online.config import OnlineConfig
 from rl.online.learner import Kept
+from rl.parts.actors import Gaussian
+from rl.runs.config import RunConfig
 
 
 class IQLOnlineConfig(IQLConfig):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from egd.config import ComponentConfig
+from egd.config.base import ComponentConfig
 from rl.agents.guided import GuidedAgent
-from rl.config import CriticConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
+from rl.runs.config import CriticConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
 
 
 class QGPOConfig(GuidedConfig):

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Batch, Beta, Decay, Rate, Rounds, Steps
-from egd.config import Strict
+from egd.config.base import Strict
 from egd.denoisers import NetworkDenoiser
-from egd.phases import Phase
+from egd.runs.phases import Phase
 from egd.selection import energy_weights
-from egd.training import DenoiserLearner, Fit, Noised
+from egd.training.learners import DenoiserLearner, Fit, Noised
 from egd.types import Context, Denoiser
 from egd.wrappers import Clip
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
-from rl.config import ValuedConfig
 from rl.data.transitions import OfflineData
-from rl.policies import Randomness
-from rl.support import SupportTable
+from rl.parts.guided_policy import Randomness
+from rl.parts.support_actions import SupportTable
+from rl.runs.config import ValuedConfig
 
 
 class WeightedPolicyConfig(Strict):
@@ -64,7 +64,7 @@ class WeightedLearner(DenoiserLearner):
         """Copy."""
         self.fit.module.load_state_dict(self.start.state_dict())
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """What the weights are made of."""
         return self.modules
 
@@ -111,7 +111,7 @@ class QIPO(ValuedAgent):
             prediction=self.config.denoiser.prediction,
             weights=energy_weights(self.energy(p.energy_scale), p.beta, group=k),
             start=before,
-            modules=self.reads(),
+            modules=self.loss_networks(),
         )
         return Round(table, fit, learner)
 
@@ -132,7 +132,7 @@ class QIPO(ValuedAgent):
 
     # -- acting --------------------------------------------------------------------------------------------------
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         """Behaviour and ``policy``."""
         return {"behaviour": None, "policy": None}
 
@@ -149,7 +149,7 @@ class QIPO(ValuedAgent):
 
     def modules(self) -> dict[str, nn.Module]:
         """The policy's too."""
-        return {**self.reads(), "policy": self.rounds[-1].fit.model}
+        return {**self.loss_networks(), "policy": self.rounds[-1].fit.model}
 
     # -- training ------------------------------------------------------------------------------------------------
 

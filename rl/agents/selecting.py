@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from egd.bounds import Beta, Candidates
-from egd.components import parameters
-from egd.config import Strict, merge
+from egd.config.base import Strict, merge
+from egd.config.components import parameters
 from egd.errors import UserError
 from rl.agents.base import Act
 from rl.agents.valued import ValuedAgent
-from rl.config import ValuedConfig
 from rl.critics.choice import CRITICS
-from rl.policies import Choice, GuidedPolicy, Randomness
+from rl.parts.guided_policy import Choice, GuidedPolicy, Randomness
+from rl.runs.config import ValuedConfig
 
 
 class SelectionConfig(Strict):
@@ -83,11 +83,11 @@ class SelectingAgent(ValuedAgent):
                 )
 
     @classmethod
-    def alike(cls, config: Any) -> Mapping[str, Any]:
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """All but the seed, the expectile, and what comes after training."""
-        return {key: value for key, value in super().alike(config).items() if key not in ("selection", "selections")}
+        return {key: value for key, value in super().batch_key(config).items() if key not in ("selection", "selections")}
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         """Behaviour, ``policy`` and the further selections."""
         return {"behaviour": None, **dict.fromkeys(self.config.ways)}
 

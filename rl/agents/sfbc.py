@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rl.agents.selecting import SelectingAgent, SelectingConfig, SelectionConfig
-from rl.config import CriticConfig
+from rl.runs.config import CriticConfig
 
 
 class SfBCConfig(SelectingConfig):

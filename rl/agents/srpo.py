@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Beta, PositiveShare, ProperShare
-from egd.config import Strict
+from egd.config.base import Strict
 from egd.denoisers import convert, diffuse
 from egd.errors import UserError
-from egd.networks import NoiseMLP
-from egd.phases import Phase
+from egd.networks.mlp import NoiseMLP
+from egd.runs.phases import Phase
 from egd.tensors import expand, value_and_grad
-from egd.training import Fit, Metrics, StepLearner
+from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sample, Schedule
-from rl.actors import make_actor
 from rl.agents.direct import DirectAgent
-from rl.behaviour import Behaviour, check_sampling
-from rl.config import ActorConfig, CriticConfig, DiffusionConfig
 from rl.critics import Critic
 from rl.critics.choice import check_critic, make_critic
 from rl.data.transitions import OfflineData
+from rl.parts.actors import make_actor
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.runs.config import ActorConfig, CriticConfig, DiffusionConfig
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "variance": lambda alpha, sigma: sigma**2,
@@ -111,7 +111,7 @@ class ScoreRegularised(StepLearner):
         sizes = {name: size.square().sum(1).mean().sqrt() for name, size in (("push", push), ("pull", pull))}
         return loss, {"q_policy": q.mean(), **{name: size.detach() for name, size in sizes.items()}}
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """The ``networks``."""
         return self.networks
 

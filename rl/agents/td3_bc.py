@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Every, NotNegative
-from egd.checkpoint import group, prefixed
-from egd.computing import Computing
 from egd.errors import UserError
-from egd.phases import Phase
-from egd.training import Fit, Metrics
-from rl.actors import Actor, frozen, make_actor
+from egd.runs.checkpoint import group, prefixed
+from egd.runs.phases import Phase
+from egd.training.learners import Fit, Metrics
+from egd.training.precision import Computing
 from rl.agents.direct import DirectAgent
-from rl.config import ActorConfig, CriticConfig, RunConfig
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
+from rl.parts.actors import Actor, frozen, make_actor
+from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
 class ImprovedActorConfig(ActorConfig):

@@ -10,20 +10,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from egd.networks import NoiseMLP
-from egd.phases import Phase
+from egd.networks.mlp import NoiseMLP
+from egd.runs.phases import Phase
 from egd.types import Denoiser, Energy
 from rl.agents.base import Act, Agent
-from rl.behaviour import Behaviour, check_sampling
-from rl.calibration import Calibration
-from rl.config import ValuedConfig
 from rl.critics import MinusAdvantage
-from rl.critics.base import Judge
+from rl.critics.base import ValueFunction
 from rl.critics.choice import check_critic, make_critic
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
-from rl.policies import GuidedPolicy, Randomness
-from rl.support import SupportTable
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import Calibration
+from rl.parts.guided_policy import GuidedPolicy, Randomness
+from rl.parts.support_actions import SupportTable
+from rl.runs.config import ValuedConfig
 from rl.tasks import Task
 
 
@@ -42,8 +42,8 @@ class ValuedAgent(Agent):
         self.behaviour = self.make_behaviour()
         self.schedule, self.sampler, self.denoiser = self.behaviour.schedule, self.behaviour.sampler, self.behaviour.denoiser
         self.critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
-        self.judge = self.make_judge()
-        self.calibration = Calibration(self.behaviour, self.judge, config.calibration, device)
+        self.value_function = self.make_value_function()
+        self.calibration = Calibration(self.behaviour, self.value_function, config.calibration, device)
         k, draw = self.support_actions(), partial(drawn, self.behaviour, config.support.clip_x0)
         self.support = SupportTable(data, k, draw) if k else None
 
@@ -54,7 +54,7 @@ class ValuedAgent(Agent):
         check_critic(config.critic)
 
     @classmethod
-    def alike(cls, config: Any) -> Mapping[str, Any]:
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """All but the seed, the expectile, and what comes after training."""
         after: Any = {"seed": True, "critic": {"expectile"}, "evaluation": {"episodes", "envs"}}
         tree: dict[str, Any] = config.model_dump(mode="json", exclude=after)
@@ -71,14 +71,14 @@ class ValuedAgent(Agent):
         d = self.config.denoiser
         return NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks)
 
-    def make_judge(self) -> Judge:
+    def make_value_function(self) -> ValueFunction:
         """By which what is sampled is judged: the critic."""
         return self.critic
 
     def energy(self, scale: str = "raw") -> Energy:
         """E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage."""
         unit = self.calibration.advantage_std if scale == "advantage_std" else torch.ones((), device=self.device)
-        return MinusAdvantage(self.judge, unit)
+        return MinusAdvantage(self.value_function, unit)
 
     def support_actions(self) -> int:
         """How many stored actions of mu in every state something learns from; 0: none."""
@@ -86,13 +86,13 @@ class ValuedAgent(Agent):
 
     # -- acting --------------------------------------------------------------------------------------------------
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         """The behaviour policy."""
         return {"behaviour": None}
 
     def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
         """It has none."""
-        return {name: [] for name in self.arms()}
+        return {name: [] for name in self.policies()}
 
     @property
     def headline(self) -> str:
@@ -112,7 +112,7 @@ class ValuedAgent(Agent):
         """The range of the data's actions if ``clip``."""
         return (self.behaviour.low, self.behaviour.high) if clip else None
 
-    def reads(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """What an energy reads, by the tensors that are not the same in all runs of a recipe."""
         return {
             "noise": self.behaviour.fit.model,
@@ -123,7 +123,7 @@ class ValuedAgent(Agent):
 
     def modules(self) -> dict[str, nn.Module]:
         """The same."""
-        return self.reads()
+        return self.loss_networks()
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class ValuedAgent(Agent):
         """See docs/diagnostics.md."""
         return diagnostics.of_values(self, generator)
 
-    def draw(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
         """Posterior variances, paths through a maze."""
         from rl.evaluation import figures  # matplotlib is not needed to act
 

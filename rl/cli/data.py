@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from egd.cli import TrustCode, console, listing, say, user_errors
+from egd.cli.main import TrustCode, console, listing, say, user_errors
+from egd.config.trust import trusting
 from egd.errors import UserError
-from egd.files import write_text
-from egd.safe_names import literal
-from egd.trust import trusting
+from egd.runs.files import write_text
+from egd.runs.safe_names import literal
 
 app = typer.Typer(help="Offline datasets: list, check, describe, generate, import.", no_args_is_help=True)
 SHOWN = 100
@@ -30,7 +30,7 @@ def list_datasets(
 ) -> None:
     """List the tasks, and all local datasets."""
     from rl.data.stored import list_local
-    from rl.listings import list_tasks
+    from rl.runs.listings import list_tasks
 
     with user_errors():
         for part in list_tasks():
@@ -206,10 +206,10 @@ def generate(
     trust_code: TrustCode = False,
 ) -> None:
     """Make a dataset: maze2d walks a maze, noisy replays a dataset with noise, mixed joins datasets or shares of them."""
-    from egd.components import Spec
-    from egd.config import override
-    from egd.progress import Reporter
-    from rl.generators import make
+    from egd.config.base import override
+    from egd.config.components import Spec
+    from egd.runs.progress import Reporter
+    from rl.data.generators import make
 
     with user_errors(), trusting(True) if trust_code else nullcontext():
         if maze is not None and drawing is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from egd.cli import TrustCode, say, user_errors
+from egd.cli.main import TrustCode, say, user_errors
 
 
 def export(

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egd.cli import TrustCode, console, numbers, show, user_errors
+from egd.cli.main import TrustCode, console, numbers, show, user_errors
+from egd.config.trust import trusting
 from egd.errors import UserError
-from egd.files import write_text
 from egd.report.cli import conclude
-from egd.safe_names import markup
-from egd.trust import trusting
+from egd.runs.files import write_text
+from egd.runs.safe_names import markup
 
 if TYPE_CHECKING:
-    from rl.selection.offline_score import Score
-    from rl.selection.offline_selection import Judged, Selection, Settings
+    from rl.evaluation.offline_score import Score
+    from rl.evaluation.offline_selection import Judged, Selection, Settings
 
 
 def select(
@@ -44,10 +44,10 @@ def select(
     trust_code: TrustCode = False,
 ) -> None:
     """Choose a policy, such as a guidance scale, from finished runs and their data alone."""
-    from egd.progress import Reporter
-    from rl.selection.offline_score import check_penalty
-    from rl.selection.offline_selection import Settings
-    from rl.selection.offline_selection import select as judge
+    from egd.runs.progress import Reporter
+    from rl.evaluation.offline_score import check_penalty
+    from rl.evaluation.offline_selection import Settings
+    from rl.evaluation.offline_selection import select as judge
 
     with user_errors():
         if beta is not None and not 0 < beta < inf:

@@ -10,13 +10,13 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
-from egd.checkpoint import group, prefixed
+from egd.networks.ensemble import EnsembleMLP
+from egd.runs.checkpoint import group, prefixed
 from egd.tensors import transformed
-from egd.training import Fit, Learner, Metrics, StepLearner
+from egd.training.learners import Fit, Learner, Metrics, StepLearner
 from egd.types import Context
-from rl.critics.networks import EnsembleMLP
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
 
 
 class Shared(TypedDict, total=False):
@@ -43,7 +43,7 @@ class Critic(ABC):
     """
 
     needs_support = False
-    """Whether it learns from actions drawn from the behaviour policy (``rl.support``)."""
+    """Whether it learns from actions drawn from the behaviour policy (``rl.parts.support_actions``)."""
     in_reward_units = True
     """Whether Q is a discounted sum of rewards, which can be set beside another critic's."""
 
@@ -131,7 +131,7 @@ class _Values(nn.Module):
         self.q, self.v = q, v
 
 
-class Judge(Protocol):
+class ValueFunction(Protocol):
     """What an energy asks of a critic: the value of a sample, an action or a plan, and that of a state. ``fit`` is V's."""
 
     fit: Fit
@@ -150,7 +150,7 @@ class MinusAdvantage:
     these and the critic stay the same: guidance asks about many actions of one batch of states.
     """
 
-    def __init__(self, critic: Judge, unit: Tensor) -> None:
+    def __init__(self, critic: ValueFunction, unit: Tensor) -> None:
         self.critic, self.unit = critic, unit
         self._last: tuple[tuple[int, int], Tensor, Tensor] | None = None
 

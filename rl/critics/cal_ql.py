@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from egd.training import Learner
+from egd.training.learners import Learner
 from rl.critics.base import CriticLearner
 from rl.critics.cql import CQL, Drawn
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
 
 __all__ = ["CalQL"]
 

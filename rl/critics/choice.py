@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from egd.components import Registry, Spec, bind, parameters, validate
+from egd.config.components import Registry, Spec, bind, parameters, validate
 from egd.contracts import ContractError, check_rows, name_of
 from egd.errors import UserError
-from rl.config import CriticConfig
 from rl.critics.base import Critic, Shared
 from rl.critics.td import TD
+from rl.runs.config import CriticConfig
 
 CRITICS = Registry("critic", "rl.critics")
 PARTS = {"state", "action", "shared", "expectile", *Shared.__annotations__}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Candidates, Layers, NotNegative, Number, Rate, Width
-from egd.networks import ActivationName
-from egd.training import Fit, Learner, Metrics
-from rl.actors import TanhGaussian, frozen
+from egd.networks.mlp import ActivationName
+from egd.training.learners import Fit, Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.actors import TanhGaussian, frozen
+from rl.parts.support_actions import SupportTable
 
 __all__ = ["CQL"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Beta, Rounds
-from egd.checkpoint import group, prefixed
-from egd.computing import Computing
-from egd.training import Learner, Metrics
+from egd.runs.checkpoint import group, prefixed
+from egd.training.learners import Learner, Metrics
+from egd.training.precision import Computing
 from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
 
 __all__ = ["InSamplePlanning"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from egd.bounds import ProperShare
 from egd.tensors import spread
-from egd.training import Metrics
+from egd.training.learners import Metrics
 from rl.critics.base import Critic, Shared
 from rl.data.transitions import Batch
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Beta
-from egd.training import Learner, Metrics
+from egd.training.learners import Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
 
 __all__ = ["ISQL"]
 

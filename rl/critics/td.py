@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from egd.training import Metrics
+from egd.training.learners import Metrics
 from rl.critics.base import Critic
 from rl.data.transitions import Batch
 

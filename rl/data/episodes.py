@@ -18,7 +18,7 @@ from torch import Tensor
 import rl.envs.antmaze
 import rl.envs.maze2d
 from egd.errors import UserError, nearest
-from egd.resources import memory_limit
+from egd.runs.resources import memory_limit
 from rl.data.checks import Digits, refusing
 from rl.data.stored import Stored, check_spaces, existing, is_local, lacking, list_local, read_episodes, store_root
 from rl.data.transitions import Batch, OfflineData, RewardScale

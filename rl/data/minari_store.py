@@ -21,7 +21,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from numpy.typing import NDArray
 
 from egd.errors import UserError
-from egd.locks import locked
+from egd.runs.locks import locked
 from rl.data.stored import lacking, place_of, store_root
 
 

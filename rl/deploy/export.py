@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.files import write_atomic
+from egd.runs.files import write_atomic
 
 if TYPE_CHECKING:
     from rl.deploy.policy import PolicyModule

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from egd.computing import compiled, quick_products
-from egd.config import read_yaml
+from egd.config.base import read_yaml
+from egd.config.trust import trusting
 from egd.errors import UserError, nearest
-from egd.planning import pick_device
-from egd.runs import RunFolder
-from egd.summaries import Summary
-from egd.trust import trusting
+from egd.runs.folder import RunFolder
+from egd.runs.recipe import pick_device
+from egd.runs.summaries import Summary
+from egd.tracing import Folding, trace
+from egd.training.precision import compiled, quick_products
 from rl.agents.base import Agent
 from rl.deploy.export import onnx_runtime
-from rl.deploy.tracing import Folding, trace
-from rl.loading import read_config, restore
-from rl.policies import GivenNoise
+from rl.parts.guided_policy import GivenNoise
+from rl.runs.loading import read_config, restore
 
 SIZES = (1, 10, 100, 1000)
 """Batch sizes that a policy is traced for; smaller batches are filled up, larger ones cut into pieces of the last."""
@@ -63,7 +63,7 @@ class PolicyModule(nn.Module):
         return self._act(observation, GivenNoise(noise)).clamp(self.agent.data.action_low, self.agent.data.action_high)
 
     def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
-        scales = [] if self.agent.arms()[self.arm] is None else [self.omega]
+        scales = [] if self.agent.policies()[self.arm] is None else [self.omega]
         act = self.agent.policy(self.arm, scales, noise)
         which = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
         return act(self.agent.data.standardise(observation), which)
@@ -99,7 +99,7 @@ def _naming(arm: str) -> Iterator[None]:
 
 
 def _scale(agent: Agent, arm: str, omega: float | None) -> float:
-    arms = agent.arms()
+    arms = agent.policies()
     if arm not in arms:
         raise UserError(f"the run has no arm '{arm}'; {nearest(arm, arms)}", key="--arm")
     own = arms[arm]

@@ -3,7 +3,7 @@
 The simulator is gymnasium-robotics' PointMaze (MuJoCo, 10 ms a step); the task is D4RL's (Fu et al. 2020, Sec. 5):
 the goal is one fixed cell, a step is rewarded when it ends within 0.5 m of it, and nothing ever terminates. PointMaze
 itself differs from that in three ways undone here: its goal is jittered at every reset, its radius is 0.45 m, and its
-observation holds the goal. ``rl.envs.mazes`` has the mazes and their coordinates, ``rl.generators.maze2d`` makes the data.
+observation holds the goal. ``rl.envs.mazes`` has the mazes and their coordinates, ``rl.data.generators.maze2d`` makes the data.
 
 What is not D4RL's: an episode starts at rest and never in the goal's cell; D4RL starts in any free cell, with a
 velocity of 0.1 m/s. The goal is the centre of D4RL's cell; D4RL's own is 0.2 m off in both directions, towards higher

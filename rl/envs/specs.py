@@ -15,8 +15,8 @@ import gymnasium as gym
 from gymnasium import wrappers
 from gymnasium.envs.registration import EnvSpec
 
+from egd.config.trust import require_trust_of_data
 from egd.errors import UserError
-from egd.trust import require_trust_of_data
 from rl.data.stored import Stored
 
 KEY = "data.datasets"

@@ -41,12 +41,12 @@ def _critic(agent: ValuedAgent, generator: torch.Generator, states: int) -> dict
     of it.
     """
     batch = agent.data.sample(states, generator)
-    values, slope = value_and_grad(lambda a: agent.energy()(a, batch.state), batch.action)
+    values, grad = value_and_grad(lambda a: agent.energy()(a, batch.state), batch.action)
     spread = batch.action.std(0).norm()
     return {
         "advantage_std": float(values.std()),
-        "gradient_norm": float(norm(slope).mean()),
-        "linear_spread": float(norm(slope).mean() * spread / batch.action.shape[1] ** 0.5),
+        "gradient_norm": float(norm(grad).mean()),
+        "linear_spread": float(norm(grad).mean() * spread / batch.action.shape[1] ** 0.5),
         "q_mean": float(agent.critic.q(batch.state, batch.action).detach().mean()),
     }
 
@@ -81,7 +81,7 @@ def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: 
     if targets is None:
         return {}
     noise = torch.randn(batch.action.shape, generator=generator, device=agent.device)
-    arm = agent.config.arms[name]
+    arm = agent.config.guidances[name]
     energies = agent.energy(arm.energy_scale)(batch.action, batch.state).detach()
     result = {"beta_times_advantage_std": arm.beta * float(energies.std())}
     for label, t in (("low_noise", 0.1), ("middle", 0.5), ("high_noise", 1.0)):
@@ -90,6 +90,6 @@ def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: 
         result[f"target_std_{label}"] = float(targets(batch.action, x, times, batch.state).std())
     times = random_times(states, 1e-3, generator)
     x = diffuse(agent.schedule, batch.action, times, noise)
-    slope = value_and_grad(lambda x: at_unit_scale(learner.fit.model, agent.schedule)(x, times, batch.state), x)[1]
-    result["network_gradient_norm"] = float(norm(slope).mean())
+    grad = value_and_grad(lambda x: at_unit_scale(learner.fit.model, agent.schedule)(x, times, batch.state), x)[1]
+    result["network_gradient_norm"] = float(norm(grad).mean())
     return result

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from egd.errors import UserError, nearest
-from egd.labels import label
-from egd.phases import seed_of
-from egd.progress import Reporter
+from egd.runs.labels import label
+from egd.runs.phases import seed_of
+from egd.runs.progress import Reporter
 from rl.agents.base import Agent
 from rl.envs.making import env_factory
 from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
@@ -90,7 +90,7 @@ def chosen(agent: Agent, policies: Sequence[str]) -> dict[str, list[float]]:
     scales: dict[str, list[float]] = {}
     for policy in policies:
         name, at, scale = policy.partition("@")
-        arms = agent.arms()
+        arms = agent.policies()
         if name not in arms:
             raise UserError(f"the run has no policy '{name}'; {nearest(name, arms)}", key="--policy")
         if arms[name] is None and at:

@@ -11,9 +11,9 @@ import torch
 
 import rl.envs.maze2d
 from egd.drawing import Figure, plain
-from egd.files import replacing
 from egd.posteriors.moments import KINDS
-from egd.safe_names import figure_text
+from egd.runs.files import replacing
+from egd.runs.safe_names import figure_text
 from rl.evaluation.results import by_scale, statistics
 from rl.evaluation.rollouts import Rollouts
 from rl.tasks import Task
@@ -39,10 +39,10 @@ def draw(agent: GuidedAgent, folder: Path, title: str, task: Task, rollouts: Rol
     posterior_figure(agent, folder / "posterior_variance.png", title)
     policies = {name: statistics(task, returns) for name, returns in rollouts.returns.items()}
     omega_figure(
-        {arm: by_scale(policies, arm) for arm in agent.config.arms}, policies["behaviour"], folder / "omega.png", title
+        {arm: by_scale(policies, arm) for arm in agent.config.guidances}, policies["behaviour"], folder / "omega.png", title
     )
     if task.family == "maze2d":
-        arms = {agent.own(name): f"{name} ({arm.energy.name})" for name, arm in agent.config.arms.items()}
+        arms = {agent.own(name): f"{name} ({arm.energy.name})" for name, arm in agent.config.guidances.items()}
         named = {"behaviour": "behaviour", **{key: name for key, name in arms.items() if key != "behaviour"}}
         _draw_paths(agent, folder, task, rollouts, named)
 

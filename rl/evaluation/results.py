@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from egd.experiments import Row
+from egd.runs.experiment import Row
 from rl.tasks import Task
 
 

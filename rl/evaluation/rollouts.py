@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.watching import Watch, named, watching
+from egd.samplers.watching import Watch, named, watching
 from rl.envs.making import Env
 from rl.envs.vector import Step, vectors
 

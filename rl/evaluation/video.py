@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from egd.errors import UserError
-from egd.files import replacing
-from egd.safe_names import printable
+from egd.runs.files import replacing
+from egd.runs.safe_names import printable
 from rl.agents.base import Agent
 from rl.envs.making import Env, env_factory
 from rl.evaluation.evaluator import chosen, player
@@ -119,7 +119,7 @@ def shown(agent: Agent, omegas: Sequence[float] | None = None) -> dict[str, list
     """What to film where nothing is said: behaviour, where there is such a policy, and the headline, at these scales if any."""
     name = agent.headline.partition("@")[0]
     scales = agent.scales(omegas) if omegas else {"behaviour": [], **chosen(agent, [agent.headline])}
-    return {key: scales[key] for key in ("behaviour", name) if key in scales and key in agent.arms()}
+    return {key: scales[key] for key in ("behaviour", name) if key in scales and key in agent.policies()}
 
 
 def check_target(path: Path) -> None:

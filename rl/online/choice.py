@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from egd.components import Registry, build, validate
-from egd.config import ComponentConfig
+from egd.config.base import ComponentConfig
+from egd.config.components import Registry, build, validate
 from egd.errors import UserError
-from rl.online.generators.base import Generator, World
+from rl.online.generators.base import Generator, GeneratorContext
 from rl.tasks import Task
 
 GENERATORS = Registry("transition generator", "rl.online.generators")
@@ -20,7 +20,7 @@ def check_generator(config: ComponentConfig, task: Task) -> None:
     component.check(config.spec.settings, task)
 
 
-def make_generator(config: ComponentConfig, world: World) -> Generator:
+def make_generator(config: ComponentConfig, world: GeneratorContext) -> Generator:
     """The recipe's."""
     made: Generator = build(GENERATORS, config.spec, {"world": world}, KEY)
     return made

@@ -7,7 +7,7 @@ from math import isclose
 from pydantic import model_validator
 
 from egd.bounds import Batch, Every, Rate, Rounds, Share, Steps
-from egd.config import ComponentConfig, Strict
+from egd.config.base import ComponentConfig, Strict
 
 
 class SharesConfig(Strict):

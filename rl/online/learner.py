@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egd.checkpoint import group, prefixed
-from egd.phases import seed_of
-from egd.training import Fit, Metrics
+from egd.runs.checkpoint import group, prefixed
+from egd.runs.phases import seed_of
+from egd.training.learners import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.config import OnlineConfig
 from rl.online.generators.base import Generator
-from rl.online.live import Array, Live
 from rl.online.replay import Replay, joined
+from rl.online.resumable_env import Array, ResumableEnv
 
 
 class Kept(Protocol):
@@ -31,7 +31,7 @@ class Kept(Protocol):
         ...
 
 
-class Improving(Protocol):
+class OnlineAgent(Protocol):
     """An agent that can go on learning."""
 
     data: OfflineData
@@ -64,7 +64,7 @@ class OnlineLearner:
     """
 
     def __init__(
-        self, agent: Improving, config: OnlineConfig, live: Live, generator: Generator | None, *, seed: int = 0
+        self, agent: OnlineAgent, config: OnlineConfig, live: ResumableEnv, generator: Generator | None, *, seed: int = 0
     ) -> None:
         self.agent, self.config, self.live, self.generator = agent, config, live, generator
         self.replay = Replay(config.steps, agent.data.transitions)

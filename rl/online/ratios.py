@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Layers, NotNegative, Rate, Steps, Width
+from egd.config.sections import NetworkConfig
 from egd.energies.clean import at_zero
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.objectives.ratio import Ratio
 from egd.schedules.edm import EDM
-from egd.sections import NetworkConfig
-from egd.training import EnergyLearner, Fit, Metrics, train
+from egd.training.learners import EnergyLearner, Fit, Metrics, train
 from egd.types import Sample
 from rl.data.transitions import Batch, drawn
-from rl.online.generators.base import World
-from rl.online.vectors import Vectors
+from rl.online.generators.base import GeneratorContext
+from rl.online.transition_codec import TransitionCodec
 
 Term = Literal["state", "action", "transition"]
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -60,7 +60,9 @@ class LogWeights:
     log p(x) / q(x): w_state = log p(s) / q(s), w_action = log p(a|s) / q(a|s), w_transition = log T(x) / model(x).
     """
 
-    def __init__(self, world: World, vectors: Vectors, terms: Mapping[Term, float], config: RatioConfig) -> None:
+    def __init__(
+        self, world: GeneratorContext, vectors: TransitionCodec, terms: Mapping[Term, float], config: RatioConfig
+    ) -> None:
         self.world, self.vectors, self.config = world, vectors, config
         of_state, of_action = terms.get("state", 0.0), terms.get("action", 0.0)
         parts = {

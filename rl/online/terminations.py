@@ -8,7 +8,7 @@ from torch import Tensor
 import rl.envs.antmaze
 from egd.errors import UserError
 from rl.data.transitions import OfflineData
-from rl.online.vectors import Rule
+from rl.online.transition_codec import Rule
 from rl.tasks import Task
 
 HEALTHY = {"Hopper": ((0.7, float("inf")), 0.2), "Walker2d": ((0.8, 2.0), 1.0)}

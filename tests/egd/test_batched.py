@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.batched import BatchedLearner, NotAlike
-from egd.computing import Computing
 from egd.energies import DPS
-from egd.networks import EnergyMLP, NoiseMLP
+from egd.networks.mlp import EnergyMLP, NoiseMLP
 from egd.objectives import CEP, MSE, Analytic
 from egd.schedules import VPLinear
-from egd.training import DenoiserLearner, EnergyLearner, Fit, StepLearner
+from egd.training.batched import BatchedLearner, NotBatchable
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, StepLearner
+from egd.training.precision import Computing
 from egd.types import Context
 
 STEPS, RUNS = 7, 3
@@ -134,12 +134,12 @@ def branching(x: Tensor, c: Context = None) -> Tensor:
     ids=["clipped", "random numbers in the loss", "a branch"],
 )
 def test_what_cannot_be_done_together_is_refused(make: Any) -> None:
-    with pytest.raises(NotAlike):
+    with pytest.raises(NotBatchable):
         BatchedLearner([make(run) for run in range(RUNS)], generators())
 
 
 def test_different_steps_are_refused() -> None:
     learners = [denoiser(run) for run in range(RUNS)]
     learners[0].update(generators()[0])
-    with pytest.raises(NotAlike, match="different steps"):
+    with pytest.raises(NotBatchable, match="different steps"):
         BatchedLearner(learners, generators())

@@ -182,10 +182,10 @@ def test_the_gradient_of_the_quadrature_is_smooth(generator: torch.Generator) ->
     case, schedule = cases()["wide-2d-shell"], VPLinear()
     t = torch.full((4,), 0.3)
     x = case.mixture.noised(schedule, t, generator)
-    _, slope = value_and_grad(lambda x: case.exact(schedule, 3.0, x, t), x)
+    _, grad = value_and_grad(lambda x: case.exact(schedule, 3.0, x, t), x)
     step = 1e-5 * torch.eye(2)[0]
     difference = (case.exact(schedule, 3.0, x + step, t) - case.exact(schedule, 3.0, x - step, t)) / 2e-5
-    torch.testing.assert_close(slope[:, 0], difference, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad[:, 0], difference, rtol=1e-5, atol=1e-6)
 
 
 def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
@@ -199,8 +199,8 @@ def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
     tilt = torch.tensor([0.5, 0.0])
     shifted = problem._target_error(lambda x, t, c: exact(x, t) + x @ tilt.to(x))
     weights = torch.stack([schedule.sigma(t[:1]) ** 2 for _, t, _ in problem.target_states])
-    slopes = torch.stack([truth.square().sum(1).mean() for _, _, truth in problem.target_states])
-    assert shifted == pytest.approx(float((0.25 * weights.mean() / (weights[:, 0] * slopes).mean()) ** 0.5))
+    grads = torch.stack([truth.square().sum(1).mean() for _, _, truth in problem.target_states])
+    assert shifted == pytest.approx(float((0.25 * weights.mean() / (weights[:, 0] * grads).mean()) ** 0.5))
     x, *_ = problem.target_states[0]  # low noise: near samples of the target, not of the data
     assert case.energy(x, None).mean() < 0.5 * case.energy(problem.states[0][0], None).mean()
     known = all_estimators()

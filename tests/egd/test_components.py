@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from egd.components import Registry, Spec, bind, build, by_path, parameters, validate, wanted_parts
+from egd.config.components import Registry, Spec, bind, build, by_path, parameters, validate, wanted_parts
 from egd.energies import DPS, FirstOrder, MonteCarlo, Sum
 from egd.energies.ess_blend import EssBlend
 from egd.energies.second_order import SecondOrder
@@ -31,7 +31,7 @@ class MyEnergy:
     mode: Literal["mean", "max"] = "mean"
 
 def my_rule(omega: float, cap: float = 3.0):
-    return lambda score, slope, t: score - min(omega, cap) * slope
+    return lambda score, gradient, t: score - min(omega, cap) * gradient
 
 NUMBER = 3
 """

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from egd.computing import Computing, fastest, onednn_is_exact, products, set_up
-from egd.networks import EnergyMLP, NoiseMLP
+from egd.networks.mlp import EnergyMLP, NoiseMLP
 from egd.schedules import VPLinear
-from egd.training import DenoiserLearner, Fit
+from egd.training.learners import DenoiserLearner, Fit
+from egd.training.precision import Computing, fastest, onednn_is_exact, products, set_up
 from egd.types import Context
 
 

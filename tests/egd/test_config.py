@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import PositiveFloat
 
-from egd.components import Spec
-from egd.config import ComponentConfig, Strict, merge, override, read_yaml, to_yaml, validate
+from egd.config.base import ComponentConfig, Strict, merge, override, read_yaml, to_yaml, validate
+from egd.config.components import Spec
 from egd.errors import UserError
 
 

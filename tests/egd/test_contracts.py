@@ -22,7 +22,7 @@ from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
 from egd.selection import best_of, energy_weights
 from egd.tensors import value_and_grad
-from egd.training import DenoiserLearner, EnergyLearner, Fit
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit
 from egd.types import Context, Energy
 
 SCHEDULE = VPLinear()
@@ -148,7 +148,7 @@ def test_guiding_refuses_a_denoiser_an_energy_and_a_rule_of_another_shape() -> N
     with pytest.raises(ValueError, match="one number a row"):
         guide(denoiser, lambda x, t, c: column(x), Additive(), SCHEDULE)(x, t, None)
     with pytest.raises(ValueError, match="gave the shape"):
-        guide(denoiser, DPS(sound, denoiser), lambda score, slope, t: slope.sum(1), SCHEDULE)(x, t, None)
+        guide(denoiser, DPS(sound, denoiser), lambda score, grad, t: grad.sum(1), SCHEDULE)(x, t, None)
     with pytest.raises(ValueError, match="gave the shape"):
         FirstOrder(sound, lambda x, t, c: IsotropicGaussian(x.sum(1), t))(x, t)
 

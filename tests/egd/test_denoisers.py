@@ -72,8 +72,8 @@ def test_the_targets_are_what_they_are_called(schedule: Schedule, generator: tor
 def test_v_is_the_velocity_of_a_vp_schedule() -> None:
     x0, noise, t = torch.randn(5, 2), torch.randn(5, 2), torch.linspace(0.1, 0.9, 5)
     schedule = VPCosine(s=1.0)  # alpha = cos(angle), sigma = sin(angle): v is the derivative by the angle
-    _, slope = torch.func.jvp(lambda t: diffuse(schedule, x0, t, noise), (t,), (torch.full((5,), 2 / torch.pi),))
-    torch.testing.assert_close(prediction_target(schedule, x0, t, noise, "v_prediction"), slope)
+    _, grad = torch.func.jvp(lambda t: diffuse(schedule, x0, t, noise), (t,), (torch.full((5,), 2 / torch.pi),))
+    torch.testing.assert_close(prediction_target(schedule, x0, t, noise, "v_prediction"), grad)
 
 
 def test_v_prediction_is_that_of_diffusers(generator: torch.Generator) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from egd.drawing import mpl
-from egd.images.figure import grid_figure
-from egd.toy2d.data import DATA_SETS
-from egd.toy2d.figure import samples_figure
+from egd.experiments.images.figure import grid_figure
+from egd.experiments.toy2d.data import DATA_SETS
+from egd.experiments.toy2d.figure import samples_figure
 
 STRANGE: Any = {"figure.facecolor": "red", "savefig.facecolor": "red", "font.size": 30.0, "savefig.bbox": "tight"}
 

@@ -38,9 +38,9 @@ def test_first_order_is_exact_for_a_linear_energy_and_a_gaussian_prior(prior, sc
     energy = FirstOrder(LINEAR, prior.posterior(schedule), BETA)
     x, t = points(prior.as_mixture(), schedule)
     got, got_slope = value_and_grad(lambda x: energy(x, t), x)
-    want, slope = value_and_grad(lambda x: prior.as_mixture().energy(schedule, LINEAR, BETA, x, t), x)
+    want, grad = value_and_grad(lambda x: prior.as_mixture().energy(schedule, LINEAR, BETA, x, t), x)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(got_slope, slope, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(got_slope, grad, rtol=1e-8, atol=1e-8)
 
 
 def test_first_order_of_a_linear_energy_is_the_same_wherever_it_is_expanded(prior, schedule: Schedule) -> None:
@@ -69,9 +69,9 @@ def test_first_order_at_a_point_is_the_tangent_of_the_energy_there(prior, schedu
 def test_first_order_has_the_gradient_of_its_value_for_a_curved_energy(prior, schedule: Schedule) -> None:
     energy = FirstOrder(BOWL, prior.posterior(schedule), BETA)
     x, t = points(prior.as_mixture(), schedule)
-    _, slope = value_and_grad(lambda x: energy(x, t), x)
+    _, grad = value_and_grad(lambda x: energy(x, t), x)
     for i, h in enumerate(1e-5 * torch.eye(2)):
-        torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, slope[:, i], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, grad[:, i], rtol=1e-6, atol=1e-6)
 
 
 def test_dps_is_exact_as_the_posterior_narrows(mixture: GaussianMixture, schedule: Schedule) -> None:

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
-from egd.components import Spec, build
+from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES
+from egd.config.components import Spec, build
 from egd.contracts import ContractError, energy_values
 from egd.energies.base import prepare
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.posteriors import Moments, calibrate
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
-from egd.training import EnergyLearner, Fit
+from egd.training.learners import EnergyLearner, Fit
 from egd.types import Context, Energy, TimedEnergy
 
 SCHEDULE = VPLinear()
@@ -120,7 +120,7 @@ def batch(n: int = 5) -> tuple[Tensor, Tensor]:
     return DATA.noised(SCHEDULE, t.double(), torch.Generator().manual_seed(2)).to(torch.get_default_dtype()), t
 
 
-def slope(timed: TimedEnergy, x: Tensor, t: Tensor) -> Tensor:
+def grad(timed: TimedEnergy, x: Tensor, t: Tensor) -> Tensor:
     return value_and_grad(lambda x: timed(x, t, None), x)[1]
 
 
@@ -129,7 +129,7 @@ def slope(timed: TimedEnergy, x: Tensor, t: Tensor) -> Tensor:
 def test_what_is_not_one_floating_number_a_row_is_refused(name: str, wrong: str) -> None:
     for rows in (1, 3):  # of one row a scalar, (1,) and (1, 1) would all broadcast
         with pytest.raises(ContractError):
-            slope(made(name, WRONG_SHAPES[wrong]), *batch(rows))
+            grad(made(name, WRONG_SHAPES[wrong]), *batch(rows))
 
 
 @pytest.mark.parametrize("wrong", NO_GRADIENT)
@@ -137,10 +137,10 @@ def test_what_is_not_one_floating_number_a_row_is_refused(name: str, wrong: str)
 def test_what_has_no_gradient_is_refused_where_it_is_differentiated(name: str, wrong: str) -> None:
     x, t = batch()
     if name in LOOKS_AT_VALUES:
-        assert slope(made(name, NO_GRADIENT[wrong]), x, t).abs().max() > 1e-3
+        assert grad(made(name, NO_GRADIENT[wrong]), x, t).abs().max() > 1e-3
         return
     with pytest.raises(ContractError, match=r"no gradient.*support_samples"):
-        slope(made(name, NO_GRADIENT[wrong]), x, 0.3 * t)
+        grad(made(name, NO_GRADIENT[wrong]), x, 0.3 * t)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,26 +150,26 @@ def test_a_row_is_its_own_whatever_is_beside_it(name: str, dtype: torch.dtype) -
     timed = made(name)
     x, t = batch()
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 2e-3}
-    values, slopes = value_and_grad(lambda x: timed(x, t, None), x)
-    assert values.dtype == slopes.dtype == dtype and values.shape == (5,)
-    assert torch.equal(slope(timed, x, t), slopes)  # the same at every call
+    values, grads = value_and_grad(lambda x: timed(x, t, None), x)
+    assert values.dtype == grads.dtype == dtype and values.shape == (5,)
+    assert torch.equal(grad(timed, x, t), grads)  # the same at every call
     for i in range(5):
         alone, push = value_and_grad(lambda x, i=i: timed(x, t[i : i + 1], None), x[i : i + 1])  # type: ignore[misc]
         torch.testing.assert_close(alone, values[i : i + 1], **tolerance)
-        torch.testing.assert_close(push, slopes[i : i + 1], **tolerance)
+        torch.testing.assert_close(push, grads[i : i + 1], **tolerance)
     for lost in (torch.nan, torch.inf, 1e30):
         spoilt = x.clone()
         spoilt[1] = lost
         keep = [0, 2, 3, 4]
-        torch.testing.assert_close(slope(timed, spoilt, t)[keep], slopes[keep], **tolerance)
+        torch.testing.assert_close(grad(timed, spoilt, t)[keep], grads[keep], **tolerance)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_single_precision_estimates_what_double_precision_does(name: str) -> None:
     x, t = batch()
-    double = slope(made(name), x, t)
+    double = grad(made(name), x, t)
     torch.set_default_dtype(torch.float32)
-    single = slope(made(name), x.float(), t.float())
+    single = grad(made(name), x.float(), t.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, rtol=5e-3, atol=5e-3)
 
@@ -181,7 +181,7 @@ def test_the_gradient_is_that_of_the_value(name: str) -> None:
     x, t = batch()
     for i, h in enumerate(1e-5 * torch.eye(2)):
         difference = (timed(x + h, t, None) - timed(x - h, t, None)) / 2e-5
-        torch.testing.assert_close(slope(timed, x, t)[:, i], difference, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grad(timed, x, t)[:, i], difference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", WRONG_SHAPES)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from egd import experiments
 from egd.errors import UserError
+from egd.runs import experiment as experiments
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import typer
 
-from egd.cli import user_errors
+from egd.cli.main import user_errors
 from egd.errors import UserError, of_the_system
-from egd.files import replacing, write_atomic
-from egd.locks import locked
-from egd.runs import RunFolder
-from egd.saved import settle
+from egd.runs.files import replacing, write_atomic
+from egd.runs.folder import RunFolder
+from egd.runs.locks import locked
+from egd.runs.phase_files import settle
 from tests.egd.test_phases import learner, opened, run, weights
 
 

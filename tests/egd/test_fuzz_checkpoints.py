@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from egd.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.phases import Phase, load_trained
-from egd.runs import RunFolder
-from egd.saved import load_phase, settle
+from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
+from egd.runs.folder import RunFolder
+from egd.runs.phase_files import load_phase, settle
+from egd.runs.phases import Phase, load_trained
 from tests.egd.test_phases import STEPS, learner, opened, run
 
 fuzz = settings(

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.images.data import ImageSet, digits, folder
-from egd.images.energies import Brightness, ClassProbability, Inpainting
-from egd.images.evaluation import Weighted, make_context
-from egd.images.figure import mosaic
-from egd.images.model import shown
+from egd.experiments.images.data import ImageSet, digits, folder
+from egd.experiments.images.energies import Brightness, ClassProbability, Inpainting
+from egd.experiments.images.evaluation import Weighted, make_context
+from egd.experiments.images.figure import mosaic
+from egd.experiments.images.model import shown
 
 RECIPE = """
 experiment: images
@@ -61,7 +61,7 @@ def run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     """run('--set', ...) -> the result of egd run on the recipe."""
     from typer.testing import CliRunner
 
-    from egd import cli
+    from egd.cli import main as cli
 
     monkeypatch.setattr(cli.console, "width", 200)
     monkeypatch.setattr(cli.errors, "width", 200)
@@ -451,8 +451,8 @@ def test_seed_set_and_budget_decide_the_run(run: Callable[..., Any], tmp_path: P
 
 
 def test_a_run_whose_images_were_replaced_goes_no_further(run: Callable[..., Any], tmp_path: Path) -> None:
-    from egd.experiments import load
-    from egd.progress import Reporter
+    from egd.runs.experiment import load
+    from egd.runs.progress import Reporter
 
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -490,8 +490,8 @@ def test_images_that_are_refused_leave_no_run_behind(run: Callable[..., Any], tm
 
 
 def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> None:
-    from egd.experiments import load
-    from egd.progress import Reporter
+    from egd.runs.experiment import load
+    from egd.runs.progress import Reporter
 
     assert run("--set", "targets.class=null").exit_code == 0
     experiment = load("images", "test")
@@ -549,9 +549,9 @@ def test_an_unknown_task_is_refused(run: Callable[..., Any]) -> None:
 
 
 def test_support_samples_are_the_training_images(tmp_path: Path) -> None:
-    from egd.config import validate
-    from egd.images.config import ImagesConfig
-    from egd.images.job import load_model
+    from egd.config.base import validate
+    from egd.experiments.images.config import ImagesConfig
+    from egd.experiments.images.job import load_model
 
     tree = {k: v for k, v in yaml.safe_load(RECIPE).items() if k not in ("tasks", "budgets")} | {"task": "digits"}
     model = load_model(validate(ImagesConfig, tree, "test"))

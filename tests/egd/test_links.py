@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from egd.checkpoint import Damaged, load_checkpoint
+from egd.config.trust import require_trust, trusting
 from egd.errors import UserError
-from egd.locks import locked
-from egd.runs import RunFolder
-from egd.summaries import read_metrics, read_summary
-from egd.trust import require_trust, trusting
+from egd.runs.checkpoint import Damaged, load_checkpoint
+from egd.runs.folder import RunFolder
+from egd.runs.locks import locked
+from egd.runs.summaries import read_metrics, read_summary
 
 MINE = "of the user"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from egd.errors import UserError
-from egd.locks import locked
-from egd.runs import RunFolder
+from egd.runs.folder import RunFolder
+from egd.runs.locks import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from egd.locks import locked
+from egd.runs.locks import locked
 with locked(Path(sys.argv[1]), "it", "--out"):
     print("held", flush=True)
     time.sleep(60)

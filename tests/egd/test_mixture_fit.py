@@ -23,10 +23,10 @@ from egd.mixtures import GaussianMixture, Quadratic
 from egd.posteriors import Exact
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
+from egd.samplers.watching import watching
 from egd.schedules import VPLinear, time_grid
 from egd.tensors import value_and_grad
 from egd.types import Context, Energy, Schedule, Support, TimedEnergy
-from egd.watching import watching
 
 F64 = {"dtype": torch.float64}
 BETA = 1.7
@@ -141,7 +141,7 @@ def test_the_importance_correction_makes_other_energies_exact(mixture: GaussianM
 
 
 def test_a_hill_within_a_mode_is_no_harm(lattice: Callable) -> None:
-    """Where E curves downwards the quadratic of a broad mode has no integral; the correction starts from a slope instead."""
+    """Where E curves downwards the quadratic of a broad mode has no integral; the correction starts from a gradient instead."""
     broad = GaussianMixture(torch.zeros(1, **F64), torch.zeros(1, 2, **F64), 1.5 * torch.eye(2, **F64)[None])
     x, t = points(broad, VPLinear(), 0.5, 20)
     data = support_of(broad)
@@ -286,10 +286,10 @@ def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None
     the weight does not reach the gradient there."""
 
     def infinite_far_out(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        return (1.0 - t - 0.2).sqrt() + x.square().sum(1)  # an infinite or undefined slope for t >= 0.8
+        return (1.0 - t - 0.2).sqrt() + x.square().sum(1)  # an infinite or undefined gradient for t >= 0.8
 
     def wild(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        return (x.square().sum(1) * (t < 0.8)).sqrt()  # 0 * inf, no number, is its slope at t = 0.9
+        return (x.square().sum(1) * (t < 0.8)).sqrt()  # 0 * inf, no number, is its gradient at t = 0.9
 
     schedule = VPLinear()
     x = torch.cat([points(mixture, schedule, t, 4)[0] for t in (0.02, 0.1, 0.3, 0.9)])

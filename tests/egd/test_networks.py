@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from egd.networks import ACTIVATIONS, EnergyMLP, LayerNorm, NoiseMLP
+from egd.networks.mlp import ACTIVATIONS, EnergyMLP, LayerNorm, NoiseMLP
 from egd.tensors import TILED_ROWS, flat_context, jacobian_columns, map_context, repeat_context, value_gradient_hessian
 
 
@@ -71,7 +71,7 @@ def normalised(generator: torch.Generator) -> nn.Module:
     return network
 
 
-def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def grad(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     return torch.autograd.grad(f(x).sum(), x)[0]
 
@@ -83,7 +83,7 @@ def test_third_derivatives_of_a_normalised_network(n: int, generator: torch.Gene
     def curvature(x: Tensor) -> Tensor:
         return value_gradient_hessian(lambda x, c: network(x)[:, 0], x, None)[2].square().sum((1, 2))
 
-    torch.testing.assert_close(slope(curvature, x), differences(curvature, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad(curvature, x), differences(curvature, x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_of_a_jacobian_of_a_normalised_network(generator: torch.Generator) -> None:
@@ -93,7 +93,7 @@ def test_the_gradient_of_a_jacobian_of_a_normalised_network(generator: torch.Gen
     def size(x: Tensor) -> Tensor:
         return jacobian_columns(lambda x, t, c: network(x), x, t, None, eye).square().sum((0, 2))
 
-    torch.testing.assert_close(slope(size, x), differences(size, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad(size, x), differences(size, x), rtol=1e-5, atol=1e-5)
 
 
 def test_layer_norm_is_torchs(generator: torch.Generator) -> None:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.components import Registry, Spec, build
+from egd.config.components import Registry, Spec, build
 from egd.energies import DPS, SecondOrder, Sum
 from egd.energies.support import SupportSamples
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
 from egd.posteriors import IsotropicGaussian
 from egd.schedules import VPLinear
 from egd.tensors import norm, value_and_grad
-from egd.training import EnergyLearner, Fit, Objective
+from egd.training.learners import EnergyLearner, Fit, Objective
 from egd.types import Context
 
 BETA = 2.0
@@ -58,10 +58,10 @@ def test_the_analytic_objective_at_the_mean_learns_the_exact_energy_of_a_linear_
     network = trained(Analytic(SLOPE, prior.posterior(SCHEDULE), BETA, expand_at="mean"), prior.sample, 2)
     t = 0.01 + 0.98 * torch.rand(2000, generator=generator)
     x = prior.as_mixture().noised(SCHEDULE, t, generator)
-    got, slope = value_and_grad(lambda x: network(x, t), x)
+    got, grad = value_and_grad(lambda x: network(x, t), x)
     want, exact = value_and_grad(lambda x: prior.as_mixture().energy(SCHEDULE, SLOPE, BETA, x, t), x)
     assert relative_error(got, want) < 0.03
-    assert float((slope - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.1
+    assert float((grad - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.1
 
 
 def problem(normal: Callable, generator: torch.Generator) -> tuple:
@@ -313,9 +313,9 @@ def test_large_energies_overflow_nothing(kind: type, level: float, start: float)
     objective = CEP(energy, SCHEDULE) if kind is CEP else ExpMSE(energy)
     x0, t, shift = torch.randn(64, 2), torch.rand(64), torch.tensor(start, requires_grad=True)
     loss, _ = objective.loss(lambda x, t, c: 1e3 * x.sum(1) + shift, x0, x0, t, None, torch.Generator())
-    (slope,) = torch.autograd.grad(loss, shift)
+    (grad,) = torch.autograd.grad(loss, shift)
     assert bool(loss.isfinite())
-    assert bool(slope.isfinite())
+    assert bool(grad.isfinite())
 
 
 def test_a_loss_without_a_unit_is_descended_as_it_is(normal: Callable) -> None:

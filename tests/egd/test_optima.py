@@ -10,11 +10,11 @@ from torch import Tensor
 
 from egd.energies.clean import at_zero
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
 from egd.schedules import VPLinear
 from egd.tensors import inner, norm, value_and_grad
-from egd.training import EnergyLearner, Fit, Objective
+from egd.training.learners import EnergyLearner, Fit, Objective
 from egd.types import Context, Sample, TimedEnergy
 
 F64 = torch.float64
@@ -64,7 +64,7 @@ def flatter(energy: TimedEnergy) -> TimedEnergy:
     return lambda x, t, c: 0.8 * energy(x, t, c)
 
 
-def slope(objective: Objective, at: TimedEnergy, sample: Sample = from_mixture, batches: int = 150, size: int = 1024) -> float:
+def grad(objective: Objective, at: TimedEnergy, sample: Sample = from_mixture, batches: int = 150, size: int = 1024) -> float:
     """The loss's derivatives along three directions of function space, each in units of its standard error: the largest."""
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -100,8 +100,8 @@ OPTIMA = {
 
 @pytest.mark.parametrize(("objective", "optimum", "wrong"), OPTIMA.values(), ids=OPTIMA.keys())
 def test_the_loss_is_least_at_its_optimum(objective: Objective, optimum: TimedEnergy, wrong: TimedEnergy) -> None:
-    assert slope(objective, optimum) < 4
-    assert slope(objective, wrong) > 10
+    assert grad(objective, optimum) < 4
+    assert grad(objective, wrong) > 10
 
 
 def test_the_ratio_of_a_tilted_density_is_its_exact_energy_up_to_a_constant(generator: torch.Generator) -> None:
@@ -112,9 +112,9 @@ def test_the_ratio_of_a_tilted_density_is_its_exact_energy_up_to_a_constant(gene
 
 def test_small_groups_lie_between_the_exact_energy_and_the_expected_one() -> None:
     pairs = CEP(BOWL, SCHEDULE, None, BETA, 2)
-    assert slope(pairs, exact) > 8
-    assert slope(CEP(BOWL, SCHEDULE, None, BETA, 2, "batch"), exact) < 4
-    assert slope(pairs, lambda x, t, c: 0.5 * (exact(x, t, c) + expected(x, t, c))) < slope(pairs, expected)
+    assert grad(pairs, exact) > 8
+    assert grad(CEP(BOWL, SCHEDULE, None, BETA, 2, "batch"), exact) < 4
+    assert grad(pairs, lambda x, t, c: 0.5 * (exact(x, t, c) + expected(x, t, c))) < grad(pairs, expected)
 
 
 def of_context(n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
@@ -140,14 +140,14 @@ def test_with_contexts_the_support_is_that_of_each(labels: str) -> None:
     draw = lambda c, k: c[:, None] + 0.3**0.5 * torch.randn(len(c), k, 1, generator=own)  # noqa: E731
     objective = CEP(BOWL, SCHEDULE, draw, BETA, 64 if labels == "group" else 8, labels)  # type: ignore[arg-type]
     by_context = plus(exact_of_context, lambda t, c: t * c[:, 0])  # type: ignore[index]
-    assert slope(objective, by_context, of_context) < 4
-    assert slope(objective, flatter(by_context), of_context) > 10
+    assert grad(objective, by_context, of_context) < 4
+    assert grad(objective, flatter(by_context), of_context) > 10
 
 
 def test_groups_of_many_contexts_fix_the_differences_between_them() -> None:
     objective = CEP(BOWL, SCHEDULE, None, BETA, 256)
-    assert slope(objective, plus(exact_of_context, WAVE), of_context) < 4
-    assert slope(objective, plus(exact_of_context, lambda t, c: c[:, 0]), of_context) > 10  # type: ignore[index]
+    assert grad(objective, plus(exact_of_context, WAVE), of_context) < 4
+    assert grad(objective, plus(exact_of_context, lambda t, c: c[:, 0]), of_context) > 10  # type: ignore[index]
 
 
 def test_the_analytic_objective_takes_any_closed_form(generator: torch.Generator) -> None:

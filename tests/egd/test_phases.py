@@ -10,21 +10,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from egd import phases
-from egd.batched import BatchedLearner
-from egd.checkpoint import load_checkpoint
-from egd.divergence import Vital
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture
-from egd.networks import NoiseMLP
-from egd.phases import Phase, PhaseRun, Progress, run_phase, run_phases, seed_of
-from egd.progress import Reporter
-from egd.runs import RunFolder
-from egd.saved import load_phase, settle
+from egd.networks.mlp import NoiseMLP
+from egd.runs import phases
+from egd.runs.checkpoint import load_checkpoint
+from egd.runs.folder import RunFolder
+from egd.runs.phase_files import load_phase, settle
+from egd.runs.phases import Phase, PhaseRun, Progress, run_phase, run_phases, seed_of
+from egd.runs.progress import Reporter
+from egd.runs.store import Store
+from egd.samplers.watching import SamplingWarning, tell
 from egd.schedules import VPLinear
-from egd.store import Store
-from egd.training import DenoiserLearner, Fit, Metrics
-from egd.watching import SamplingWarning, tell
+from egd.training.batched import BatchedLearner
+from egd.training.divergence import Vital
+from egd.training.learners import DenoiserLearner, Fit, Metrics
 
 STEPS = 23
 
@@ -233,8 +233,8 @@ def test_a_bar_counts_on_from_where_it_was() -> None:
 
 @pytest.mark.parametrize(("began", "kept"), [("same", 1), ("other", 0)])
 def test_a_phase_that_began_as_another_is_not_kept(tmp_path: Path, began: str, kept: int) -> None:
-    def train(made_of: str, die_at: int | None = None) -> Phase:
-        phase = Phase("first", STEPS, learner(die_at), made_of=made_of)
+    def train(cache_key: str, die_at: int | None = None) -> Phase:
+        phase = Phase("first", STEPS, learner(die_at), cache_key=cache_key)
         settle(folder)
         run_phase(phase, folder, quiet(), seed=3, device="cpu", checkpoint_every=5, log_every=2)
         return phase

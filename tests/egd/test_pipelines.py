@@ -21,14 +21,14 @@ from torch import Tensor
 
 import egd
 from egd.errors import UserError
-from egd.guidance import steer
+from egd.guidance import apply_rule
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.pipelines import EnergyGuidedPipeline
+from egd.pipelines.guided import EnergyGuidedPipeline
 from egd.posteriors import IsotropicGaussian
+from egd.samplers.watching import SamplingWarning, watching
 from egd.schedules import from_diffusers
 from egd.schedules.stepping import SchedulerSteps, check_guidable
 from egd.tensors import value_and_grad
-from egd.watching import SamplingWarning, watching
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
@@ -451,8 +451,8 @@ def test_a_tilted_mixture_is_sampled_with_its_weights_and_moments(name: str) -> 
 
     def exact(x: Tensor, t: Tensor, c: Any = None) -> Tensor:
         x0 = MIXTURE.denoise(run.schedule, x.flatten(1), t)
-        slope = value_and_grad(lambda x: MIXTURE.energy(run.schedule, energy, 1.0, x, t), x.flatten(1))[1]
-        return steer(x0, slope, egd.Additive(1.0), run.schedule, x.flatten(1), t).reshape(x.shape)
+        grad = value_and_grad(lambda x: MIXTURE.energy(run.schedule, energy, 1.0, x, t), x.flatten(1))[1]
+        return apply_rule(x0, grad, egd.Additive(1.0), run.schedule, x.flatten(1), t).reshape(x.shape)
 
     g = seeded()
     x = torch.randn(4000, 1, 1, 1, generator=g) * run.noise_std

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from egd.errors import Notice
-from egd.progress import Reporter
+from egd.runs.progress import Reporter
 
 
 class Clock:

@@ -69,7 +69,7 @@ def test_an_expansion_is_right_at_little_noise_only(moved: Problem) -> None:
 
 
 def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
-    from egd import cli
+    from egd.cli import main as cli
 
     def egd(*arguments: Any) -> Any:
         if "bench" not in {g.name for g in cli.app.registered_groups}:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from egd import cli
+from egd.cli import main as cli
 from egd.errors import UserError
 from egd.report import page, references
 from egd.report.figures import FIGURES, draw
@@ -25,7 +25,7 @@ from egd.report.references import Reference
 from egd.report.results import Report, collect
 from egd.report.runs import find
 from egd.report.tables import details, main, means, pairs
-from egd.summaries import Summary, signed
+from egd.runs.summaries import Summary, signed
 
 TASKS = ("door-cloned", "hopper-medium-v2", "walker2d-medium")
 PAGES = {"index.html", "table.md", "table.csv", "table.tex", "scores.csv"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from egd.errors import UserError
-from egd.runs import RunFolder
-from egd.summaries import flatten
+from egd.runs.folder import RunFolder
+from egd.runs.summaries import flatten
 
 CONFIG = {"seed": 1, "agent": {"energy": {"beta": 3.0}, "omegas": [1, 2]}, "empty": {}}
 

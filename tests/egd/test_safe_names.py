@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from typer.testing import CliRunner
 
-from egd import cli
+from egd.cli import main as cli
 from egd.errors import UserError
-from egd.experiments import Options
-from egd.many import parse_grid, variations
-from egd.progress import Reporter
 from egd.report.render import latex
 from egd.report.tables import Table
-from egd.safe_names import apart, csv_cell, figure_text, folder_name, folder_of_task, literal, markdown, markup, printable
-from egd.summaries import signed
+from egd.runs.experiment import Options
+from egd.runs.grid import parse_grid, variations
+from egd.runs.progress import Reporter
+from egd.runs.safe_names import apart, csv_cell, figure_text, folder_name, folder_of_task, literal, markdown, markup, printable
+from egd.runs.summaries import signed
 
 ORDINARY = ["beta0.5", "größe", "two words", "[a]", "[b]", "$x_{$", "a=1, b", "=SUM(A1)", "_hidden", "価値", "v1.", "<b>"]
 IMPOSSIBLE = [

@@ -23,8 +23,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from egd.catalogue import SAMPLERS
-from egd.components import Spec
+from egd.config.catalogue import SAMPLERS
+from egd.config.components import Spec
 from egd.denoisers import Prediction, convert
 from egd.errors import UserError
 from egd.guidance import guide

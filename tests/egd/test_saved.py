@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from egd.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.phases import Phase, load_trained, run_phase
-from egd.runs import RunFolder
-from egd.saved import settle
+from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
+from egd.runs.folder import RunFolder
+from egd.runs.phase_files import settle
+from egd.runs.phases import Phase, load_trained, run_phase
 from tests.egd.test_phases import STEPS, learner, opened, quiet, run, weights
 
 

@@ -14,7 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from egd.components import Registry, Spec, build
+from egd.config.components import Registry, Spec, build
 from egd.errors import UserError
 from egd.schedules import EDM, VE, Diffusers, FlowMatching, VPCosine, VPLinear, from_diffusers, log_snr, time_grid
 from egd.types import Schedule

@@ -52,9 +52,9 @@ def test_second_order_is_exact_for_a_quadratic_energy_and_a_gaussian(
     x, t = points(gaussian, schedule)
     estimate = SecondOrder(energy, Exact(gaussian, schedule), BETA)
     got, got_slope = value_and_grad(lambda x: estimate(x, t), x)
-    want, slope = value_and_grad(lambda x: gaussian.energy(schedule, energy, BETA, x, t), x)
+    want, grad = value_and_grad(lambda x: gaussian.energy(schedule, energy, BETA, x, t), x)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(got_slope, slope, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(got_slope, grad, rtol=1e-8, atol=1e-8)
     assert estimate.clips.share == 0 and estimate.clips.total == 2 * 16
 
 
@@ -89,8 +89,8 @@ def test_a_strongly_concave_energy_stays_finite_and_a_diverged_row_harms_no_othe
     wild = Quadratic(-1e6 * torch.eye(3), torch.ones(3))
     x, t = torch.randn(4, 3, generator=generator), torch.ones(4)
     estimate = SecondOrder(wild, at(x, 2.0))
-    value, slope = value_and_grad(lambda x: estimate(x, t), x)
-    assert value.isfinite().all() and slope.isfinite().all()
+    value, grad = value_and_grad(lambda x: estimate(x, t), x)
+    assert value.isfinite().all() and grad.isfinite().all()
     assert estimate.clips.share == 1
     x[0] = torch.nan
     value = SecondOrder(wild, at(x, 2.0))(x, t)
@@ -148,11 +148,11 @@ def test_jacobians_and_hessians_are_those_of_reverse_mode(generator: torch.Gener
         torch.testing.assert_close(got[i], want.reshape(4, 4))
     torch.testing.assert_close(jacobian_rows(f, x, t, c, torch.eye(4)).permute(1, 0, 2), got)
     e = lambda x, c: (c * torch.sin(x.flatten(1).prod(1))).reshape(-1)  # noqa: E731
-    value, slope, hessian = value_gradient_hessian(e, x, c)
+    value, grad, hessian = value_gradient_hessian(e, x, c)
     torch.testing.assert_close(value, e(x, c))
     for i in range(3):
         alone = lambda p, i=i: e(p[None], c[i : i + 1])[0]  # noqa: E731
-        torch.testing.assert_close(slope[i], torch.autograd.functional.jacobian(alone, x[i]).flatten())
+        torch.testing.assert_close(grad[i], torch.autograd.functional.jacobian(alone, x[i]).flatten())
         torch.testing.assert_close(hessian[i], torch.autograd.functional.hessian(alone, x[i]).reshape(4, 4))
 
 
@@ -233,8 +233,8 @@ def test_where_a_huge_curvature_and_a_clipped_one_meet_only_that_row_is_lost(siz
     estimate = SecondOrder(energy, lambda x, t, c=None: IsotropicGaussian(x, torch.ones(len(x))))
     x, kept = torch.randn(4, 3, generator=generator), torch.tensor([0, 1, 3])
     x[2, 0] = 9.0
-    value, slope = value_and_grad(lambda x: estimate(x, torch.ones(len(x))), x)
+    value, grad = value_and_grad(lambda x: estimate(x, torch.ones(len(x))), x)
     alone, slope_alone = value_and_grad(lambda x: estimate(x, torch.ones(len(x))), x[kept])
     assert value.isfinite()[kept].all()
     torch.testing.assert_close(value[kept], alone)
-    torch.testing.assert_close(slope[kept], slope_alone)
+    torch.testing.assert_close(grad[kept], slope_alone)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from egd import sources
-from egd.components import by_path
-from egd.networks import EnergyMLP
-from egd.sources import Sources, UnknownCode
+from egd.config.components import by_path
+from egd.networks.mlp import EnergyMLP
+from egd.runs import code_digest as sources
+from egd.runs.code_digest import Sources, UnknownCode
 
-CODE = Sources("egd.phases")
+CODE = Sources("egd.runs.phases")
 MODULE = '''
 """A text."""
 from .factor import FACTOR
@@ -102,7 +102,7 @@ def test_what_lies_deep_in_an_object_is_found(write: Write) -> None:
 
 
 def test_the_package_has_one_digest_and_short_names() -> None:
-    assert "egd.networks:EnergyMLP" in CODE.names(EnergyMLP(2, 0))
+    assert "egd.networks.mlp:EnergyMLP" in CODE.names(EnergyMLP(2, 0))
     assert CODE.outside(EnergyMLP) == [name for name in CODE.names(EnergyMLP) if name.startswith("torch ")]
     assert f"torch {torch.__version__}:Module" in CODE.names(EnergyMLP)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.computing import Computing
-from egd.networks import NoiseMLP
+from egd.networks.mlp import NoiseMLP
 from egd.schedules import VPLinear
-from egd.steps import Steps
-from egd.training import DenoiserLearner, Fit
+from egd.training.learners import DenoiserLearner, Fit
+from egd.training.precision import Computing
+from egd.training.stepping import Steps
 from egd.types import Context
 
 

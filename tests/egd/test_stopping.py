@@ -11,13 +11,13 @@ import pytest
 import torch
 import typer
 
-from egd.checkpoint import load_checkpoint
-from egd.cli import resumable, user_errors
-from egd.phases import Phase, run_phase
-from egd.runs import RunFolder
-from egd.saved import settle
-from egd.stopping import Stopped, between_steps, exit_code, stoppable, told
-from egd.training import Metrics
+from egd.cli.main import resumable, user_errors
+from egd.runs.checkpoint import load_checkpoint
+from egd.runs.folder import RunFolder
+from egd.runs.phase_files import settle
+from egd.runs.phases import Phase, run_phase
+from egd.runs.stopping import Stopped, between_steps, exit_code, stoppable, told
+from egd.training.learners import Metrics
 from tests.egd.test_phases import STEPS, Mortal, learner, opened, quiet, weights
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.components import Registry, Spec, build, validate
+from egd.config.components import Registry, Spec, build, validate
 from egd.energies import DPS, FirstOrder
 from egd.energies.clean import at_zero, combine
 from egd.energies.sum import Sum

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from egd.runs import RunFolder
-from egd.sweeps import cell_of, means_below
+from egd.runs.folder import RunFolder
+from egd.runs.sweeps import cell_of, means_below
 from tests.egd.test_report import stats
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from egd.denoisers import NetworkDenoiser
 from egd.guidance import guide
 from egd.mixtures import GaussianMixture
+from egd.networks.temporal import TemporalEnergy, TemporalUNet
 from egd.objectives import MSE
 from egd.rules import Rescaled
 from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
-from egd.temporal import TemporalEnergy, TemporalUNet
 from egd.tensors import value_and_grad
-from egd.training import DenoiserLearner, EnergyLearner, Fit
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit
 from egd.types import Context
 from egd.wrappers import Inpaint
 
@@ -131,8 +131,8 @@ def test_given_entries_are_seen_in_the_context_and_not_in_the_event(
     assert torch.equal(network(torch.where(given, 5.0, x), t, c), out)
     for i in range(3):  # of the context
         assert not torch.equal(network(x, t, c + torch.eye(3)[i]), out)
-    _, slope = value_and_grad(lambda x: network(x, t, c).flatten(1).sum(1) if out.ndim > 1 else network(x, t, c), x)
-    assert torch.equal(slope != 0, (~given).expand(2, 7, 3))
+    _, grad = value_and_grad(lambda x: network(x, t, c).flatten(1).sum(1) if out.ndim > 1 else network(x, t, c), x)
+    assert torch.equal(grad != 0, (~given).expand(2, 7, 3))
 
 
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
@@ -171,8 +171,8 @@ def test_a_trained_unet_samples_what_follows_from_the_first_state(generator: tor
     first = torch.tensor([-1.5, 1.5]).repeat_interleave(400)[:, None]
     with torch.no_grad():
         samples = sampled(denoiser, first, generator, steps=10).reshape(2, 400, H)
-    slope = (samples[1] - samples[0]).mean(0) / 3
-    torch.testing.assert_close(slope, COV[0], atol=0.12, rtol=0)
+    grad = (samples[1] - samples[0]).mean(0) / 3
+    torch.testing.assert_close(grad, COV[0], atol=0.12, rtol=0)
     torch.testing.assert_close(samples.var(1).mean(0), 1 - COV[0] ** 2, atol=0.2, rtol=0)
 
 

@@ -48,10 +48,10 @@ def test_a_quartic(n: int, grad: bool) -> None:
 def test_derivatives_of_what_it_returns(n: int) -> None:
     x, c = points(n)
     x.requires_grad_()
-    value, slope, hessian = value_gradient_hessian(quartic, x, c)
+    value, grad, hessian = value_gradient_hessian(quartic, x, c)
     for part, gradient in [
-        (value, slope),
-        (0.5 * slope.square().sum(1), (hessian @ slope[..., None])[..., 0]),
+        (value, grad),
+        (0.5 * grad.square().sum(1), (hessian @ grad[..., None])[..., 0]),
         (hessian.diagonal(dim1=1, dim2=2).sum(1), (2 * D + 4) * x.flatten(1)),
     ]:
         (found,) = torch.autograd.grad(part.sum(), x, retain_graph=True)
@@ -59,15 +59,15 @@ def test_derivatives_of_what_it_returns(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [FEW, MANY])
-@pytest.mark.parametrize("slope", [0.0, 2.0])
-def test_functions_without_curvature(n: int, slope: float) -> None:
+@pytest.mark.parametrize("grad", [0.0, 2.0])
+def test_functions_without_curvature(n: int, grad: float) -> None:
     x, c = points(n)
 
     def linear(x: Tensor, _: Context) -> Tensor:
-        return slope * x.sum((1, 2)) if slope else x.new_ones(len(x))
+        return grad * x.sum((1, 2)) if grad else x.new_ones(len(x))
 
     _, gradient, hessian = value_gradient_hessian(linear, x, c)
-    assert bool((gradient == slope).all())
+    assert bool((gradient == grad).all())
     assert hessian.shape == (n, D, D)
     assert not hessian.any()
 

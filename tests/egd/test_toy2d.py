@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from egd import cli
-from egd.toy2d import DATA_SETS, DataSet, Draws, find_data_set
-from egd.toy2d.figure import samples_figure
+from egd.cli import main as cli
+from egd.experiments.toy2d import DATA_SETS, DataSet, Draws, find_data_set
+from egd.experiments.toy2d.figure import samples_figure
 from tests.processes import exit_code, start_egd
 
 NAMES = sorted(DATA_SETS)

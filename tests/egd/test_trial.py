@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from egd.bench.estimators import check
-from egd.components import Spec
+from egd.config.components import Spec
+from egd.config.trial import Trial
 from egd.errors import UserError
+from egd.experiments.toy2d.config import Toy2dConfig
+from egd.experiments.toy2d.model import check_components
 from egd.samplers.choice import choose
 from egd.schedules import FlowMatching, VPLinear
-from egd.toy2d.config import Toy2dConfig
-from egd.toy2d.model import check_components
-from egd.trial import Trial
 
 SOURCE = """
 import torch
@@ -58,7 +58,7 @@ def flat(denoiser): return lambda x, t, c=None: denoiser(x, t, c).flatten()
 
 def detached(denoiser, low): return lambda x, t, c=None: denoiser(x, t, c).detach().clamp(low)
 
-def rule(omega): return lambda score, slope, t: slope.sum(1)
+def rule(omega): return lambda score, gradient, t: gradient.sum(1)
 """
 
 

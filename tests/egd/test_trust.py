@@ -12,9 +12,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from egd import cli, trust
-from egd.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
-from egd.components import Registry, Spec, build, by_path
+from egd.cli import main as cli
+from egd.config import trust
+from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
+from egd.config.components import Registry, Spec, build, by_path
 from egd.errors import UserError
 
 RECIPE = """
@@ -153,7 +154,7 @@ def test_what_is_allowed_outside_stays_allowed_and_a_dataset_needs_more_than_a_r
 
 @pytest.mark.parametrize("path", ["os:system", "subprocess:Popen", "builtins:exec", "os.path:join", "runpy:run_path"])
 def test_python_itself_has_no_components(path: str) -> None:
-    for registry in (ENERGIES, POSTERIORS, RULES, Registry("generator", "rl.generators")):
+    for registry in (ENERGIES, POSTERIORS, RULES, Registry("generator", "rl.data.generators")):
         with pytest.raises(UserError, match="standard library"):
             registry.find(path, "k")
 
@@ -183,6 +184,6 @@ def test_the_librarys_own_may_be_named_by_their_paths_and_what_they_import_may_n
     with trust.trusting(False):
         assert by_path("egd.energies.dps:DPS", "k", "egd.energies").__name__ == "DPS"
         assert by_path("egd.posteriors:residual", "k", "egd.posteriors").__name__ == "residual"
-        for path in ("egd.energies.dps:dataclass", "egd.checkpoint:write_atomic", "torch.hub:load"):
+        for path in ("egd.energies.dps:dataclass", "egd.runs.checkpoint:write_atomic", "torch.hub:load"):
             with pytest.raises(UserError, match="--trust-code"):
                 by_path(path, "k", "egd.energies")

@@ -87,9 +87,9 @@ def test_energies_are_differentiated_through_the_covariance_unless_detached(
     denoiser = exact_denoiser(mixture, schedule)
     for kind in ("full", "diagonal", "trace"):
         energy = FirstOrder(ENERGY, Tweedie(denoiser, schedule, kind, reverse=reverse))
-        _, slope = value_and_grad(lambda x, energy=energy: energy(x, t), x)
+        _, grad = value_and_grad(lambda x, energy=energy: energy(x, t), x)
         for i, h in enumerate(1e-5 * torch.eye(2)):
-            torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, slope[:, i], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close((energy(x + h, t) - energy(x - h, t)) / 2e-5, grad[:, i], rtol=1e-5, atol=1e-5)
         held = Tweedie(denoiser, schedule, kind, detach=True, reverse=reverse)
         torch.testing.assert_close(covariance(held(x, t)), covariance(Tweedie(denoiser, schedule, kind)(x, t)))
         leaf = x.clone().requires_grad_()

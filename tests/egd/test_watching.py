@@ -16,9 +16,9 @@ from egd.posteriors import IsotropicGaussian
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m, euler, heun
 from egd.samplers.base import levels, shrink
+from egd.samplers.watching import Lookout, SamplingWarning, watching
 from egd.schedules import EDM, VPLinear, time_grid
 from egd.types import Context, Denoiser
-from egd.watching import Lookout, SamplingWarning, watching
 from egd.wrappers import Clip, DynamicThreshold
 
 SCHEDULE = VPLinear()
@@ -31,7 +31,7 @@ def denoiser(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
 
 
 def flat(x: Tensor, c: Context = None) -> Tensor:
-    """Steps with a graph, whose slope is zero everywhere."""
+    """Steps with a graph, whose gradient is zero everywhere."""
     return x.round().sum(1)
 
 

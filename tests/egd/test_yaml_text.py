@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from egd import yaml_text
-from egd.config import override, read_yaml
+from egd.config import yaml_text
+from egd.config.base import override, read_yaml
 from egd.errors import UserError
 
 BOMB = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [1, 2, 3]" for i in range(9)])

@@ -58,7 +58,7 @@ def egd(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call the command line: egd('run', ...) -> result with exit_code and output."""
     from typer.testing import CliRunner
 
-    from egd import cli
+    from egd.cli import main as cli
 
     monkeypatch.setattr(cli.console, "width", 200)
     monkeypatch.setattr(cli.errors, "width", 200)

@@ -12,11 +12,11 @@ from egd import GaussianMixture, VPLinear, time_grid
 from egd.errors import UserError
 from egd.tensors import value_and_grad
 from rl.agents.aepo import AEPO
-from rl.config import GuidanceConfig, GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import OfflineData
-from rl.policies import GuidedPolicy, Sampler
-from rl.recipe import typed
+from rl.parts.guided_policy import ActionSampler, GuidedPolicy
+from rl.runs.config import GuidanceConfig, GuidedConfig
+from rl.runs.recipe import typed
 
 LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}
 
@@ -61,10 +61,10 @@ def act(made: AEPO, name: str, omegas: list[float], states: torch.Tensor, seed: 
 def test_the_energy_is_minus_the_advantage_and_guides_like_minus_q() -> None:
     made = agent()
     batch = made.data.sample(20, torch.Generator().manual_seed(0))
-    values, slope = value_and_grad(lambda a: made.energy()(a, batch.state), batch.action)
+    values, grad = value_and_grad(lambda a: made.energy()(a, batch.state), batch.action)
     q, q_slope = value_and_grad(lambda a: made.critic.q(batch.state, a), batch.action)
     torch.testing.assert_close(values, made.critic.v(batch.state).detach() - q)
-    torch.testing.assert_close(slope, -q_slope)
+    torch.testing.assert_close(grad, -q_slope)
     scaled = made.energy("advantage_std")(batch.action, batch.state).detach()
     torch.testing.assert_close(scaled * made.calibration.advantage_std, values)
 
@@ -157,9 +157,9 @@ def test_the_diagnostics_set_targets_beside_energies_in_the_same_unit() -> None:
 def test_evaluations_in_mid_training_belong_to_what_the_headline_depends_on() -> None:
     for guidance, phase in (("dps", "critic"), ("mse", "energy_guided")):
         made = agent(guidance={"energy": guidance}, variants={"other": {"energy": "exp_mse"}})
-        assert made.decisive(made.phases()).name == phase
+        assert made.evaluation_phase(made.phases()).name == phase
     joint = agent(training="joint", guidance=LITERAL)
-    assert joint.decisive(joint.phases()).name == "joint"
+    assert joint.evaluation_phase(joint.phases()).name == "joint"
 
 
 TRAINED = {
@@ -228,7 +228,7 @@ def test_a_rule_that_cannot_be_built_is_refused_before_training() -> None:
 def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
     schedule = VPLinear()
     exact = GaussianMixture(torch.zeros(1), torch.tensor([[0.5, -1.0]]), torch.diag(torch.tensor([0.04, 0.25]))[None])
-    sampler = Sampler(schedule, time_grid(schedule, 100, spacing="log_snr"), (2,))
+    sampler = ActionSampler(schedule, time_grid(schedule, 100, spacing="log_snr"), (2,))
     states = torch.zeros(20_000, 1)
     for temperature in (0.0, 0.3, 1.0):
         generator = torch.Generator().manual_seed(0)
@@ -240,7 +240,7 @@ def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
 def test_a_variant_set_to_null_is_left_out() -> None:
     variants = {"dps": None, "cold": {"temperature": 0.5}}
     config = typed({"experiment": "offline_rl", "kind": "aepo", "task": "hopper-medium", "variants": variants}, "a recipe")
-    assert isinstance(config, GuidedConfig) and set(config.arms) == {"guided", "cold"}
+    assert isinstance(config, GuidedConfig) and set(config.guidances) == {"guided", "cold"}
 
 
 def test_a_temperature_makes_an_arm_of_its_own_also_unguided() -> None:

@@ -16,23 +16,23 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from egd.batched import BatchedLearner
+from benchmarks import d3rlpy_check
 from egd.errors import UserError
-from egd.experiments import Options
-from egd.phases import Phase
-from egd.progress import Reporter
-from egd.training import Fit
-from rl.actors import Deterministic, Gaussian
+from egd.runs.experiment import Options
+from egd.runs.phases import Phase
+from egd.runs.progress import Reporter
+from egd.training.batched import BatchedLearner
+from egd.training.learners import Fit
 from rl.agents import AGENTS
 from rl.agents.td3_bc import TD3BC
-from rl.bench import d3rlpy_check
-from rl.cloning import AdvantageWeight, Cloning
 from rl.critics import IQL
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData
 from rl.deploy.policy import Policy
-from rl.experiments import OfflineRL
-from rl.recipe import typed
+from rl.parts.actors import Deterministic, Gaussian
+from rl.parts.cloning import AdvantageWeight, Cloning
+from rl.runs.experiment import OfflineRL
+from rl.runs.recipe import typed
 
 KINDS = ("bc", "iql", "td3_bc", "cql")
 
@@ -222,7 +222,7 @@ def test_the_critics_are_those_of_aepo() -> None:
         aepo = made_aepo(data, guided, settings)
         (own,) = [phase for phase in alone.phases() if phase.name == "critic"]
         (theirs,) = [phase for phase in aepo.phases() if phase.name == "critic"]
-        assert own.made_of == theirs.made_of
+        assert own.cache_key == theirs.cache_key
         assert all(torch.equal(t, theirs.learner.state()[name]) for name, t in own.learner.state().items())
 
 

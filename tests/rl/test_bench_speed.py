@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from egd import cli
+from benchmarks import pieces, plain, plain_acting
+from benchmarks.lab import BETA, NU, SUPPORT, Lab
+from benchmarks.pieces import step
+from benchmarks.qgpo import ScoreUNet
 from egd.bench import speed
 from egd.bench.cli import app
 from egd.bench.roofline import count, measure_rates
 from egd.bench.speed import Row, Setup
 from egd.bench.speed_report import SHORT, cells
+from egd.cli import main as cli
+from egd.networks.ensemble import EnsembleLinear
 from rl.agents.aepo import AEPO
-from rl.bench import pieces, plain, plain_acting
-from rl.bench.lab import BETA, NU, SUPPORT, Lab
-from rl.bench.pieces import step
-from rl.bench.qgpo import ScoreUNet
 from rl.critics import IQL
-from rl.critics.networks import EnsembleLinear
 from rl.data.transitions import Batch
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ SWEEPS = {"scaling_width", "scaling_batch", "scaling_action"}
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry points of this checkout, whatever is installed."""
-    monkeypatch.setattr(speed, "found", lambda group: {"offline_rl": EntryPoint("offline_rl", "rl.bench:pieces", group)})
+    monkeypatch.setattr(speed, "found", lambda group: {"offline_rl": EntryPoint("offline_rl", "benchmarks:pieces", group)})
     monkeypatch.setattr(cli.console, "width", 120)  # on a busy machine times have more digits than eighty columns hold
     monkeypatch.setattr(cli.errors, "width", 200)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from egd.checkpoint import prefixed
 from egd.posteriors import calibrate
+from egd.runs.checkpoint import prefixed
 from egd.schedules import VPLinear
-from rl.calibration import Calibration
-from rl.config import CalibrationConfig
+from rl.parts.calibration import Calibration
+from rl.runs.config import CalibrationConfig
 
 
 def state(grid: int) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
+from egd.config.trust import trusting
 from egd.errors import UserError
-from egd.trust import trusting
 from rl.data.episodes import load_episodes
 from rl.data.health import problems_of
 from rl.data.minari_store import episode_buffer, write_dataset

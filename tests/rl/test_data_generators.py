@@ -17,7 +17,7 @@ gym = pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
 pytest.importorskip("gymnasium_robotics")
 is_local = import_module("rl.data.stored").is_local
-maze2d, mixed, noisy = (getattr(import_module(f"rl.generators.{name}"), name) for name in ("maze2d", "mixed", "noisy"))
+maze2d, mixed, noisy = (getattr(import_module(f"rl.data.generators.{name}"), name) for name in ("maze2d", "mixed", "noisy"))
 minari_store = import_module("rl.data.minari_store")
 
 WALK, OTHER = "egd/maze2d/umaze-v1", "egd/maze2d/umaze-v2"
@@ -264,9 +264,9 @@ def test_recipes_know_the_same_names(
     generator: dict[str, Any],
     count: int | None,
 ) -> None:
-    from egd.config import read_yaml
-    from rl.loading import load_data
-    from rl.recipe import typed
+    from egd.config.base import read_yaml
+    from rl.runs.loading import load_data
+    from rl.runs.recipe import typed
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(datasets))  # the fixture ``recipe`` has its own
     (tmp_path / "mine.py").write_text(STRANGER)

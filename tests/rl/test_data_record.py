@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from egd.errors import UserError
-from egd.runs import RunFolder
+from egd.runs.folder import RunFolder
 from rl.data.episodes import Episodes
 from rl.data.record import Record, begin, fingerprint, of_run, place
 from rl.data.transitions import Batch, OfflineData

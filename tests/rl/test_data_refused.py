@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from egd.errors import UserError
-from egd.training import train
+from egd.training.learners import train
 from rl.agents import agent_class
 from rl.data.d4rl_import import import_hdf5
 from rl.data.episodes import Episodes, load_episodes, to_offline_data
 from rl.data.health import problems_of
 from rl.data.minari_store import episode_buffer, write_dataset
 from rl.data.stored import place_of
-from rl.recipe import typed
+from rl.runs.recipe import typed
 
 ID = "mine/small-v0"
 OBSERVATIONS = [np.arange(8.0).reshape(4, 2), np.array([[10.0, 20], [11, 21]])]

@@ -13,8 +13,8 @@ import yaml
 from egd.errors import UserError
 from rl.data.episodes import Episodes, load_episodes
 from rl.data.minari_store import episode_buffer, write_dataset
-from rl.loading import load_data
-from rl.recipe import typed
+from rl.runs.loading import load_data
+from rl.runs.recipe import typed
 
 ID = "mine/large-v0"
 
@@ -41,8 +41,8 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_made_of_them(
     tiny: str, settings: dict[str, Any], steps: int, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EGD_MEMORY_GB", "2")
-    monkeypatch.setattr("rl.loading.load_episodes", lambda *_, **__: of_so_many(steps))
-    monkeypatch.setattr("rl.loading.fingerprint", lambda *_: pytest.fail("it was gone on with"))
+    monkeypatch.setattr("rl.runs.loading.load_episodes", lambda *_, **__: of_so_many(steps))
+    monkeypatch.setattr("rl.runs.loading.fingerprint", lambda *_: pytest.fail("it was gone on with"))
     with pytest.raises(UserError, match=rf"^{key}: .*of memory are needed.*this machine has 2.0 GB") as refused:
         load_data(config(tiny, **settings), "cpu")
     assert refused.value.key == ID

@@ -110,7 +110,7 @@ def lines(output: str) -> list[str]:
 
 
 def test_list_tasks_has_every_task_in_a_line_of_its_own(egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from egd import cli
+    from egd.cli import main as cli
 
     monkeypatch.setattr(cli.console, "width", 80)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from egd import cli
+from egd.cli import main as cli
 from egd.energies.support import SupportSamples
 from egd.errors import UserError
+from egd.runs.summaries import signed
 from egd.samplers import ancestral
-from egd.summaries import signed
 from rl.cli.export import export
 from rl.deploy.policy import Compile, Policy, PolicyModule, load_module
-from rl.job import Run
-from rl.policies import GivenNoise
+from rl.parts.guided_policy import GivenNoise
+from rl.runs.job import Run
 
 ARMS = """variants:
   best_of_4: {omega: 0, candidates: 4}
@@ -144,7 +144,7 @@ def test_at_scale_zero_the_energy_is_never_asked(run: Path, arm: str, monkeypatc
     policy = Policy(module)
     observation, noise = observations(module, 10), policy.noise(10)
     acted = policy(observation, noise)
-    if module.agent.config.arms[arm].clip_x0:  # as the behaviour policy is that of the arm 'guided'
+    if module.agent.config.guidances[arm].clip_x0:  # as the behaviour policy is that of the arm 'guided'
         torch.testing.assert_close(acted, Policy(plain)(observation, noise))
     with pytest.raises(AssertionError, match="was asked"):
         PolicyModule(module.agent, arm, 1.0)
@@ -272,6 +272,6 @@ def test_onnx_says_what_to_install(egd: Any, run: Path, tmp_path: Path, monkeypa
 
 def test_a_sampler_that_draws_is_refused(run: Path) -> None:
     agent = load_module(run, "behaviour").agent
-    agent.sampler = replace(agent.sampler, walk=ancestral)
+    agent.sampler = replace(agent.sampler, sampler=ancestral)
     with pytest.raises(UserError, match="draws random numbers"):
         PolicyModule(agent, "behaviour")

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from egd.energies import DPS
 from egd.errors import UserError
 from egd.tensors import value_and_grad
-from egd.training import DenoiserLearner, EnergyLearner
+from egd.training.learners import DenoiserLearner, EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.agents.diffuser import Diffuser, DiffuserConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.trajectories import Windows, consecutive
 from rl.data.transitions import OfflineData
 from rl.deploy.policy import PolicyModule
-from rl.plans import Reward
-from rl.policies import GivenNoise
+from rl.parts.guided_policy import GivenNoise
+from rl.parts.trajectories import Reward
 
 S, A, H = 3, 2, 6
 TINY = {
@@ -128,13 +128,13 @@ def test_the_reward_is_learned() -> None:
 def test_the_critic_is_that_of_the_methods_that_guide_actions() -> None:
     made = {kind: {phase.name: phase for phase in agent(kind).phases()} for kind in (Diffuser, AEPO)}
     critics = [phases["critic"] for phases in made.values()]
-    assert critics[0].made_of == critics[1].made_of
+    assert critics[0].cache_key == critics[1].cache_key
     assert all(torch.equal(critics[0].learner.state()[k], v) for k, v in critics[1].learner.state().items())
-    assert made[Diffuser]["denoiser"].made_of != made[AEPO]["denoiser"].made_of
+    assert made[Diffuser]["denoiser"].cache_key != made[AEPO]["denoiser"].cache_key
 
 
 def test_what_a_phase_learned_depends_on_the_horizon_and_the_reward() -> None:
-    made = lambda **over: {p.name: p.made_of for p in agent(**over).phases()}  # noqa: E731
+    made = lambda **over: {p.name: p.cache_key for p in agent(**over).phases()}  # noqa: E731
     plain, longer = made(), made(plan={"horizon": 7})
     other = made(reward=TINY["reward"] | {"width": 8})
     assert [name for name in plain if plain[name] != longer[name]] == ["denoiser", "calibration", "energy_guided"]
@@ -210,9 +210,9 @@ def test_an_energy_sees_plans_through_the_in_painted_denoiser() -> None:
     assert isinstance(timed, DPS)
     (x, c), t = made.behaviour.sample(8, torch.Generator().manual_seed(0)), torch.full((8,), 0.5)
     torch.testing.assert_close(timed.denoiser(x, t, c)[:, 0, :S], c)
-    _, slope = value_and_grad(lambda x: timed(x, t, c), x)
-    assert not slope[:, 0, :S].any()  # a state that is known cannot be pushed
-    assert slope[:, 1:].any()
+    _, grad = value_and_grad(lambda x: timed(x, t, c), x)
+    assert not grad[:, 0, :S].any()  # a state that is known cannot be pushed
+    assert grad[:, 1:].any()
 
 
 @pytest.mark.parametrize("arm", ["guided", "looking"])

@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from egd.batched import BatchedLearner
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
-from egd.training import Fit
+from egd.training.batched import BatchedLearner
+from egd.training.learners import Fit
 from egd.types import Schedule
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO
@@ -214,7 +214,7 @@ def test_gradients_reach_the_network_through_all_of_the_actions(name: str, sampl
         learner.generator = torch.Generator().manual_seed(7)
         return (towards * learner.actions(state, x, t, network(x, t, state))).sum()
 
-    slopes = torch.autograd.grad(total(), list(network.parameters()))
+    grads = torch.autograd.grad(total(), list(network.parameters()))
     h, directions = 1e-5, [torch.randn(p.shape, generator=rng) for p in network.parameters()]
     with torch.no_grad():
         values = []
@@ -222,7 +222,7 @@ def test_gradients_reach_the_network_through_all_of_the_actions(name: str, sampl
             for p, d in zip(network.parameters(), directions, strict=True):
                 p.add_(step * d)
             values.append(float(total()))
-    got = float(sum((s * d).sum() for s, d in zip(slopes, directions, strict=True)))
+    got = float(sum((s * d).sum() for s, d in zip(grads, directions, strict=True)))
     assert got == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
 
 
@@ -234,11 +234,11 @@ def test_each_term_is_scaled_by_the_other_member() -> None:
     for judge in (0, 1):
         got, _ = learner.improvement(batch, batch.action, torch.tensor([judge]))
         torch.testing.assert_close(got, -q[judge].mean() / q[1 - judge].abs().mean())
-        _, slope = value_and_grad(lambda a, judge=judge: made.critic.values.q(batch.state, a)[judge], batch.action)
+        _, grad = value_and_grad(lambda a, judge=judge: made.critic.values.q(batch.state, a)[judge], batch.action)
         action = batch.action.clone().requires_grad_()
         learner.improvement(batch, action, torch.tensor([judge]))[0].backward()
         assert action.grad is not None
-        torch.testing.assert_close(action.grad, -slope / 32 / q[1 - judge].abs().mean())  # the unit is a number
+        torch.testing.assert_close(action.grad, -grad / 32 / q[1 - judge].abs().mean())  # the unit is a number
 
 
 def test_the_critic_is_left_alone_by_the_policy_and_gradients_are_clipped() -> None:
@@ -350,9 +350,9 @@ def test_srpo_at_low_noise_is_policy_improvement_regularised_by_the_kl_divergenc
     both_signs = (states.repeat(2, 1), t.repeat(2), torch.cat([noise, -noise]))  # the score is linear: their mean is exact
     loss, metrics = learner.loss(both_signs)
     loss.backward()
-    (slope,) = (p.grad for p in learner.fit.module.parameters())
-    assert slope is not None
-    assert float(slope.abs().max()) < 1e-3 * float(metrics["push"])
+    (grad,) = (p.grad for p in learner.fit.module.parameters())
+    assert grad is not None
+    assert float(grad.abs().max()) < 1e-3 * float(metrics["push"])
 
 
 class Constant(nn.Module):
@@ -432,25 +432,25 @@ def test_many_runs_at_once_are_those_runs(name: str) -> None:
     assert len(agents) == 2
 
 
-def made_of(made: Agent) -> dict[str, Any]:
-    return {phase.name: phase.made_of for phase in made.phases()}
+def cache_key(made: Agent) -> dict[str, Any]:
+    return {phase.name: phase.cache_key for phase in made.phases()}
 
 
 def test_denoiser_and_critic_are_those_of_every_other_method() -> None:
-    aepo = made_of(AEPO(AEPO.Config.model_validate(TINY), data(), CPU))
-    srpo = made_of(agent("srpo"))
+    aepo = cache_key(AEPO(AEPO.Config.model_validate(TINY), data(), CPU))
+    srpo = cache_key(agent("srpo"))
     assert srpo["denoiser"] == aepo["denoiser"]
     assert srpo["critic"] == aepo["critic"]
     for name in ("edp on iql", "edp on iql by awr", "diffusion_ql on iql"):
-        assert made_of(agent(name))["critic"] == aepo["critic"]
-    policies = [made_of(agent(name))["policy"] for name in KINDS]
+        assert cache_key(agent(name))["critic"] == aepo["critic"]
+    policies = [cache_key(agent(name))["policy"] for name in KINDS]
     assert all(one != other for i, one in enumerate(policies) for other in policies[:i])
 
 
 def test_what_only_acts_leaves_the_trained_policy_as_it_is() -> None:
     acting = {"candidates": 3, "selection": "best", "beta": 2.0}
-    assert made_of(agent("edp"))["policy"] == made_of(agent("edp", acting=acting))["policy"]
-    assert made_of(agent("edp"))["policy"] != made_of(agent("edp", improvement={"eta": 2.0}))["policy"]
+    assert cache_key(agent("edp"))["policy"] == cache_key(agent("edp", acting=acting))["policy"]
+    assert cache_key(agent("edp"))["policy"] != cache_key(agent("edp", improvement={"eta": 2.0}))["policy"]
 
 
 def test_unless_the_recipe_says_otherwise_diffusion_ql_takes_five_ddpm_steps() -> None:

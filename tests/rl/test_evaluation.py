@@ -17,16 +17,16 @@ from countdown import Countdown, Dying, Raising, unmakeable
 from rich.console import Console
 
 from egd.errors import UserError
-from egd.progress import Reporter
+from egd.runs.progress import Reporter
 from egd.samplers import euler
+from egd.samplers.watching import SamplingWarning, note_clips, watching
 from egd.schedules import VPLinear
-from egd.watching import SamplingWarning, note_clips, watching
 from rl.agents.aepo import AEPO
-from rl.config import GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.evaluation.evaluator import Evaluator, evaluate_together, watched
 from rl.evaluation.results import statistics
 from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
+from rl.runs.config import GuidedConfig
 from rl.tasks import TASKS, find_task
 
 

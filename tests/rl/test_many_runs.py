@@ -14,17 +14,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.experiments import Options
-from egd.many import RunsFailed, parse_grid, parse_seeds, variations
-from egd.progress import Reporter
-from rl import job as rl_job
+from egd.runs.checkpoint import load_checkpoint, save_checkpoint
+from egd.runs.experiment import Options
+from egd.runs.grid import RunsFailed, parse_grid, parse_seeds, variations
+from egd.runs.progress import Reporter
 from rl.agents.aepo import AEPO
-from rl.config import GuidedConfig
 from rl.critics import CriticLearner
-from rl.experiments import offline_rl
-from rl.run import Run
+from rl.runs import job as rl_job
+from rl.runs.config import GuidedConfig
+from rl.runs.experiment import offline_rl
+from rl.runs.run import Run
 from rl.tasks import TASKS, find_task
 
 DATASET = "egd/maze2d/short-v0"
@@ -58,14 +58,14 @@ def table(output: str) -> list[list[str]]:
 @pytest.fixture
 def in_one_program(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Runs are trained together, as on a GPU; how many at a time, a phase each."""
-    from egd import phases
+    from egd.runs import phases
 
     sizes: list[int] = []
 
     def batched(states: Any) -> Any:
         try:
             made = phases.BatchedLearner([s.phase.learner for s in states], [s.generator for s in states])
-        except phases.NotAlike:
+        except phases.NotBatchable:
             return None
         sizes.append(len(states))
         return made
@@ -77,7 +77,7 @@ def in_one_program(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
     """The critic of one seed goes off, from a poisoned batch on."""
-    from egd.phases import seed_of
+    from egd.runs.phases import seed_of
 
     draw, drawn_by = CriticLearner.draw, Counter[CriticLearner]()
 
@@ -156,7 +156,7 @@ def config(**over: Any) -> GuidedConfig:
     ],
 )
 def test_what_comes_after_training_keeps_no_runs_apart(over: dict[str, Any]) -> None:
-    assert AEPO.alike(config(**over)) == AEPO.alike(config())
+    assert AEPO.batch_key(config(**over)) == AEPO.batch_key(config())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_comes_after_training_keeps_no_runs_apart(over: dict[str, Any]) -> 
     ],
 )
 def test_what_changes_training_keeps_runs_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert AEPO.alike(config(**one)) != AEPO.alike(config(**other))
+    assert AEPO.batch_key(config(**one)) != AEPO.batch_key(config(**other))
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

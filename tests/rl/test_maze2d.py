@@ -18,7 +18,7 @@ pytest.importorskip("gymnasium_robotics")
 antmaze, maze2d, mazes, waypoints = (  # after the skips
     import_module(f"rl.envs.{name}") for name in ("antmaze", "maze2d", "mazes", "waypoints")
 )
-generate = import_module("rl.generators.maze2d").maze2d
+generate = import_module("rl.data.generators.maze2d").maze2d
 
 STEPS = 1500
 

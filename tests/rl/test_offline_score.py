@@ -15,13 +15,12 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from egd import cli
+from benchmarks.agreement import agreement
+from egd.cli import main as cli
 from egd.errors import UserError
-from rl.bench.agreement import agreement
-from rl.config import CriticConfig
 from rl.data.transitions import Batch, OfflineData
-from rl.selection.fqe import fitted_q
-from rl.selection.offline_score import (
+from rl.evaluation.fqe import fitted_q
+from rl.evaluation.offline_score import (
     Score,
     cautious,
     choose,
@@ -32,6 +31,7 @@ from rl.selection.offline_score import (
     regularised,
     spread,
 )
+from rl.runs.config import CriticConfig
 
 # -- the divergence -----------------------------------------------------------------------------------------------
 
@@ -119,11 +119,11 @@ def test_on_a_bandit_policies_rank_as_by_the_exact_objective(generator: torch.Ge
 
 
 def test_the_cautious_penalty_is_what_a_linear_error_makes_of_a_shift() -> None:
-    shift, slope = 1.7, 0.6  # e(a) = slope a, of spread 0.6 under N(0, 1), is exploited by N(shift, 1) to the full
+    shift, grad = 1.7, 0.6  # e(a) = gradient a, of spread 0.6 under N(0, 1), is exploited by N(shift, 1) to the full
     kl = torch.full((10,), shift**2 / 2)
-    score = cautious(torch.full((10,), slope * shift), kl, slope)
+    score = cautious(torch.full((10,), grad * shift), kl, grad)
     assert score == Score(
-        pytest.approx(slope * shift), pytest.approx(shift**2 / 2), pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)
+        pytest.approx(grad * shift), pytest.approx(shift**2 / 2), pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6)
     )
     assert cautious(torch.ones(4), torch.tensor([-0.2, 0.1, -0.1, 0.0]), 5.0).score == 1.0  # noise around no divergence
 
@@ -190,7 +190,7 @@ methods:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, store: Path, tiny: str) -> Iterator[Path]:
     """A folder of four methods' runs, one seed each."""
-    from egd import cli
+    from egd.cli import main as cli
 
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(tiny.replace("episodes: 2, envs: 2", "episodes: 1") + METHODS)
@@ -263,7 +263,7 @@ def test_select_goes_on_without_a_damaged_run(egd: Any, runs: Path, tmp_path: Pa
 
 
 def test_what_is_no_number_is_never_chosen(egd: Any, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl.selection.offline_selection import Candidate
+    from rl.evaluation.offline_selection import Candidate
 
     acting = Candidate.actions
     lost = {"behaviour", "guided"}  # the first one that is judged, and the headline
@@ -346,7 +346,7 @@ def benched(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> str:
 
 
 def test_costs_of_methods_stand_side_by_side(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl.bench.costs import main
+    from benchmarks.costs import main
 
     output = benched(main, monkeypatch, runs / "aepo", runs / "cloned", "--quick")
     assert all(word in output for word in ("aepo", "cloned", "training s", "ms, 1", "traced ms, 1", "denoiser"))
@@ -364,7 +364,7 @@ def test_agreement_of_critics_against_known_orders(generator: torch.Generator) -
 
 
 def test_agreement_of_critics_and_energies_of_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl.bench.agreement import main
+    from benchmarks.agreement import main
 
     output = benched(main, monkeypatch, runs / "aepo", "--states", 16, "--actions", 4, "--against", "aepo literal")
     cosines, lengths = output.split("Energies: length")

@@ -13,23 +13,23 @@ import torch
 import yaml
 from torch import Tensor
 
-from egd.config import ComponentConfig
+from egd.config.base import ComponentConfig
 from egd.errors import UserError
-from egd.phases import Phase
+from egd.runs.phases import Phase
 from egd.schedules import EDM, VPLinear
-from egd.times import LogNormalTimes
+from egd.training.times import LogNormalTimes
 from rl.critics.cal_ql import returns_to_go
 from rl.data.transitions import Batch, OfflineData
 from rl.online import terminations
 from rl.online.choice import make_generator
 from rl.online.config import OnlineConfig
-from rl.online.generators.base import Generator, World
+from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.learner import OnlineLearner
-from rl.online.live import Live
-from rl.online.pool import Pool
 from rl.online.ratios import LogWeights, RatioConfig, effective_share
 from rl.online.replay import Replay
-from rl.online.vectors import Vectors
+from rl.online.replay_mixture import ReplayMixture
+from rl.online.resumable_env import ResumableEnv
+from rl.online.transition_codec import TransitionCodec
 from rl.tasks import find_task
 from tests.rl.test_run import SEED0, assert_same_run
 
@@ -241,17 +241,17 @@ def test_a_recent_view_holds_the_last_rows() -> None:
 
 
 def test_an_environment_goes_on_where_it_was() -> None:
-    def walk(live: Live, n: int) -> list[Any]:
+    def walk(live: ResumableEnv, n: int) -> list[Any]:
         actions = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
         return [live.step(action) for action in actions[n:]]
 
     def hopper() -> Any:
         return gym.make("Hopper-v5", max_episode_steps=25)
 
-    whole = Live(hopper, seed=3)
+    whole = ResumableEnv(hopper, seed=3)
     expected = walk(whole, 0)
     assert sum(o.finished is not None for o in expected) >= 2
-    first, again = Live(hopper, seed=3), Live(hopper, seed=3)
+    first, again = ResumableEnv(hopper, seed=3), ResumableEnv(hopper, seed=3)
     actions = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
     for action in actions[:40]:
         first.step(action)
@@ -269,7 +269,7 @@ def test_an_environment_goes_on_where_it_was() -> None:
 def test_vectors_come_back_as_transitions(terminal: Any) -> None:
     rows = transitions(100)
     ended = Batch(rows.state, rows.action, rows.reward, rows.next_state, (torch.arange(100) % 3 == 0).float())
-    vectors = Vectors(ended, terminal)
+    vectors = TransitionCodec(ended, terminal)
     x = vectors.encode(ended)
     assert x.shape == (100, vectors.size) == (100, 9 + (terminal == "generated"))
     back = vectors.decode(x)
@@ -336,7 +336,7 @@ def toy(n: int, seed: int, *, wanted: bool) -> Batch:
     return Batch(state, action, -after[:, 0], after, torch.zeros(n))
 
 
-def world_of(data: OfflineData, actions: Any) -> World:
+def world_of(data: OfflineData, actions: Any) -> GeneratorContext:
     def fresh(name: str, make: Any) -> Any:
         torch.manual_seed(7)
         return make()
@@ -344,7 +344,7 @@ def world_of(data: OfflineData, actions: Any) -> World:
     def phase(name: str, steps: int, learner: Any, *_: Any, **__: Any) -> Phase:
         return Phase(name, steps, learner)
 
-    return World(data, find_task("mine/other-v0"), actions, fresh, phase)
+    return GeneratorContext(data, find_task("mine/other-v0"), actions, fresh, phase)
 
 
 def policy(states: Tensor, generator: torch.Generator) -> Tensor:
@@ -366,7 +366,7 @@ def log_normal(x: Tensor, mean: float, std: float) -> Tensor:
 @pytest.mark.parametrize("terms", [{"action": 0.5}, {"state": 1.0, "action": 1.0}])
 def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(5000, 0, wanted=False))
-    vectors = Vectors(data.transitions, "never")
+    vectors = TransitionCodec(data.transitions, "never")
     encoded = vectors.encode(data.transitions)
     config = RatioConfig(steps=600, width=64, lr=5e-3, batch=512, headroom=20)
     weights = LogWeights(world_of(data, policy), vectors, terms, config)
@@ -397,9 +397,9 @@ def test_weights_of_actions_alone_say_nothing_where_p_never_is(online_rows: Repl
     assert (e[never].sum() / e.sum()).item() < 1.3 * never.double().mean().item()
 
 
-def toy_pool(online_share: float | None) -> Pool:
+def toy_pool(online_share: float | None) -> ReplayMixture:
     rows = toy(5000, 0, wanted=False)
-    return Pool(rows, Vectors(rows, "never"), online_share)
+    return ReplayMixture(rows, TransitionCodec(rows, "never"), online_share)
 
 
 @pytest.mark.parametrize(("online_share", "expected"), [(None, 1 / 6), (0.4, 0.4)])
@@ -437,7 +437,7 @@ def test_samples_beyond_the_offline_data_are_kept_where_online_rows_are(
 
 def test_a_weight_asks_for_no_more_than_the_replay_holds(online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(2000, 0, wanted=False))
-    vectors = Vectors(data.transitions, "never")
+    vectors = TransitionCodec(data.transitions, "never")
     weights = LogWeights(
         world_of(data, policy), vectors, {"state": 1, "action": 1}, RatioConfig(steps=300, width=32, headroom=0.5)
     )

@@ -12,13 +12,13 @@ import yaml
 from torch import Tensor
 
 from egd.objectives import ExpMSE
-from egd.phases import Phase, run_phase
-from egd.progress import Reporter
-from egd.runs import RunFolder
+from egd.runs.folder import RunFolder
+from egd.runs.phases import Phase, run_phase
+from egd.runs.progress import Reporter
 from rl.agents.qgpo import QGPO
 from rl.data.transitions import Batch, OfflineData
-from rl.recipe import typed
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
+from rl.runs.recipe import typed
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
 
@@ -86,7 +86,7 @@ def test_the_table_has_as_many_actions_as_the_greediest_wants() -> None:
     assert agent(support={"actions": 7}).support.k == 7
     wide = agent(variants=ARMS)
     assert wide.support.k == 10
-    tables = [next(p.made_of for p in made.phases() if p.name == "support") for made in (wide, agent())]
+    tables = [next(p.cache_key for p in made.phases() if p.name == "support") for made in (wide, agent())]
     assert tables[0] != tables[1]  # the same recipe keys, another table
     plain = {"guidance": {"energy": "mse"}}
     assert agent(critic={"kind": "iql"}, **plain).support is None
@@ -133,7 +133,7 @@ def test_a_table_half_drawn_goes_on_bit_for_bit() -> None:
 
 def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr("egd.phases.save_phase", lambda folder, name, tensors, about: written.append(about["step"]))
+    monkeypatch.setattr("egd.runs.phases.save_phase", lambda folder, name, tensors, about: written.append(about["step"]))
     table = SupportTable(episodes(2500), 3, states_for_actions)
     phase = Phase("support", table.steps, table, checkpoint_every=table.checkpoint_every(1))
     run_phase(phase, RunFolder(tmp_path), Reporter(), seed=0, device="cpu", checkpoint_every=1, log_every=1)
@@ -166,7 +166,7 @@ def test_every_arm_learns_and_acts() -> None:
     assert set(made.energies) == {"guided", *ARMS}
     states = made.data.transitions.state[:8]
     seen = []
-    for name in made.arms():
+    for name in made.policies():
         act = made.policy(name, [] if name == "behaviour" else [3.0], torch.Generator().manual_seed(0))
         seen.append(act(states, torch.zeros(8, dtype=torch.long)))
         assert seen[-1].isfinite().all()

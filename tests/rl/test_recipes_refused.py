@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from egd import experiments, resources
-from egd.config import read_yaml
+from egd.config.base import read_yaml
 from egd.errors import UserError
-from egd.experiments import Options
-from egd.many import parse_grid, parse_seeds
+from egd.runs import experiment as experiments
+from egd.runs import resources
+from egd.runs.experiment import Options
+from egd.runs.grid import parse_grid, parse_seeds
 
 RECIPES = Path("recipes")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from egd import resources
-from egd.checkpoint import save_checkpoint
 from egd.errors import UserError
-from egd.runs import RunFolder
+from egd.runs import resources
+from egd.runs.checkpoint import save_checkpoint
+from egd.runs.folder import RunFolder
 from rl.data.record import Record, place
 
 NUMBERS = {"dataset_return": 1.0, "episodes": 2, "reward_factor": 1.0, "reward_shift": 0.0}

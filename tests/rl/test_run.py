@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from egd.runs import RunFolder
-from rl.job import OfflineJob
+from egd.runs.folder import RunFolder
+from rl.runs.job import OfflineJob
 from rl.tasks import TASKS, Task
 from tests.processes import exit_code, kill_when, start_egd
 

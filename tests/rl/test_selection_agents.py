@@ -19,7 +19,7 @@ from rl.critics import InSamplePlanning
 from rl.critics.in_sample_planning import planned
 from rl.critics.isql import ISQL
 from rl.data.transitions import Batch, OfflineData
-from rl.support import SupportTable
+from rl.parts.support_actions import SupportTable
 
 BEST, STEEPNESS = 0.6, 2.0  # Q(a) = -STEEPNESS (a - BEST)^2 / 2 in a bandit of one state
 
@@ -119,7 +119,7 @@ def test_further_selections_start_from_the_headline(data: OfflineData) -> None:
     made = knowing(make(IDQL, data, selection={"candidates": 128}, selections=selections, **FINE), 0.0)
     assert made.scales() == {"behaviour": [], "policy": [], "drawn": [], "few": []}
     assert made.config.ways["drawn"].candidates == 128
-    spreads = {name: float((acts(made, name, 200) - BEST).abs().mean()) for name in made.arms()}
+    spreads = {name: float((acts(made, name, 200) - BEST).abs().mean()) for name in made.policies()}
     assert spreads["policy"] < 0.1 * spreads["few"] < spreads["behaviour"]
     assert 0.1 < spreads["drawn"] < spreads["behaviour"]
 
@@ -128,7 +128,7 @@ def test_selection_shares_denoiser_and_critic_with_guidance(data: OfflineData) -
     from rl.agents.aepo import AEPO
 
     kinds = (IDQL, AEPO, QIPO, SfBC)
-    selected, guided, qipo, sfbc = ({phase.name: phase.made_of for phase in make(kind, data).phases()} for kind in kinds)
+    selected, guided, qipo, sfbc = ({phase.name: phase.cache_key for phase in make(kind, data).phases()} for kind in kinds)
     for phase in ("denoiser", "critic", "calibration"):
         assert selected[phase] == guided[phase]
     assert qipo["support"] == sfbc["support"]

@@ -14,16 +14,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from egd import sources
-from egd.checkpoint import load_checkpoint, save_checkpoint
-from egd.config import override
+from egd.config.base import override
 from egd.errors import UserError
-from egd.store import default_store, key_of
+from egd.runs import code_digest as sources
+from egd.runs.checkpoint import load_checkpoint, save_checkpoint
+from egd.runs.store import default_store, key_of
 from rl.agents import agent_class
 from rl.agents.base import CODE
 from rl.data.transitions import digest_of
-from rl.loading import load_data
-from rl.recipe import typed
+from rl.runs.loading import load_data
+from rl.runs.recipe import typed
 from tests.processes import exit_code, kill_when, start_egd
 
 RUN = Path("egd-maze2d-umaze-v0") / "seed-0"
@@ -118,7 +118,7 @@ def keys(recipe: Path, *settings: str) -> dict[str, str]:
     kind, allowed = agent_class(tree["kind"]), {*agent_class(tree["kind"]).Config.model_fields}
     config: Any = typed({k: v for k, v in tree.items() if k in allowed}, "test")
     agent = kind(config, load_data(config, "cpu")[0], torch.device("cpu"))
-    return {phase.name: key_of(phase.made_of) for phase in agent.phases()}
+    return {phase.name: key_of(phase.cache_key) for phase in agent.phases()}
 
 
 def test_a_phase_is_another_where_a_setting_has_part_in_it(recipe: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_damaged_entry_is_replaced(run: Any, kept: Path) -> None:
 def test_a_truncated_log_in_the_store_ends_no_sweep(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
     sweep = ("sweep", recipe, "--seeds", "0,1", "--out")
     assert egd(*sweep, tmp_path / "first").exit_code == 0
-    (key, *_) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    (key, *_) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["cache_key"]["phase"] == "critic"]
     path = kept / f"{key}.jsonl"
     before = path.read_bytes()
     path.write_bytes(before[: len(before) // 2])
@@ -258,7 +258,7 @@ def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path
 
 OWN = """
 from rl.agents.iql import IQL
-from rl.cloning import Cloning
+from rl.parts.cloning import Cloning
 
 class Backwards(Cloning):
     def loss(self, drawn):
@@ -351,14 +351,14 @@ def test_any_change_of_the_training_code_is_noticed(
         assert old in text
         edited = tmp_path / file.name
         edited.write_text(text.replace(old, new))
-        monkeypatch.setattr(sources, "_file", lambda module: edited if module == "rl.behaviour" else found(module))
+        monkeypatch.setattr(sources, "_file", lambda module: edited if module == "rl.parts.behaviour" else found(module))
         forget()
         sources._read.cache_clear()
         return keys(recipe)
 
     request.addfinalizer(forget)
     found, before = sources._file, keys(recipe)
-    file = found("rl.behaviour")
+    file = found("rl.parts.behaviour")
     assert file is not None
     old = "return batch.action, batch.state"
     assert changed(old, f"{old}  # a comment") == before
@@ -369,8 +369,14 @@ def test_any_change_of_the_training_code_is_noticed(
 
 def test_what_only_shows_results_is_no_training_code() -> None:
     found = set(sources._closure(CODE.job, CODE.packages))
-    assert {"rl.behaviour", "rl.critics.isql", "egd.energies.dps", "egd.samplers.heun", "rl.online.generators.edis"} <= found
-    assert not {"egd.report.page", "rl.bench.lab", "egd.toy2d.model", "rl.deploy.policy"} & found
+    assert {
+        "rl.parts.behaviour",
+        "rl.critics.isql",
+        "egd.energies.dps",
+        "egd.samplers.heun",
+        "rl.online.generators.edis",
+    } <= found
+    assert not {"egd.report.page", "benchmarks.lab", "egd.experiments.toy2d.model", "rl.deploy.policy"} & found
 
 
 def test_a_digest_sees_shape_and_type() -> None:
@@ -433,7 +439,7 @@ def test_a_size_that_is_none_is_refused(size: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_store_is_listed_and_pruned(run: Any, kept: Path, egd: Any) -> None:
     run("first")
-    names = {json.loads(path.read_text())["made_of"]["phase"]: path.stem for path in kept.glob("*.json")}
+    names = {json.loads(path.read_text())["cache_key"]["phase"]: path.stem for path in kept.glob("*.json")}
     total = sum(path.stat().st_size for path in kept.iterdir())
     shown = egd("store", "list").output
     assert all(any(name in line and key in line for line in shown.splitlines()) for name, key in names.items())
@@ -459,7 +465,7 @@ def test_an_entry_that_does_not_fit_is_said_and_trained_anew(
 ) -> None:
     """Its digest may be right, if it was forged."""
     assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
-    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["cache_key"]["phase"] == "critic"]
     tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
     if part == "generator":
         forged = {"generator": torch.zeros(7, dtype=torch.uint8)}
@@ -476,7 +482,7 @@ def test_an_entry_that_does_not_fit_is_said_and_trained_anew(
 
 def test_a_critic_that_is_not_a_number_is_said_and_trained_anew(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
     assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
-    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["made_of"]["phase"] == "critic"]
+    (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["cache_key"]["phase"] == "critic"]
     tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
     name = next(name for name, tensor in tensors.items() if "module" in name and tensor.is_floating_point())
     save_checkpoint(kept / f"{key}.safetensors", {**tensors, name: tensors[name] * torch.nan}, meta)

@@ -19,7 +19,7 @@ import torch
 import rl.envs.maze2d
 import rl.evaluation.video
 from egd.errors import UserError
-from egd.runs import RunFolder
+from egd.runs.folder import RunFolder
 from rl.evaluation.evaluator import chosen
 from rl.evaluation.video import CAPTION, film, pace, shown
 from rl.tasks import Task
@@ -77,7 +77,7 @@ class Dimmer:
     data = SimpleNamespace(standardise=lambda observation: observation)
     config = SimpleNamespace(evaluation=SimpleNamespace(envs=5))
 
-    def arms(self) -> dict[str, float | None]:
+    def policies(self) -> dict[str, float | None]:
         return {"behaviour": None, "guided": 4.0, "other": 1.0}
 
     def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.vitals import vitals
+from rl.runs.vitals import vitals
 from tests.rl.test_evaluation import maze_agent
 
 

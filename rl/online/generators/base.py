@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egd.phases import Phase
-from egd.training import Metrics
+from egd.runs.phases import Phase
+from egd.training.learners import Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.replay import Replay
 from rl.tasks import Task
 
 
 @dataclass(frozen=True)
-class World:
+class GeneratorContext:
     """What a generator may look at: the offline data, the task, and the agent's policy as it is at the time."""
 
     data: OfflineData

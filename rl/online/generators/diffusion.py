@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egd.bounds import Layers, NotNegative, Rate, Samples, Steps, Walk
-from egd.config import ComponentConfig
+from egd.bounds import Layers, NotNegative, Rate, SamplerSteps, Samples, Steps
+from egd.config.base import ComponentConfig
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
-from egd.networks import NoiseMLP
-from egd.phases import Phase
+from egd.networks.mlp import NoiseMLP
+from egd.runs.phases import Phase
 from egd.samplers.base import initial_noise
 from egd.schedules import Spacing, time_grid
-from egd.times import LogNormalTimes
-from egd.training import DenoiserLearner, Fit, Metrics, train
+from egd.training.learners import DenoiserLearner, Fit, Metrics, train
+from egd.training.times import LogNormalTimes
 from egd.types import Denoiser
-from rl.behaviour import make_schedule
-from rl.config import DenoiserConfig, SamplerConfig
 from rl.data.transitions import Batch, drawn
 from rl.online import terminations
-from rl.online.generators.base import Generator, World
-from rl.online.pool import Pool, Share
+from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.replay import Replay
-from rl.online.vectors import TerminalModel, Vectors
+from rl.online.replay_mixture import ReplayMixture, Share
+from rl.online.transition_codec import TerminalModel, TransitionCodec
+from rl.parts.behaviour import make_schedule
+from rl.runs.config import DenoiserConfig, SamplerConfig
 from rl.tasks import Task
 
 __all__ = ["Diffusion"]
@@ -47,7 +47,7 @@ class ModelConfig(DenoiserConfig):
 class StepsConfig(SamplerConfig):
     """Uniform in the schedule's time, which is Karras' spacing for EDM's."""
 
-    steps: Walk = 20
+    steps: SamplerSteps = 20
     spacing: Spacing = "time"
 
 
@@ -68,7 +68,7 @@ class Diffusion(Generator):
 
     def __init__(
         self,
-        world: World,
+        world: GeneratorContext,
         *,
         schedule: ComponentConfig = SCHEDULE,
         denoiser: ModelConfig = MODEL,
@@ -85,8 +85,8 @@ class Diffusion(Generator):
         self.schedule_name, self.schedule = schedule, make_schedule(schedule.spec)
         data = world.data.transitions
         rule = terminations.rule(world.task, world.data) if terminal == "computed" else None
-        self.vectors = Vectors(data, terminal, rule)
-        self.pool = Pool(data, self.vectors, online_share)
+        self.vectors = TransitionCodec(data, terminal, rule)
+        self.pool = ReplayMixture(data, self.vectors, online_share)
         self.fit = self._fit(world.fresh("generator", self._network), denoiser.steps)
         self.rows = data[torch.zeros(0, dtype=torch.long, device=data.reward.device)]
         self.refreshes = 0

@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from egd.bounds import Layers, NotNegative, Omega, Rate, Samples, Steps, Width
-from egd.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
-from egd.components import build, validate, wanted_parts
-from egd.config import ComponentConfig
+from egd.config.base import ComponentConfig
+from egd.config.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
+from egd.config.components import build, validate, wanted_parts
+from egd.config.sections import NetworkConfig
 from egd.denoisers import at_unit_scale
 from egd.errors import UserError
 from egd.guidance import guide
-from egd.networks import EnergyMLP
+from egd.networks.mlp import EnergyMLP
 from egd.posteriors import calibrate
-from egd.sections import NetworkConfig
-from egd.times import LogNormalTimes
-from egd.training import EnergyLearner, Fit, Metrics, train
+from egd.training.learners import EnergyLearner, Fit, Metrics, train
+from egd.training.times import LogNormalTimes
 from egd.types import Context, Denoiser, TimedEnergy
 from rl.data.transitions import Batch, drawn
-from rl.online.generators.base import World
+from rl.online.generators.base import GeneratorContext
 from rl.online.generators.diffusion import MODEL, SAMPLER, SCHEDULE, Diffusion, ModelConfig, StepsConfig
-from rl.online.pool import Share
 from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term
 from rl.online.replay import Replay
-from rl.online.vectors import TerminalModel
+from rl.online.replay_mixture import Share
+from rl.online.transition_codec import TerminalModel
 from rl.tasks import Task
 
 __all__ = ["EDIS"]
@@ -66,7 +66,7 @@ class EDIS(Diffusion):
 
     def __init__(
         self,
-        world: World,
+        world: GeneratorContext,
         *,
         schedule: ComponentConfig = SCHEDULE,
         denoiser: ModelConfig = MODEL,

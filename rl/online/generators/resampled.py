@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from egd.training import Metrics
+from egd.training.learners import Metrics
 from rl.data.transitions import Batch
-from rl.online.generators.base import Generator, World
-from rl.online.pool import Pool, Share
+from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.ratios import RATIO, LogWeights, RatioConfig
 from rl.online.replay import Replay, joined
-from rl.online.vectors import Vectors
+from rl.online.replay_mixture import ReplayMixture, Share
+from rl.online.transition_codec import TransitionCodec
 
 __all__ = ["Resampled"]
 
@@ -26,11 +26,11 @@ class Resampled(Generator):
     dynamics: what EDIS has to beat.
     """
 
-    def __init__(self, world: World, *, ratio: RatioConfig = RATIO, online_share: Share | None = None) -> None:
+    def __init__(self, world: GeneratorContext, *, ratio: RatioConfig = RATIO, online_share: Share | None = None) -> None:
         self.world = world
-        vectors = Vectors(world.data.transitions, "never")
+        vectors = TransitionCodec(world.data.transitions, "never")
         self.weights = LogWeights(world, vectors, {"state": 1.0, "action": 1.0}, ratio)
-        self.pool = Pool(world.data.transitions, vectors, online_share)
+        self.pool = ReplayMixture(world.data.transitions, vectors, online_share)
         self.rows = world.data.transitions
         self.cumulative = torch.empty(0)
         self.online = 0

@@ -1,0 +1,1 @@
+"""Recipes as typed objects, and components by name."""

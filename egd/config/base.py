@@ -1,0 +1,179 @@
+"""Recipes: YAML in, typed and frozen objects out. Every complaint names the key, the value and the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from egd.config.components import Spec
+from egd.config.yaml_text import parse, parse_or_text, read_text
+from egd.errors import UserError, nearest, shown
+
+Tree = dict[str, Any]
+
+
+class Strict(BaseModel):
+    """A frozen section of a recipe that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ComponentConfig(BaseModel):
+    """``{name: first_order, variance: false}``, or ``first_order`` alone: a component and its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def spec(self) -> Spec:
+        """For ``egd.config.components.build``."""
+        return Spec(self.name, dict(self.model_extra or {}))
+
+
+def read_yaml(path: Path) -> Tree:
+    """A YAML mapping. UserError when the file is missing, is not YAML or not a mapping."""
+    try:
+        text = read_text(path)
+    except OSError as error:
+        folders = [folder for folder in (path.parent, Path("recipes")) if any(folder.glob("*.yaml"))]
+        near = "is the folder right?"
+        if folders:
+            elsewhere = "" if folders[0] == path.parent else f"in {folders[0]}/: "
+            near = elsewhere + nearest(path.name, [p.name for p in folders[0].glob("*.yaml")])
+        raise UserError(f"cannot read {path}: {error.strerror}; {near}") from None
+    tree = parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold 'key: value' lines, found {type(tree).__name__}")
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Deep merge, ``over`` winning. A component of another name replaces the whole of the old one, settings included."""
+    if isinstance(over.get("name"), str) and over["name"] != base.get("name", over["name"]):
+        return dict(over)
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, str):  # a component given by its name alone
+            old = {"name": old}
+        result[key] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return result
+
+
+def override(tree: Mapping[str, Any], settings: Sequence[str]) -> Tree:
+    """Apply ``a.b=c`` overrides, values read as YAML. UserError for one without '='."""
+    result = dict(tree)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = keys_of(path.strip(), result) if equals else []
+        if not keys:
+            raise UserError(f"'{setting}' is not of the form a.b=c", key="--set")
+        try:
+            value: Any = parse_or_text(text, f"the value of {path.strip()}")
+        except UserError as error:
+            raise UserError(str(error), key="--set") from None
+        for key in reversed(keys):
+            value = {key: value}
+        result = merge(result, value)
+    return result
+
+
+def keys_of(path: str, tree: Mapping[str, Any]) -> list[str]:
+    """The keys of a dotted path into a tree: a name with dots in it is one key where the tree has it, or in quotes. [] for a
+    path with an empty name.
+    """
+    words = [word.strip() for word in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+|(?<=\.)(?=\.|$)|^(?=\.|$)", path)]
+    keys: list[str] = []
+    here: Any = tree
+    while words:
+        known = here if isinstance(here, Mapping) else {}
+        longest = range(len(words), 1, -1)
+        count = next((n for n in longest if ".".join(words[:n]) in known), 1)
+        key = ".".join(words[:count]) if count > 1 or words[0] in known else words[0].strip("\"'")
+        keys, words, here = [*keys, key], words[count:], known.get(key)
+    return keys if all(keys) else []
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mapping[str, str] | None = None) -> T:
+    """The typed object. UserError listing every wrong key of ``source``, or of an option of the command line: ``given``
+    maps dotted keys to these.
+    """
+    try:
+        return model.model_validate(tree)
+    except pydantic.ValidationError as error:
+        first = {(p["loc"][-1:], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # one of repeated ones
+        problems = [dict(problem) for problem in reversed(first.values())]
+        for problem in problems:
+            problem["loc"] = _place(problem["loc"], tree, problem["type"])
+        options = [blamed_on(".".join(problem["loc"]), given or {}) or "" for problem in problems]
+        lines = [_explain(model, problem) for problem in problems]
+        if len(set(options)) == 1:
+            raise UserError("\n".join(lines), key=options[0] or source) from None
+        raise UserError("\n".join(f"{o} {line}".strip() for o, line in zip(options, lines, strict=True)), key=source) from None
+
+
+def _place(loc: Sequence[str | int], tree: Any, kind: str) -> list[str]:
+    """A place as the recipe has it, without pydantic's words for the members of a union."""
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        inside = part in tree if isinstance(tree, Mapping) else isinstance(tree, list | tuple) and isinstance(part, int)
+        if inside:
+            parts, tree = [*parts, str(part)], tree[part]
+        elif kind == "missing" and i == len(loc) - 1:
+            parts.append(str(part))
+    return parts or [str(part) for part in loc]
+
+
+def blamed_on(path: str, given: Mapping[str, str]) -> str | None:
+    """The option of the command line that set the key, what it is in, or something in it."""
+    for key, option in given.items():
+        if (path and f"{path}.".startswith(f"{key}.")) or f"{key}.".startswith(f"{path}."):
+            return option
+    return None
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    loc = problem["loc"]
+    path = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key; {nearest(loc[-1], _fields(model, loc[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path}: required and missing"
+    return f"{path}: got {shown(problem['input'])}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The valid names below a path, following nested models through Optional and dict."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        field = None if here is None else here.model_fields.get(part)
+        here = _model_in(field.annotation) if field is not None else here
+    return list(here.model_fields) if here is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is not None or annotation is Union:
+        return next((m for arg in get_args(annotation) if (m := _model_in(arg)) is not None), None)
+    return None
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Readable YAML, keys in their own order."""
+    text: str = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120)
+    return text

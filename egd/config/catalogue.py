@@ -1,0 +1,44 @@
+"""The library's own components, by kind: what a recipe may name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from egd.config.components import Registry, Spec, validate
+
+SCHEDULES = Registry("schedule", "egd.schedules", ("alpha",))
+POSTERIORS = Registry("posterior", "egd.posteriors", ("__call__",), 3)
+ENERGIES = Registry("energy", "egd.energies", ("__call__", "loss"), 3)
+OBJECTIVES = Registry("energy", "egd.objectives", ("loss",))
+RULES = Registry("guidance rule", "egd.rules", ("__call__",), 3)
+SAMPLERS = Registry("sampler", "egd.samplers")
+WRAPPERS = Registry("wrapper of a denoiser", "egd.wrappers", ("__call__",), 3)
+
+CATALOGUE = {
+    "schedule": SCHEDULES,
+    "posterior": POSTERIORS,
+    "energy (closed form)": ENERGIES,
+    "energy (trained)": OBJECTIVES,
+    "guidance rule": RULES,
+    "sampler": SAMPLERS,
+    "wrapper of a denoiser": WRAPPERS,
+}
+"""Kind, as ``egd list`` has it -> registry."""
+
+
+def is_trained(name: str, key: str) -> bool:
+    """Whether an energy of this name or path is an objective that trains a network, rather than a closed form."""
+    return hasattr(ENERGIES.find(name, key), "loss") if ":" in name else name in OBJECTIVES.names()
+
+
+def energy_registry(name: str, key: str) -> Registry:
+    """Where an energy of this name or path is."""
+    return OBJECTIVES if is_trained(name, key) else ENERGIES
+
+
+def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
+    """The class of an energy. UserError for one that does not exist, is none, or has not these settings."""
+    known = {**ENERGIES.names(), **OBJECTIVES.names()}
+    if spec.name not in known and ":" not in spec.name:
+        raise ENERGIES.unknown(spec.name, key, known)
+    return validate(energy_registry(spec.name, key), spec, parts, key)

@@ -1,0 +1,328 @@
+"""Components by name: how a recipe's ``{name: ..., key: value}`` becomes an object.
+
+A component is any class (or function returning a callable) in one file. Its constructor's parameters are of two kinds:
+**parts**, which the experiment supplies by parameter name (``energy``, ``denoiser``, ``posterior``, ``schedule``,
+``support``, ``beta``, ``omega``), and **settings**, which the recipe supplies and which are checked against their type
+hints. Within the library a file in ``egd/energies``, ``objectives`` or ``rules`` is found by itself; a stranger's class
+is named ``package.module:Name`` or ``path/to/file.py:Name``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import pydantic
+
+from egd.config.trust import is_pythons_own, may_name_code, require_trust
+from egd.errors import UserError, nearest, shown
+from egd.own_files import defined
+from egd.types import Part
+
+Component = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A component's name and settings as a recipe gives them."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    @staticmethod
+    def of(value: Any, key: str) -> Spec:
+        """From ``name`` or ``{name: ..., setting: ...}``. UserError naming ``key`` for anything else."""
+        if isinstance(value, str):
+            return Spec(value, {})
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            return Spec(value["name"], {k: v for k, v in value.items() if k != "name"})
+        raise UserError(f"{value!r} is no component; write its name, or {{name: ..., setting: ...}}", key=key)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The components of one kind: every class or function that the modules of a package define in public."""
+
+    kind: str
+    package: str
+    makes: tuple[str, ...] = ()
+    """Methods of which what is made has one at least; any object will do where there are none."""
+    arguments: int | None = None
+    """How many its ``__call__`` is given, where it has one."""
+
+    @staticmethod
+    def of(part: Part) -> Registry:
+        """The components that may fill a part."""
+        return Registry(part.kind, part.package, part.makes, part.arguments)
+
+    def names(self) -> dict[str, Component]:
+        """Short name -> component, names in snake case: ``FirstOrder`` is ``first_order``."""
+        return _scan(self.package)
+
+    def find(self, name: str, key: str) -> Component:
+        """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
+        if ":" in name.removesuffix(":"):
+            found = by_path(name, key, self.package)
+            self._check_class(found, name, key)
+            return found
+        try:
+            return self.names()[name]
+        except KeyError:
+            raise self.unknown(name, key, self.names()) from None
+
+    def unknown(self, name: str, key: str, known: Iterable[str]) -> UserError:
+        """What to say of a name that none of the ``known`` has; of a file or a module, how what is in it is named."""
+        place = name.removesuffix(":")
+        if not place.endswith(".py"):
+            path = f" (what is in a module is named {place}:NAME)" if "." in place else ""
+            return UserError(f"no {self.kind} is called '{name}'; {nearest(name, known)}{path}", key=key)
+        if not may_name_code():  # a stranger's word for it: the file is not even looked at
+            return UserError(f"'{name}' is no {self.kind}; what is in a file is named {place}:NAME", key=key)
+        if not Path(place).expanduser().is_file():
+            return UserError(f"no such file: {place}; what is in a file is named file.py:NAME", key=key)
+        return UserError(f"'{name}' is a file; {self._named_in(place)}", key=key)
+
+    def _named_in(self, file: str) -> str:
+        """How to name a component that is in a file, and what one is where none is."""
+        found = defined(file, self.makes, self.arguments)
+        if found:
+            return f"name the {self.kind} in it: {', '.join(f'{file}:{name}' for name in found)}"
+        return f"write {self._form()} in it, and name it {file}:NAME"
+
+    def _form(self) -> str:
+        """A class of this kind, by the signature that the library's own have; a class or function where any object will do."""
+        for component in self.names().values() if self.makes else ():
+            for method in self.makes if inspect.isclass(component) else ():
+                if method in vars(component):
+                    return f"a class with {method}({', '.join(inspect.signature(getattr(component, method)).parameters)})"
+        return "a class or a function"
+
+    def hint(self, name: str, component: Component) -> str:
+        """What to say where a function is named that should have been a class: nothing where it is none."""
+        if ":" not in name or not self.makes or not inspect.isfunction(component):
+            return ""
+        file, called = name.rpartition(":")[0], component.__name__
+        others = [f"{file}:{other}" for other in defined(file, self.makes, self.arguments)] if file.endswith(".py") else []
+        return (
+            f". The function '{called}' would have to make the {self.kind}, not to be it: write {self._form()}"
+            f"{', or name ' + ', '.join(others) if others else ''}"
+        )
+
+    def _check_class(self, component: Component, name: str, key: str) -> None:
+        """UserError for a class that makes something else, as far as can be told without a call."""
+        if not inspect.isclass(component) or not self.makes:
+            return
+        found = [method for method in self.makes if any(method in vars(base) for base in component.__mro__)]
+        if not found:
+            wanted = " or ".join(f"'{method}'" for method in self.makes)
+            raise UserError(f"what '{name}' makes is no {self.kind}: it has no {wanted}", key=key)
+        if found == ["__call__"] and self.arguments is not None and not _takes(component.__call__, 1 + self.arguments):
+            raise UserError(f"what '{name}' makes is no {self.kind}: it is not called with {self.arguments} arguments", key=key)
+
+    def check_made(self, made: Any, name: str, key: str) -> None:
+        """UserError for an object, of a function that is named by its path, which is none of this kind."""
+        if ":" in name and self.makes and not any(hasattr(made, method) for method in self.makes):
+            raise UserError(f"what '{name}' makes is no {self.kind}: it is a {type(made).__name__}", key=key)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be read
+        return True
+    return True
+
+
+@cache
+def _scan(package: str) -> dict[str, Component]:
+    found: dict[str, Component] = {}
+    root = importlib.import_module(package)
+    modules = [f"{package}.{m.name}" for m in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
+    for module in [importlib.import_module(name) for name in modules] or [root]:
+        for name in getattr(module, "__all__", ()):
+            found[re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()] = getattr(module, name)
+    return found
+
+
+def by_path(path: str, key: str, library: str) -> Component:
+    """The class or function ``package.module:Name`` or ``path/to/file.py:Name``. UserError (naming ``key``) where none is, and
+    where it is a stranger's code (``egd.config.trust``), which what the package ``library`` defines is not.
+    """
+    place, _, name = path.rpartition(":")
+    if is_pythons_own(place):
+        raise UserError(f"'{path}' is a part of Python's standard library, not a component", key=key)
+    inside = _within(place, library)
+    if not inside:
+        require_trust(path, key)
+    try:
+        module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except SyntaxError as error:
+        raise UserError(f"'{path}': {error.filename}, line {error.lineno}, is not Python: {error.msg}", key=key) from error
+    except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
+        remedy = "" if isinstance(error, FileNotFoundError) else "; is it on PYTHONPATH?"
+        raise UserError(f"cannot import '{place}' of '{path}': {error}{remedy}", key=key) from error
+    if not hasattr(module, name):
+        public = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+        own = [n for n, v in public.items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        raise UserError(f"'{place}' has no '{name}'; {nearest(name, own or public)}", key=key)
+    component: Component = getattr(module, name)
+    if not callable(component) or inspect.isbuiltin(component) or inspect.ismodule(component):
+        raise UserError(f"'{path}' is {component!r}, not a class or a function", key=key)
+    if inside and not _within(getattr(component, "__module__", ""), library):  # the library imports it only
+        require_trust(path, key)
+    return component
+
+
+def _within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def loaded(path: str) -> tuple[str, str] | None:
+    """Name the module and the component that ``by_path`` has found under that path before; None for any other text."""
+    place, _, name = path.rpartition(":")
+    module = _module_name(Path(place)) if place.endswith(".py") else place
+    return (module, name) if callable(getattr(sys.modules.get(module), name, None)) else None
+
+
+def _module_name(file: Path) -> str:
+    resolved = file.expanduser().resolve()
+    return f"egd_user_{resolved.stem}_{abs(hash(resolved))}"
+
+
+def _load_file(place: str) -> Any:
+    file = Path(place).expanduser().resolve()
+    name = _module_name(file)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no such file: {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def parameters(component: Component) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by name, without ``*args`` and ``**kwargs``."""
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in inspect.signature(component).parameters.items() if p.kind not in open_ended}
+
+
+def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
+    """Find the component and check the settings against its type hints. UserError naming ``key`` and the setting."""
+    component = registry.find(spec.name, key)
+    _settings(registry, component, spec, parts, key, lambda r, s, k: validate(r, s, parts, k))
+    return component
+
+
+def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) -> Any:
+    """The component with its settings and those of ``parts`` that its constructor names; a setting wins over a part."""
+    component = registry.find(spec.name, key)
+    wanted = {name: parts[name] for name in parameters(component) if name in parts}
+    settings = _settings(registry, component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
+    made = component(**{**wanted, **settings})
+    registry.check_made(made, spec.name, key)
+    return made
+
+
+def bind(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
+    """The function itself, its settings filled in; ``parts`` are the arguments that it is called with later."""
+    component = registry.find(spec.name, key)
+    settings = _settings(registry, component, spec, parts, key, lambda r, s, k: build(r, s, {}, k))
+    return partial(component, **settings) if settings else component
+
+
+def wanted_parts(registry: Registry, spec: Spec, parts: set[str], key: str) -> set[str]:
+    """Those of ``parts`` that the component, or one nested in its settings, takes from outside."""
+    component = registry.find(spec.name, key)
+    wanted = (set(parameters(component)) & parts) - set(spec.settings)
+    inner: list[set[str]] = []
+    _settings(registry, component, spec, parts, key, lambda r, s, k: inner.append(wanted_parts(r, s, parts, k)))
+    return wanted.union(*inner)
+
+
+Make = Callable[[Registry, Spec, str], Any]
+
+
+def _settings(registry: Registry, component: Component, spec: Spec, parts: set[str], key: str, make: Make) -> dict[str, Any]:
+    known = parameters(component)
+    for name in spec.settings:
+        if name not in known:
+            options = [k for k in known if k not in parts] or ["(it has no settings)"]
+            raise UserError(f"'{spec.name}' has no setting '{name}'; {nearest(name, options)}", key=f"{key}.{name}")
+    for name, parameter in known.items():
+        if name not in spec.settings and name not in parts and parameter.default is inspect.Parameter.empty:
+            raise UserError(
+                f"'{spec.name}' needs '{name}', which is neither a setting given nor a part supplied here "
+                f"({', '.join(sorted(parts))}){registry.hint(spec.name, component)}",
+                key=f"{key}.{name}",
+            )
+    hints = _hints(component)
+    return {name: _setting(hints.get(name, Any), value, f"{key}.{name}", make) for name, value in spec.settings.items()}
+
+
+def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
+    part, many = _part(hint)
+    if part is None or value is None:
+        return _check(hint, value, key)
+    registry = Registry.of(part)
+    if not many:
+        return make(registry, Spec.of(value, key), key)
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{value!r} is not a list of components", key=key)
+    return tuple(make(registry, Spec.of(v, f"{key}.{i}"), f"{key}.{i}") for i, v in enumerate(value))
+
+
+def _part(hint: Any, many: bool = False) -> tuple[Part | None, bool]:
+    """The contract that a type hint names, if any, and whether it asks for a sequence of them."""
+    if get_origin(hint) is Annotated:
+        return next((m for m in hint.__metadata__ if isinstance(m, Part)), None), many
+    sequence = inspect.isclass(get_origin(hint)) and issubclass(get_origin(hint), Sequence)
+    found = (_part(arg, many or sequence) for arg in get_args(hint) if not isinstance(arg, list))
+    return next((f for f in found if f[0] is not None), (None, False))
+
+
+@cache
+def _hints(component: Component) -> dict[str, Any]:
+    try:
+        return get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
+    except NameError:  # hints that exist for type checkers only: settings are then taken as they are
+        return {}
+
+
+def _check(hint: Any, value: Any, key: str) -> Any:
+    if isinstance(value, bool) and hint in (int, float):  # which they are to Python alone
+        raise UserError(f"{value!r} does not fit: input should be a number", key=key)
+    try:
+        return _adapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        wrong, where = (first["input"], ".".join(map(str, (key, *first["loc"])))) if _is_section(hint) else (value, key)
+        raise UserError(f"{shown(wrong)} does not fit: {first['msg']}", key=where) from None
+
+
+@cache
+def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+    config = None if _is_section(hint) else pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(hint, config=config)
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether it has a configuration of its own."""
+    return inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)

@@ -1,0 +1,176 @@
+"""Components of a user's own, tried on a batch of two rows before anything is trained or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egd.config.catalogue import POSTERIORS, RULES, WRAPPERS, energy_registry
+from egd.config.components import Spec, build
+from egd.contracts import ContractError, check_like, check_rows, denoised, guided_score, name_of, posterior_at, timed_values
+from egd.energies.base import prepare
+from egd.errors import UserError
+from egd.posteriors import IsotropicGaussian
+from egd.posteriors.moments import calibrate
+from egd.tensors import expand, map_context, value_and_grad
+from egd.types import Context, Sampler, Schedule
+
+ROWS = 2
+TIMES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Stand-ins for the parts that a run will have: data N(0, I) of the shape ``event`` with its exact denoiser, and the energy
+    ||x - 1||^2 / 2. ``context`` has two rows.
+
+    What is tried raises UserError, naming ``key``, where it breaks a contract: the shape, numbers that are not finite, and a
+    gradient that is missing or zero at every time. Anything else that goes wrong may be the stand-ins' fault, and is left
+    to the run. Components of the library are not tried.
+    """
+
+    event: tuple[int, ...]
+    schedule: Schedule
+    context: Context = None
+
+    def energy(self, spec: Spec, key: str) -> None:
+        """Try a closed form, or the loss of an objective."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            component = build(energy_registry(spec.name, key), spec, self.parts, key)
+            if hasattr(component, "loss"):
+                self._loss(component)
+                return
+            timed = prepare(component, self.context)
+            grads = []
+            for t in TIMES:
+                x, times = self._noised(t)
+                value, grad = value_and_grad(lambda x, times=times: timed_values(timed, x, times, self.context), x)  # type: ignore[misc]
+                _check_finite(component, value, grad)
+                grads.append(grad)
+            if not torch.stack(grads).any():
+                raise ContractError(f"{name_of(component)} has a gradient of zero at every time: it would guide nowhere")
+
+    def posterior(self, spec: Spec, key: str) -> None:
+        """Try a posterior: its mean, its quadratic form, and draws."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            posterior = build(POSTERIORS, spec, self.parts, key)
+            for t in TIMES:
+                x, times = self._noised(t)
+                q = posterior_at(posterior, x, times, self.context)
+                form = q.quadratic(torch.ones_like(x))
+                check_rows(form, x, posterior)
+                _check_finite(posterior, q.mean, form)
+
+    def rule(self, spec: Spec, key: str) -> None:
+        """Try a guidance rule."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            rule = build(RULES, spec, {"omega": torch.ones(ROWS)}, key)
+            for t in TIMES:
+                x, times = self._noised(t)
+                _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
+
+    def sampler(self, spec: Spec, walk: Sampler, key: str) -> None:
+        """Try a sampler, chosen by that spec, for two steps."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            x, _ = self._noised(0.9)
+            times, generator = torch.tensor([0.9, 0.5, 0.1]), torch.Generator().manual_seed(0)
+            samples = walk(self._denoiser, self.schedule, x, times, self.context, generator=generator)
+            check_like(samples, x, walk)
+            _check_finite(walk, samples)
+
+    def wrapper(self, spec: Spec, parts: Mapping[str, Any], key: str) -> None:
+        """Try a wrapper of a denoiser that is built with these parts beside it."""
+        if not names_code(spec):
+            return
+        with _answering(key):
+            wrapped = build(WRAPPERS, spec, {**parts, "denoiser": self._denoiser}, key)
+            for t in TIMES:
+                x, times = self._noised(t)
+                x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self.context).flatten(1).sum(1), x)  # type: ignore[misc]
+                _check_finite(wrapped, x0)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What a component may ask for by name."""
+        moments = calibrate(
+            self._denoiser, self.schedule, self._sample, generator=torch.Generator().manual_seed(0), grid=4, samples=64
+        )
+        return {
+            "energy": lambda x, c: 0.5 * (x - 1).square().flatten(1).mean(1),
+            "denoiser": self._denoiser,
+            "posterior": self._posterior,
+            "schedule": self.schedule,
+            "support": lambda c, k: torch.randn(1 if c is None else ROWS, k, *self.event),
+            "moments": moments,
+            "beta": 1.0,
+        }
+
+    def _sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        c = map_context(lambda v: v[:1].expand(n, *v.shape[1:]), self.context)
+        return torch.randn(n, *self.event, generator=generator), c
+
+    def _denoiser(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return self._posterior(x, t, c).mean
+
+    def _posterior(self, x: Tensor, t: Tensor, c: Context = None) -> IsotropicGaussian:
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        total = alpha**2 + sigma**2
+        return IsotropicGaussian(expand(alpha / total, x) * x, sigma**2 / total)
+
+    def _noised(self, t: float) -> tuple[Tensor, Tensor]:
+        times = torch.full((ROWS,), t)
+        draws = torch.randn(ROWS, *self.event, generator=torch.Generator().manual_seed(1))
+        return expand((self.schedule.alpha(times) ** 2 + self.schedule.sigma(times) ** 2).sqrt(), draws) * draws, times
+
+    def _loss(self, objective: Any) -> None:
+        x, times = self._noised(0.5)
+        weight = torch.ones((), requires_grad=True)
+        network = lambda x, t, c: weight * x.flatten(1).sum(1)  # noqa: E731
+        loss, _ = objective.loss(network, torch.ones_like(x), x, times, self.context, torch.Generator())
+        if loss.shape or not loss.requires_grad:
+            raise ContractError(f"{name_of(objective)} has a loss that is no single number, or that does not see the network")
+        _check_finite(objective, loss)
+
+
+def names_code(spec: Spec) -> bool:
+    """Whether a component, or one nested in its settings, is from outside the library."""
+    return ":" in spec.name or any(map(_has_path, spec.settings.values()))
+
+
+def _has_path(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_path, value.values()))
+    return any(map(_has_path, value)) if isinstance(value, list | tuple) else isinstance(value, str) and ":" in value
+
+
+def _check_finite(component: object, *values: Tensor) -> None:
+    if not all(bool(v.isfinite().all()) for v in values):
+        raise ContractError(f"{name_of(component)} gives numbers that are not finite for data of unit variance")
+
+
+@contextmanager
+def _answering(key: str) -> Iterator[None]:
+    """Turn a broken contract into a UserError, and keep quiet about what else fails; global random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        except ContractError as error:
+            raise UserError(str(error), key=key) from None
+        except UserError:
+            raise
+        except Exception:  # the run itself will show it, with the real parts
+            pass

@@ -1,0 +1,6 @@
+"""Images as a domain: a UNet of ``diffusers`` trained on a set of images and guided by energies of pictures."""
+
+from egd.experiments.images.data import ImageSet, digits, folder
+from egd.experiments.images.energies import Brightness, ClassProbability, Inpainting
+
+__all__ = ["Brightness", "ClassProbability", "ImageSet", "Inpainting", "digits", "folder"]

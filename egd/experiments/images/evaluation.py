@@ -1,0 +1,209 @@
+"""Guided samples of every target and estimator, against the data weighted by exp(-beta E)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, FiniteFloat
+from torch import Tensor
+
+from egd.contracts import name_of
+from egd.errors import UserError
+from egd.experiments.images.data import ImageSet
+from egd.experiments.images.model import DATA_ROW, UNGUIDED, ImagesModel
+from egd.metrics import sliced_wasserstein
+from egd.runs.experiment import Row
+from egd.runs.labels import label
+from egd.runs.phases import seed_of
+from egd.runs.summaries import Common, Frozen
+from egd.samplers.watching import SHARES, named, watching
+from egd.selection import energies_of
+from egd.types import Context, Energy
+
+ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
+CHUNK = 8192  # energies at a time
+
+Cells = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``cells[row][column]``: the images of a figure's cell; ``results``: one mapping a row of the table."""
+
+    cells: Cells
+    results: list[dict[str, Any]]
+
+
+def evaluate(
+    model: ImagesModel,
+    *,
+    seed: int,
+    omega: float | None = None,
+    samples: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Evaluation:
+    """Sample for every target, beta and estimator, from the same initial noise; ``advance(1)`` after each."""
+    config, n = model.config, samples or model.config.evaluation.samples
+    c = make_context(model.test, n)
+    cells: Cells = {}
+    results: list[dict[str, Any]] = []
+    for name, target in config.targets.items():
+        energy = model.energy(target.energy, f"targets.{name}.energy")
+        data = Weighted.of(model, energy, c, n, seed)
+        for beta in target.betas:
+            about, row = {"target": name, "beta": beta}, f"{name}, β = {label(beta)}"
+            scorer = ImageScorer.of(model, energy, c, data, beta, seed)
+            exact = data.resample(beta, 1, seed)
+            cells[row] = {"": energy.shown(c) if hasattr(energy, "shown") else exact}
+            results.append(about | {"estimator": DATA_ROW, "ess": data.ess(beta), "finite": 1.0} | scorer.of_data(exact))
+            for column in (UNGUIDED, *config.estimators):
+                started = time.perf_counter()
+                generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
+                with named(f"{column} ({name}, beta {beta:g})"), watching() as watch:
+                    x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
+                seconds = time.perf_counter() - started
+                cells[row][column] = x
+                results.append(about | {"estimator": column} | scorer(x) | watch.metrics() | {"seconds": seconds})
+                advance(1)
+    return Evaluation(cells, results)
+
+
+def make_context(test: ImageSet, n: int) -> dict[str, Tensor]:
+    """Row i wants class i modulo their number, and was measured from a test image (of that class): ``label``, ``image``."""
+    rows = torch.arange(n, device=test.images.device)
+    if test.labels is None:
+        return {"image": test.images[rows % len(test)]}
+    labels = rows % len(test.classes)
+    pick = [_of_class(test.labels, int(label), i // len(test.classes), i) for i, label in enumerate(labels)]
+    return {"label": labels, "image": test.images[pick]}
+
+
+def _of_class(labels: Tensor, label: int, nth: int, otherwise: int) -> int:
+    """The nth image of a class, round and round; another where the class has none."""
+    members = torch.where(labels == label)[0]
+    return int(members[nth % len(members)]) if len(members) else otherwise % len(labels)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Training images weighted by exp(-beta E(x_0, c)) for every row of c: the target, by importance sampling, as far as
+    the data reach. ``images`` (K, ...), ``energies`` (n, K)."""
+
+    images: Tensor
+    energies: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: ImagesModel, energy: Energy, c: Context, n: int, seed: int) -> Weighted:
+        """At most ``evaluation.draws`` images. UserError for an energy that gives no number, or none for a whole row."""
+        generator = torch.Generator(model.device).manual_seed(seed_of(seed, "data"))
+        images, most = model.train.images, model.config.evaluation.draws
+        if len(images) > most:
+            images = images[torch.randperm(len(images), generator=generator, device=model.device)[:most]]
+        assert isinstance(c, Mapping)
+        rows = max(1, CHUNK // len(images))
+        chunks = [{k: v[i : i + rows] for k, v in c.items()} for i in range(0, n, rows)]
+        parts = [energies_of(images[None].expand(_length(part), *images.shape), energy, part) for part in chunks]
+        energies = torch.cat(parts)
+        if energies.isnan().any() or energies.amin(1).isinf().any():  # infinite is fine for some: they are ruled out
+            raise UserError(f"{name_of(energy)} gives nan, -inf or nothing but inf for training images; give numbers")
+        return Weighted(images, energies)
+
+    def weights(self, beta: float) -> Tensor:
+        """(n, K), rows of sum 1."""
+        return torch.softmax(-beta * self.energies.double(), 1)
+
+    def ess(self, beta: float) -> float:
+        """The effective number of images behind a row, 1 / sum w^2, averaged over the rows."""
+        return float((1 / self.weights(beta).square().sum(1)).mean())
+
+    def resample(self, beta: float, each: int, seed: int) -> Tensor:
+        """``each`` draws a row: (n * each, ...)"""
+        generator = torch.Generator(self.images.device).manual_seed(seed_of(seed, "reference"))
+        return self.images[torch.multinomial(self.weights(beta), each, replacement=True, generator=generator).flatten()]
+
+
+def _length(c: Mapping[str, Tensor]) -> int:
+    return len(next(iter(c.values())))
+
+
+@dataclass(frozen=True)
+class ImageScorer:
+    """Numbers of samples for one energy and beta; ``reference`` is weighted data, None where too few images count."""
+
+    model: ImagesModel
+    energy: Energy
+    c: Context
+    reference: Tensor | None
+
+    @staticmethod
+    def of(model: ImagesModel, energy: Energy, c: Context, data: Weighted, beta: float, seed: int) -> ImageScorer:
+        """With a reference of its own."""
+        each = -(-model.config.evaluation.reference // len(data.energies))
+        return ImageScorer(model, energy, c, data.resample(beta, each, seed + 1) if data.ess(beta) >= ENOUGH else None)
+
+    def of_data(self, x: Tensor) -> dict[str, Any]:
+        """Of weighted data themselves: what an exact sampler would reach."""
+        return {} if self.reference is None else self(x)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> dict[str, Any]:
+        """``finite``, the share of samples that are; if all are, what the energy measures, ``energy`` and ``w2``."""
+        finite = float(x.isfinite().flatten(1).all(1).double().mean())
+        if finite < 1:
+            return {"finite": finite}
+        own = self.energy.measure(x, self.c, self.model.judge) if hasattr(self.energy, "measure") else {}
+        if own.keys() & set(SHARED):
+            raise ValueError(f"measure() of {type(self.energy).__name__} may not use the names {', '.join(SHARED)}")
+        result = {"finite": finite, **own, "energy": float(self.energy(x, self.c).mean())}
+        if self.reference is None:
+            return result
+        generator, projections = torch.Generator(x.device).manual_seed(0), self.model.config.evaluation.projections
+        return result | {"w2": float(sliced_wasserstein(x, self.reference, projections, generator))}
+
+
+def rows(task: str, results: list[dict[str, Any]]) -> list[Row]:
+    """The results table; a dash where a number has no meaning."""
+    return [_row(task, result) for result in results]
+
+
+class Result(Frozen):
+    """Of one estimator for one target at one beta; further keys are numbers of the target's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat]
+    target: str
+    beta: FiniteFloat
+    estimator: str
+    finite: FiniteFloat
+
+
+class ImagesSummary(Common):
+    """``summary.json``."""
+
+    results: list[Result]
+
+
+SHARED = ("target", "beta", "estimator", "finite", "ess", "energy", "w2", "seconds", *SHARES)
+
+
+def _row(task: str, result: Mapping[str, Any]) -> Row:
+    own = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.items() if name not in SHARED)
+    if result.get("ess", ENOUGH) < ENOUGH:
+        own = f"none: weights of {result['ess']:.1f} images"
+    return {
+        "task": f"{task} {result['target']}, beta {label(result['beta'])}",
+        "policy": result["estimator"],
+        "result": own if result["finite"] == 1 else "diverged",
+        "energy": _number(result, "energy", 2),
+        "W2": _number(result, "w2", 3),
+        "s": _number(result, "seconds", 1),
+    }
+
+
+def _number(result: Mapping[str, Any], name: str, digits: int) -> str:
+    return f"{result[name]:.{digits}f}" if name in result else "-"

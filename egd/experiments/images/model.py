@@ -1,0 +1,264 @@
+"""All trained parts of an image run, and the guided sampling made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.config.base import ComponentConfig
+from egd.config.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
+from egd.config.components import Registry, build, validate, wanted_parts
+from egd.config.sections import check_titles
+from egd.config.trial import Trial
+from egd.contracts import energy_values, name_of
+from egd.errors import UserError
+from egd.experiments.images.classifier import Classifier, ClassifierLearner
+from egd.experiments.images.config import EstimatorConfig, ImagesConfig
+from egd.experiments.images.data import ImageSet
+from egd.posteriors.moments import Moments, calibrate
+from egd.runs.checkpoint import group, prefixed
+from egd.runs.phases import Phase, seed_of
+from egd.schedules import Diffusers
+from egd.schedules.stepping import check_guidable
+from egd.training.learners import DenoiserLearner, Fit, Metrics
+from egd.types import Context, Denoiser, Energy, Posterior, Support
+
+DATA = Registry("set of images", "egd.experiments.images.data", ("split",))
+IMAGE_ENERGIES = Registry("energy of images", "egd.experiments.images.energies", ("__call__",), 2)
+POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
+PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
+DATA_ROW, UNGUIDED = "data, weighted", "unguided"
+M = TypeVar("M", bound=nn.Module)
+
+
+def check_components(config: ImagesConfig) -> None:
+    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    validate(DATA, config.data.spec, set(), "data")
+    trial = Trial((1, 8, 8), make_schedule(config))
+    for name, target in config.targets.items():
+        validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
+    check_titles(config.estimators, (DATA_ROW, UNGUIDED))
+    for name, estimator in config.estimators.items():
+        validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
+        validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
+        validate(RULES, estimator.rule.spec, {"omega"}, f"estimators.{name}.rule")
+        trial.energy(estimator.guidance.spec, f"estimators.{name}.guidance")
+        trial.rule(estimator.rule.spec, f"estimators.{name}.rule")
+        if not isinstance(estimator.clip_x0, bool):
+            validate(WRAPPERS, estimator.clip_x0.spec, {"denoiser", "low", "high"}, f"estimators.{name}.clip_x0")
+            trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"estimators.{name}.clip_x0")
+
+
+def make_schedule(config: ImagesConfig) -> Diffusers:
+    """The forward process of the recipe's scheduler. UserError naming ``scheduler``, also for one that cannot be guided."""
+    try:
+        schedule = Diffusers(config.scheduler.name, config.scheduler.spec.settings)
+        check_guidable(schedule.scheduler)
+    except UserError as error:
+        raise UserError(str(error), key="scheduler") from None
+    return schedule
+
+
+class ImagesModel:
+    """UNet, classifiers and posterior moments of one run."""
+
+    def __init__(self, config: ImagesConfig, images: ImageSet, device: torch.device) -> None:
+        from egd.experiments.images.unet import make_network
+
+        self.config, self.device = config, device
+        self.schedule = make_schedule(config)
+        self.count, self.digest = len(images), images.digest()
+        split = torch.Generator().manual_seed(seed_of(config.seed, "split"))
+        train, test = images.split(1 - config.test_share, split)
+        for_guide, for_judge = train.split(0.5, split)
+        self._check_images(images, {"the classifier": for_guide, "the judge": for_judge, "the test": test})
+        self.train, self.test = train.to(device), test.to(device)
+        channels, size = images.images.shape[1], images.images.shape[-1]
+        u = config.unet
+        network = self._fresh("unet", lambda: make_network(u, channels, size, self.schedule))
+        self.unet_fit = Fit(network, lr=u.lr, steps=u.steps, decay=u.decay, ema=u.ema)
+        self.classifiers: dict[str, ClassifierLearner] = {}
+        if images.labels is not None:
+            sets = {"classifier": for_guide, "judge": for_judge}
+            self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
+        self._try_energies()
+        self.calibration = Calibration(self)
+
+    def _fresh(self, name: str, make: Callable[[], M]) -> M:
+        """A network with initial weights that depend on the run's seed and its own name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
+            return make().to(self.device)
+
+    def _classifier(self, name: str, images: ImageSet) -> ClassifierLearner:
+        c = self.config.classifier
+        module = self._fresh(name, lambda: Classifier(images.images.shape[1], len(images.classes), c.width))
+        fit = Fit(module, lr=c.lr, steps=c.steps, decay=True)
+        return ClassifierLearner(fit, images, batch=c.batch, noise=c.noise)
+
+    def _check_images(self, images: ImageSet, parts: Mapping[str, ImageSet]) -> None:
+        """UserError for too few images, for classes that a target needs and that a part of the images lacks."""
+        for name, part in parts.items():
+            if not len(part):
+                raise UserError(f"{len(images)} images leave none for {name}; use more, or another test_share", key="data")
+        for name, target in self.config.targets.items():
+            wanted = wanted_parts(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
+            if wanted and images.labels is None:
+                raise UserError(
+                    "needs a classifier, and these images have no classes: put them in one sub-folder a class, or set the "
+                    "target to null",
+                    key=f"targets.{name}.energy",
+                )
+            if wanted:
+                _check_classes(parts, f"targets.{name}.energy")
+            label = target.energy.spec.settings.get("label")
+            if label is not None and not 0 <= label < len(images.classes):
+                last = len(images.classes) - 1
+                raise UserError(f"label {label} is not one of 0 to {last}", key=f"targets.{name}.energy.label")
+
+    def _try_energies(self) -> None:
+        """UserError for an energy that fails on two images: before anything is trained, not after."""
+        from egd.experiments.images.evaluation import make_context
+
+        parts = {"classifier": self.classifiers["classifier"].fit.model} if self.classifiers else {}
+        for name, target in self.config.targets.items():
+            key = f"targets.{name}.energy"
+            energy: Energy = build(IMAGE_ENERGIES, target.energy.spec, parts, key)
+            c = make_context(self.test, 2)
+            x = self.train.images[torch.arange(2) % len(self.train)].clone().requires_grad_()
+            try:
+                values = energy_values(energy, x, c)
+            except ValueError as error:
+                raise UserError(str(error), key=key) from None
+            if values.isnan().any():
+                raise UserError(f"{name_of(energy)} gives nan for training images; give numbers", key=key)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """UNet, the classifiers where there are classes, calibration."""
+        c = self.config
+        unet = DenoiserLearner(
+            self.unet_fit, self.schedule, self.sample_data, batch=c.unet.batch, prediction=self.schedule.prediction
+        )
+        classifiers = [Phase(name, c.classifier.steps, learner) for name, learner in self.classifiers.items()]
+        return [Phase("unet", c.unet.steps, unet), *classifiers, Phase("calibration", 1, self.calibration)]
+
+    def sample_data(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        """n training images."""
+        return self.train.draw(n, generator).images, None
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    @property
+    def judge(self) -> nn.Module | None:
+        """The classifier that no energy knows."""
+        return self.classifiers["judge"].fit.model if self.classifiers else None
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The trained UNet with its scheduler, an ``EnergyGuidedPipeline``."""
+        from egd.experiments.images.unet import UNetNetwork, make_pipeline
+
+        network = self.unet_fit.model
+        assert isinstance(network, UNetNetwork)
+        return make_pipeline(network.requires_grad_(False))
+
+    def energy(self, config: ComponentConfig, key: str) -> Energy:
+        """An energy of pictures."""
+        parts = {"classifier": self.classifiers["classifier"].fit.model.requires_grad_(False)} if self.classifiers else {}
+        energy: Energy = build(IMAGE_ENERGIES, config.spec, parts, key)
+        return energy
+
+    def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
+        """An estimator's, from the calibration with or without clipping."""
+        denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.bound)
+        moments = self.calibration.moments[bool(estimator.clip_x0)]
+        parts = {"denoiser": denoiser, "moments": moments, "schedule": self.schedule}
+        posterior: Posterior = build(POSTERIORS, estimator.posterior.spec, parts, key)
+        return posterior
+
+    def support(self, generator: torch.Generator) -> Support:
+        """Training images as samples of q; the same ones for every row."""
+
+        def support(c: Context, k: int) -> Tensor:
+            drawn = self.train.draw(k, generator).images[None]
+            rows = len(next(iter(c.values()))) if isinstance(c, Mapping) else 1
+            return drawn.expand(rows, *drawn.shape[1:])
+
+        return support
+
+    def sample(
+        self, name: str | None, energy: Energy, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
+    ) -> Tensor:
+        """n images (n, C, S, S) in [-1, 1], guided by an estimator; unguided without a name."""
+        shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "latent", "generator": generator}
+        if name is None:
+            return shown(self.pipeline(**shared).images)
+        estimator = self.config.estimators[name]
+        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, "support"))
+        images = self.pipeline(
+            energy=energy,
+            beta=beta,
+            context=c,
+            guidance=estimator.guidance.model_dump(),
+            posterior=self.posterior(estimator, f"estimators.{name}.posterior"),
+            support=self.support(own),
+            rule=estimator.rule.model_dump(),
+            omega=estimator.omega if omega is None else omega,
+            clip_x0=estimator.bound,
+            **shared,
+        ).images
+        return shown(images)
+
+
+def shown(latents: Tensor) -> Tensor:
+    """In [-1, 1], as a picture of them is; what is infinite stays it, and is counted."""
+    return torch.where(latents.isfinite(), 2 * (latents / 2 + 0.5).clamp(0, 1) - 1, latents)
+
+
+def _check_classes(parts: Mapping[str, ImageSet], key: str) -> None:
+    """UserError for a class that a part of the images lacks: nothing can be learned or said of it there."""
+    for name, part in parts.items():
+        assert part.labels is not None
+        lacking = set(range(len(part.classes))) - set(part.labels.tolist())
+        if lacking:
+            shown = ", ".join(f"'{part.classes[i]}'" for i in sorted(lacking)[:5])
+            raise UserError(
+                f"needs a classifier, and of {shown} there is no image for {name}: use more, or set the target to null", key=key
+            )
+
+
+class Calibration:
+    """Posterior moments, with and without clipping of x_0 as the estimators ask for."""
+
+    def __init__(self, model: ImagesModel) -> None:
+        self.model = model
+        self.clips = sorted({bool(e.clip_x0) for e in model.config.estimators.values()})
+        self.moments: dict[bool, Moments] = {}
+
+    @torch.no_grad()
+    def update(self, generator: torch.Generator) -> Metrics:
+        """Estimate everything anew."""
+        model, settings = self.model, self.model.config.calibration
+        for clip in self.clips:
+            self.moments[clip] = calibrate(
+                model.pipeline.denoiser(clip_x0=clip),
+                model.schedule,
+                model.sample_data,
+                generator=generator,
+                **settings.model_dump(),
+            )
+        return {"data_var": next(iter(self.moments.values())).data_var}
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {k: v for clip, m in self.moments.items() for k, v in prefixed(f"clip{int(clip)}", m.state()).items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.moments = {clip: Moments.load(group(f"clip{int(clip)}", state)).checked() for clip in self.clips}

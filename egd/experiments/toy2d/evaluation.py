@@ -1,0 +1,138 @@
+"""Guided samples of every estimator and beta against exact samples of the target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import FiniteFloat
+from torch import Tensor
+
+from egd.energies.mixture_fit import CollapsedError
+from egd.experiments.toy2d.exact import Draws
+from egd.experiments.toy2d.model import EXACT, UNGUIDED, Toy2dModel
+from egd.metrics import sliced_wasserstein
+from egd.runs.experiment import Row
+from egd.runs.labels import label
+from egd.runs.phases import seed_of
+from egd.runs.summaries import Common, Frozen
+from egd.samplers.watching import named, tell, watching
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``samples[name][beta]`` (n, 2) and ``results[name][beta]`` for the exact samples, the unguided ones and every
+    estimator; ``ess[beta]`` of the exact ones.
+
+    A result has ``w2``, the sliced W2 to the reference (for exact samples: the noise floor), ``energy``, the mean E(x_0),
+    ``finite``, the share of samples that are, ``seconds`` of sampling, and what ``egd.samplers.watching`` saw on the way.
+    ``w2`` and ``energy`` are None unless all are finite.
+    """
+
+    samples: Mapping[str, Mapping[float, Tensor]]
+    results: Mapping[str, Mapping[float, dict[str, Any]]]
+    ess: Mapping[float, float]
+
+
+def evaluate(
+    model: Toy2dModel, *, seed: int, omega: float, samples: int | None = None, advance: Callable[[int], None] = lambda n: None
+) -> Evaluation:
+    """Sample with every estimator at every beta, from the same initial noise; ``advance(1)`` after each."""
+    config, n = model.config, samples or model.config.evaluation.samples
+    scorer = SampleScorer.of(model, seed)
+    names = (EXACT, UNGUIDED, *config.estimators)
+    drawn: dict[str, dict[float, Tensor]] = {name: {} for name in names}
+    results: dict[str, dict[float, dict[str, Any]]] = {name: {} for name in names}
+    exact_seed = torch.Generator(model.device).manual_seed(seed_of(seed, "exact"))
+    for beta in config.betas:
+        for name in names:
+            started = time.perf_counter()
+            with named(f"{name} at beta {beta:g}"), watching() as watch:
+                if name == EXACT:
+                    x = scorer.other.resample(beta, n, exact_seed)
+                else:
+                    x = _sample(model, name if name != UNGUIDED and beta else None, beta, n, seed, omega)
+            seconds = time.perf_counter() - started
+            drawn[name][beta], results[name][beta] = x, scorer(x, beta) | watch.metrics() | {"seconds": seconds}
+            advance(1)
+    return Evaluation(drawn, results, {beta: scorer.reference.ess(beta) for beta in config.betas})
+
+
+def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int, omega: float) -> Tensor:
+    """Samples (n, 2); nan where an estimator's linear algebra breaks down on the way, and where it refuses, which is told."""
+    generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
+    try:
+        return model.sample(name, beta, n, generator, omega)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        pass
+    except CollapsedError as error:
+        tell(str(error))
+    return torch.full((n, 2), torch.nan, device=model.device)
+
+
+class Result(Frozen):
+    """Of one estimator at one beta; no numbers where samples are not finite."""
+
+    w2: FiniteFloat | None
+    energy: FiniteFloat | None
+    finite: FiniteFloat
+
+
+class Toy2dSummary(Common):
+    """``summary.json``."""
+
+    ess: dict[str, FiniteFloat]
+    results: dict[str, dict[str, Result]]
+
+
+@dataclass(frozen=True)
+class SampleScorer:
+    """Two independent sets of weighted draws: one to measure against, the other for exact samples to be measured."""
+
+    model: Toy2dModel
+    reference: Draws
+    other: Draws
+    seed: int
+
+    @staticmethod
+    def of(model: Toy2dModel, seed: int) -> SampleScorer:
+        """Fresh draws of the model's data set."""
+        generator = torch.Generator(model.device).manual_seed(seed_of(seed, "draws"))
+        first, second = (Draws.of(model.data, model.config.evaluation.draws, generator) for _ in range(2))
+        return SampleScorer(model, first, second, seed)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, beta: float) -> dict[str, Any]:
+        """The result of samples x (n, 2), without their seconds; always the same reference and projections."""
+        finite = float(x.isfinite().all(1).double().mean())
+        if finite < 1:
+            return {"w2": None, "energy": None, "finite": finite}
+        settings = self.model.config.evaluation
+        generator = torch.Generator(x.device).manual_seed(seed_of(self.seed, f"reference/{label(beta)}"))
+        points = self.reference.resample(beta, settings.reference, generator)
+        w2 = sliced_wasserstein(x, points, settings.projections, generator)
+        return {"w2": float(w2), "energy": float(self.model.data.energy(x, None).mean()), "finite": finite}
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """As JSON-able trees: estimator -> beta (a string) -> result."""
+    return {
+        "ess": {label(beta): ess for beta, ess in evaluation.ess.items()},
+        "results": {n: {label(b): r for b, r in by_beta.items()} for n, by_beta in evaluation.results.items()},
+    }
+
+
+def rows(task: str, seed: int, summary: Mapping[str, Any]) -> list[Row]:
+    """The results table: a row an estimator; for every beta the sliced W2 and, in brackets, the mean energy."""
+    return [_row(f"{task} ({seed})" if seed else task, name, by_beta) for name, by_beta in summary["results"].items()]
+
+
+def _row(task: str, name: str, by_beta: Mapping[str, Mapping[str, Any]]) -> Row:
+    return {"task": task, "estimator": name, **{f"β={beta}: W2 (E)": _cell(r) for beta, r in by_beta.items()}}
+
+
+def _cell(result: Mapping[str, Any]) -> str:
+    return "diverged" if result["w2"] is None else f"{result['w2']:.3f} ({result['energy']:.2f})"

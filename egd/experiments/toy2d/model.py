@@ -1,0 +1,214 @@
+"""All trained parts of a 2-D run, and the estimators of E_t made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from egd.config import catalogue
+from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
+from egd.config.components import Registry, Spec, build, validate
+from egd.config.sections import check_titles
+from egd.config.trial import Trial
+from egd.denoisers import NetworkDenoiser, at_unit_scale
+from egd.energies.base import prepare
+from egd.errors import UserError
+from egd.experiments.toy2d.config import Toy2dConfig
+from egd.experiments.toy2d.data import DataSet
+from egd.guidance import guide
+from egd.networks.mlp import EnergyMLP, NoiseMLP
+from egd.posteriors.moments import Moments, calibrate
+from egd.runs.labels import label
+from egd.runs.phases import Phase, seed_of
+from egd.samplers import initial_noise
+from egd.samplers.choice import choose
+from egd.schedules import time_grid
+from egd.selection import Weights, energy_weights
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, Metrics
+from egd.types import Denoiser, Schedule, TimedEnergy
+from egd.wrappers import Clip
+
+POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
+PARTS = {"energy", "posterior", "support", "beta", *POSTERIOR_PARTS}
+WEIGHTS = Registry("weighting of the data", "egd.selection")
+WEIGHTED = "energy_weights"
+"""Instead of an estimate of E_t: a denoiser of the weighted data for every beta."""
+EXACT, UNGUIDED = "exact", "unguided"
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_trained(name: str) -> bool:
+    """Whether an estimator is an objective that trains a network rather than a closed form."""
+    return catalogue.is_trained(name, "estimators")
+
+
+def registry_of(name: str) -> Registry:
+    """Where an estimator is found by its name."""
+    return WEIGHTS if name == WEIGHTED else catalogue.energy_registry(name, "estimators")
+
+
+def check_components(config: Toy2dConfig) -> None:
+    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+    try:
+        time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
+    except ValueError as error:
+        raise UserError(str(error), key="sampler") from None
+    sampler = Spec(config.sampler.name, {})
+    walk = choose(sampler, "sampler.name")
+    validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
+    validate(RULES, config.rule.spec, {"omega"}, "rule")
+    trial = Trial((2,), schedule)
+    trial.sampler(sampler, walk, "sampler.name")
+    trial.posterior(config.posterior.spec, "posterior")
+    trial.rule(config.rule.spec, "rule")
+    check_titles(config.estimators, (EXACT, UNGUIDED))
+    for title, estimator in config.estimators.items():
+        known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
+        if estimator.name not in known and ":" not in estimator.name:
+            raise ENERGIES.unknown(estimator.name, f"estimators.{title}", known)
+        validate(registry_of(estimator.name), estimator.spec, PARTS, f"estimators.{title}")
+        if estimator.name != WEIGHTED:
+            trial.energy(estimator.spec, f"estimators.{title}")
+
+
+class Toy2dModel:
+    """The denoiser of a data set, its posterior, and the intermediate energies of a recipe."""
+
+    def __init__(self, config: Toy2dConfig, data: DataSet, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+        s = config.sampler
+        self.denoiser_fit = self._denoiser_fit("denoiser")
+        self.calibration = Calibration(self)
+        self.networks: dict[tuple[str, float], nn.Module] = {}
+        self.weighted: dict[tuple[str, float], Fit] = {}
+        self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
+
+    def _fresh(self, name: str, make: Callable[[], M]) -> M:
+        """A network with initial weights that depend on the run's seed and its own name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
+            return make().to(self.device)
+
+    def _denoiser_fit(self, name: str) -> Fit:
+        d = self.config.denoiser
+        network = self._fresh(name, lambda: NoiseMLP(2, width=d.width, blocks=d.blocks))
+        return Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+
+    def denoiser(self, fit: Fit | None = None) -> Denoiser:
+        """The unguided one, of the data; or that of another fit."""
+        network = (fit or self.denoiser_fit).model
+        return self._clipped(NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction))
+
+    def _clipped(self, denoiser: Denoiser) -> Denoiser:
+        """x_0 within the data's range, in which every E[x_0 | x_t] lies, guided ones too; derivatives pass."""
+        low, high = self.calibration.low, self.calibration.high
+        return Clip(denoiser, low, high, straight_through=True) if self.config.denoiser.clip_x0 else denoiser
+
+    def parts(self, beta: float, generator: torch.Generator) -> dict[str, Any]:
+        """What an energy or a posterior may ask for by name, once calibrated."""
+        basic = {"denoiser": self.denoiser(), "moments": self.calibration.moments, "schedule": self.schedule}
+        return {
+            **basic,
+            "energy": self.data.energy,
+            "posterior": build(POSTERIORS, self.config.posterior.spec, basic, "posterior"),
+            "support": lambda c, k: self.data.sample(k, generator)[0][None],
+            "beta": beta,
+        }
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def first_phases(self) -> list[Phase]:
+        """The denoiser, then its calibration."""
+        return [self._denoiser_phase("denoiser", self.denoiser_fit, None), Phase("calibration", 1, self.calibration)]
+
+    def _denoiser_phase(self, label: str, fit: Fit, weights: Weights | None) -> Phase:
+        d = self.config.denoiser
+        learner = DenoiserLearner(fit, self.schedule, self.data.sample, batch=d.batch, prediction=d.prediction, weights=weights)
+        return Phase(label, d.steps, learner)
+
+    def energy_phases(self) -> list[Phase]:
+        """One for every trained estimator and beta > 0; after the calibration, on which objectives may depend."""
+        phases = []
+        for name, estimator in self.config.estimators.items():
+            make = self._weighted_phase if estimator.name == WEIGHTED else self._energy_phase
+            if estimator.name == WEIGHTED or is_trained(estimator.name):
+                phases += [make(name, estimator.spec, beta) for beta in self.config.betas if beta]
+        return phases
+
+    def _weighted_phase(self, name: str, spec: Spec, beta: float) -> Phase:
+        phase = f"denoiser_{name}_beta{label(beta)}"
+        fit = self.weighted[name, beta] = self._denoiser_fit(phase)
+        weights = build(WEIGHTS, spec, {"energy": self.data.energy, "beta": beta}, f"estimators.{name}")
+        return self._denoiser_phase(phase, fit, weights)
+
+    def _energy_phase(self, name: str, spec: Spec, beta: float) -> Phase:
+        phase, e = f"energy_{name}_beta{label(beta)}", self.config.energy_network
+        network = self._fresh(phase, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
+        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{phase}/support"))
+        objective = build(OBJECTIVES, spec, self.parts(beta, own), f"estimators.{name}")
+        fit = Fit(network, lr=e.lr, steps=e.steps, decay=e.decay)
+        self.networks[name, beta] = network
+        return Phase(phase, e.steps, EnergyLearner(fit, self.schedule, self.data.sample, objective, batch=e.batch))
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    def timed_energy(self, name: str, beta: float, generator: torch.Generator) -> TimedEnergy:
+        """The estimate of E_t, trained or closed form; ready for one sampling run."""
+        if (name, beta) in self.networks:
+            return at_unit_scale(self.networks[name, beta], self.schedule)
+        parts = self.parts(beta, generator)
+        closed_form: TimedEnergy = build(ENERGIES, self.config.estimators[name].spec, parts, f"estimators.{name}")
+        return prepare(closed_form, None)
+
+    def sample(self, name: str | None, beta: float, n: int, generator: torch.Generator, omega: float = 1.0) -> Tensor:
+        """n samples (n, 2) guided by an estimator; unguided without a name. The same initial noise for one generator state."""
+        noise = initial_noise(self.schedule, (n, 2), self.times[0], generator)
+        weighted = None if name is None else self.weighted.get((name, beta))
+        denoiser = self.denoiser(weighted)
+        if name is not None and weighted is None:
+            rule = build(RULES, self.config.rule.spec, {"omega": omega}, "rule")
+            timed = self.timed_energy(name, beta, generator)
+            denoiser = self._clipped(guide(denoiser, timed, rule, self.schedule))
+        sampler = choose(Spec(self.config.sampler.name, {}), "sampler.name")
+        return sampler(denoiser, self.schedule, noise, self.times, generator=generator)
+
+
+class Calibration:
+    """A pass over the data for the posterior's moments and the range of x_0."""
+
+    def __init__(self, model: Toy2dModel) -> None:
+        self.model = model
+        self.low, self.high = torch.full((2,), -4.5, device=model.device), torch.full((2,), 4.5, device=model.device)
+        self.moments: Moments | None = None
+
+    @torch.no_grad()
+    def update(self, generator: torch.Generator) -> Metrics:
+        """Estimate everything anew."""
+        model, settings = self.model, self.model.config.calibration
+        points, _ = model.data.sample(100_000, generator)
+        self.low, self.high = points.amin(0), points.amax(0)
+        self.moments = calibrate(
+            model.denoiser(),
+            model.schedule,
+            model.data.sample,
+            generator=generator,
+            grid=settings.grid,
+            samples=settings.samples,
+        )
+        return {"data_var": self.moments.data_var}
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        moments = {} if self.moments is None else {f"moments.{k}": v for k, v in self.moments.state().items()}
+        return {**moments, "low": self.low, "high": self.high}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.low, self.high = state["low"], state["high"]
+        own = {k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")}
+        self.moments = Moments.load(own).checked()

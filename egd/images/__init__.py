@@ -1,6 +1,0 @@
-"""Images as a domain: a UNet of ``diffusers`` trained on a set of images and guided by energies of pictures."""
-
-from egd.images.data import ImageSet, digits, folder
-from egd.images.energies import Brightness, ClassProbability, Inpainting
-
-__all__ = ["Brightness", "ClassProbability", "ImageSet", "Inpainting", "digits", "folder"]

@@ -1,0 +1,133 @@
+"""Networks for flat events: a residual noise model and an energy network, conditioned on time and context."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from egd.tensors import differentiated_again, flat_context
+from egd.types import Context
+
+ActivationName = Literal["relu", "silu", "mish", "tanh", "gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+}
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the last axis; in float32 whatever x has: autocast does so on GPUs, not on CPUs.
+
+    torch's kernel takes mean and deviation as constants in its higher derivatives: the third one, which the gradient of a
+    second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
+    So where ``torch.func`` differentiates forwards or twice, it is written out.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shaped like x."""
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        if not differentiated_again():
+            return super().forward(x)
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return torch.addcmul(self.bias, centred * scale, self.weight)
+
+
+class LastLinear(nn.Linear):
+    """A last layer in float32 whatever x has: eight bits of mantissa know a value of 300 to no better than 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
+    (B,) -> (B, dim).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        half = dim // 2
+        self.register_buffer("frequencies", 1000 * torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
+        self.layer = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, dim)"""
+        angles = t[:, None] * self.frequencies
+        out: Tensor = nn.functional.silu(self.layer(torch.cat([angles.sin(), angles.cos()], 1)))
+        return out
+
+
+class NoiseMLP(nn.Module):
+    """eps(x_t, t, c) for flat events: ``blocks`` residual blocks h <- h + W act(LayerNorm(h)) of one width.
+
+    x (B, event), c any context whose flattened tensors have ``context`` entries a row in all. The last layer starts at zero.
+    """
+
+    def __init__(self, event: int, context: int = 0, *, width: int = 256, blocks: int = 7, time: int = 32) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(time)
+        self.first = nn.Linear(event + time + context, width)
+        self.blocks = nn.ModuleList(nn.Sequential(LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks))
+        final = LastLinear(width, event)
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        self.last = nn.Sequential(LayerNorm(width), nn.SiLU(), final)
+
+    def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, event), (B,), c -> (B, event)"""
+        h = self.first(torch.cat([x, self.time(t), *flat_context(c)], 1))
+        for block in self.blocks:
+            h = h + block(h)
+        out: Tensor = self.last(h)
+        return out
+
+
+class EnergyNetwork(nn.Module):
+    """E_Theta(x_t, t, c), (B,): what has an output of centre + scale * its layers'. The two buffers, set from the targets
+    before training (``standardise``), let these work at unit scale whatever the energy's units.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardise(self, targets: Tensor) -> None:
+        """Take centre and scale from a sample of regression targets (B,); a single one says nothing of the scale."""
+        self.centre.copy_(targets.mean())
+        if len(targets) > 1:
+            self.scale.copy_(targets.std().clamp(min=1e-6))
+
+
+class EnergyMLP(EnergyNetwork):
+    """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out."""
+
+    def __init__(
+        self, event: int, context: int = 0, *, width: int = 256, layers: int = 3, time: int = 32, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(time)
+        sizes = [event + time + context] + [width] * layers
+        act = ACTIVATIONS[activation]
+        hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), act())]
+        self.net = nn.Sequential(*hidden, LastLinear(width, 1))
+
+    def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """(B, event), (B,), c -> (B,)"""
+        out: Tensor = self.net(torch.cat([x, self.time(t), *flat_context(c)], 1))
+        return self.centre + self.scale * out.squeeze(1)

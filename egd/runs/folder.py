@@ -1,0 +1,220 @@
+"""The run folder: config, metrics, checkpoints, figures and summary, each written so that a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from egd.runs.checkpoint import Damaged, read_meta
+from egd.config.base import Tree, read_yaml, to_yaml
+from egd.errors import UserError, writable
+from egd.runs.files import no_file_below, read_regular, write_atomic
+from egd.runs.locks import locked
+from egd.runs.summaries import BYTES, HOW, Frozen, agree, digest_of, flatten, read_summary, signed
+from egd.config.trust import record
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``summary.json`` below one path."""
+
+    path: Path
+    root: Path | None = None
+    """What the user has named with ``--out``, where it is a folder above."""
+
+    @property
+    def config(self) -> Path:
+        """The fully resolved recipe: ``egd run`` on it repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """The result, written when the run is complete."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """PNG files."""
+        return self.path / "figures"
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the checkpoint of a phase lies."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def previous(self, name: str) -> Path:
+        """Where the one before it lies."""
+        return self.path / "previous" / f"{name}.safetensors"
+
+    def checkpoints(self) -> Iterator[Path]:
+        """Of all phases, the newest and those before them."""
+        for kind in ("checkpoints", "previous"):
+            yield from sorted((self.path / kind).glob("*.safetensors"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else writes to the folder in the with-block; a complete run is only read. UserError where somebody does."""
+        if self.summary.exists():
+            if (left := self.path / ".lock").exists():  # by a process that was killed when all was done
+                with suppress(OSError, UserError), locked(left, str(self.path), "--out"):
+                    pass
+            yield
+            return
+        with ExitStack() as held:
+            with writable("--out"):
+                self._check_files()
+                held.enter_context(locked(self.path / ".lock", str(self.path), "--out"))
+            yield
+
+    def _check_files(self) -> None:
+        """UserError where the run would write through a link, or into a pipe or a device: nobody but a stranger puts one there.
+        What the user names with ``--out`` may be a link, and lie below one.
+        """
+        way = takewhile(lambda path: path != self.root, [self.path, *self.path.parents] if self.root else [])
+        if found := next(filter(Path.is_symlink, way), None) or no_file_below(self.path):
+            raise UserError(
+                f"{found} is neither a file nor a folder (a link, a pipe or a device), and the run would write through it: put "
+                "what it stands for in its place, or choose another folder",
+                key="--out",
+            )
+
+    def open(self, config: Tree, *, resume: bool) -> None:
+        """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.
+
+        A run that goes on with another device or another number of threads (``HOW``) says so in its config from then on.
+        """
+        begun = self._begun()
+        if begun and not resume:
+            raise UserError(
+                f"{self.path} holds a run already; add --resume to go on with it (or to show its result), "
+                "or choose another folder",
+                key="--out",
+            )
+        if resume and self.config.exists():
+            self._same(read_yaml(self.config), config)
+        if begun:
+            self._made_with(config)
+        with writable("--out"):
+            if not self.summary.exists():
+                write_atomic(self.config, to_yaml(config).encode())
+                record(self.path, config)
+            self.figures.mkdir(parents=True, exist_ok=True)
+
+    def _begun(self) -> bool:
+        """Whether anything was trained or evaluated: a config.yaml alone is what a run leaves that was refused at its start."""
+        return any(path.exists() for path in (self.summary, self.metrics)) or any(self.checkpoints())
+
+    def _made_with(self, config: Tree) -> None:
+        """UserError where a checkpoint was made with other settings, as when config.yaml has been edited or lost."""
+        for path in self.checkpoints():
+            try:
+                settings = read_meta(path).get("settings")
+            except Damaged:
+                continue  # whether there is another is asked when its phase goes on
+            if settings and settings != digest_of(config):
+                raise UserError(
+                    f"{path} was made with other settings than these: {self.config} has been edited or lost since; put back "
+                    "what it was, or choose another folder",
+                    key="--resume",
+                )
+
+    def settings(self) -> str:
+        """The digest of ``config.yaml`` less what says how to compute it; empty where there is none."""
+        return digest_of(read_yaml(self.config)) if self.config.exists() else ""
+
+    def _same(self, old: Tree, new: Tree) -> None:
+        before, after = flatten(old), flatten(new)
+        changed = [k for k in sorted({*before, *after} - HOW) if before.get(k) != after.get(k)]
+        if changed:
+            lines = [f"  {k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in changed[:8]]
+            raise UserError(
+                f"{self.path} holds a run with other settings; use the same or choose another folder:\n" + "\n".join(lines),
+                key="--resume",
+            )
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to the metrics. UserError for a number that is not finite."""
+        if bad := not_finite(row):
+            raise UserError(f"{', '.join(bad)} is not finite", key=str(row.get("phase", self.metrics)))
+        self._check_log()
+        with self.metrics.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            line = (json.dumps(row) + "\n").encode()
+            try:
+                while line:  # a disk may take but a part
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(size)  # half a line would be damage
+                raise
+
+    def _check_log(self) -> None:
+        """UserError where the metrics are no file of the run's own."""
+        if self.metrics.is_symlink() or (self.metrics.exists() and not self.metrics.is_file()):
+            raise UserError(f"{self.metrics} is a link, or no file: nothing is written there; remove it", key="--out")
+
+    def metrics_lines(self) -> list[bytes]:
+        """The lines so far; what a kill has left of another is not one."""
+        self._check_log()
+        content = read_regular(self.metrics, BYTES) if self.metrics.exists() else b""
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def rewrite_metrics(self, lines: Sequence[bytes]) -> None:
+        """These lines alone."""
+        content = b"".join(lines)
+        if self.metrics.exists() and self.metrics.read_bytes() != content:
+            write_atomic(self.metrics, content)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Atomically, with a digest of it and of the run's settings. A number that is not finite is written as null, and its
+        key named.
+        """
+        found, settings = not_finite(summary), self.settings()
+        summary = {**summary, **({"settings": settings} if settings else {})}
+        whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
+        write_atomic(self.summary, (json.dumps(signed(whole), indent=2, allow_nan=False) + "\n").encode())
+
+    def read_summary(self, schema: type[Frozen] = Frozen) -> dict[str, Any] | None:
+        """None where the run is not complete. UserError where the file is damaged, another run's or of another form."""
+        if not self.summary.exists():
+            return None
+        tree = read_summary(self.summary, schema)[0]
+        if self.config.exists() and (problem := agree(read_yaml(self.config), tree)):
+            remedy = "put the right one back, or remove it and go on with --resume"
+            raise Damaged(f"{self.summary} is not of this run: {problem}; {remedy}")
+        return tree
+
+
+def not_finite(tree: Any, key: str = "") -> list[str]:
+    """The dotted keys of the numbers in a JSON value that are not finite."""
+    return [name for name, value in _leaves(tree, key) if isinstance(value, float) and not math.isfinite(value)]
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for i, value in enumerate(tree):
+            yield from _leaves(value, f"{key}.{i}")
+    else:
+        yield key, tree
+
+
+def _with_nulls(tree: Any) -> Any:
+    """The same with null for a number that is not finite, and keys as JSON has them."""
+    if isinstance(tree, Mapping):
+        return {str(name): _with_nulls(value) for name, value in tree.items()}
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
+        return [_with_nulls(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

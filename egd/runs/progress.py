@@ -1,0 +1,121 @@
+"""Progress on a terminal: bars with rate and time left."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from egd.errors import Notice
+from egd.runs.safe_names import literal, printable
+
+WIDE = 100
+"""Columns of a terminal from which a bar is as long as it likes to be; on a narrower one the note needs the room."""
+
+
+def rate(task: Task) -> float:
+    """Steps a second since the bar began: neither those done before, nor results that come all at once, make it faster."""
+    done = task.completed - task.fields["before"]
+    return done / task.elapsed if task.elapsed else 0.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        found = rate(task)
+        digits = 0 if found >= 10 else 1 if found >= 0.1 else 3
+        return Text(f"{found:,.{digits}f}/s" if found else "", style="progress.percentage")
+
+
+class _Left(ProgressColumn):
+    """Time left at the rate so far; what it took, once finished."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return _clock(task.finished_time or 0.0, "progress.elapsed")
+        found = rate(task)
+        if task.remaining is None or not found:
+            return Text("-:--:--", style="progress.remaining")
+        return _clock(task.remaining / found, "progress.remaining")
+
+
+def _clock(seconds: float, style: str) -> Text:
+    return Text(str(timedelta(seconds=round(seconds))), style=style)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One thing under way."""
+
+    progress: Progress
+    task: TaskID
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return int(self.progress.tasks[0].completed)
+
+    def advance(self, steps: int, note: str | None = None) -> None:
+        """Some steps further; ``note`` is shown behind the bar from now on."""
+        self.at(self.done + steps, note)
+
+    def at(self, done: int, note: str | None = None, *, total: int | None = None) -> None:
+        """So many steps are done, of ``total`` where that is known better by now."""
+        self.progress.update(self.task, completed=done, total=total)
+        if note is not None:
+            self.progress.update(self.task, note=printable(note))
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where a job tells people how it goes; ``clock`` gives the time in seconds."""
+
+    console: Console = field(default_factory=Console)
+    clock: Callable[[], float] = time.monotonic
+
+    @contextmanager
+    def bar(self, label: str, total: int | None, done: int = 0) -> Iterator[Bar]:
+        """A bar for the length of a with-block; finished bars stay on the screen."""
+        wide = self.console.width >= WIDE
+        note = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        columns = (
+            TextColumn("{task.description:<20}" if wide else "{task.description}", markup=False),
+            BarColumn(14 if wide else 8),
+            MofNCompleteColumn(),
+            _Rate(),
+            _Left(),
+            TextColumn("{task.fields[note]}", "dim", markup=False, table_column=note),
+        )
+        with Progress(*columns, console=self.console, get_time=self.clock, expand=True) as progress:
+            yield Bar(progress, progress.add_task(printable(label), total=total, completed=done, note="", before=done))
+
+    @contextmanager
+    def notices(self) -> Iterator[None]:
+        """Show what is warned of in a with-block (``Notice``) as ``warn`` does, each text once; other warnings as ever."""
+        told: set[str] = set()
+        with warnings.catch_warnings():
+            otherwise = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+                if not issubclass(category, Notice):
+                    otherwise(message, category, *where)
+                elif str(message) not in told:
+                    told.add(str(message))
+                    self.warn(str(message))
+
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+
+    def warn(self, text: str) -> None:
+        """Say what people should look at, names in it as they are."""
+        self.console.print(literal(text, "yellow"), soft_wrap=True)

@@ -1,0 +1,117 @@
+"""What domains share when they plan jobs from a recipe: its tasks, its budgets, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from egd.config.base import Tree, blamed_on, merge, override
+from egd.errors import UserError, nearest
+from egd.runs.experiment import Options
+from egd.runs.grid import refuse_key
+
+RECIPE_KEYS = ("description", "tasks", "methods", "budgets", "default_budget")
+"""The keys of a recipe that choose between settings; all others are settings."""
+
+
+def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callable[[str], str] = str) -> dict[str, Tree]:
+    """Task -> its overrides in the recipe, for those of ``--task`` where given. A resolved config is a recipe of one ``task``.
+
+    ``canonical`` maps what a user may call a task to its name. UserError when there is none.
+    """
+    table = recipe.get("tasks")
+    listed: dict[str, Tree] = {recipe["task"]: {}} if "task" in recipe else {}
+    if isinstance(table, list):
+        listed |= {str(name): {} for name in table}
+    else:
+        listed |= mappings(recipe, "tasks", options.source)
+    if not listed:
+        raise UserError("tasks: the recipe names no task", key=options.source)
+    try:
+        named = {canonical(name): over for name, over in listed.items()}
+    except UserError as error:
+        raise UserError(f"tasks: {error}", key=options.source) from None
+    wanted = [canonical(name) for name in options.tasks] or list(named)
+    return {name: named.get(name, {}) for name in wanted}
+
+
+def mappings(tree: Mapping[str, Any], key: str, source: str) -> dict[str, Tree]:
+    """A section with a mapping, or nothing, under every name; {} where it is not there. UserError for one of another form."""
+    table = tree.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise UserError(f"{key}: got {table!r}; write 'name: {{setting: value}}' lines", key=source)
+    for name, value in table.items():
+        if not isinstance(value, Mapping | None):
+            raise UserError(f"{key}.{name}: got {value!r}; write {{setting: value}}, or {{}} for no other settings", key=source)
+    return {str(name): dict(value or {}) for name, value in table.items()}
+
+
+def without_nulls(tree: Mapping[str, Any], *keys: str) -> Tree:
+    """Less the entries of these sections that are null: how --set, a budget or a method leaves one out."""
+    tables = {key: tree[key] for key in keys if isinstance(tree.get(key), Mapping)}
+    return {**tree, **{key: {name: v for name, v in table.items() if v is not None} for key, table in tables.items()}}
+
+
+def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
+    """The overrides of ``--budget``, or of the recipe's ``default_budget``. UserError for one that does not exist."""
+    budgets = mappings(recipe, "budgets", options.source)
+    name = options.budget or recipe.get("default_budget")
+    if name is None:
+        return {}
+    if name not in budgets:
+        known = nearest(name, budgets) if budgets else "this recipe has no 'budgets'"
+        raise UserError(f"no budget is called '{name}'; {known}", key="--budget" if options.budget else "default_budget")
+    return budgets[name]
+
+
+def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:
+    """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``."""
+    for setting in options.settings:
+        key = setting.partition("=")[0].strip()
+        refuse_key(key, "--set", {"seed": options.seed is not None, "device": options.device != "auto"})
+    tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
+    budget = {k: v for k, v in chosen_budget(recipe, options).items() if k not in RECIPE_KEYS}
+    tree = override(merge(merge(tree, budget), over), options.settings)
+    tree["task"] = task
+    if options.seed is not None:
+        tree["seed"] = options.seed
+    tree["device"] = pick_device(tree.get("device", "auto") if options.device == "auto" else options.device)
+    return tree
+
+
+def given(options: Options) -> dict[str, str]:
+    """The dotted keys that the command line sets -> the option that does."""
+    keys = {setting.partition("=")[0].strip(): "--set" for setting in options.settings}
+    return keys | dict.fromkeys(options.grid, "--grid")
+
+
+@contextmanager
+def blaming(options: Options) -> Iterator[None]:
+    """A complaint about a key that the command line sets names the option, too."""
+    try:
+        yield
+    except UserError as error:
+        in_file = error.key == options.source  # then the message begins with the key
+        option = blamed_on(str(error).partition(":")[0] if in_file else error.key or "", given(options))
+        if option is None:
+            raise
+        raise UserError(str(error), key=option if in_file else f"{option} {error.key}") from None
+
+
+def pick_device(name: Any) -> str:
+    """``auto`` is a GPU where there is one. UserError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"{name!r} is not a device; use auto, cpu or cuda", key="--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available here; use --device cpu", key="--device")
+    return str(name)
+
+
+def summary_line(component: Any) -> str:
+    """The first paragraph of a docstring in one line, for ``egd list``."""
+    return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())

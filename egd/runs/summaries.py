@@ -1,0 +1,182 @@
+"""What ``summary.json`` and ``metrics.jsonl`` hold, and whether a file is one: read here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from math import fsum, isclose
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from egd.runs.checkpoint import Damaged
+from egd.runs.files import read_regular
+
+BYTES = 2**28
+"""More than any summary or log of a run has."""
+
+REMEDY = "remove it, and egd run --resume writes it anew from the run's checkpoints"
+
+
+class Frozen(BaseModel):
+    """What is read of a summary; further keys are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Stats(Frozen):
+    """Scores of one policy of one run, every episode's among them where they are kept."""
+
+    mean: FiniteFloat
+    std: FiniteFloat = 0.0
+    episodes: PositiveInt
+    returns: tuple[FiniteFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_its_episodes(self) -> Stats:
+        if self.returns and len(self.returns) != self.episodes:
+            raise ValueError(f"{len(self.returns)} returns of {self.episodes} episodes")
+        if self.returns and not isclose(self.mean, fsum(self.returns) / self.episodes, rel_tol=1e-6, abs_tol=1e-6):
+            raise ValueError(f"the mean {self.mean:g} is not that of its returns")
+        return self
+
+
+class Point(Frozen):
+    """One evaluation in training."""
+
+    phase: str
+    step: NonNegativeInt
+    score: FiniteFloat
+
+
+class Common(Frozen):
+    """What every experiment's summary has."""
+
+    task: str
+    seed: NonNegativeInt
+    seconds: dict[str, FiniteFloat] = {}
+    versions: dict[str, str] = {}
+    device: str = ""
+    settings: str = ""
+    """The digest of those of its run; empty where that has no config.yaml."""
+
+
+class Summary(Common):
+    """Of a run that ends with scores of policies."""
+
+    kind: str = ""
+    method: str
+    normalised: bool = True
+    dataset_score: FiniteFloat | None = None
+    policies: dict[str, Stats]
+    """Empty where there was no environment to evaluate in."""
+    headline: str
+    best: Point | None = None
+    evaluations: tuple[Point, ...] = ()
+    reused: dict[str, Any] = {}
+    action_ms: FiniteFloat | None = None
+    """Milliseconds of one action, where the run measured it."""
+    remarks: tuple[str, ...] = ()
+    """Sentences that belong under every table with this task."""
+
+    @model_validator(mode="after")
+    def _headline_exists(self) -> Summary:
+        if self.policies and self.headline not in self.policies:
+            raise ValueError(f"the headline policy '{self.headline}' is not among its policies")
+        return self
+
+
+S = TypeVar("S", bound=Frozen)
+
+
+def digest(tree: Mapping[str, Any]) -> str:
+    """Of a JSON value, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def signed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with its own digest, as a summary is written."""
+    return {**tree, "digest": digest(tree)}
+
+
+def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
+    """All of the file, less its digest, and what the schema reads of it. Damaged, with the remedy, where it is not what was
+    written, or has no digest to tell by.
+    """
+    try:
+        tree = json.loads(read_regular(path, BYTES).decode("utf-8"), parse_constant=_refuse)
+        written = tree.pop("digest", None) if isinstance(tree, dict) else None
+        found = schema.model_validate_json(json.dumps(tree), strict=True)
+    except (OSError, ValueError, RecursionError) as error:  # pydantic's, JSON's and UTF-8's are ValueErrors
+        raise Damaged(f"{path} is damaged ({_reason(error)}); {REMEDY}") from None
+    if written is None:
+        raise Damaged(f"{path} has no digest: it was edited, or is of an earlier version of egd; {REMEDY}")
+    if written != digest(tree):
+        raise Damaged(f"{path} is damaged or was edited: its digest is another; {REMEDY}")
+    return tree, found
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, none where there is no file. Damaged, with the remedy, where one is damaged."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = read_regular(path, BYTES).decode("utf-8").splitlines() if path.exists() else []
+        for line in lines:
+            rows.append(_row(line))
+    except (OSError, ValueError, RecursionError) as error:
+        where = "" if isinstance(error, OSError) else f"line {len(rows) + 1}: "
+        raise Damaged(f"{path} is damaged ({where}{_reason(error)}); put it back from a copy, or remove it") from None
+    return rows
+
+
+def _row(line: str) -> dict[str, Any]:
+    row: Any = json.loads(line, parse_constant=_refuse)
+    if not isinstance(row, dict) or not isinstance(row.get("phase"), str) or type(row.get("step", 0)) is not int:
+        raise ValueError("not metrics of a phase")
+    return row
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no result")
+
+
+def _reason(error: Exception) -> str:
+    """One line for people."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    if isinstance(error, json.JSONDecodeError):
+        return "it is empty" if not error.doc.strip() else f"not JSON: {error}"
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
+
+
+def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """How a run's settings and its result contradict each other; None where they do not."""
+    for key in ("task", "seed"):
+        if key in summary and config.get(key) != summary[key]:
+            return f"config.yaml has {key} {config.get(key)!r}, summary.json {summary[key]!r}"
+    if summary.get("settings") and summary["settings"] != digest_of(config):
+        return "summary.json is of other settings than config.yaml has"
+    return None
+
+
+HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
+"""Keys that say how a run is computed, not what: a run may go on with other values of them."""
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """Of settings, less ``HOW``."""
+    return digest({key: value for key, value in flatten(config).items() if key not in HOW})
+
+
+def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{head}{key}."))
+        else:
+            flat[head + str(key)] = value
+    return flat

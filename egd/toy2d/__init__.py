@@ -1,6 +1,0 @@
-"""The 2-D data sets of CEP (arXiv:2304.12824) with their energies: what do the estimators of E_t look like?"""
-
-from egd.toy2d.data import DATA_SETS, DataSet, find_data_set
-from egd.toy2d.exact import Draws
-
-__all__ = ["DATA_SETS", "DataSet", "Draws", "find_data_set"]

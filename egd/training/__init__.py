@@ -1,0 +1,5 @@
+"""Training: learners, their times, many runs as one program, the precision of a step."""
+
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics, StepLearner, train
+
+__all__ = ["DenoiserLearner", "EnergyLearner", "Fit", "Learner", "Metrics", "StepLearner", "train"]

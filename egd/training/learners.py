@@ -1,0 +1,322 @@
+"""Learners: what is trained, one update at a time, with everything that a killed run needs to go on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from egd.contracts import energy_values
+from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
+from egd.networks.mlp import EnergyNetwork
+from egd.runs.checkpoint import group, load_optimiser, optimiser_state, prefixed
+from egd.training.precision import Computing
+from egd.training.times import UNIFORM, Times
+from egd.types import Context, Sample, Schedule, TimedEnergy
+
+Metrics: TypeAlias = dict[str, Tensor]
+
+
+class Learner(Protocol):
+    """One trained part. Its random numbers come from the generator that the caller keeps and checkpoints."""
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One gradient step; the metrics stay on the device."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides later updates, as flat tensors."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss for an energy network; see ``egd.objectives``.
+
+    Two members are optional: ``targets(x0, x, t, c)`` (B,), values with the location and the spread that E_Theta is
+    expected to have, from which an ``EnergyNetwork`` takes its output scale; and ``dimensionless``, true of a loss that has
+    no unit. Any other loss is taken for a square of energies.
+    """
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """The loss () and metrics; x0 and x (B, ...), t (B,). Random numbers of its own come from ``generator``, which
+        a killed run restores."""
+        ...
+
+
+def train(learner: Learner, steps: int, generator: torch.Generator) -> Metrics:
+    """So many updates, one after the other; returns the metrics of the last, none of none."""
+    metrics: Metrics = {}
+    for _ in range(steps):
+        metrics = learner.update(generator)
+    return metrics
+
+
+def moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's parameters; its first update copies them."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class EMA:
+    """A moving average of a part of what is fitted."""
+
+    average: AveragedModel
+    part: nn.Module
+    decay: float
+
+
+class Fit:
+    """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional
+    exponential moving average. ``rates`` are learning rates of the module's children by name, where they differ from ``lr``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        steps: int,
+        decay: bool = False,
+        ema: float = 0.0,
+        clip: float = 0.0,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        self.module, self.lr, self.steps, self.decay, self.clip = module, lr, steps, decay, clip
+        self.optimiser = torch.optim.Adam(_groups(module, lr, rates or {}), fused=True)
+        self.ema_modules: list[EMA] = []
+        self.average = self.follow(module, ema) if ema else None
+        self.step, self.cycles = 0, 1
+
+    def follow(self, part: nn.Module, decay: float) -> AveragedModel:
+        """A moving average of a part of the module, updated with every step; its first update copies."""
+        average = moving_average(part, decay)
+        self.ema_modules.append(EMA(average, part, decay))
+        return average
+
+    @property
+    def model(self) -> nn.Module:
+        """The network to use: the average where there is one."""
+        return self.average.module if self.average is not None else self.module
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are fitted, in the optimiser's order."""
+        return [p for settings in self.optimiser.param_groups for p in settings["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        """Of the module."""
+        return self.parameters()[0].device
+
+    def hold(self, lr: float | None) -> None:
+        """The own learning rates from now on, without decay; scaled, if one is given, so that the largest is this."""
+        self.decay = False
+        largest = max(settings["initial_lr"] for settings in self.optimiser.param_groups)
+        for settings in self.optimiser.param_groups:
+            settings["initial_lr"] *= 1 if lr is None else lr / largest
+            settings["lr"] = settings["initial_lr"]
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down the loss ()."""
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.step_down()
+
+    def step_down(self) -> None:
+        """One step down the gradients that the parameters hold."""
+        self.set_rate(self.optimiser)
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        self.optimiser.step()
+        for follower in self.ema_modules:
+            follower.average.update_parameters(follower.part)
+        self.step += 1
+
+    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
+        """The learning rates of this step; its decay begins anew in each of ``cycles`` equal parts of the steps."""
+        if self.decay:
+            length = max(1, -(-self.steps // self.cycles))
+            done = self.step % length if self.step < self.steps else length
+            share = 0.5 * (1 + math.cos(math.pi * done / length))
+            for settings in optimiser.param_groups:
+                settings["lr"] = settings["initial_lr"] * share
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, average, optimiser and step count."""
+        average = {} if self.average is None else prefixed("average", self.average.state_dict())
+        return {
+            **prefixed("module", self.module.state_dict()),
+            **prefixed("optimiser", optimiser_state(self.optimiser)),
+            **average,
+            "step": torch.tensor(self.step),
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.module.load_state_dict(group("module", state))
+        load_optimiser(self.optimiser, group("optimiser", state))
+        if self.average is not None:
+            self.average.load_state_dict(group("average", state))
+        self.step = int(state["step"])
+
+
+def _groups(module: nn.Module, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Of parameters by learning rate, in the module's order."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        found.setdefault(rates.get(name.partition(".")[0], lr), []).append(parameter)
+    return [{"params": parameters, "lr": rate, "initial_lr": rate} for rate, parameters in found.items()]
+
+
+class StepLearner(ABC):
+    """A learner whose step is a draw, a loss and a descent: random numbers come in the draw, so that the rest can be compiled,
+    captured, or done for many runs at once (``egd.training.batched``).
+    """
+
+    fit: Fit
+    computing: Computing = Computing()
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Any:
+        """All that is random in a step, as tensors in tuples, mappings or the like."""
+
+    @abstractmethod
+    def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
+        """The loss () to descend, and the metrics, detached."""
+
+    def loss_networks(self) -> dict[str, nn.Module]:
+        """The modules, beside the fitted one, whose tensors the loss reads and which are not the same in all runs."""
+        return {}
+
+    def begin(self, drawn: Any) -> None:  # noqa: B027
+        """What is to be set from the first draw of all."""
+
+    def update(self, generator: torch.Generator) -> Metrics:
+        """One step."""
+        drawn = self.draw(generator)
+        if self.fit.step == 0:
+            self.begin(drawn)
+        with self.computing.autocast(self.fit.device):
+            loss, metrics = self.loss(drawn)
+        self.fit.descend(loss)
+        return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides later updates, as flat tensors."""
+        return self.fit.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.fit.load(state)
+
+
+Noised: TypeAlias = tuple[Tensor, Context, Tensor, Tensor]
+"""x_0 (B, ...), c, t (B,) and noise (B, ...): x_t is ``diffuse(schedule, x_0, t, noise)``."""
+
+
+def draw_noised(sample: Sample, batch: int, times: Times, generator: torch.Generator) -> Noised:
+    """A batch of data with times and standard normal noise; of as many rows as ``sample`` gives, which may be others than it
+    was asked for.
+    """
+    x0, c = sample(batch, generator)
+    t = times(len(x0), generator)
+    return x0, c, t, torch.randn(x0.shape, generator=generator, device=x0.device)
+
+
+class DenoiserLearner(StepLearner):
+    """Trains a network on the denoising loss of what it predicts (for noise AEPO Algorithm 1, first part).
+
+    ``weights`` (x_0, c) -> (B,) weighs the data: the denoiser learned is that of the weighted data (energy-weighted
+    training). See ``prediction_loss``.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        schedule: Schedule,
+        sample: Sample,
+        *,
+        batch: int,
+        prediction: Prediction = "epsilon",
+        weights: Callable[[Tensor, Context], Tensor] | None = None,
+        times: Times = UNIFORM,
+    ) -> None:
+        self.fit, self.schedule, self.sample, self.batch = fit, schedule, sample, batch
+        self.prediction, self.weights, self.times = prediction, weights, times
+
+    def draw(self, generator: torch.Generator) -> Noised:
+        """Data, times and noise."""
+        return draw_noised(self.sample, self.batch, self.times, generator)
+
+    def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
+        """The metric is the mean over dimensions, 1 for a noise model that predicts nothing."""
+        x0, c, t, noise = drawn
+        weight = None if self.weights is None else energy_values(self.weights, x0, c).detach()
+        loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
+        return loss, {"loss": loss.detach() / x0[0].numel()}
+
+
+class EnergyLearner(StepLearner):
+    """Trains an energy network on an objective (AEPO Algorithm 1, last part).
+
+    Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained. Not ``fresh``
+    is a network that has been trained before; its output scale is left alone.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        schedule: Schedule,
+        sample: Sample,
+        objective: Objective,
+        *,
+        batch: int,
+        times: Times = UNIFORM,
+        fresh: bool = True,
+    ) -> None:
+        self.fit, self.schedule, self.sample, self.objective = fit, schedule, sample, objective
+        self.batch, self.times, self.fresh = batch, times, fresh
+        self._generator = torch.Generator()
+
+    def draw(self, generator: torch.Generator) -> Noised:
+        """Data, times and noise."""
+        self._generator = generator
+        return draw_noised(self.sample, self.batch, self.times, generator)
+
+    def begin(self, drawn: Noised) -> None:
+        """The network's output scale is set from the first batch's targets."""
+        x0, c, t, noise = drawn
+        targets = getattr(self.objective, "targets", None)
+        if self.fresh and targets is not None and isinstance(self.fit.module, EnergyNetwork):
+            self.fit.module.standardise(targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
+
+    def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
+        """The objective's, in squares of the network's output scale where it has a unit."""
+        x0, c, t, noise = drawn
+        x = diffuse(self.schedule, x0, t, noise)
+        network = at_unit_scale(self.fit.module, self.schedule)
+        loss, metrics = self.objective.loss(network, x0, x, t, c, self._generator)
+        if not getattr(self.objective, "dimensionless", False):
+            loss = loss / self.scale**2
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def loss_networks(self) -> dict[str, nn.Module]:
+        """Those that the objective says it reads."""
+        modules: dict[str, nn.Module] = getattr(self.objective, "modules", dict)()
+        return modules
+
+    @property
+    def scale(self) -> Tensor | float:
+        """The network's output scale: losses with a unit are reported and descended in its squares."""
+        return self.fit.module.scale if isinstance(self.fit.module, EnergyNetwork) else 1.0

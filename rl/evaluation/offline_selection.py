@@ -1,0 +1,376 @@
+"""Which policy of which run to take, from finished runs and their data alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from egd.errors import UserError
+from egd.report.runs import Found, Run, find
+from egd.runs.folder import RunFolder
+from egd.runs.phases import seed_of
+from egd.runs.progress import Reporter
+from egd.runs.recipe import pick_device
+from egd.training.precision import set_up
+from rl.agents.base import Agent
+from rl.critics import Critic
+from rl.data.record import of_run
+from rl.data.transitions import OfflineData
+from rl.evaluation.evaluator import names
+from rl.evaluation.fqe import Draw, fitted_q
+from rl.evaluation.offline_score import (
+    Penalty,
+    Regret,
+    Score,
+    cautious,
+    choose,
+    disagreement,
+    held_out,
+    neighbour_kl,
+    regret,
+    regularised,
+    spread,
+)
+from rl.runs.config import CriticConfig, RunConfig
+from rl.runs.loading import load_data, read_config, restored
+
+T = TypeVar("T")
+ROWS = 256  # of states in one batch of acting: an energy may draw tens of actions for each
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to judge: ``actions`` of each policy in each of ``states`` of the data; ``omegas`` in place of the recipe's; ``beta``
+    in place of the first run's, in the same units; ``fqe`` steps of fitted Q evaluation, 0 for the runs' own critics.
+    """
+
+    states: int = 64
+    actions: int = 16
+    omegas: Sequence[float] | None = None
+    penalty: Penalty = "kl"
+    beta: float | None = None
+    fqe: int = 0
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy of a run, at one guidance scale if it has any."""
+
+    run: Run
+    agent: Agent
+    name: str
+    scales: Sequence[float]
+
+    @property
+    def policy(self) -> str:
+        """``name`` or ``name@scale``."""
+        return names(self.name, self.scales)[0]
+
+    def acting(self, seed: int) -> Draw:
+        """One action in every state, in batches that fit."""
+        generator = torch.Generator(self.agent.device).manual_seed(seed_of(seed, f"select/{self.policy}"))
+        act = self.agent.policy(self.name, self.scales, generator)
+        which = torch.zeros(ROWS, dtype=torch.long, device=self.agent.device)
+        return lambda states: torch.cat([act(part, which[: len(part)]) for part in torch.split(states, ROWS)])
+
+    def actions(self, states: Tensor, k: int, seed: int) -> Tensor:
+        """K actions in every state: (N, S) -> (N, K, A)"""
+        return self.acting(seed)(states.repeat_interleave(k, 0)).reshape(len(states), k, -1)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy, over all seeds of its run; ``simulated``: its mean score in ``summary.json``, where it was rolled out."""
+
+    run: str
+    policy: str
+    score: Score
+    simulated: float | None
+
+    @property
+    def name(self) -> str:
+        """Of one among several runs."""
+        return f"{self.run} {self.policy}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """All policies; the ``chosen`` one and the ``default``, the first run's headline, by name; what the choice costs by the
+    simulator. ``price`` is that of a nat, or with the penalty ``error`` the critics' error, in units of Q.
+    """
+
+    task: str
+    rows: Sequence[Judged]
+    chosen: str
+    default: str
+    regret: Regret | None
+    price: float
+    judges: Sequence[str]
+    skipped: Sequence[tuple[Path, str]]
+    damaged: Sequence[tuple[Path, str]]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CriticEnsemble:
+    """The mean of critics, each one's own pessimistic Q."""
+
+    critics: Sequence[Critic]
+
+    def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Q, averaged over critics and actions: (N, S), (N, K, A) -> (N,)"""
+        return self._each(states, actions, lambda critic, s, a: critic.q(s, a)[None]).mean((0, 2))
+
+    def members(self, states: Tensor, actions: Tensor) -> Tensor:
+        """What every network says: (N, S), (N, K, A) -> (M, N, K)"""
+        return self._each(states, actions, lambda critic, s, a: critic.target(s, a))
+
+    @torch.no_grad()
+    def _each(self, states: Tensor, actions: Tensor, ask: Callable[[Critic, Tensor, Tensor], Tensor]) -> Tensor:
+        tiled, flat = states.repeat_interleave(actions.shape[1], 0), actions.flatten(0, 1)
+        return torch.cat([ask(critic, tiled, flat) for critic in self.critics]).reshape(-1, *actions.shape[:2])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What candidates are judged on: states (N, S) of the data, standardised, and the rows of it that are not held out."""
+
+    data: OfflineData
+    states: Tensor
+    others: Tensor
+    settings: Settings
+
+    def actions(self, candidate: Candidate) -> Tensor:
+        """The candidate's, (N, K, A)."""
+        return candidate.actions(self.states, self.settings.actions, self.settings.seed)
+
+    def reference(self, behaviour: Candidate) -> Tensor:
+        """Others of the behaviour policy, (N, K - 1, A), independent of the ones above."""
+        return behaviour.actions(self.states, self.settings.actions - 1, seed_of(self.settings.seed, "reference"))
+
+    def kl(self, candidate: Candidate, actions: Tensor, reference: Tensor) -> Tensor:
+        """Of every state, (N,); 0 for the behaviour policy itself."""
+        if candidate.name == "behaviour":
+            return actions.new_zeros(len(actions))
+        blur = torch.Generator(actions.device).manual_seed(seed_of(self.settings.seed, f"select/blur/{candidate.policy}"))
+        return neighbour_kl(actions, reference, spread(reference), blur)
+
+    def fitted(self, candidate: Candidate, actions: Tensor, network: CriticConfig, advance: Callable[[int], None]) -> Tensor:
+        """(1 - gamma) Q^pi(s, a) by fitted Q evaluation: what the policy earns a step, (N,)."""
+        seed, steps = self.settings.seed, self.settings.fqe
+        generator = torch.Generator(actions.device).manual_seed(seed_of(seed, "select/fqe"))  # one for all: paired
+        acting = candidate.acting(seed_of(seed, "fqe"))
+        critic = fitted_q(self.data, self.others, acting, network, steps=steps, generator=generator, advance=advance)
+        return (1 - network.gamma) * CriticEnsemble([critic])(self.states, actions)
+
+
+def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None = None) -> Selection:
+    """Judge the policies of the runs at or below ``paths``. UserError where they are not of one task and the same data, where
+    none has a behaviour policy, or where there is no critic to judge.
+    """
+    reporter = reporter or Reporter()
+    found, agents, data = usable(find(paths), settings.device, reporter)
+    behaviours = behaviours_of(found.runs, agents)
+    candidates = list(_candidates(found.runs, agents, settings.omegas))
+    case = _case(data, settings)
+    reference = {path: case.reference(behaviour) for path, behaviour in behaviours.items()}
+    critics = critics_of(found.runs, agents)
+    ensemble = CriticEnsemble([critic for _, critic in critics])
+    price, notes = _price(agents, ensemble, case, reference[found.runs[0].path])
+    first = behaviours[found.runs[0].path]
+    evidence: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    with reporter.bar("judging", (len(candidates) + 1) * max(1, settings.fqe)) as bar:
+        value = _valued(case, ensemble, agents, bar.advance)
+        base = value(first, case.actions(first))
+        for candidate in candidates:
+            actions = case.actions(candidate)
+            kl = case.kl(candidate, actions, reference[candidate.run.path])
+            evidence.setdefault((candidate.run.label, candidate.policy), []).append((value(candidate, actions) - base, kl))
+    rows = [_judged(found.runs, run, policy, parts, settings, price) for (run, policy), parts in evidence.items()]
+    judges = [f"fitted Q evaluation, {settings.fqe} steps"] if settings.fqe else [f"critic of {run.path}" for run, _ in critics]
+    return _selection(found, rows, judges, price, notes)
+
+
+Value: TypeAlias = Callable[[Candidate, Tensor], Tensor]
+"""What a candidate's actions (N, K, A) are worth: (N,)."""
+
+
+def usable(found: Found, on: str, reporter: Reporter) -> tuple[Found, list[Agent], OfflineData]:
+    """What finished runs have trained, on that device, and the data, which are the same; UserError where they are not, or where
+    no run can be used. A run whose files are damaged is left out.
+    """
+    if strangers := [run for run in found.runs if run.config.get("experiment") != "offline_rl"]:
+        raise UserError(f"{strangers[0].path} is a run of '{strangers[0].config.get('experiment')}', which has no policies")
+    device = torch.device(pick_device(on))
+
+    def settings(run: Run) -> RunConfig:
+        return read_config(RunFolder(run.path)).model_copy(update={"device": device.type})
+
+    found, configs = _whole(found, settings)
+    _check_same_data(found.runs)
+    set_up(device, configs[0].threads, configs[0].precision)
+    data, _ = load_data(configs[0], device, reporter)
+    of = {run.path: config for run, config in zip(found.runs, configs, strict=True)}
+
+    def trained(run: Run) -> tuple[Agent, OfflineData]:
+        own = of_run(RunFolder(run.path), data, reporter.warn)
+        return restored(of[run.path], RunFolder(run.path), own, device), own
+
+    found, whole = _whole(found, trained)
+    return found, [agent for agent, _ in whole], whole[0][1]
+
+
+def _whole(found: Found, read: Callable[[Run], T]) -> tuple[Found, list[T]]:
+    """The runs that can be read, and what was; the others are damaged. UserError where that is all of them."""
+    kept: dict[Path, T] = {}
+    damaged = list(found.damaged)
+    for run in found.runs:
+        try:
+            kept[run.path] = read(run)
+        except UserError as error:
+            damaged.append((run.path, str(error)))
+    if not kept:
+        raise UserError("no run can be used:\n" + "\n".join(f"  {path}: {reason}" for path, reason in damaged[:8]), key="RUNS")
+    return replace(found, runs=[run for run in found.runs if run.path in kept], damaged=damaged), list(kept.values())
+
+
+def _check_same_data(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if differing := [
+            key for key in _about_data(runs[0]) | _about_data(run) if run.config.get(key) != runs[0].config.get(key)
+        ]:
+            key = sorted(differing)[0]
+            there, here = runs[0].config.get(key), run.config.get(key)
+            raise UserError(
+                f"{run.path} has {key} {here!r}, {runs[0].path} has {there!r}: give runs that learned from the same data"
+            )
+
+
+def _about_data(run: Run) -> set[str]:
+    return {key for key in run.config if key == "task" or key.startswith("data.")} - {"data.download"}
+
+
+def behaviours_of(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[Path, Candidate]:
+    """Every run's behaviour policy, that of the first run that has one where it has none."""
+    own = {
+        run.path: Candidate(run, a, "behaviour", []) for run, a in zip(runs, agents, strict=True) if "behaviour" in a.policies()
+    }
+    if not own:
+        raise UserError(
+            "none of the runs has a behaviour policy to measure the divergence from; add a run on the same data that has one, "
+            "such as aepo's",
+            key="egd select",
+        )
+    first = next(iter(own.values()))
+    return {run.path: own.get(run.path, first) for run in runs}
+
+
+def _candidates(runs: Sequence[Run], agents: Sequence[Agent], omegas: Sequence[float] | None) -> Iterator[Candidate]:
+    for run, agent in zip(runs, agents, strict=True):
+        for name, scales in agent.scales(omegas).items():
+            yield from (Candidate(run, agent, name, own) for own in ([[scale] for scale in scales] or [[]]))
+
+
+def _case(data: OfflineData, settings: Settings) -> Case:
+    held = held_out(len(data.transitions)).to(data.transitions.state.device)
+    generator = torch.Generator(held.device).manual_seed(seed_of(settings.seed, "select/states"))
+    rows = torch.nonzero(held).squeeze(1)
+    rows = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[: settings.states]]
+    return Case(data, data.transitions.state[rows], torch.nonzero(~held).squeeze(1), settings)
+
+
+def _valued(case: Case, ensemble: CriticEnsemble, agents: Sequence[Agent], advance: Callable[[int], None]) -> Value:
+    if case.settings.fqe:
+        network = next(
+            (a.config.critic for a in agents if isinstance(getattr(a.config, "critic", None), CriticConfig)), CriticConfig()
+        )
+        return lambda candidate, actions: case.fitted(candidate, actions, network, advance)
+    if not ensemble.critics:
+        raise UserError("none of the runs has a critic of states and actions; add --fqe STEPS", key="egd select")
+
+    def value(candidate: Candidate, actions: Tensor) -> Tensor:
+        advance(1)
+        return ensemble(case.states, actions)
+
+    return value
+
+
+def critics_of(runs: Sequence[Run], agents: Sequence[Agent]) -> list[tuple[Run, Critic]]:
+    """The runs' critics that speak the rewards' units, or all where none does; each once, whatever number of runs share it."""
+    found = [
+        (run, c) for run, agent in zip(runs, agents, strict=True) if isinstance(c := getattr(agent, "critic", None), Critic)
+    ]
+    comparable = [(run, critic) for run, critic in found if critic.in_reward_units] or found
+    once: list[tuple[Run, Critic]] = []
+    for run, critic in comparable:
+        if not any(_same(critic, other) for _, other in once):
+            once.append((run, critic))
+    return once
+
+
+def _same(a: Critic, b: Critic) -> bool:
+    one, other = a.target.state_dict(), b.target.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, reference: Tensor) -> tuple[float, list[str]]:
+    """Of a nat, 1 / beta; or the critics' error. What people should know."""
+    if case.settings.penalty == "error":
+        if case.settings.fqe or not ensemble.critics:
+            raise UserError("the error is that of the runs' own critics; leave --fqe out, or use --penalty kl", key="--penalty")
+        return disagreement(ensemble.members(case.states, reference)), []
+    own = [found for agent in agents if (found := temperature(agent)) is not None]
+    beta, unit = own[0] if own else (None, 1.0)
+    if case.settings.beta is not None:
+        return unit / case.settings.beta, []
+    if beta is None:
+        raise UserError("none of the runs has a beta of its own; say what a nat is worth: --beta", key="--beta")
+    differ = len({found[0] for found in own}) > 1
+    note = f"the runs differ in beta: the price of a nat is that of the first one's, {beta:g}, for all; --beta takes another"
+    return unit / beta, [note] if differ else []
+
+
+def temperature(agent: Agent) -> tuple[float, float] | None:
+    """beta of the agent's headline and the unit of Q that it is in; None where it has none."""
+    name = agent.headline.partition("@")[0]
+    arms: Mapping[str, object] = getattr(agent.config, "arms", None) or getattr(agent.config, "ways", None) or {}
+    arm = arms.get(name, arms.get("guided"))
+    beta = getattr(arm, "beta", None)
+    if beta is None:
+        return None
+    scaled = getattr(arm, "energy_scale", "raw") == "advantage_std"
+    return float(beta), float(agent.calibration.advantage_std) if scaled else 1.0  # type: ignore[attr-defined]
+
+
+def _judged(
+    runs: Sequence[Run], label: str, policy: str, parts: Sequence[tuple[Tensor, Tensor]], settings: Settings, price: float
+) -> Judged:
+    """Means over the seeds of a run in every state: all seeds were asked in the same ones."""
+    value, kl = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
+    score = (cautious if settings.penalty == "error" else regularised)(value, kl, price)
+    return Judged(label, policy, score, _simulated(runs, label, policy))
+
+
+def _simulated(runs: Sequence[Run], label: str, policy: str) -> float | None:
+    """Mean over seeds of what the run's own rollouts gave."""
+    means = [s.mean for run in runs if run.label == label and (s := run.summary.policies.get(policy)) is not None]
+    return sum(means) / len(means) if means else None
+
+
+def _selection(found: Found, rows: Sequence[Judged], judges: Sequence[str], price: float, notes: Sequence[str]) -> Selection:
+    first = found.runs[0]
+    default = f"{first.label} {first.summary.headline}"
+    chosen = choose({row.name: row.score for row in rows})
+    by_default = {default: _simulated(found.runs, first.label, first.summary.headline)}  # judged or not
+    cost = regret(by_default | {row.name: row.simulated for row in rows}, chosen, default)
+    lost = [row.name for row in rows if not math.isfinite(row.score.score)]
+    notes = [*notes, *(f"{name} is left out of the choice: its actions, or their values, are no numbers" for name in lost)]
+    return Selection(first.summary.task, rows, chosen, default, cost, price, judges, found.skipped, found.damaged, notes)

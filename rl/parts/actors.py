@@ -1,0 +1,136 @@
+"""Policies that are one network: actions in [-1, 1]^A, the range that all data here have."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from egd.networks.mlp import ACTIVATIONS, LastLinear, LayerNorm
+
+if TYPE_CHECKING:
+    from rl.runs.config import ActorConfig
+
+
+def mlp(inputs: int, outputs: int, *, width: int, layers: int, activation: str, layer_norm: bool = False) -> nn.Sequential:
+    """``layers`` hidden layers of one width, the last layer in float32: (B, inputs) -> (B, outputs)."""
+    parts: list[nn.Module] = []
+    for a, b in pairwise([inputs] + [width] * layers):
+        parts += [nn.Linear(a, b), *([LayerNorm(b)] if layer_norm else []), ACTIVATIONS[activation]()]
+    return nn.Sequential(*parts, LastLinear(width if layers else inputs, outputs))
+
+
+class Actor(nn.Module, ABC):
+    """A policy with one action to evaluate, and a way to learn from given actions."""
+
+    @abstractmethod
+    def mean(self, state: Tensor) -> Tensor:
+        """The action it stands for: (B, S) -> (B, A)"""
+
+    @abstractmethod
+    def cost(self, state: Tensor, action: Tensor) -> Tensor:
+        """How badly it fits these actions: (B, S), (B, A) -> (B,)"""
+
+
+class Deterministic(Actor):
+    """tanh of a network; its cost is the squared distance."""
+
+    def __init__(
+        self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.net = mlp(state, action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
+
+    def mean(self, state: Tensor) -> Tensor:
+        """(B, S) -> (B, A)"""
+        action: Tensor = self.net(state).tanh()
+        return action
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, S) -> (B, A)"""
+        return self.mean(state)
+
+    def cost(self, state: Tensor, action: Tensor) -> Tensor:
+        """|pi(s) - a|^2: (B, S), (B, A) -> (B,)"""
+        return (self.mean(state) - action).square().sum(1)
+
+
+class Gaussian(Deterministic):
+    """N(tanh of a network, one standard deviation for all states), as IQL has it; its cost is -log pi(a|s)."""
+
+    def __init__(
+        self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
+    ) -> None:
+        super().__init__(state, action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
+        self.log_std = nn.Parameter(torch.zeros(action))
+
+    @property
+    def std(self) -> Tensor:
+        """(A,)"""
+        return self.log_std.clamp(-20, 2).exp()
+
+    def cost(self, state: Tensor, action: Tensor) -> Tensor:
+        """-log pi(a|s): (B, S), (B, A) -> (B,)"""
+        z = (action - self.mean(state)) / self.std
+        return (0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
+
+
+class TanhGaussian(Actor):
+    """tanh of N(m(s), diag sigma(s)^2), as SAC and CQL have it. log sigma is the network's output - 1, within [-20, 2]."""
+
+    def __init__(
+        self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.net = mlp(state, 2 * action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
+
+    def _moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        mean, spread = self.net(state).chunk(2, 1)
+        return mean, (spread - 1).clamp(-20, 2)
+
+    def mean(self, state: Tensor) -> Tensor:
+        """tanh m(s), the median: (B, S) -> (B, A)"""
+        return self._moments(state)[0].tanh()
+
+    def forward(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """K actions in every state and their log densities, from standard normal noise: (B, S), (B, K, A) -> (B, K, A),
+        (B, K).
+        """
+        mean, log_std = (each[:, None] for each in self._moments(state))
+        u = mean + log_std.exp() * noise
+        return u.tanh(), _log_density(noise, log_std, u)
+
+    def cost(self, state: Tensor, action: Tensor) -> Tensor:
+        """-log pi(a|s), for actions of length 1 as if they were just below it: (B, S), (B, A) -> (B,)"""
+        mean, log_std = self._moments(state)
+        u = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+        return -_log_density((u - mean) / log_std.exp(), log_std, u)
+
+
+def _log_density(z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
+    """log of the density of tanh(u), u = mean + std z: (..., A) -> (...)."""
+    grad = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
+    return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi) - grad).sum(-1)
+
+
+ACTORS: dict[str, type[Deterministic]] = {"deterministic": Deterministic, "gaussian": Gaussian}
+"""What ``actor.kind`` may be."""
+
+
+def make_actor(config: ActorConfig, state: int, action: int) -> Deterministic:
+    """The recipe's, fresh."""
+    network = config.model_dump(include={"width", "layers", "activation", "layer_norm"})
+    return ACTORS[config.kind](state, action, **network)
+
+
+def frozen(module: nn.Module) -> Callable[..., Tensor]:
+    """The module with its parameters as constants; derivatives by its inputs are as ever."""
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return lambda *inputs: functional_call(module, constants, inputs)

@@ -1,0 +1,89 @@
+"""Plans: a diffusion model of windows of the data from a state on, and what a plan is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from egd.training.learners import Fit, Metrics, StepLearner
+from egd.types import Denoiser, Sampler
+from egd.wrappers import Inpaint
+from rl.critics.base import Critic
+from rl.data.trajectories import Windows
+from rl.data.transitions import Batch, OfflineData
+from rl.parts.behaviour import Behaviour
+from rl.runs.config import DiffusionConfig
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """A walk whose samples hold their context where ``mask`` is true, whatever denoiser it is handed."""
+
+    sampler: Sampler
+    mask: Tensor
+
+    @property
+    def func(self) -> Any:
+        """The function that walks: what a draw is made by."""
+        return getattr(self.sampler, "func", self.sampler)
+
+    def __call__(self, denoiser: Denoiser, *noise_and_times: Any, **settings: Any) -> Tensor:
+        """As the walk, which is handed all the rest: (B, H, S + A)"""
+        return self.sampler(Inpaint(denoiser, self.mask), *noise_and_times, **settings)
+
+
+class PlanModel(Behaviour):
+    """A model of the windows (H, S + A) of the data given their first state, which is in-painted."""
+
+    def __init__(self, config: DiffusionConfig, windows: Windows, network: nn.Module, device: torch.device) -> None:
+        super().__init__(config, windows.data, network, device)
+        self.windows = windows
+        self.low, self.high = windows.bounds
+        self.sampler = replace(self.sampler, event=windows.event, sampler=Inpainted(self.sampler.sampler, windows.given))
+
+    def denoiser(self, clip: bool, straight_through: bool = False, *, in_training: bool = False) -> Denoiser:
+        """E[plan | x_t, s], the plan in s first; its other entries within the data's range if ``clip``."""
+        return Inpaint(super().denoiser(clip, straight_through, in_training=in_training), self.windows.given)
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n windows of the data and their first states."""
+        return self.windows.sample(n, generator)
+
+
+class Reward(StepLearner):
+    """r(s, a), regressed on the rewards of the data."""
+
+    def __init__(self, fit: Fit, data: OfflineData, batch: int) -> None:
+        self.fit, self.data, self.batch = fit, data, batch
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Transitions."""
+        return self.data.sample(self.batch, generator)
+
+    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
+        """The mean squared error."""
+        loss = (self.fit.module(drawn.state, drawn.action)[0] - drawn.reward).square().mean()
+        return loss, {"loss": loss.detach()}
+
+
+class PlanValue:
+    """A judge of plans s_0, a_0, s_1, ..., s_(H-1), a_(H-1): sum_(t < H-1) gamma^t r(s_t, a_t) + gamma^(H-1) V(s_(H-1))."""
+
+    def __init__(self, critic: Critic, reward: nn.Module, states: int) -> None:
+        self.critic, self.reward, self.states = critic, reward, states
+        self.fit = critic.fit
+
+    def q(self, state: Tensor, plan: Tensor) -> Tensor:
+        """(B, S), (B, H, S + A) -> (B,); the state is the plan's first and so not looked at."""
+        states, actions = plan[..., : self.states], plan[..., self.states :]
+        steps = plan.shape[1] - 1
+        rewards: Tensor = self.reward(states[:, :-1].flatten(0, 1), actions[:, :-1].flatten(0, 1))[0].reshape(-1, steps)
+        discount = self.critic.gamma ** torch.arange(steps + 1, device=plan.device, dtype=plan.dtype)
+        return (discount[:-1] * rewards).sum(1) + discount[-1] * self.critic.v(states[:, -1])
+
+    def v(self, state: Tensor) -> Tensor:
+        """(B, S) -> (B,)"""
+        return self.critic.v(state)

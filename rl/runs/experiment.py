@@ -1,0 +1,144 @@
+"""Offline RL as an experiment of the command line: recipes to jobs, run folders to fresh evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egd.runs import resources
+from egd.training.precision import set_up
+from egd.config.base import Tree
+from egd.errors import UserError
+from egd.runs.experiment import Job, Listing, Options, Row
+from egd.runs.grid import check_count, variations
+from egd.runs.recipe import blaming, given, listed_tasks, pick_device, resolve, summary_line
+from egd.runs.progress import Reporter
+from egd.runs.folder import RunFolder
+from egd.runs.safe_names import apart, folder_of_task
+from egd.runs.store import default_store
+from rl.agents import AGENTS, agent_class
+from rl.agents.base import Agent
+from rl.critics.choice import CRITICS
+from rl.evaluation import video
+from rl.evaluation.evaluator import Evaluator, chosen, watched
+from rl.evaluation.results import rows, statistics
+from rl.data.generators import GENERATORS
+from rl.runs.job import OfflineJob
+from rl.runs.listings import list_methods, list_tasks
+from rl.runs.loading import check_generated, read_config, restore
+from rl.online.choice import GENERATORS as TRANSITIONS
+from rl.runs.recipe import check_sections, for_method, listed_methods, task_settings, typed
+from rl.runs.run import Planned
+from rl.tasks import Task, find_task
+
+
+class OfflineRL:
+    """The entry point ``offline_rl`` of the group ``egd.experiments``."""
+
+    caption = "normalised scores; the return itself where a task has no reference score"
+    evaluates = ("policies", "video")
+
+    def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
+        """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
+        tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
+        apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
+        methods = listed_methods(recipe, tasks, options)
+        check_count(options, len(tasks), len(methods))
+        pairs = product(tasks.items(), methods.items())
+        jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
+        planned = [run for job in jobs for run in job.planned]
+        check_sections({run.method or run.config.kind: set(type(run.config).model_fields) for run in planned}, options)
+        resources.check([[run.config.model_dump() for run in job.planned] for job in jobs], options.out, options.source)
+        return list(jobs)
+
+    def _jobs(
+        self, recipe: Mapping[str, Any], task: tuple[str, Tree], method: tuple[str, Tree], options: Options
+    ) -> list[OfflineJob]:
+        """``task`` and ``method`` with what each changes in the recipe."""
+        place = options.out / folder_of_task(task[0], "tasks") / method[0]
+        batch_key: dict[str, OfflineJob] = {}
+        store = None if options.fresh else default_store()
+        for one in variations(options):
+            with blaming(options):
+                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
+                config = typed(for_method(tree, method[0], options), options.source, given(options))
+                check_generated(config)
+            folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out)
+            together = json.dumps(agent_class(config.kind).batch_key(config), sort_keys=True)
+            job = batch_key.setdefault(together, OfflineJob([], options.resume, store))
+            job.planned.append(Planned(config, folder, one.cell, method[0]))
+        return list(batch_key.values())
+
+    def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
+        """Fresh rollouts of a trained run: ``omegas`` for every arm in one batched pass, ``episodes``, ``seed``, ``device``; of
+        these ``policies`` alone, if any; filmed into the file ``video``, if any.
+        """
+        if settings.get("video"):
+            video.check_target(settings["video"])
+        folder = RunFolder(run)
+        device = torch.device(pick_device(settings.get("device") or "auto"))
+        config = read_config(folder).model_copy(update={"device": device.type})
+        set_up(device, config.threads, config.precision)
+        agent, task = restore(config, folder, device, reporter)
+        seed = config.seed if settings.get("seed") is None else settings["seed"]
+        if settings.get("video"):
+            returns = _filmed(agent, task, settings, seed, reporter)
+        else:
+            returns = _rolled_out(agent, task, settings, seed, reporter)
+            episodes = len(next(iter(returns.values())))
+            try:
+                folder.log({"phase": "eval", "episodes": episodes, **{k: float(r.mean()) for k, r in returns.items()}})
+            except OSError as error:  # of somebody else, or on a full disk: what was found is shown all the same
+                reporter.warn(f"these scores are not noted in {folder.metrics}: {error.strerror}")
+        return rows(
+            {
+                "task": config.task,
+                "method": config.method,
+                "seed": seed,
+                "dataset_score": task.score(agent.data.dataset_return),
+                "policies": {name: statistics(task, r) for name, r in returns.items()},
+            }
+        )
+
+    def listings(self) -> dict[str, Listing]:
+        """``egd list tasks`` and ``egd list methods``."""
+        return {"tasks": list_tasks, "methods": list_methods}
+
+    def components(self) -> dict[str, dict[str, str]]:
+        """Kind -> name -> the first line of its docstring."""
+        kinds: dict[str, dict[str, Any]] = {
+            "agent kind": dict(AGENTS),
+            "critic": CRITICS.names(),
+            "dataset generator": GENERATORS.names(),
+            "transition generator": TRANSITIONS.names(),
+        }
+        return {kind: {name: summary_line(c) for name, c in found.items()} for kind, found in kinds.items()}
+
+
+def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int, reporter: Reporter) -> dict[str, Any]:
+    """Returns by policy."""
+    episodes = settings.get("episodes") or agent.config.evaluation.episodes
+    policies = settings.get("policies")
+    if settings.get("omegas") is not None and not any(scale is not None for scale in agent.policies().values()):
+        raise UserError(
+            f"the policies of '{agent.config.kind}' have no guidance scale: {', '.join(agent.policies())}", key="--omega"
+        )
+    scales = chosen(agent, policies) if policies else agent.scales(settings.get("omegas"))
+    with watched(reporter, "evaluation", [agent], task) as watch:
+        return Evaluator(agent, task).run(scales, episodes=episodes, seed=seed, watch=watch).returns
+
+
+def _filmed(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int, reporter: Reporter) -> dict[str, Any]:
+    """The same of what is filmed, one episode if nothing else is said."""
+    episodes, policies = settings.get("episodes") or 1, settings.get("policies")
+    scales = chosen(agent, policies) if policies else video.shown(agent, settings.get("omegas"))
+    with reporter.bar("pictures", None) as bar:
+        return video.film(agent, task, scales, settings["video"], episodes=episodes, seed=seed, advance=bar.advance)
+
+
+offline_rl = OfflineRL()

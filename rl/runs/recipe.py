@@ -1,0 +1,105 @@
+"""From the tree of a recipe to the typed configuration of a run: methods, kinds of agents, variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from egd.config.base import Tree, merge, validate
+from egd.errors import UserError, nearest
+from egd.runs.experiment import Options
+from egd.runs.recipe import chosen_budget, mappings, without_nulls
+from egd.runs.safe_names import check_names, folder_name
+from rl.agents import AGENTS, agent_class
+from rl.runs.config import RunConfig
+from rl.data.generators import check_generator
+from rl.tasks import find_task
+
+
+def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options: Options) -> dict[str, Tree]:
+    """Name -> what it changes in the recipe, for those of ``--method`` where given; {'': {}} where the recipe has none.
+
+    A budget may change methods too, and so may each of the ``tasks`` (``task_settings``). UserError for a name that the recipe
+    does not have.
+    """
+    budget = chosen_budget(recipe, options)
+    own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
+    listed: dict[str, Tree] = merge(own, over)
+    for name in listed:
+        folder_name(name, "methods")
+    asked = [(name, "--method") for name in options.methods]
+    asked += [(name, f"tasks.{task}.methods") for task, tree in tasks.items() for name in _own_methods(task, tree, options)]
+    for name, key in asked:
+        if name not in listed:
+            known = nearest(name, listed) if listed else "this recipe has no 'methods'"
+            raise UserError(f"no method is called '{name}'; {known}", key=key)
+    wanted = options.methods or list(listed)
+    return {name: listed[name] for name in wanted} or {"": {}}
+
+
+def task_settings(task: tuple[str, Tree], method: tuple[str, Tree], options: Options) -> Tree:
+    """What a method changes in the recipe, then the task, then the task for this method, which is under its ``methods``. Task
+    and method are each a name and what it changes.
+    """
+    over = {key: value for key, value in task[1].items() if key != "methods"}
+    return merge(merge(method[1], over), _own_methods(*task, options).get(method[0], {}))
+
+
+def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:
+    return mappings(tree, "methods", f"{options.source}: tasks.{task}")
+
+
+def for_method(tree: Tree, name: str, options: Options) -> Tree:
+    """The tree under that name. Where the kind of agent is a method's or an option's, rather than the recipe's own, it is
+    without the sections that other kinds of agents have and this one does not.
+    """
+    if not (name or any(setting.startswith("kind=") for setting in options.settings)):
+        return tree
+    known = agent_kind(tree).Config.model_fields
+    others = {key for agent in AGENTS.values() for key in agent.Config.model_fields}
+    kept = {key: value for key, value in tree.items() if key in known or key not in others}
+    return kept | {"method": name} if name else kept
+
+
+def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
+    """``methods`` by their sections. UserError for a section of ``--set`` that none of them has, and for one of ``--grid`` that
+    one of them has not: its cells would be the same run.
+    """
+    for key, wanted, given in (("--set", any, options.settings), ("--grid", all, options.grid)):
+        for setting in given:
+            section = setting.partition("=")[0].strip().partition(".")[0]
+            if not wanted(section in known for known in methods.values()):
+                lacking = ", ".join(name for name, known in methods.items() if section not in known)
+                having = ", ".join(kind for kind in AGENTS if section in AGENTS[kind].Config.model_fields)
+                remedy = f"kinds that do: {having}" if having else "see docs/recipes.md for those there are"
+                raise UserError(f"'{setting}': {lacking} has no '{section}'; {remedy}", key=key)
+
+
+def agent_kind(tree: Mapping[str, Any]) -> Any:
+    """The class of ``kind``. UserError where there is none."""
+    return agent_class(str(tree.get("kind", RunConfig.model_fields["kind"].default)))
+
+
+def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> RunConfig:
+    """The configuration that the kind of agent understands, checked; ``given`` as in ``validate``.
+
+    A variant has what it does not say from ``guidance``.
+    """
+    agent = agent_kind(tree)
+    tree = without_nulls(agent.Config.completed(tree), "variants")
+    if "variants" in tree:
+        variants, headline = mappings(tree, "variants", source), tree.get("guidance") or {}
+        if isinstance(headline, Mapping):
+            variants = {name: merge(headline, over) for name, over in variants.items()}
+        tree = {**tree, "variants": variants}
+    config: RunConfig = validate(agent.Config, tree, source, given)
+    check_names(config)
+    for key in ("variants", "selections"):
+        if wrong := [name for name in getattr(config, key, {}) if "@" in name]:
+            raise UserError(f"'{wrong[0]}' cannot be the name of a policy: @ parts that from a guidance scale", key=key)
+    agent.check(config)
+    if config.data.generator is not None:
+        check_generator(config.data.generator.spec, "data.generator")
+    rewards = config.data.rewards(find_task(config.task))
+    explicit = {"reward_scale": rewards.scale, "reward_shift": rewards.shift}
+    return config.model_copy(update={"data": config.data.model_copy(update=explicit)})

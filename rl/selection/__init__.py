@@ -1,1 +1,0 @@
-"""Policies compared without a simulator."""
