@@ -323,7 +323,10 @@ def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device:
     if meta.step > run.phase.steps:
         raise _unfit(path, f"it is of step {meta.step}, and the phase has {run.phase.steps}")
     _fill(run.phase, tensors, str(path))
-    recent.load(group("recent", tensors), meta.counts)
+    try:
+        recent.load(group("recent", tensors), meta.counts)
+    except ValueError as error:
+        raise _unfit(path, str(error)) from error
     _restore_generator(generator, tensors.get("generator"), seed_of(run.seed, f"{run.phase.name}/{meta.step}"), str(path))
     made = key_of(run.phase.cache_key)
     return Progress(meta.step, meta.seconds, meta.notes, made if meta.made == made else "")
@@ -446,8 +449,12 @@ class _Recent:
         self.counts.update(metrics.keys())
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
-        """The same as when it was saved."""
-        self.sums, self.counts = dict(sums), Counter(counts)
+        """Go on with what was saved, in the order in which the metrics came: a file of tensors sorts them. ValueError where the
+        sums and the counts are not of the same metrics.
+        """
+        if sums.keys() != counts.keys():
+            raise ValueError(f"sums of {sorted(sums)} and counts of {sorted(counts)} are not of the same metrics")
+        self.sums, self.counts = {name: sums[name] for name in counts}, Counter(counts)
 
     def take(self) -> dict[str, float]:
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}

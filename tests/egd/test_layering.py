@@ -13,7 +13,7 @@ import egd
 
 HERE = Path(egd.__file__).parent
 STRANGERS = ("rl", "gymnasium", "minari", "diffusers", "mujoco", "h5py")
-ON_USE = {"pipelines.py": {"diffusers"}, "images/unet.py": {"diffusers"}}  # modules that load a library, once they are used
+ON_USE = {"pipelines/guided.py": {"diffusers"}, "experiments/images/unet.py": {"diffusers"}}  # once they are used
 TOUCH = """
 import sys
 import egd
