@@ -110,7 +110,7 @@ KEYS: dict[str, list[str]] = {
 }  # fmt: skip
 """Where the settings of a run name code; ``a=name.b`` stands for ``b`` within a component ``name`` at ``a``."""
 
-OFTEN = ("brought", "process")
+OFTEN = ("brought", "process", "disguised")
 """Ways to name code that are tried under every command; all are under ``egd eval``."""
 
 EVIL = """
@@ -158,6 +158,7 @@ class Place:
             "system": {"name": "os:system", "command": " ".join(touch)},
             "process": {"name": "subprocess:Popen", "args": touch},
             "imported": {"name": "egd.energies.dps:dataclass"},
+            "disguised": {"name": "egd.energies./../stranger/evil.py:Evil"},
         }
 
 

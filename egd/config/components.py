@@ -162,7 +162,7 @@ def by_path(path: str, key: str, library: str) -> Component:
     place, _, name = path.rpartition(":")
     if is_pythons_own(place):
         raise UserError(f"'{path}' is a part of Python's standard library, not a component", key=key)
-    inside = _within(place, library)
+    inside = not place.endswith(".py") and _within(place, library)
     if not inside:
         require_trust(path, key)
     try:
@@ -185,7 +185,8 @@ def by_path(path: str, key: str, library: str) -> Component:
 
 
 def _within(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
+    """Whether a dotted name lies in a package: ``package./../file.py`` is a path, which leads anywhere."""
+    return f"{module}.".startswith(f"{package}.") and all(part.isidentifier() for part in module.split("."))
 
 
 def loaded(path: str) -> tuple[str, str] | None:

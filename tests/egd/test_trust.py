@@ -187,3 +187,14 @@ def test_the_librarys_own_may_be_named_by_their_paths_and_what_they_import_may_n
         for path in ("egd.energies.dps:dataclass", "egd.runs.checkpoint:write_atomic", "torch.hub:load"):
             with pytest.raises(UserError, match="--trust-code"):
                 by_path(path, "k", "egd.energies")
+
+
+@pytest.mark.parametrize("registry", [ENERGIES, RULES, SCHEDULES], ids=lambda r: r.kind)
+@pytest.mark.parametrize("way", ["{library}./../mine.py", "{library}.mine.py"])
+def test_a_path_that_begins_as_the_librarys_own_is_a_path(project: Path, ran: Any, registry: Registry, way: str) -> None:
+    place = way.format(library=registry.package)
+    if not Path(place).resolve().exists():
+        Path(place).write_text((project / "mine.py").read_text())
+    with trust.trusting(False), pytest.raises(UserError, match="code outside the library"):
+        by_path(f"{place}:Mine", "energy", registry.package)
+    assert not ran()
