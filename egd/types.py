@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ Sample: TypeAlias = Callable[[int, torch.Generator], tuple[Tensor, Context]]
 class Schedule(Protocol):
     """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), t in (0, 1], data at t = 0. AEPO Eq. 5.
 
-    Two methods are optional: ``time(lam)``, the inverse of the log-SNR, for time grids that are uniform in it; and
-    ``input_scale(t)`` (B,), by which x_t is multiplied before a network sees it, where x_t outgrows unit scale.
+    Optional: ``time`` (``HasTime``) and ``input_scale`` (``ScalesInput``).
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -103,4 +102,91 @@ class Sampler(Protocol):
     ) -> Tensor:
         """x (B, ...) at times[0], ``times`` (N + 1,) decreasing -> (B, ...) at times[-1]; the deterministic ones
         leave ``generator`` alone."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss for the network of an intermediate energy; see ``egd.objectives``.
+
+    Optional: ``targets`` (``HasTargets``), ``dimensionless`` (``Dimensionless``), ``grouped`` (``Grouped``) and
+    ``loss_networks`` (``HasLossNetworks``).
+    """
+
+    def loss(
+        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the loss () and its metrics; x0 and x (B, ...), t (B,). Its random numbers come from ``generator``, which a
+        killed run restores."""
+        ...
+
+
+# -- what a component may have beyond its contract: each of these is asked for in one place ---------------------------
+
+
+@runtime_checkable
+class HasTime(Protocol):
+    """A schedule that knows the time of a log-SNR: for grids that are uniform in it, log-normal times, and Heun's churn."""
+
+    def time(self, lam: Tensor) -> Tensor:
+        """The t at which log(alpha_t / sigma_t) = lam: (B,) -> (B,)"""
+        ...
+
+
+@runtime_checkable
+class ScalesInput(Protocol):
+    """A schedule whose x_t outgrows unit scale: networks see it scaled (``egd.denoisers.at_unit_scale``)."""
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """The factor of x_t: (B,) -> (B,)"""
+        ...
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A timed energy with work to do once for a batch of contexts, such as drawing support samples
+    (``egd.energies.base.prepare``)."""
+
+    def prepare(self, c: Context) -> TimedEnergy:
+        """Bind the energy to these contexts."""
+        ...
+
+
+@runtime_checkable
+class TakesContext(Protocol):
+    """A timed energy that says whether it takes a context; any other is taken to (``egd.energies.base.takes_context``)."""
+
+    conditional: bool
+
+
+@runtime_checkable
+class HasTargets(Protocol):
+    """An objective with values whose location and spread E_Theta is expected to have: an ``EnergyNetwork`` takes its output
+    scale from them."""
+
+    def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """(B, ...), (B, ...), (B,), c -> (B,)"""
+        ...
+
+
+@runtime_checkable
+class Dimensionless(Protocol):
+    """An objective whose loss has no unit; any other loss is taken for a square of energies
+    (``egd.objectives.base.is_dimensionless``)."""
+
+    dimensionless: bool
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An objective that compares ``samples`` of one context side by side (``egd.objectives.base.is_grouped``)."""
+
+    grouped: bool
+
+
+@runtime_checkable
+class HasLossNetworks(Protocol):
+    """An objective whose loss reads networks that are not the same in all runs (``egd.training.batched``)."""
+
+    def loss_networks(self) -> dict[str, nn.Module]:
+        """Name -> network."""
         ...

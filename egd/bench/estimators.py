@@ -14,8 +14,8 @@ from egd.config.components import Spec, build, validate, wanted_parts
 from egd.config.trial import Trial
 from egd.networks.mlp import EnergyMLP
 from egd.schedules import VPLinear
-from egd.training.learners import EnergyLearner, Fit, Objective, train
-from egd.types import Context, Denoiser, Sample, Schedule, TimedEnergy
+from egd.training.learners import EnergyLearner, Fit, train
+from egd.types import Context, Denoiser, Objective, Sample, Schedule, TimedEnergy
 
 PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}
 

@@ -31,9 +31,9 @@ from egd.rules import Additive
 from egd.samplers import heun
 from egd.schedules import EDM, time_grid
 from egd.tensors import value_and_grad
-from egd.training.learners import EnergyLearner, Fit, Objective, train
+from egd.training.learners import EnergyLearner, Fit, train
 from egd.training.times import UNIFORM, LogNormalTimes, Times
-from egd.types import Context, Denoiser, Energy, TimedEnergy
+from egd.types import Context, Denoiser, Energy, Objective, TimedEnergy
 
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Noise levels sigma at which gradients are compared; the data are of order 1."""

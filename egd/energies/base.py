@@ -1,21 +1,15 @@
-"""What an energy may do once per sampling run rather than once per step."""
+"""What an energy may offer beyond its values."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
-from egd.types import Context, TimedEnergy
-
-
-@runtime_checkable
-class Preparable(Protocol):
-    """An intermediate energy with work to do once for a batch of contexts, such as drawing support samples."""
-
-    def prepare(self, c: Context) -> TimedEnergy:
-        """The energy bound to these contexts."""
-        ...
+from egd.types import Context, Preparable, TakesContext, TimedEnergy
 
 
 def prepare(energy: TimedEnergy, c: Context) -> TimedEnergy:
     """Bind an energy to contexts before a sampling run; energies without ``prepare`` are returned as they are."""
     return energy.prepare(c) if isinstance(energy, Preparable) else energy
+
+
+def takes_context(energy: object) -> bool:
+    """Tell whether a context is of use to an energy or to its class; where it does not say, it is."""
+    return not isinstance(energy, TakesContext) or energy.conditional

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from egd.training.batched import BatchedLearner, NotBatchable
 from egd.runs.checkpoint import group, prefixed
-from egd.training.precision import Computing
 from egd.training.divergence import Vitals, largest_weight
 from egd.errors import UserError
 from egd.runs.progress import Bar, Reporter
 from egd.runs.folder import RunFolder, not_finite
 from egd.runs.phase_files import load_phase, not_finite_in, save_phase
 from egd.runs.stopping import at_once, between_steps, told
-from egd.training.learners import Learner, Metrics
+from egd.training.learners import Learner, Metrics, computing_of
 from egd.samplers.watching import named
 
 MINUTES = 5.0
@@ -160,7 +159,7 @@ def _title(together: Sequence[_Run], all_of_them: Sequence[_Run]) -> str:
 
 
 def _stacked(states: Sequence[_Run]) -> BatchedLearner | None:
-    compiled = any(getattr(s.phase.learner, "computing", Computing()).compile for s in states)
+    compiled = any(computing_of(s.phase.learner).compile for s in states)
     many = len(states) > 1 and states[0].generator.device.type == "cuda"  # a CPU gains by it only when compiled
     if many or compiled:
         with suppress(NotBatchable):

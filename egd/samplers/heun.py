@@ -11,6 +11,7 @@ from torch import Tensor
 from egd.bounds import NotNegative
 from egd.samplers.base import check_times
 from egd.samplers.watching import watched
+from egd.schedules.grid import inverse_log_snr
 from egd.types import Context, Denoiser, Schedule
 
 __all__ = ["heun"]
@@ -69,7 +70,7 @@ def _churn(
     schedule: Schedule, x: Tensor, t: Tensor, gamma: float, s_noise: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """x and t with sigma/alpha raised to (1 + gamma) times itself by fresh noise."""
-    inverse = getattr(schedule, "time", None)
+    inverse = inverse_log_snr(schedule)
     if inverse is None:
         raise ValueError(f"churn needs {type(schedule).__name__}.time(lam); use s_churn=0")
     before = schedule.sigma(t) / schedule.alpha(t)

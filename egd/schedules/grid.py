@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from egd.types import Schedule
+from egd.types import HasTime, Schedule
 
 Spacing = Literal["time", "log_snr", "karras"]
 RHO = 7.0
@@ -23,8 +24,13 @@ def first_time(schedule: Schedule) -> float:
     """1, or where alpha_1 = 0 a time slightly below: that of alpha/sigma = 0.005 (0.995 if it cannot be told)."""
     if schedule.alpha(torch.tensor(1.0)) > 1e-6:
         return 1.0
-    inverse = getattr(schedule, "time", None)
+    inverse = inverse_log_snr(schedule)
     return 0.995 if inverse is None else float(inverse(torch.tensor(5e-3).log()))
+
+
+def inverse_log_snr(schedule: object) -> Callable[[Tensor], Tensor] | None:
+    """Find the schedule's ``time``; None where it has none."""
+    return schedule.time if isinstance(schedule, HasTime) else None
 
 
 def time_grid(
@@ -44,7 +50,7 @@ def time_grid(
         raise ValueError(f"spacing is '{spacing}'; use one of {', '.join(get_args(Spacing))}")
     if spacing == "time":
         return torch.linspace(start, end, steps + 1)
-    inverse = getattr(schedule, "time", None)
+    inverse = inverse_log_snr(schedule)
     if inverse is None or end == 0.0 or not schedule.alpha(torch.tensor(start)) > 1e-6:
         raise ValueError(
             f"{spacing} spacing needs {type(schedule).__name__}.time(lam), end > 0 and alpha(start) > 0; use spacing='time'"

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from egd.contracts import energy_values
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
 from egd.networks.mlp import EnergyNetwork
+from egd.objectives.base import is_dimensionless
 from egd.runs.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.training.precision import Computing
 from egd.training.times import UNIFORM, Times
-from egd.types import Context, Sample, Schedule, TimedEnergy
+from egd.types import Context, HasLossNetworks, HasTargets, Objective, Sample, Schedule
 
 Metrics: TypeAlias = dict[str, Tensor]
 
 
 class Learner(Protocol):
-    """One trained part. Its random numbers come from the generator that the caller keeps and checkpoints."""
+    """One trained part. Its random numbers come from the generator that the caller keeps and checkpoints.
+
+    Optional: ``computing`` (``HasComputing``) and ``training_only`` (``TrainingOnly``).
+    """
 
     def update(self, generator: torch.Generator) -> Metrics:
         """One gradient step; the metrics stay on the device."""
@@ -39,20 +43,28 @@ class Learner(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """A loss for an energy network; see ``egd.objectives``.
+@runtime_checkable
+class HasComputing(Protocol):
+    """A learner whose steps can be taken in another precision, or compiled."""
 
-    Two members are optional: ``targets(x0, x, t, c)`` (B,), values with the location and the spread that E_Theta is
-    expected to have, from which an ``EnergyNetwork`` takes its output scale; and ``dimensionless``, true of a loss that has
-    no unit. Any other loss is taken for a square of energies.
-    """
+    computing: Computing
 
-    def loss(
-        self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
-    ) -> tuple[Tensor, Metrics]:
-        """The loss () and metrics; x0 and x (B, ...), t (B,). Random numbers of its own come from ``generator``, which
-        a killed run restores."""
-        ...
+
+@runtime_checkable
+class TrainingOnly(Protocol):
+    """A learner that says whether what it makes is of use in training alone: it is not loaded to act."""
+
+    training_only: bool
+
+
+def computing_of(learner: object) -> Computing:
+    """Tell how a learner's steps are taken: in float32 where it does not say."""
+    return learner.computing if isinstance(learner, HasComputing) else Computing()
+
+
+def is_training_only(learner: object) -> bool:
+    """Tell whether what a learner makes is of use in training alone."""
+    return isinstance(learner, TrainingOnly) and learner.training_only
 
 
 def train(learner: Learner, steps: int, generator: torch.Generator) -> Metrics:
@@ -297,9 +309,9 @@ class EnergyLearner(StepLearner):
     def begin(self, drawn: Noised) -> None:
         """The network's output scale is set from the first batch's targets."""
         x0, c, t, noise = drawn
-        targets = getattr(self.objective, "targets", None)
-        if self.fresh and targets is not None and isinstance(self.fit.module, EnergyNetwork):
-            self.fit.module.standardise(targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
+        network, objective = self.fit.module, self.objective
+        if self.fresh and isinstance(objective, HasTargets) and isinstance(network, EnergyNetwork):
+            network.standardise(objective.targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
         """The objective's, in squares of the network's output scale where it has a unit."""
@@ -307,14 +319,13 @@ class EnergyLearner(StepLearner):
         x = diffuse(self.schedule, x0, t, noise)
         network = at_unit_scale(self.fit.module, self.schedule)
         loss, metrics = self.objective.loss(network, x0, x, t, c, self._generator)
-        if not getattr(self.objective, "dimensionless", False):
+        if not is_dimensionless(self.objective):
             loss = loss / self.scale**2
         return loss, {"loss": loss.detach(), **metrics}
 
     def loss_networks(self) -> dict[str, nn.Module]:
         """Those that the objective says it reads."""
-        modules: dict[str, nn.Module] = getattr(self.objective, "modules", dict)()
-        return modules
+        return self.objective.loss_networks() if isinstance(self.objective, HasLossNetworks) else {}
 
     @property
     def scale(self) -> Tensor | float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egd.denoisers import random_times
+from egd.schedules.grid import inverse_log_snr
 from egd.types import Schedule
 
 
@@ -45,14 +46,15 @@ class LogNormalTimes:
     low: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not hasattr(self.schedule, "time"):
+        if inverse_log_snr(self.schedule) is None:
             raise ValueError(f"log-normal times need {type(self.schedule).__name__}.time(lam)")
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         """(n,)"""
         log_ratio = self.mean + self.std * torch.randn(n, generator=generator, device=generator.device)
-        times: Tensor = self.schedule.time(-log_ratio)  # type: ignore[attr-defined]
-        return times.clamp(self.low, 1.0)
+        inverse = inverse_log_snr(self.schedule)
+        assert inverse is not None
+        return inverse(-log_ratio).clamp(self.low, 1.0)
 
 
 UNIFORM = UniformTimes()

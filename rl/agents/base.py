@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from egd.runs.code_digest import Sources, UnknownCode
 from egd.runs.phases import Phase, key_of, seed_of
 from egd.runs.summaries import HOW
-from egd.training.learners import Learner
+from egd.training.learners import HasComputing, Learner
 from rl.critics.choice import critic_settings
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.guided_policy import ActionSampler, Randomness
@@ -139,7 +139,7 @@ class Agent(ABC):
         A phase of a user's own agent, or made by ``owners`` that are a user's own, rests on all data and all of the recipe:
         nothing here can tell what such code looks at.
         """
-        if hasattr(learner, "computing"):
+        if isinstance(learner, HasComputing):
             learner.computing = self.config.computing
         made = None
         with suppress(UnknownCode):  # of a notebook, say: then every run trains the phase itself

@@ -11,6 +11,7 @@ import torch
 from egd.denoisers import at_unit_scale, diffuse, random_times
 from egd.posteriors.moments import KINDS
 from egd.tensors import norm, value_and_grad
+from egd.types import HasTargets
 
 if TYPE_CHECKING:
     from rl.agents.guided import GuidedAgent
@@ -77,8 +78,8 @@ def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: 
     """Spread of an energy network's targets at low and high noise, beside beta times the advantage's."""
     learner = agent.energies[name]
     batch = agent.data.sample(states, generator)
-    targets = getattr(learner.objective, "targets", None)
-    if targets is None:
+    objective = learner.objective
+    if not isinstance(objective, HasTargets):
         return {}
     noise = torch.randn(batch.action.shape, generator=generator, device=agent.device)
     arm = agent.config.guidances[name]
@@ -87,7 +88,7 @@ def _targets(agent: GuidedAgent, name: str, generator: torch.Generator, states: 
     for label, t in (("low_noise", 0.1), ("middle", 0.5), ("high_noise", 1.0)):
         times = torch.full((states,), t, device=agent.device)
         x = diffuse(agent.schedule, batch.action, times, noise)
-        result[f"target_std_{label}"] = float(targets(batch.action, x, times, batch.state).std())
+        result[f"target_std_{label}"] = float(objective.targets(batch.action, x, times, batch.state).std())
     times = random_times(states, 1e-3, generator)
     x = diffuse(agent.schedule, batch.action, times, noise)
     grad = value_and_grad(lambda x: at_unit_scale(learner.fit.model, agent.schedule)(x, times, batch.state), x)[1]

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from egd.config import catalogue
 from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
 from egd.config.components import Registry, Spec, build, parameters, validate, wanted_parts
+from egd.energies.base import takes_context
 from egd.errors import UserError
+from egd.objectives.base import is_grouped
 from rl.runs.config import GuidanceConfig
 
 POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
@@ -34,7 +36,7 @@ def group_size(guidance: GuidanceConfig) -> int:
         return 0
     component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
     known = parameters(component)
-    if "samples" not in known or not ("support" in known or getattr(component, "grouped", False)):
+    if "samples" not in known or not ("support" in known or is_grouped(component)):
         return 0
     return int(guidance.energy.spec.settings.get("samples", known["samples"].default) or 0)
 
@@ -44,7 +46,7 @@ def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
     for name, guidance in arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
         component = check_energy(guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
-        if not getattr(component, "conditional", True):
+        if not takes_context(component):
             raise UserError(f"'{guidance.energy.name}' takes no state; use support_samples or ess_blend", key=f"{key}.energy")
         validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")
         _check_rule(guidance.rule.spec, f"{key}.rule")

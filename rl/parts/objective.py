@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from egd.config.catalogue import OBJECTIVES
 from egd.config.components import build
+from egd.objectives.base import is_dimensionless
 from egd.training import batched
 from egd.training.learners import Metrics
 from egd.types import Context, TimedEnergy
@@ -26,11 +27,11 @@ class LateObjective:
         guidance = self.guidance
         self._built: tuple[int, torch.Generator, Any] | None = None
         component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
-        self.dimensionless: bool = getattr(component, "dimensionless", False)
+        self.dimensionless: bool = is_dimensionless(component)
         if hasattr(component, "targets"):
             self.targets = self._targets
 
-    def modules(self) -> dict[str, nn.Module]:
+    def loss_networks(self) -> dict[str, nn.Module]:
         """What the energy, the posterior and the denoiser read."""
         return self.agent.loss_networks()
 

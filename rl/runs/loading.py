@@ -14,6 +14,7 @@ from egd.runs.phases import load_trained
 from egd.runs.progress import Reporter
 from egd.runs.folder import RunFolder
 from egd.config.trust import trusting
+from egd.training.learners import is_training_only
 from rl.agents import agent_class
 from rl.agents.base import Agent
 from rl.runs.config import RunConfig
@@ -106,7 +107,7 @@ def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: to
     """The agent of a run where its data are at hand, as ``of_run`` gives them."""
     agent = agent_class(config.kind)(config, data, device)
     for phase in agent.phases():
-        if getattr(phase.learner, "training_only", False):
+        if is_training_only(phase.learner):
             continue
         load_trained(phase, folder, device)
     return agent

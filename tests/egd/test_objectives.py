@@ -17,8 +17,8 @@ from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
 from egd.posteriors import IsotropicGaussian
 from egd.schedules import VPLinear
 from egd.tensors import norm, value_and_grad
-from egd.training.learners import EnergyLearner, Fit, Objective
-from egd.types import Context
+from egd.training.learners import EnergyLearner, Fit
+from egd.types import Context, Objective
 
 BETA = 2.0
 SCHEDULE = VPLinear()

@@ -14,8 +14,8 @@ from egd.networks.mlp import EnergyMLP
 from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
 from egd.schedules import VPLinear
 from egd.tensors import inner, norm, value_and_grad
-from egd.training.learners import EnergyLearner, Fit, Objective
-from egd.types import Context, Sample, TimedEnergy
+from egd.training.learners import EnergyLearner, Fit
+from egd.types import Context, Objective, Sample, TimedEnergy
 
 F64 = torch.float64
 BETA = 1.5

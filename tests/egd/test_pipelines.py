@@ -543,7 +543,7 @@ def test_guidance_rule_and_posterior_may_be_names_settings_or_objects() -> None:
     assert not torch.equal(spread, run(guidance={"name": "first_order", "variance": False}, posterior=posterior))
     tweedie = run(guidance="first_order", posterior={"name": "tweedie", "covariance": "trace"})
     torch.testing.assert_close(tweedie, spread, atol=1e-2, rtol=0)
-    assert torch.equal(run(rule={"name": "rescaled"}), run(rule=egd.Rescaled()))
+    assert torch.equal(run(rule={"name": "rescaled"}), run(rule=egd.rules.Rescaled()))
     assert torch.equal(run(omega=0.5), run(rule=egd.Additive(0.5)))
     support = lambda c, k: MEAN + VAR**0.5 * torch.randn(1, k, 1, 4, 4, generator=seeded(1))  # noqa: E731
     assert run(guidance={"name": "support_samples", "samples": 50}, support=support).mean() > run(omega=0.0).mean()
