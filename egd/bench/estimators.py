@@ -84,7 +84,7 @@ def reads_denoiser(spec: Any) -> bool:
 
 
 def check(mine: str) -> None:
-    """UserError when a user's class is not found, asks for what the benchmark has not, or breaks its contract on two rows."""
+    """UserError when a user's class is not found, asks for what the benchmark has not, or breaks its contract on a few rows."""
     validate(ENERGIES, Spec.of(mine, "--mine"), PARTS, "--mine")
     Trial((2,), VPLinear()).energy(Spec.of(mine, "--mine"), "--mine")
 

@@ -1,4 +1,4 @@
-"""Components of a user's own, tried on a batch of two rows before anything is trained or sampled."""
+"""Components of a user's own, tried on a batch of a few rows before anything is trained or sampled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
@@ -21,14 +22,13 @@ from egd.posteriors.moments import calibrate
 from egd.tensors import expand, map_context, value_and_grad
 from egd.types import Context, Sampler, Schedule
 
-ROWS = 2
 TIMES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class Trial:
     """Stand-ins for the parts that a run will have: data N(0, I) of the shape ``event`` with its exact denoiser, and the energy
-    ||x - 1||^2 / 2. ``context`` has two rows.
+    ||x - 1||^2 / 2. ``context`` has any number of rows; there are as many as are tried.
 
     What is tried raises UserError, naming ``key``, where it breaks a contract: the shape, numbers that are not finite, and a
     gradient that is missing or zero at every time. Anything else that goes wrong may be the stand-ins' fault, and is left
@@ -48,11 +48,11 @@ class Trial:
             if hasattr(component, "loss"):
                 self._loss(component)
                 return
-            timed = prepare(component, self.context)
+            timed = prepare(component, self._context)
             grads = []
             for t in TIMES:
                 x, times = self._noised(t)
-                value, grad = value_and_grad(lambda x, times=times: timed_values(timed, x, times, self.context), x)  # type: ignore[misc]
+                value, grad = value_and_grad(lambda x, times=times: timed_values(timed, x, times, self._context), x)  # type: ignore[misc]
                 _check_finite(component, value, grad)
                 grads.append(grad)
             if not torch.stack(grads).any():
@@ -66,7 +66,7 @@ class Trial:
             posterior = build(POSTERIORS, spec, self.parts, key)
             for t in TIMES:
                 x, times = self._noised(t)
-                q = posterior_at(posterior, x, times, self.context)
+                q = posterior_at(posterior, x, times, self._context)
                 form = q.quadratic(torch.ones_like(x))
                 check_rows(form, x, posterior)
                 _check_finite(posterior, q.mean, form)
@@ -76,7 +76,7 @@ class Trial:
         if not names_code(spec):
             return
         with _answering(key):
-            rule = build(RULES, spec, {"omega": torch.ones(ROWS)}, key)
+            rule = build(RULES, spec, {"omega": torch.ones(self.rows)}, key)
             for t in TIMES:
                 x, times = self._noised(t)
                 _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
@@ -88,7 +88,7 @@ class Trial:
         with _answering(key):
             x, _ = self._noised(0.9)
             times, generator = torch.tensor([0.9, 0.5, 0.1]), torch.Generator().manual_seed(0)
-            samples = walk(self._denoiser, self.schedule, x, times, self.context, generator=generator)
+            samples = walk(self._denoiser, self.schedule, x, times, self._context, generator=generator)
             check_like(samples, x, walk)
             _check_finite(walk, samples)
 
@@ -100,8 +100,17 @@ class Trial:
             wrapped = build(WRAPPERS, spec, {**parts, "denoiser": self._denoiser}, key)
             for t in TIMES:
                 x, times = self._noised(t)
-                x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self.context).flatten(1).sum(1), x)  # type: ignore[misc]
+                x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self._context).flatten(1).sum(1), x)  # type: ignore[misc]
                 _check_finite(wrapped, x0)
+
+    @cached_property
+    def rows(self) -> int:
+        """Two rows or a few more, as many as no axis has: a sum over the rows could pass for one over an axis."""
+        return next(n for n in count(2) if n not in self.event)
+
+    @cached_property
+    def _context(self) -> Context:
+        return map_context(lambda v: v[torch.arange(self.rows) % len(v)], self.context)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -114,13 +123,13 @@ class Trial:
             "denoiser": self._denoiser,
             "posterior": self._posterior,
             "schedule": self.schedule,
-            "support": lambda c, k: torch.randn(1 if c is None else ROWS, k, *self.event),
+            "support": lambda c, k: torch.randn(1 if c is None else self.rows, k, *self.event),
             "moments": moments,
             "beta": 1.0,
         }
 
     def _sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
-        c = map_context(lambda v: v[:1].expand(n, *v.shape[1:]), self.context)
+        c = map_context(lambda v: v[:1].expand(n, *v.shape[1:]), self._context)
         return torch.randn(n, *self.event, generator=generator), c
 
     def _denoiser(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
@@ -132,15 +141,15 @@ class Trial:
         return IsotropicGaussian(expand(alpha / total, x) * x, sigma**2 / total)
 
     def _noised(self, t: float) -> tuple[Tensor, Tensor]:
-        times = torch.full((ROWS,), t)
-        draws = torch.randn(ROWS, *self.event, generator=torch.Generator().manual_seed(1))
+        times = torch.full((self.rows,), t)
+        draws = torch.randn(self.rows, *self.event, generator=torch.Generator().manual_seed(1))
         return expand((self.schedule.alpha(times) ** 2 + self.schedule.sigma(times) ** 2).sqrt(), draws) * draws, times
 
     def _loss(self, objective: Any) -> None:
         x, times = self._noised(0.5)
         weight = torch.ones((), requires_grad=True)
         network = lambda x, t, c: weight * x.flatten(1).sum(1)  # noqa: E731
-        loss, _ = objective.loss(network, torch.ones_like(x), x, times, self.context, torch.Generator())
+        loss, _ = objective.loss(network, torch.ones_like(x), x, times, self._context, torch.Generator())
         if loss.shape or not loss.requires_grad:
             raise ContractError(f"{name_of(objective)} has a loss that is no single number, or that does not see the network")
         _check_finite(objective, loss)

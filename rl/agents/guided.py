@@ -70,7 +70,7 @@ class GuidedAgent(ValuedAgent):
         return {**rest, "arms": trained}
 
     def _try_components(self) -> None:
-        """Try components of the user's own on two rows of made-up data. UserError for one that breaks its contract."""
+        """Try components of the user's own on a few rows of made-up data. UserError for one that breaks its contract."""
         trial = Trial((self.actions,), self.schedule, torch.zeros(2, self.states))
         for name, guidance in self.config.guidances.items():
             key = "guidance" if name == "guided" else f"variants.{name}"

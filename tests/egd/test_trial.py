@@ -1,4 +1,4 @@
-"""Components of a user's own are tried on two rows before anything is trained: what breaks a contract is named."""
+"""Components of a user's own are tried on a few rows before anything is trained: what breaks a contract is named."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class Good:
 
 class Column(Good):
     def __call__(self, x, t, c=None): return super().__call__(x, t, c)[:, None]
+
+class Axis(Good):
+    def __call__(self, x, t, c=None): return x.square().sum(0)
 
 class Detached(Good):
     def __call__(self, x, t, c=None): return super().__call__(x.detach(), t, c)
@@ -68,11 +71,12 @@ def mine(tmp_path: Path) -> str:
     return f"{tmp_path}/mine.py"
 
 
-@pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
+@pytest.mark.parametrize("event", [(1,), (2,), (3,), (3, 4, 4)])
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("Column", "Column .*one number a row"),
+        ("Axis", "Axis .*one number a row"),
         ("Detached", "Detached .*no gradient by x_t"),
         ("Flat", "Flat .*gradient of zero at every time"),
         ("Infinite", "Infinite .*not finite"),
@@ -99,7 +103,7 @@ def test_what_is_sound_or_asks_for_more_than_the_stand_ins_passes(mine: str) -> 
 
 def test_posteriors_and_rules_are_tried_too(mine: str) -> None:
     trial = Trial((2,), VPLinear())
-    with pytest.raises(UserError, match=r"posterior.*gave the shape \(2, 2\)"):
+    with pytest.raises(UserError, match=r"posterior.*gave the shape \(3, 3\)"):
         trial.posterior(Spec(f"{mine}:posterior", {}), "posterior")
     with pytest.raises(UserError, match=r"rule.*gave the shape"):
         trial.rule(Spec(f"{mine}:rule", {}), "rule")
@@ -111,7 +115,7 @@ def test_samplers_and_wrappers_are_tried_too(mine: str) -> None:
         spec = Spec(f"{mine}:{name}", {})
         with pytest.raises(UserError, match=f"{name} .*{words}") if words else nullcontext():
             trial.sampler(spec, choose(spec, "sampler"), "sampler")
-    for name, words in {"wrapper": None, "flat": r"shape \(4,\)", "detached": "no gradient by x_t"}.items():
+    for name, words in {"wrapper": None, "flat": r"shape \(6,\)", "detached": "no gradient by x_t"}.items():
         with pytest.raises(UserError, match=words) if words else nullcontext():
             trial.wrapper(Spec(f"{mine}:{name}", {}), {"low": -1.0, "high": 1.0}, "clip_x0")
 
