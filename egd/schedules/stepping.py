@@ -42,7 +42,7 @@ class SchedulerSteps:
         shift = _shift(scheduler, mu)
         try:
             self.scheduler.set_timesteps(steps, device=device, **shift)
-        except (ArithmeticError, IndexError) as error:  # UnCLIP divides by steps - 1
+        except (ArithmeticError, IndexError, ValueError) as error:  # UnCLIP divides by steps - 1, PNDM takes 4 steps or more
             raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}: {error}") from error
         if hasattr(self.scheduler, "set_begin_index"):  # else it looks for the first timestep, which rounding may have doubled
             self.scheduler.set_begin_index(0)

@@ -413,6 +413,11 @@ def test_a_number_of_steps_that_a_scheduler_cannot_take_is_named(name: str, step
         gaussian(name)(energy=quadratic(0, 1), num_inference_steps=steps)
 
 
+def test_a_scheduler_that_starts_with_runge_kutta_steps_names_too_few() -> None:
+    with pytest.raises(ValueError, match="PNDMScheduler cannot take num_inference_steps = 3"):
+        SchedulerSteps(diffusers.PNDMScheduler(), None, 3)
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [
