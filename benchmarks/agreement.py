@@ -72,7 +72,7 @@ def _standard(q: Tensor) -> Tensor:
 def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: Tensor) -> list[Row]:
     """(N, S) states, (N, K, A) actions; a row for every pair of kinds, means over pairs of critics."""
     tiled, flat = states.repeat_interleave(actions.shape[1], 0), actions.flatten(0, 1)
-    values = [(str(run.config["critic.kind"]), critic.q(tiled, flat).reshape(actions.shape[:2])) for run, critic in critics]
+    values = [(str(run.config["critic.name"]), critic.q(tiled, flat).reshape(actions.shape[:2])) for run, critic in critics]
     found: dict[tuple[str, str], list[Agreement]] = {}
     for (kind, picks), (other, judges) in permutations(values, 2):
         found.setdefault((kind, other), []).append(agreement(picks, judges))

@@ -65,12 +65,12 @@ def settings(task: str, seed: int, steps: int, batch: int, expectile: float, bet
     shared = {**NETWORK, "steps": steps, "batch": batch, "lr": 3e-4}
     tree = {
         "experiment": "offline_rl",
-        "kind": "iql",
+        "agent": "iql",
         "task": task,
         "seed": seed,
         "device": device,
-        "critic": {**shared, "kind": "iql", "expectile": expectile, "decay": False},
-        "actor": {**shared, "kind": "gaussian", "beta": beta, "decay": True},
+        "critic": {**shared, "name": "iql", "expectile": expectile, "decay": False},
+        "actor": {**shared, "name": "gaussian", "beta": beta, "decay": True},
     }
     config = typed(tree, "d3rlpy_check")
     assert isinstance(config, IQLConfig)

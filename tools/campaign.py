@@ -106,15 +106,15 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All experiments, every kind of method, many runs at once, and sweeps with a store."""
+    """All experiments, every agent, many runs at once, and sweeps with a store."""
 
-    def offline(kind: str, text: str, *arguments: str, name: str = "", **settings: Any) -> Case:
-        return Case(name or kind, f"{text}kind: {kind}\n", arguments, **settings)
+    def offline(agent: str, text: str, *arguments: str, name: str = "", **settings: Any) -> Case:
+        return Case(name or agent, f"{text}agent: {agent}\n", arguments, **settings)
 
     support = "support: {actions: 2}\nselection: {candidates: 2}\n"
     diffusion = OFFLINE + CRITIC + DENOISER + "acting: {candidates: 2}\n"
-    cql = OFFLINE + "critic: {width: 16, layers: 2, steps: 30, batch: 32, settings: {actions: 2, policy_width: 16}}\n"
-    cal_ql = cql.replace("settings", "kind: cal_ql, settings")
+    cql = OFFLINE + "critic: {width: 16, layers: 2, steps: 30, batch: 32, actions: 2, policy_width: 16}\n"
+    cal_ql = cql.replace("actions", "name: cal_ql, actions")
     guided = VALUED + ENERGY + TRAINED
     grid = ("--seeds", "0,1", "--grid", "guidance.beta=1,3")
     return [

@@ -209,7 +209,7 @@ def _yaml(**values: Any) -> Fault:
 CONFIG: dict[str, Fault] = {
     "an unknown key": _yaml(nonsense=1),
     "another seed": _yaml(seed=1),
-    "another kind": _yaml(kind="bc"),
+    "another agent": _yaml(agent="bc"),
     "another critic": _yaml(critic={"width": 16, "layers": 2, "steps": 30, "batch": 32, "lr": 0.5}),
     "NaN": lambda b, r, p: b.replace(b"lr: 0.0003", b"lr: .nan"),
     "a list": lambda b, r, p: b"- 1\n- 2\n",

@@ -47,7 +47,7 @@ SHARED: dict[str, Any] = {
     "log_every": 5,
 }
 AEPO = SHARED | {
-    "kind": "aepo",
+    "agent": "aepo",
     "denoiser": {**SMALL, "blocks": 2},
     "energy_network": {**SMALL, "layers": 2},
     "calibration": {"samples": 128, "grid": 5, "every": 10},
@@ -59,7 +59,7 @@ GENERATED = {"online": 0.5, "offline": 0.0, "generated": 0.5}
 EDIS = {"name": "edis", "reach": 10, "refresh_steps": 5, "samples": 64, "energy": "cep", "sampler": {"steps": 3}}
 EDIS |= {"denoiser": {**SMALL, "blocks": 2}, "ratio": SMALL, "energy_network": SMALL}
 ONLINE = SHARED | {
-    "kind": "iql_online",
+    "agent": "iql_online",
     "actor": SMALL,
     "online": {"steps": 30, "start": 10, "refresh": 10, "batch": 16, "shares": GENERATED, "generator": EDIS},
 }
@@ -94,7 +94,7 @@ RUNS = {
 }
 KEYS: dict[str, list[str]] = {
     "aepo": [
-        "kind", "critic.kind", "schedule", "sampler.name", "data.generator", "guidance.energy",
+        "agent", "critic.name", "schedule", "sampler.name", "data.generator", "guidance.energy",
         "guidance.energy=ess_blend.local",
         "guidance.posterior", "guidance.rule", "guidance.rule=interval.rule", "variants.other.energy", "variants.other.rule",
     ],
@@ -317,7 +317,7 @@ def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) 
 def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
     """One key of one run, by every way to name code and every command that reads run folders."""
     for way, target in place.targets().items():
-        text_only = key in ("kind", "critic.kind") or key.endswith("sampler.name")
+        text_only = key in ("agent", "critic.name") or key.endswith("sampler.name")
         value = target["name"] if text_only and isinstance(target, dict) else target
 
         def prepare(value: Any = value) -> None:

@@ -199,7 +199,7 @@ def nested(base: Base, rng: Random) -> Case:
 
 def components(base: Base, rng: Random) -> Case:
     """A component that does not exist."""
-    flat = [key for key in flatten(base.runs[0]) if key.endswith(".name") or key in ("kind", "critic.kind")]
+    flat = [key for key in flatten(base.runs[0]) if key.endswith(".name") or key in ("agent",)]
     path = rng.choice(flat or ["sampler.name"]).split(".")
     if any(key in TABLES for key in path) and rng.random() < 0.5:
         path = path[:-1]

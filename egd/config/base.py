@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
@@ -16,6 +17,7 @@ from egd.config.yaml_text import parse, parse_or_text, read_text
 from egd.errors import UserError, nearest, shown
 
 Tree = dict[str, Any]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Strict(BaseModel):
@@ -58,20 +60,39 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """Deep merge, ``over`` winning. A component of another name replaces the whole of the old one, settings included."""
-    if isinstance(over.get("name"), str) and over["name"] != base.get("name", over["name"]):
-        return dict(over)
-    result = dict(base)
+Sections = Mapping[str, Collection[str]]
+"""Sections of a recipe that name a component -> the keys in them that are not the component's own."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], sections: Sections = NONE, kept: Collection[str] = ()) -> Tree:
+    """Merge deeply, ``over`` winning. Another component, by its ``name``, loses the settings of the old one: all keys but those
+    ``kept``, which are those of its section where that is one of ``sections``.
+    """
+    other = isinstance(over.get("name"), str) and over["name"] != base.get("name", over["name"])
+    result = {key: value for key, value in base.items() if not other or key in kept}
     for key, value in over.items():
-        old = result.get(key)
-        if isinstance(value, Mapping) and isinstance(old, str):  # a component given by its name alone
-            old = {"name": old}
-        result[key] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+        old, new = result.get(key), value
+        if isinstance(value, Mapping) or key in sections:
+            old, new = _named(old), _named(new)
+        if isinstance(new, Mapping) and isinstance(old, Mapping):
+            result[key] = merge(old, new, kept=sections.get(key, ()))
+        else:
+            result[key] = value
     return result
 
 
-def override(tree: Mapping[str, Any], settings: Sequence[str]) -> Tree:
+def _named(value: Any) -> Any:
+    """Write out a component that is given by its name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def sections_of(model: type[BaseModel]) -> dict[str, set[str]]:
+    """Find the sections that name a component and have further keys, which all their components share."""
+    models = {key: _model_in(field.annotation) for key, field in model.model_fields.items()}
+    return {key: set(found.model_fields) for key, found in models.items() if found and {"name"} < set(found.model_fields)}
+
+
+def override(tree: Mapping[str, Any], settings: Sequence[str], sections: Sections = NONE) -> Tree:
     """Apply ``a.b=c`` overrides, values read as YAML. UserError for one without '='."""
     result = dict(tree)
     for setting in settings:
@@ -85,7 +106,7 @@ def override(tree: Mapping[str, Any], settings: Sequence[str]) -> Tree:
             raise UserError(str(error), key="--set") from None
         for key in reversed(keys):
             value = {key: value}
-        result = merge(result, value)
+        result = merge(result, value, sections)
     return result
 
 

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, model_validator
 
 from egd.bounds import Batch, Layers, Rate, Steps, Width
 from egd.config.base import Strict
+from egd.config.components import Spec
 from egd.errors import UserError
 from egd.networks.mlp import ActivationName
 
-__all__ = ["NetworkConfig"]
+
+class ChosenConfig(Strict):
+    """A component by its ``name`` and the keys that every one of the section has; its own settings stand beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the component alone."""
+        return self.model_extra or {}
+
+    @property
+    def spec(self) -> Spec:
+        """For ``egd.config.components``."""
+        return Spec(self.name, self.settings)
 
 
 class NetworkConfig(Strict):

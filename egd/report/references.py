@@ -24,7 +24,7 @@ COLUMNS = ("source", "task", "method", "score")
 
 @dataclass(frozen=True)
 class Reference:
-    """A published score. ``kind`` is the kind of run that it is the counterpart of, where the file says so."""
+    """A published score. ``algorithm`` is that of the runs that it is the counterpart of, where the file says so."""
 
     source: str
     task: str
@@ -32,7 +32,7 @@ class Reference:
     score: float
     std: float | None = None
     checkpoint: str = "last"
-    kind: str | None = None
+    algorithm: str | None = None
 
     @property
     def label(self) -> str:
@@ -47,8 +47,8 @@ def installed() -> list[Reference]:
 
 
 def read(path: Any) -> list[Reference]:
-    """The rows of a CSV file: source, task, method, score, and if known std, checkpoint (last or best) and kind. Lines that
-    begin with # are comments. UserError where it cannot be read or a column or number is missing.
+    """The rows of a CSV file: source, task, method, score, and if known std, checkpoint (last or best) and algorithm. Lines
+    that begin with # are comments. UserError where it cannot be read or a column or number is missing.
     """
     try:
         text = (regular(path, LARGEST) if isinstance(path, Path) else path).read_text(encoding="utf-8-sig")
@@ -67,16 +67,18 @@ def _row(row: dict[str, Any], path: Path) -> Reference:
         score, std = float(row["score"]), float(row["std"]) if row.get("std") else None
     except (TypeError, ValueError):
         raise UserError(f"{path}: {row}: score and std must be numbers", key="--reference") from None
+    if "kind" in row:
+        raise UserError(f"{path}: the column 'kind' is called 'algorithm' now; rename it", key="--reference")
     own = {key: row[key] for key in ("source", "task", "method")}
-    return Reference(**own, score=score, std=std, checkpoint=row.get("checkpoint") or "last", kind=row.get("kind"))
+    return Reference(**own, score=score, std=std, checkpoint=row.get("checkpoint") or "last", algorithm=row.get("algorithm"))
 
 
-def matching(rows: Iterable[Reference], tasks: Collection[str], kinds: Collection[str]) -> list[Reference]:
-    """Those on these tasks (versions such as -v2 apart), under the tasks' own names; of files that tell kinds, those of these
-    kinds of runs.
+def matching(rows: Iterable[Reference], tasks: Collection[str], algorithms: Collection[str]) -> list[Reference]:
+    """Those on these tasks (versions such as -v2 apart), under the tasks' own names; of files that tell algorithms, those of
+    these.
     """
-    names, known = {_plain(task): task for task in tasks}, {_bare(kind) for kind in kinds}
-    chosen = [r for r in rows if _plain(r.task) in names and (r.kind is None or _bare(r.kind) in known)]
+    names, known = {_plain(task): task for task in tasks}, {_bare(name) for name in algorithms}
+    chosen = [r for r in rows if _plain(r.task) in names and (r.algorithm is None or _bare(r.algorithm) in known)]
     return [replace(r, task=names[_plain(r.task)]) for r in chosen]
 
 
@@ -84,5 +86,5 @@ def _plain(task: str) -> str:
     return re.sub(r"-v\d+$", "", task)
 
 
-def _bare(kind: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", kind.lower())
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

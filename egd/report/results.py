@@ -129,8 +129,8 @@ def collect(
         if name not in known:
             raise UserError(f"no run has the method '{name}'; {nearest(name, known)}", key="--method")
     runs = [r for r in evaluated if not only or {r.summary.method, r.label} & set(only)]
-    tasks, kinds = {r.summary.task for r in runs}, {r.summary.kind or r.summary.method for r in runs}
-    beside = matching(references, tasks, kinds)
+    tasks, algorithms = {r.summary.task for r in runs}, {r.summary.algorithm or r.summary.method for r in runs}
+    beside = matching(references, tasks, algorithms)
     rows = [e for run in runs for e in entries(run, everything)]
     if against is not None:
         labels = dict.fromkeys(run.label for run in runs if run.summary.evaluations)

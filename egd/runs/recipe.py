@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from egd.config.base import Tree, blamed_on, merge, override
+from egd.config.base import NONE, Sections, Tree, blamed_on, merge, override
 from egd.errors import UserError, nearest
 from egd.runs.experiment import Options
 from egd.runs.grid import refuse_key
@@ -67,14 +67,18 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
     return budgets[name]
 
 
-def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options) -> Tree:
-    """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``."""
+def resolve(
+    recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options, sections: Sections = NONE
+) -> Tree:
+    """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``; ``sections``
+    as in ``merge``.
+    """
     for setting in options.settings:
         key = setting.partition("=")[0].strip()
         refuse_key(key, "--set", {"seed": options.seed is not None, "device": options.device != "auto"})
     tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
     budget = {k: v for k, v in chosen_budget(recipe, options).items() if k not in RECIPE_KEYS}
-    tree = override(merge(merge(tree, budget), over), options.settings)
+    tree = override(merge(merge(tree, budget, sections), over, sections), options.settings, sections)
     tree["task"] = task
     if options.seed is not None:
         tree["seed"] = options.seed

@@ -77,7 +77,7 @@ def of_networks(tree: Mapping[str, Any]) -> Sizes:
     sizes: Sizes = {}
     for path, section in _sections(tree):
         depth = next((name for name in ("blocks", "layers") if name in section), None)
-        if "width" in section and "name" not in section:
+        if "width" in section and ("name" not in section or "steps" in section):
             width, levels, convolutional = _number(section["width"]), _depth(section), path in _temporal(tree)
             if convolutional:  # twice the channels every level
                 width = width << min(levels - 1, 60)

@@ -66,7 +66,8 @@ class Common(Frozen):
 class Summary(Common):
     """Of a run that ends with scores of policies."""
 
-    kind: str = ""
+    algorithm: str = ""
+    """What the method is, whatever a table calls it."""
     method: str
     normalised: bool = True
     dataset_score: FiniteFloat | None = None

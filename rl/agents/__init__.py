@@ -40,13 +40,13 @@ AGENTS: dict[str, type[Agent]] = {
 }
 
 
-def agent_class(kind: str) -> type[Agent]:
-    """The kind of agent of that name, or ``path/to/file.py:Name``. UserError where there is none."""
-    if kind in AGENTS:
-        return AGENTS[kind]
-    if ":" not in kind:
-        raise UserError(f"no agent is of kind '{kind}'; {nearest(kind, AGENTS)}", key="kind")
-    found = by_path(kind, "kind", __name__)
+def agent_class(name: str) -> type[Agent]:
+    """The agent of that name, or ``path/to/file.py:Name``. UserError where there is none."""
+    if name in AGENTS:
+        return AGENTS[name]
+    if ":" not in name:
+        raise UserError(f"no agent is called '{name}'; {nearest(name, AGENTS)}", key="agent")
+    found = by_path(name, "agent", __name__)
     if not (isinstance(found, type) and issubclass(found, Agent)):
-        raise UserError(f"'{kind}' is not a subclass of rl.agents.base.Agent", key="kind")
+        raise UserError(f"'{name}' is not a subclass of rl.agents.base.Agent", key="agent")
     return found

@@ -36,7 +36,7 @@ Made = TypeVar("Made")
 class Agent(ABC):
     """One method on one task with one seed: its networks, how they are trained, how they act.
 
-    A kind of agent is a file in ``rl.agents`` and a line in its table. ``Config`` is the recipe that it understands. Policies
+    An agent is a file in ``rl.agents`` and a line in its table. ``Config`` is the recipe that it understands. Policies
     go by names; one that has guidance scales stands for several, ``name@scale``.
     """
 
@@ -178,7 +178,7 @@ class Agent(ABC):
         return {"code": own, "recipe": CODE.settings(recipe), "data": self.data.fingerprint()} if own else None
 
     def denoiser_phase(self, behaviour: Behaviour) -> Phase:
-        """Offer the phase that fits a denoiser to the data's actions: the same for every kind of agent, which so share it."""
+        """Offer the phase that fits a denoiser to the data's actions: the same for every agent, which so share it."""
         settings = self.config.model_dump(mode="json", include={"schedule", "denoiser"})
         return self.phase("denoiser", behaviour.config.denoiser.steps, behaviour.learner(), settings, data=("state", "action"))
 

@@ -19,7 +19,7 @@ from rl.runs.config import ActorConfig, RunConfig
 class BCConfig(RunConfig):
     """A policy and nothing else."""
 
-    kind: str = "bc"
+    agent: str = "bc"
     actor: ActorConfig = ActorConfig()
 
 

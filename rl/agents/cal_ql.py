@@ -24,8 +24,8 @@ from rl.runs.config import CriticConfig, RunConfig
 class CalQLConfig(CQLConfig):
     """A calibrated critic with its actor, and how they go on."""
 
-    kind: str = "cal_ql"
-    critic: CriticConfig = CriticConfig(kind="cal_ql")
+    agent: str = "cal_ql"
+    critic: CriticConfig = CriticConfig(name="cal_ql")
     online: OnlineConfig = OnlineConfig()
     online_alpha: NotNegative | None = None
     """Weight of the conservative term online; none: as offline. 0 is a soft actor-critic."""

@@ -18,8 +18,8 @@ from rl.runs.config import CriticConfig, RunConfig
 class CQLConfig(RunConfig):
     """A critic, which has its actor."""
 
-    kind: str = "cql"
-    critic: CriticConfig = CriticConfig(kind="cql")
+    agent: str = "cql"
+    critic: CriticConfig = CriticConfig(name="cql")
 
 
 class CQLAgent(DirectAgent):
@@ -40,9 +40,9 @@ class CQLAgent(DirectAgent):
     def check(cls, config: Any) -> None:
         """UserError for a critic that has no such actor."""
         check_critic(config.critic)
-        component = CRITICS.find(config.critic.kind, "critic.kind")
+        component = CRITICS.find(config.critic.name, "critic.name")
         if not (isinstance(component, type) and issubclass(component, CQL)):
-            raise UserError(f"'{config.critic.kind}' trains no actor, by which kind cql acts; use cql", key="critic.kind")
+            raise UserError(f"'{config.critic.name}' trains no actor, by which agent cql acts; use cql", key="critic.name")
 
     def phases(self) -> list[Phase]:
         """One, of the critic and its actor."""

@@ -47,7 +47,7 @@ class DiffuserConfig(GuidedConfig):
     channels of their first.
     """
 
-    kind: str = "diffuser"
+    agent: str = "diffuser"
     plan: PlanConfig = PlanConfig()
     reward: RewardConfig = RewardConfig()
     denoiser: DenoiserConfig = DenoiserConfig(prediction="sample", width=32, blocks=3, batch=64)

@@ -60,14 +60,14 @@ class DiffusionActorConfig(DiffusionConfig):
     """
 
     denoiser: DenoiserConfig = DenoiserConfig(steps=1_000_000, ema=0.999)
-    critic: CriticConfig = CriticConfig(kind="td")
+    critic: CriticConfig = CriticConfig(name="td")
     improvement: ImprovementConfig = ImprovementConfig()
     acting: ActingConfig = ActingConfig()
 
     @property
     def built_critic(self) -> CriticConfig:
         """As ``rl.critics.choice`` builds it."""
-        if self.critic.kind != "td":
+        if self.critic.name != "td":
             return self.critic
         return beside_policy(self.critic, steps=self.denoiser.steps, batch=self.denoiser.batch)
 

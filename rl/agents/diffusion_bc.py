@@ -21,7 +21,7 @@ from rl.runs.config import DiffusionConfig, RunConfig
 class DiffusionBCConfig(DiffusionConfig):
     """A noise model and a sampler."""
 
-    kind: str = "diffusion_bc"
+    agent: str = "diffusion_bc"
     clip_x0: bool = True
     """Keep the denoiser's x_0, and the actions, within the range of the data's actions."""
     temperature: Temperature = 1.0

@@ -21,7 +21,7 @@ from rl.runs.config import SamplerConfig
 class DiffusionQLConfig(DiffusionActorConfig):
     """Five steps of DDPM, as the paper has it: alpha_bar at t = 1, 0.8, ..., 0.2 is that of its ``vp`` schedule."""
 
-    kind: str = "diffusion_ql"
+    agent: str = "diffusion_ql"
     schedule: ComponentConfig = ComponentConfig(name="vp_linear", beta_max=10.0)  # type: ignore[call-arg]  # extra="allow"
     sampler: SamplerConfig = SamplerConfig(name="ancestral", steps=5, spacing="time", end=0.0)
 
@@ -57,5 +57,5 @@ class DiffusionQL(DiffusionActor):
         sampler = differentiable(config.sampler.chosen())
         sample = sampler(lambda x, t, c: 0.5 * x + shift, schedule, torch.ones(1, 1), torch.tensor([0.9, 0.5]))
         if not sample.requires_grad:
-            message = "its samples cannot be differentiated, as Diffusion-QL needs; use ancestral or ddim, or kind edp"
+            message = "its samples cannot be differentiated, as Diffusion-QL needs; use ancestral or ddim, or agent edp"
             raise UserError(f"{config.sampler.name}: {message}", key="sampler.name")

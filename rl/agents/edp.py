@@ -28,7 +28,7 @@ class EDPImprovementConfig(ImprovementConfig):
 class EDPConfig(DiffusionActorConfig):
     """The library's schedule and sampler, of which EDP's are the like: VP, and 15 calls of DPM-Solver."""
 
-    kind: str = "edp"
+    agent: str = "edp"
     improvement: EDPImprovementConfig = EDPImprovementConfig()
 
 

@@ -58,7 +58,7 @@ class GuidedAgent(ValuedAgent):
         check_guidance(config.guidances)
         supported = [name for name, arm in config.guidances.items() if group_size(arm)]
         if config.training == "joint" and (supported or needs_support(config.critic)):
-            what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.kind}'"
+            what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.name}'"
             raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
 
     @classmethod

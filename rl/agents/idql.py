@@ -12,7 +12,7 @@ class IDQLConfig(SelectingConfig):
     values are of.
     """
 
-    kind: str = "idql"
+    agent: str = "idql"
 
 
 class IDQL(SelectingAgent):

@@ -22,7 +22,7 @@ from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 class WeightedActorConfig(ActorConfig):
     """A policy and how its data are weighted."""
 
-    kind: Literal["deterministic", "gaussian"] = "gaussian"
+    name: Literal["deterministic", "gaussian"] = "gaussian"
     beta: BetaOrZero = 3.0
     """Weights are exp(beta (Q - V)) in the critic's units."""
     max_weight: Positive = 100.0
@@ -31,7 +31,7 @@ class WeightedActorConfig(ActorConfig):
 class IQLConfig(RunConfig):
     """A critic and a policy."""
 
-    kind: str = "iql"
+    agent: str = "iql"
     critic: CriticConfig = CriticConfig()
     actor: WeightedActorConfig = WeightedActorConfig()
 

@@ -26,7 +26,7 @@ from rl.runs.config import RunConfig
 class IQLOnlineConfig(IQLConfig):
     """IQL, and how it goes on."""
 
-    kind: str = "iql_online"
+    agent: str = "iql_online"
     online: OnlineConfig = OnlineConfig()
 
 
@@ -42,11 +42,11 @@ class IQLOnline(FineTuned, IQL):
     def check(cls, config: Any) -> None:
         """Also UserError for a critic that learns from more than transitions, which is all that the online loop has."""
         super().check(config)
-        critic = CRITICS.find(config.critic.kind, "critic.kind")
+        critic = CRITICS.find(config.critic.name, "critic.name")
         if isinstance(critic, type) and issubclass(critic, Critic) and critic.learner is not Critic.learner:
             raise UserError(
-                f"'{config.critic.kind}' draws more than transitions, which is all that goes online; use iql, or kind: cal_ql",
-                key="critic.kind",
+                f"'{config.critic.name}' draws more than transitions, which is all that goes online; use iql, or agent: cal_ql",
+                key="critic.name",
             )
 
     @torch.no_grad()

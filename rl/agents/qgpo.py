@@ -12,8 +12,8 @@ from rl.runs.config import CriticConfig, EnergyNetworkConfig, GuidanceConfig, Gu
 class QGPOConfig(GuidedConfig):
     """Of a guided agent, with what QGPO has in other places than AEPO."""
 
-    kind: str = "qgpo"
-    critic: CriticConfig = CriticConfig(kind="isql")
+    agent: str = "qgpo"
+    critic: CriticConfig = CriticConfig(name="isql")
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig(layers=4, batch=4096)
     """256 states of 16 actions."""
     guidance: GuidanceConfig = GuidanceConfig(energy=ComponentConfig(name="cep"), clip_x0=False)

@@ -49,7 +49,7 @@ class WeightedPolicyConfig(Strict):
 class QIPOConfig(ValuedConfig):
     """A behaviour policy, a critic, and the policy that is trained on both."""
 
-    kind: str = "qipo"
+    agent: str = "qipo"
     policy: WeightedPolicyConfig = WeightedPolicyConfig()
 
 

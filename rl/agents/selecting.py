@@ -74,12 +74,12 @@ class SelectingAgent(ValuedAgent):
     def check(cls, config: Any) -> None:
         """UserError also for implicit weights of a critic that has no expectile."""
         super().check(config)
-        has_expectile = "expectile" in parameters(CRITICS.find(config.critic.kind, "critic.kind"))
+        has_expectile = "expectile" in parameters(CRITICS.find(config.critic.name, "critic.name"))
         for name, way in config.ways.items():
             if way.by == "expectile" and not has_expectile:
                 key = "selection.by" if name == "policy" else f"selections.{name}.by"
                 raise UserError(
-                    f"'expectile' are weights of implicit Q-learning; critic '{config.critic.kind}' has none", key=key
+                    f"'expectile' are weights of implicit Q-learning; critic '{config.critic.name}' has none", key=key
                 )
 
     @classmethod

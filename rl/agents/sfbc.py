@@ -13,8 +13,8 @@ class SfBCConfig(SelectingConfig):
     that of 1 / beta.
     """
 
-    kind: str = "sfbc"
-    critic: CriticConfig = CriticConfig(kind="in_sample_planning")
+    agent: str = "sfbc"
+    critic: CriticConfig = CriticConfig(name="in_sample_planning")
     selection: SelectionConfig = SelectionConfig(candidates=32, by="softmax", beta=100.0)
 
 

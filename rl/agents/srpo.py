@@ -49,13 +49,13 @@ class RegularisationConfig(Strict):
 class SRPOActorConfig(ActorConfig):
     """Of the policy's network."""
 
-    kind: Literal["deterministic"] = "deterministic"
+    name: Literal["deterministic"] = "deterministic"
 
 
 class SRPOConfig(DiffusionConfig):
     """A behaviour policy, a critic, and the actor made of both."""
 
-    kind: str = "srpo"
+    agent: str = "srpo"
     critic: CriticConfig = CriticConfig()
     actor: SRPOActorConfig = SRPOActorConfig()
     regularisation: RegularisationConfig = RegularisationConfig()

@@ -26,7 +26,7 @@ from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 class ImprovedActorConfig(ActorConfig):
     """A policy and how Q improves it. Its ``steps`` and ``batch`` are the critic's too."""
 
-    kind: Literal["deterministic"] = "deterministic"
+    name: Literal["deterministic"] = "deterministic"
     decay: bool = False
     alpha: NotNegative = 2.5
     """Weight of Q, divided by the mean of |Q|, against the squared error."""
@@ -40,8 +40,8 @@ class ImprovedActorConfig(ActorConfig):
 class TD3BCConfig(RunConfig):
     """A policy and its critic."""
 
-    kind: str = "td3_bc"
-    critic: CriticConfig = CriticConfig(kind="td")
+    agent: str = "td3_bc"
+    critic: CriticConfig = CriticConfig(name="td")
     actor: ImprovedActorConfig = ImprovedActorConfig()
 
     @property
@@ -133,10 +133,10 @@ class TD3BC(DirectAgent):
     @classmethod
     def check(cls, config: Any) -> None:
         """UserError for a critic that does not learn from the policy."""
-        if config.critic.kind != "td":
+        if config.critic.name != "td":
             raise UserError(
-                f"'{config.critic.kind}' does not learn from the policy's actions, as TD3+BC's critic must; use td",
-                key="critic.kind",
+                f"'{config.critic.name}' does not learn from the policy's actions, as TD3+BC's critic must; use td",
+                key="critic.name",
             )
         check_critic(config.built_critic)
 

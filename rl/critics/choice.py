@@ -1,4 +1,4 @@
-"""A critic by its name in a recipe."""
+"""A critic by its name in a recipe, its own settings beside the keys that all critics have."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from egd.config.components import Registry, Spec, bind, parameters, validate
+from egd.config.components import Registry, bind, parameters, validate
 from egd.contracts import ContractError, check_rows, name_of
-from egd.errors import UserError
+from egd.errors import UserError, nearest
 from rl.critics.base import Critic, Shared
 from rl.critics.td import TD
 from rl.runs.config import CriticConfig
@@ -21,27 +21,32 @@ def check_critic(config: CriticConfig, *, support: bool = True) -> None:
     """UserError for a critic that does not exist or settings that it does not have; without ``support`` actions to learn from,
     also for one that needs them.
     """
-    component = CRITICS.find(config.kind, "critic.kind")
+    component = CRITICS.find(config.name, "critic.name")
     if not (isinstance(component, type) and issubclass(component, Critic)):
-        raise UserError(f"'{config.kind}' is not a subclass of rl.critics.Critic", key="critic.kind")
-    validate(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
+        raise UserError(f"'{config.name}' is not a subclass of rl.critics.Critic", key="critic.name")
+    own = set(parameters(component)) - PARTS
+    for setting in config.settings:
+        if setting not in own:
+            options = {*type(config).model_fields, *own}
+            raise UserError(f"'{config.name}' has no setting '{setting}'; {nearest(setting, options)}", key=f"critic.{setting}")
+    validate(CRITICS, config.spec, PARTS, "critic")
     if not support and needs_support(config):
-        raise UserError(f"this kind of agent draws no support actions, which '{config.kind}' needs; use iql", key="critic.kind")
+        raise UserError(f"this agent draws no support actions, which '{config.name}' needs; use iql", key="critic.name")
 
 
 def needs_support(config: CriticConfig) -> bool:
     """Whether it learns from actions of the behaviour policy."""
-    return bool(getattr(CRITICS.find(config.kind, "critic.kind"), "needs_support", False))
+    return bool(getattr(CRITICS.find(config.name, "critic.name"), "needs_support", False))
 
 
 def make_critic(config: CriticConfig, state: int, action: int, device: torch.device) -> Critic:
     """Fresh, for states and actions of so many entries."""
-    component = CRITICS.find(config.kind, "critic.kind")
+    component = CRITICS.find(config.name, "critic.name")
     own = {"expectile": config.expectile} if "expectile" in parameters(component) else {}
     shared = config.model_dump(include=set(Shared.__annotations__))
-    made = bind(CRITICS, Spec(config.kind, config.settings), PARTS, "critic.settings")
+    made = bind(CRITICS, config.spec, PARTS, "critic")
     critic: Critic = made(state, action, **own, **shared, device=device)
-    if ":" in config.kind:
+    if ":" in config.name:
         _try(critic, state, action, device)
     return critic
 
@@ -54,17 +59,17 @@ def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
         try:
             check_rows(values, states, type(critic))
         except ContractError as error:
-            raise UserError(f"{what}: {error}", key="critic.kind") from None
+            raise UserError(f"{what}: {error}", key="critic.name") from None
         if not values.isfinite().all():
-            raise UserError(f"{what} of {name_of(critic)} is not finite", key="critic.kind")
+            raise UserError(f"{what} of {name_of(critic)} is not finite", key="critic.name")
 
 
 def critic_settings(config: CriticConfig) -> dict[str, Any]:
     """Those that decide what is learned."""
-    unused = set() if "expectile" in parameters(CRITICS.find(config.kind, "critic.kind")) else {"expectile"}
+    unused = set() if "expectile" in parameters(CRITICS.find(config.name, "critic.name")) else {"expectile"}
     return config.model_dump(mode="json", exclude=unused)
 
 
 def beside_policy(config: CriticConfig, *, steps: int, batch: int) -> CriticConfig:
-    """The same, of the kind that is trained in step with a policy: in its steps and batches."""
-    return config.model_copy(update={"kind": f"{TD.__module__}:{TD.__name__}", "steps": steps, "batch": batch})
+    """The same section for the critic that is trained in step with a policy: in its steps and batches."""
+    return config.model_copy(update={"name": f"{TD.__module__}:{TD.__name__}", "steps": steps, "batch": batch})

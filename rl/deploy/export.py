@@ -62,7 +62,7 @@ def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
     config = module.agent.config
     return {
         "task": config.task,
-        "kind": config.kind,
+        "agent": config.agent,
         "method": config.method,
         "seed": config.seed,
         "arm": module.arm,

@@ -121,13 +121,13 @@ def _log_density(z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
 
 
 ACTORS: dict[str, type[Deterministic]] = {"deterministic": Deterministic, "gaussian": Gaussian}
-"""What ``actor.kind`` may be."""
+"""What ``actor.name`` may be."""
 
 
 def make_actor(config: ActorConfig, state: int, action: int) -> Deterministic:
     """The recipe's, fresh."""
     network = config.model_dump(include={"width", "layers", "activation", "layer_norm"})
-    return ACTORS[config.kind](state, action, **network)
+    return ACTORS[config.name](state, action, **network)
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -40,14 +39,13 @@ from egd.bounds import (
     Width,
     Workers,
 )
-from egd.config.components import Spec
 from egd.training.precision import Computing, Precision
 from egd.config.base import ComponentConfig, Strict, Tree, merge
 from egd.denoisers import Prediction
 from egd.networks.mlp import ActivationName
 from egd.samplers import choose
 from egd.schedules import Spacing
-from egd.config.sections import NetworkConfig
+from egd.config.sections import ChosenConfig, NetworkConfig
 from egd.types import Sampler
 from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task, find_task
@@ -86,13 +84,11 @@ class DenoiserConfig(Strict):
     ema: Decay = 0.995
 
 
-class CriticConfig(Strict):
-    """Q and V, on the same networks whatever they are regressed on."""
+class CriticConfig(ChosenConfig):
+    """Q and V, on the same networks whatever they are regressed on; a critic's own settings, as ISQL's ``beta``, stand beside."""
 
-    kind: str = "iql"
+    name: str = "iql"
     """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Of that kind alone, as ISQL's ``beta``."""
     expectile: ProperShare = 0.7
     """tau of IQL (AEPO Eq. 27)."""
     gamma: Decay = 0.99
@@ -111,7 +107,7 @@ class CriticConfig(Strict):
 class ActorConfig(NetworkConfig):
     """A policy that is one network, without diffusion."""
 
-    kind: Literal["deterministic", "gaussian"] = "deterministic"
+    name: Literal["deterministic", "gaussian"] = "deterministic"
     """tanh of a network; or a Gaussian around it, with one standard deviation for all states. Its mean acts."""
     activation: ActivationName = "relu"
     layer_norm: bool = False
@@ -170,10 +166,9 @@ class GuidanceConfig(Strict):
         return omega > 0 or self.candidates > 1 or self.temperature != 1
 
 
-class SamplerConfig(Strict):
-    """The reverse process; keys beyond these are settings of the sampler."""
+class SamplerConfig(ChosenConfig):
+    """The reverse process; a sampler's own settings stand beside."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "dpm_solver_pp_2m"
     steps: SamplerSteps = 15
     spacing: Spacing = "log_snr"
@@ -181,7 +176,7 @@ class SamplerConfig(Strict):
 
     def chosen(self) -> Sampler:
         """The sampler with its settings. UserError where it does not exist or does not have them."""
-        return choose(Spec(self.name, self.model_extra or {}), "sampler", others=type(self).model_fields)
+        return choose(self.spec, "sampler", others=type(self).model_fields)
 
 
 class EvaluationConfig(Strict):
@@ -208,14 +203,14 @@ class SupportConfig(Strict):
 
 
 class RunConfig(Strict):
-    """What every run has: one task, one seed, whatever the kind of agent. ``config.yaml`` of a run folder holds the whole."""
+    """What every run has: one task, one seed, whatever the agent. ``config.yaml`` of a run folder holds the whole."""
 
     experiment: str
     task: str
-    kind: str = "aepo"
+    agent: str = "aepo"
     """The agent, of ``rl.agents``."""
     method: str = ""
-    """What a table calls it: the name under ``methods``, or else its kind."""
+    """What a table calls it: the name under ``methods``, or else its agent."""
     seed: Seed = 0
     device: str = "cpu"
     threads: Threads = 1
@@ -236,7 +231,7 @@ class RunConfig(Strict):
     def _called(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        method = value.get("method") or value.get("kind") or cls.model_fields["kind"].default
+        method = value.get("method") or value.get("agent") or cls.model_fields["agent"].default
         return {**cls.completed(value), "method": method}
 
     @classmethod
@@ -247,7 +242,9 @@ class RunConfig(Strict):
         own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
         said = {key: set_here for key, default in own.items() if (set_here := default.model_dump(exclude_unset=True))}
         return dict(tree) | {
-            key: merge(set_here, tree.get(key, {})) for key, set_here in said.items() if isinstance(tree.get(key, {}), Mapping)
+            key: merge(set_here, tree.get(key, {}), kept=type(own[key]).model_fields)
+            for key, set_here in said.items()
+            if isinstance(tree.get(key, {}), Mapping)
         }
 
     def found_task(self) -> Task:

@@ -30,9 +30,10 @@ from rl.evaluation.results import rows, statistics
 from rl.data.generators import GENERATORS
 from rl.runs.job import OfflineJob
 from rl.runs.listings import list_methods, list_tasks
+from rl.runs.old_keys import refuse_old_keys, refuse_old_options
 from rl.runs.loading import check_generated, read_config, restore
 from rl.online.choice import GENERATORS as TRANSITIONS
-from rl.runs.recipe import check_sections, for_method, listed_methods, task_settings, typed
+from rl.runs.recipe import check_sections, for_method, listed_methods, sections, task_settings, typed
 from rl.runs.run import Planned
 from rl.tasks import Task, find_task
 
@@ -45,6 +46,9 @@ class OfflineRL:
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
+        refuse_old_keys(recipe, options.source)
+        refuse_old_options(options.settings, "--set")
+        refuse_old_options([f"{key}={','.join(map(str, values))}" for key, values in options.grid.items()], "--grid")
         tasks = listed_tasks(recipe, options, lambda name: find_task(name).name)
         apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
         methods = listed_methods(recipe, tasks, options)
@@ -52,7 +56,7 @@ class OfflineRL:
         pairs = product(tasks.items(), methods.items())
         jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
         planned = [run for job in jobs for run in job.planned]
-        check_sections({run.method or run.config.kind: set(type(run.config).model_fields) for run in planned}, options)
+        check_sections({run.method or run.config.agent: set(type(run.config).model_fields) for run in planned}, options)
         resources.check([[run.config.model_dump() for run in job.planned] for job in jobs], options.out, options.source)
         return list(jobs)
 
@@ -65,11 +69,11 @@ class OfflineRL:
         store = None if options.fresh else default_store()
         for one in variations(options):
             with blaming(options):
-                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options)
+                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options, sections())
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
                 check_generated(config)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out)
-            together = json.dumps(agent_class(config.kind).batch_key(config), sort_keys=True)
+            together = json.dumps(agent_class(config.agent).batch_key(config), sort_keys=True)
             job = batch_key.setdefault(together, OfflineJob([], options.resume, store))
             job.planned.append(Planned(config, folder, one.cell, method[0]))
         return list(batch_key.values())
@@ -112,7 +116,7 @@ class OfflineRL:
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""
         kinds: dict[str, dict[str, Any]] = {
-            "agent kind": dict(AGENTS),
+            "agent": dict(AGENTS),
             "critic": CRITICS.names(),
             "dataset generator": GENERATORS.names(),
             "transition generator": TRANSITIONS.names(),
@@ -126,7 +130,7 @@ def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int
     policies = settings.get("policies")
     if settings.get("omegas") is not None and not any(scale is not None for scale in agent.policies().values()):
         raise UserError(
-            f"the policies of '{agent.config.kind}' have no guidance scale: {', '.join(agent.policies())}", key="--omega"
+            f"the policies of '{agent.config.agent}' have no guidance scale: {', '.join(agent.policies())}", key="--omega"
         )
     scales = chosen(agent, policies) if policies else agent.scales(settings.get("omegas"))
     with watched(reporter, "evaluation", [agent], task) as watch:

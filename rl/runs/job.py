@@ -132,7 +132,7 @@ class OfflineJob:
         data, task = load_data(config, device, reporter)
         check_room([planned.config for planned in todo], data)
         sizes = data.transitions.state.shape[1], data.transitions.action.shape[1]
-        kind, not_evaluated = agent_class(config.kind), ""
+        kind, not_evaluated = agent_class(config.agent), ""
         try:
             check_env(task, *sizes, dataset=(config.data.datasets or task.datasets)[0])
         except NoEnvironment as error:

@@ -46,9 +46,9 @@ def list_tasks(wide: bool = False) -> list[RenderableType]:
 
 
 def list_methods(wide: bool = False) -> list[RenderableType]:
-    """The kinds that a recipe can name, with the first line of each."""
-    table = Table(title="methods, kind: in a recipe", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("kind", no_wrap=True)
+    """The agents that a recipe can name, with the first line of each."""
+    table = Table(title="methods, agent: in a recipe", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("agent", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for name, agent in sorted(AGENTS.items()):
         table.add_row(name, summary_line(agent))

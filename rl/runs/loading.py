@@ -105,7 +105,7 @@ def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter
 
 def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device) -> Agent:
     """The agent of a run where its data are at hand, as ``of_run`` gives them."""
-    agent = agent_class(config.kind)(config, data, device)
+    agent = agent_class(config.agent)(config, data, device)
     for phase in agent.phases():
         if is_training_only(phase.learner):
             continue

@@ -1,17 +1,19 @@
-"""From the tree of a recipe to the typed configuration of a run: methods, kinds of agents, variants."""
+"""From the tree of a recipe to the typed configuration of a run: methods, agents, variants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from egd.config.base import Tree, merge, validate
+from egd.config.base import Sections, Tree, merge, sections_of, validate
 from egd.errors import UserError, nearest
 from egd.runs.experiment import Options
 from egd.runs.recipe import chosen_budget, mappings, without_nulls
 from egd.runs.safe_names import check_names, folder_name
 from rl.agents import AGENTS, agent_class
 from rl.runs.config import RunConfig
+from rl.runs.old_keys import refuse_old_keys
 from rl.data.generators import check_generator
 from rl.tasks import find_task
 
@@ -24,7 +26,7 @@ def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options
     """
     budget = chosen_budget(recipe, options)
     own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
-    listed: dict[str, Tree] = merge(own, over)
+    listed = {name: merge(own.get(name, {}), over.get(name, {}), sections()) for name in {**own, **over}}
     for name in listed:
         folder_name(name, "methods")
     asked = [(name, "--method") for name in options.methods]
@@ -37,12 +39,22 @@ def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options
     return {name: listed[name] for name in wanted} or {"": {}}
 
 
+@cache
+def sections() -> Sections:
+    """Sections of any agent that name a component, as ``merge`` takes them."""
+    found: dict[str, set[str]] = {}
+    for agent in AGENTS.values():
+        for key, names in sections_of(agent.Config).items():
+            found[key] = found.get(key, set()) | names
+    return found
+
+
 def task_settings(task: tuple[str, Tree], method: tuple[str, Tree], options: Options) -> Tree:
     """What a method changes in the recipe, then the task, then the task for this method, which is under its ``methods``. Task
     and method are each a name and what it changes.
     """
     over = {key: value for key, value in task[1].items() if key != "methods"}
-    return merge(merge(method[1], over), _own_methods(*task, options).get(method[0], {}))
+    return merge(merge(method[1], over, sections()), _own_methods(*task, options).get(method[0], {}), sections())
 
 
 def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:
@@ -50,12 +62,12 @@ def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:
 
 
 def for_method(tree: Tree, name: str, options: Options) -> Tree:
-    """The tree under that name. Where the kind of agent is a method's or an option's, rather than the recipe's own, it is
-    without the sections that other kinds of agents have and this one does not.
+    """The tree under that name. Where the agent is a method's or an option's, rather than the recipe's own, it is without the
+    sections that other agents have and this one does not.
     """
-    if not (name or any(setting.startswith("kind=") for setting in options.settings)):
+    if not (name or any(setting.startswith("agent=") for setting in options.settings)):
         return tree
-    known = agent_kind(tree).Config.model_fields
+    known = agent_of(tree).Config.model_fields
     others = {key for agent in AGENTS.values() for key in agent.Config.model_fields}
     kept = {key: value for key, value in tree.items() if key in known or key not in others}
     return kept | {"method": name} if name else kept
@@ -70,22 +82,23 @@ def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
             section = setting.partition("=")[0].strip().partition(".")[0]
             if not wanted(section in known for known in methods.values()):
                 lacking = ", ".join(name for name, known in methods.items() if section not in known)
-                having = ", ".join(kind for kind in AGENTS if section in AGENTS[kind].Config.model_fields)
-                remedy = f"kinds that do: {having}" if having else "see docs/recipes.md for those there are"
+                having = ", ".join(name for name, agent in AGENTS.items() if section in agent.Config.model_fields)
+                remedy = f"agents that do: {having}" if having else "see docs/recipes.md for those there are"
                 raise UserError(f"'{setting}': {lacking} has no '{section}'; {remedy}", key=key)
 
 
-def agent_kind(tree: Mapping[str, Any]) -> Any:
-    """The class of ``kind``. UserError where there is none."""
-    return agent_class(str(tree.get("kind", RunConfig.model_fields["kind"].default)))
+def agent_of(tree: Mapping[str, Any]) -> Any:
+    """The class of ``agent``. UserError where there is none."""
+    return agent_class(str(tree.get("agent", RunConfig.model_fields["agent"].default)))
 
 
 def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> RunConfig:
-    """The configuration that the kind of agent understands, checked; ``given`` as in ``validate``.
+    """The configuration that the agent understands, checked; ``given`` as in ``validate``.
 
     A variant has what it does not say from ``guidance``.
     """
-    agent = agent_kind(tree)
+    refuse_old_keys(tree, source)
+    agent = agent_of(tree)
     tree = without_nulls(agent.Config.completed(tree), "variants")
     if "variants" in tree:
         variants, headline = mappings(tree, "variants", source), tree.get("guidance") or {}

@@ -132,7 +132,7 @@ class Run:
         evaluations = [*self.notes, {**last, "score": policies[agent.headline]["mean"]}] if policies else []
         return {
             "task": config.task,
-            "kind": config.kind,
+            "algorithm": config.agent,
             "method": config.method,
             "seed": config.seed,
             "device": device_name(agent.device),

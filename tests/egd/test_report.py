@@ -36,11 +36,11 @@ def write(root: Path, task: str, method: str, seed: int, score: float, config: A
     """A finished run with these settings and these entries of its summary, the others made up."""
     folder = root / f"{len(list(root.rglob('config.yaml')))}-{task}-{method}-seed-{seed}"
     folder.mkdir(parents=True)
-    settings = {"experiment": "x", "task": task, "kind": method, "method": method, "seed": seed, "device": "cpu"}
+    settings = {"experiment": "x", "task": task, "agent": method, "method": method, "seed": seed, "device": "cpu"}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
     arms = {f"{arm}@{w}": stats(score + loss * (w - 1)) for arm, loss in (("guided", -1), ("plain", -9)) for w in (0.5, 1, 2)}
     policies = {"behaviour": stats(score - 20), **arms} if method == "aepo" else {"policy": stats(score)}
-    found = {"task": task, "kind": method, "method": method, "seed": seed, "normalised": True, "dataset_score": 33.3}
+    found = {"task": task, "algorithm": method, "method": method, "seed": seed, "normalised": True, "dataset_score": 33.3}
     found |= {"policies": policies, "headline": "guided@1" if method == "aepo" else "policy"}
     found |= {"best": {"phase": "critic", "step": 50, "score": score + 5}, "seconds": {"critic": 40.0, "evaluation": 2.0}}
     found["evaluations"] = [{"phase": "critic", "step": k, "score": score * k / 100} for k in (50, 100)]
@@ -322,8 +322,8 @@ def test_published_results_stand_beside_runs_of_their_kind(runs: Path, tmp_path:
     table = details(report(runs, references.read(file)))
     assert [row[1:4] for row in table.rows if row[1] == "X (S)"] == [["X (S)", "12.3 ± 0.4", "14.0"]]
     assert cell(main(report(runs, references.read(file))), "hopper-medium", "X (S)") == "12.3 ± 0.4"
-    rows = [Reference("S", "door-cloned", "M", 1.0, kind=kind) for kind in (None, "IQL", "qgpo", "")]
-    assert [r.kind for r in report(runs, rows).references] == [None, "IQL"]
+    rows = [Reference("S", "door-cloned", "M", 1.0, algorithm=name) for name in (None, "IQL", "qgpo", "")]
+    assert [r.algorithm for r in report(runs, rows).references] == [None, "IQL"]
 
 
 def test_installed_references_have_the_results_of_the_paper() -> None:

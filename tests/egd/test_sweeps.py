@@ -13,7 +13,7 @@ from tests.egd.test_report import stats
 def finished(folder: Path, method: str, seed: int, score: float) -> None:
     run = RunFolder(folder)
     run.open({"task": "a", "method": method, "seed": seed}, resume=False)
-    about = {"task": "a", "kind": "iql", "method": method, "seed": seed, "headline": "policy"}
+    about = {"task": "a", "algorithm": "iql", "method": method, "seed": seed, "headline": "policy"}
     run.write_summary(about | {"policies": {"policy": stats(score)}})
 
 

@@ -9,7 +9,7 @@ import pytest
 
 RECIPE = """
 experiment: offline_rl
-kind: aepo
+agent: aepo
 tasks: {egd/maze2d/umaze-v0: {}}
 data: {generator: {name: maze2d, map_name: umaze, steps: 1500, noise: 0.5, seed: 0}}
 denoiser: {width: 16, blocks: 2, steps: 30, batch: 32}

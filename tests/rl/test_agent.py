@@ -239,7 +239,7 @@ def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
 
 def test_a_variant_set_to_null_is_left_out() -> None:
     variants = {"dps": None, "cold": {"temperature": 0.5}}
-    config = typed({"experiment": "offline_rl", "kind": "aepo", "task": "hopper-medium", "variants": variants}, "a recipe")
+    config = typed({"experiment": "offline_rl", "agent": "aepo", "task": "hopper-medium", "variants": variants}, "a recipe")
     assert isinstance(config, GuidedConfig) and set(config.guidances) == {"guided", "cold"}
 
 

@@ -112,10 +112,10 @@ def agent(kind: str, data: OfflineData, **over: Any) -> Any:
     small = {"width": 16, "layers": 2, "steps": 6, "batch": 16}
     own: dict[str, Any] = {"critic": small, "actor": small}
     if kind == "cql":
-        own = {"critic": small | {"settings": {"actions": 2, "policy_width": 16}}}
+        own = {"critic": small | {"actions": 2, "policy_width": 16}}
     if kind == "bc":
         del own["critic"]
-    tree: dict[str, Any] = {"experiment": "offline_rl", "task": "hopper-medium", "kind": kind, **own}
+    tree: dict[str, Any] = {"experiment": "offline_rl", "task": "hopper-medium", "agent": kind, **own}
     for section, settings in over.items():
         tree[section] = tree.get(section, {}) | settings
     return AGENTS[kind](typed(tree, "test"), data, torch.device("cpu"))
@@ -216,7 +216,7 @@ def resumed(whole: Phase, half: Phase, again: Phase) -> None:
 def test_the_critics_are_those_of_aepo() -> None:
     data = random_data()
     guided = {"denoiser": {"width": 8, "blocks": 1}, "energy_network": {"width": 8}}
-    for kind, critic in (("iql", {}), ("cql", {"kind": "cql"})):
+    for kind, critic in (("iql", {}), ("cql", {"name": "cql"})):
         alone = agent(kind, data, critic=critic)
         settings = alone.config.critic.model_dump()
         aepo = made_aepo(data, guided, settings)
@@ -227,7 +227,7 @@ def test_the_critics_are_those_of_aepo() -> None:
 
 
 def made_aepo(data: OfflineData, sections: dict[str, Any], critic: dict[str, Any]) -> Any:
-    tree = {"experiment": "offline_rl", "task": "hopper-medium", "kind": "aepo", **sections, "critic": critic}
+    tree = {"experiment": "offline_rl", "task": "hopper-medium", "agent": "aepo", **sections, "critic": critic}
     return AGENTS["aepo"](typed(tree, "test"), data, torch.device("cpu"))
 
 
@@ -238,11 +238,11 @@ data: {generator: {name: maze2d, map_name: umaze, steps: 1500, noise: 0.5, seed:
 critic: {width: 16, layers: 2, steps: 12, batch: 32}
 actor: {width: 16, layers: 2, steps: 12, batch: 32}
 methods:
-  bc: {kind: bc}
-  gaussian: {kind: bc, actor: {kind: gaussian}}
-  iql: {kind: iql}
-  td3_bc: {kind: td3_bc}
-  cql: {kind: cql, critic: {settings: {actions: 2, policy_width: 16, gap: 5}}}
+  bc: {agent: bc}
+  gaussian: {agent: bc, actor: {name: gaussian}}
+  iql: {agent: iql}
+  td3_bc: {agent: td3_bc}
+  cql: {agent: cql, critic: {actions: 2, policy_width: 16, gap: 5}}
 evaluation: {episodes: 2, envs: 2}
 checkpoint_every: 5
 log_every: 5
@@ -258,7 +258,7 @@ def planned(tree: dict[str, Any], **chosen: Any) -> dict[tuple[str, str], Any]:
 def test_a_task_may_change_a_method() -> None:
     tree = yaml.safe_load(RECIPE) | {
         "tasks": {
-            "maze2d-umaze": {"critic": {"steps": 7}, "methods": {"cql": {"critic": {"steps": 9, "settings": {"gap": 2}}}}},
+            "maze2d-umaze": {"critic": {"steps": 7}, "methods": {"cql": {"critic": {"steps": 9, "gap": 2}}}},
             "pen-cloned": {},
         }
     }
@@ -291,7 +291,7 @@ def test_a_recipe_runs_them_all_and_they_deploy(egd: Any, recipe: Path, tmp_path
         assert summary["headline"] == "policy"
         assert list(summary["policies"]) == ["policy"]
         assert summary["policies"]["policy"]["episodes"] == 2
-        assert summary["kind"] == ("bc" if method == "gaussian" else method)
+        assert summary["algorithm"] == ("bc" if method == "gaussian" else method)
     phases = {m: sorted(p.stem for p in (path.parent / "checkpoints").iterdir()) for m, path in runs.items()}
     policy = {"bc": ["policy"], "gaussian": ["policy"], "iql": ["critic", "policy"], "td3_bc": ["policy"], "cql": ["critic"]}
     assert phases == policy
@@ -305,16 +305,16 @@ def test_a_recipe_runs_them_all_and_they_deploy(egd: Any, recipe: Path, tmp_path
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["kind=iql", "critic.kind=isql"], "critic.kind"),
-        (["kind=td3_bc", "critic.kind=iql"], "critic.kind"),
-        (["kind=td3_bc", "actor.kind=gaussian"], "actor.kind"),
-        (["kind=bc", "actor.beta=1"], "actor.beta"),
-        (["kind=iql", "actor.beta=-1"], "actor.beta"),
+        (["agent=iql", "critic.name=isql"], "critic.name"),
+        (["agent=td3_bc", "critic.name=iql"], "critic.name"),
+        (["agent=td3_bc", "actor.name=gaussian"], "actor.name"),
+        (["agent=bc", "actor.beta=1"], "actor.beta"),
+        (["agent=iql", "actor.beta=-1"], "actor.beta"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(egd: Any, recipe: Path, tmp_path: Path, settings: list[str], said: str) -> None:
     text = RECIPE[: RECIPE.index("methods")] + RECIPE[RECIPE.index("evaluation") :]
-    recipe.write_text(text if "kind=bc" not in settings else text.replace("critic: {", "# "))
+    recipe.write_text(text if "agent=bc" not in settings else text.replace("critic: {", "# "))
     result = egd("run", recipe, "--out", tmp_path / "out", *(part for s in settings for part in ("--set", s)))
     assert result.exit_code == 2
     assert said in result.output

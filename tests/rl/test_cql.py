@@ -233,7 +233,7 @@ def test_the_actor_has_a_learning_rate_of_its_own(generator: torch.Generator) ->
 
 
 def test_what_yaml_takes_for_text_is_a_number() -> None:
-    config = CriticConfig(kind="cql", settings=yaml.safe_load("{policy_lr: 1e-4, alpha: 2}"))
+    config = CriticConfig(name="cql", **yaml.safe_load("{policy_lr: 1e-4, alpha: 2}"))
     made = make_critic(config, 2, 2, torch.device("cpu"))
     assert isinstance(config.settings["policy_lr"], str)
     assert isinstance(made, CQL)
@@ -241,7 +241,7 @@ def test_what_yaml_takes_for_text_is_a_number() -> None:
     assert made.alpha == 2
 
 
-CRITIC = ["--set", "critic.kind=cql", "--set", "critic.settings={actions: 2, policy_width: 16, policy_layers: 1}"]
+CRITIC = ["--set", "critic={name: cql, actions: 2, policy_width: 16, policy_layers: 1}"]
 
 
 def test_an_agent_of_its_own_and_guidance_share_what_is_trained(
@@ -251,7 +251,7 @@ def test_an_agent_of_its_own_and_guidance_share_what_is_trained(
     result = egd("run", recipe, "--out", tmp_path / "guided", *CRITIC)
     assert result.exit_code == 0, result.output
     alone = tmp_path / "alone.yaml"
-    alone.write_text("\n".join(line for line in recipe.read_text().splitlines() if not of_guidance(line)) + "\nkind: cql\n")
+    alone.write_text("\n".join(line for line in recipe.read_text().splitlines() if not of_guidance(line)) + "\nagent: cql\n")
     result = egd("run", alone, "--out", tmp_path / "alone", *CRITIC)
     assert result.exit_code == 0, result.output
     run = "egd-maze2d-umaze-v0/seed-0"
@@ -263,21 +263,21 @@ def test_an_agent_of_its_own_and_guidance_share_what_is_trained(
 
 
 def of_guidance(line: str) -> bool:
-    heads = ("kind", "denoiser", "energy_network", "calibration", "guidance", "variants", "  literal", "sampler", "budgets")
+    heads = ("agent", "denoiser", "energy_network", "calibration", "guidance", "variants", "  literal", "sampler", "budgets")
     return line.startswith(heads)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["kind=cql", "critic.kind=iql"], "critic.kind"),
-        (["critic.kind=cql", "critic.settings={alhpa: 1}"], "alpha"),
-        (["critic.kind=cql", "critic.settings={actions: 0}"], "critic.settings.actions"),
-        (["critic.kind=cql", "critic.settings={policy_activation: sine}"], "critic.settings.policy_activation"),
+        (["agent=cql", "critic.name=iql"], "critic.name"),
+        (["critic.name=cql", "critic.alhpa=1"], "alpha"),
+        (["critic.name=cql", "critic.actions=0"], "critic.actions"),
+        (["critic.name=cql", "critic.policy_activation=sine"], "critic.policy_activation"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(egd: Any, recipe: Path, tmp_path: Path, settings: list[str], said: str) -> None:
-    if "kind=cql" in settings:
+    if "agent=cql" in settings:
         recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if not of_guidance(line)))
     result = egd("run", recipe, "--out", tmp_path / "out", *(part for s in settings for part in ("--set", s)))
     assert result.exit_code == 2

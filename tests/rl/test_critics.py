@@ -86,6 +86,6 @@ def test_iql_finds_the_values_of_a_chain() -> None:
 )
 def test_a_critic_of_ones_own_is_tried_on_two_rows(tmp_path: Path, body: str, words: str | None) -> None:
     (tmp_path / "mine.py").write_text(f"from rl.critics.iql import IQL\n\nclass Mine(IQL):\n    {body}\n")
-    config = CriticConfig(kind=f"{tmp_path}/mine.py:Mine", width=8, layers=1)
+    config = CriticConfig(name=f"{tmp_path}/mine.py:Mine", width=8, layers=1)
     with pytest.raises(UserError, match=words) if words else nullcontext():
         assert make_critic(config, 3, 2, torch.device("cpu")).q(torch.zeros(2, 3), torch.zeros(2, 2)).shape == (2,)

@@ -157,7 +157,7 @@ def test_an_evaluation_runs_no_code_of_metadata(egd: Any, tmp_path: Path, monkey
     recorded(world(max_episode_steps=5))
     recipe = tmp_path / "bc.yaml"
     recipe.write_text(
-        f"experiment: offline_rl\nkind: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n"
+        f"experiment: offline_rl\nagent: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n"
         "evaluation: {episodes: 1, envs: 1}\n"
     )
     trained = egd("run", recipe, "--out", tmp_path / "out")
@@ -190,7 +190,7 @@ def test_an_environment_of_the_script_that_recorded_it_is_trained_without(egd: A
     tree["env_spec"] = json.dumps(json.loads(tree["env_spec"]) | changed)
     place.write_text(json.dumps(tree))
     recipe = tmp_path / "bc.yaml"
-    recipe.write_text(f"experiment: offline_rl\nkind: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n")
+    recipe.write_text(f"experiment: offline_rl\nagent: bc\ntasks: [{ID}]\nactor: {{width: 8, layers: 1, steps: 2, batch: 8}}\n")
     name = "World" if where == "entry point" else "Nice"
     advice = f"__main__:{name}, is part of the script that recorded it"
     for flags in ([], ["--trust-code"]):

@@ -21,7 +21,7 @@ from rl.deploy.policy import load_module
 DATASET = "egd/maze2d/umaze-replaced-v0"
 TINY = """
 experiment: offline_rl
-kind: bc
+agent: bc
 tasks: {egd/maze2d/umaze-replaced-v0: {}}
 data: {generator: {name: maze2d, map_name: umaze, steps: 300, noise: 0.5, seed: %d}}
 actor: {width: 8, layers: 1, steps: 20, batch: 16}

@@ -232,7 +232,7 @@ def test_a_critic_of_one_member_trains_the_same_on_rewards_in_a_column() -> None
         changed(put("episode_0/rewards", rewards), folder)
         data = to_offline_data(load_episodes([ID]), 0.0)
         assert data.transitions.reward.shape == (4,)
-        tree = {"experiment": "offline_rl", "kind": "iql", "task": ID, "critic": {"width": 8, "layers": 1, "ensemble": 1}}
+        tree = {"experiment": "offline_rl", "agent": "iql", "task": ID, "critic": {"width": 8, "layers": 1, "ensemble": 1}}
         agent = agent_class("iql")(typed(tree, "test"), data, torch.device("cpu"))
         (critic,) = (phase.learner for phase in agent.phases() if phase.name == "critic")
         loss = train(critic, 3, torch.Generator().manual_seed(0))["q_loss"]

@@ -233,7 +233,7 @@ def test_a_policy_can_leave_the_laboratory(arm: str) -> None:
 
 RECIPE = """
 experiment: offline_rl
-kind: diffuser
+agent: diffuser
 tasks: {egd/maze2d/umaze-v0: {}}
 data: {generator: {name: maze2d, map_name: umaze, steps: 1500, noise: 0.5, seed: 0}}
 plan: {horizon: 8}
@@ -273,7 +273,7 @@ def test_a_run_ends_as_one_that_failed_in_every_phase_and_went_on(
     for phase, tensors in whole.items():
         assert all(torch.equal(failed[phase][name], tensor) for name, tensor in tensors.items()), phase
     summaries = [json.loads((tmp_path / out / RUN / "summary.json").read_text()) for out in ("whole", "failed")]
-    for key in ("kind", "headline", "policies", "diagnostics"):
+    for key in ("algorithm", "headline", "policies", "diagnostics"):
         assert summaries[0][key] == summaries[1][key], key
     assert summaries[0]["headline"] == "guided@1"
     assert set(summaries[0]["policies"]) == {"behaviour", "guided@1"}
@@ -299,7 +299,7 @@ WRONG = {
     "plan.horizon=2000": "plan.horizon",
     "plan.steps=3": "plan.steps",
     "training=joint": "training",
-    "critic.kind=isql": "critic.kind",
+    "critic.name=isql": "critic.name",
     "guidance.energy=dsp": "guidance.energy",
     "reward.width=0": "reward.width",
 }

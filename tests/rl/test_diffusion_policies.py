@@ -33,7 +33,7 @@ TINY = {
     "critic": {"width": 16, "layers": 2, "steps": 6, "batch": 16},
 }
 ACTOR = {"actor": {"width": 16, "layers": 2, "steps": 6, "batch": 16}}
-IQL = {"critic": {**TINY["critic"], "kind": "iql"}}  # type: ignore[dict-item]
+IQL = {"critic": {**TINY["critic"], "name": "iql"}}  # type: ignore[dict-item]
 AWR = {"improvement": {"extraction": "awr"}}
 KINDS: dict[str, dict[str, Any]] = {
     "diffusion_ql": {},
@@ -68,7 +68,7 @@ def data(action: Tensor | None = None, reward: Tensor | None = None) -> OfflineD
 
 def agent(name: str, given: OfflineData | None = None, **over: Any) -> Any:
     kind = AGENTS[name.partition(" ")[0]]
-    settings = {"kind": name.partition(" ")[0], **TINY, **KINDS.get(name, {})} | over
+    settings = {"agent": name.partition(" ")[0], **TINY, **KINDS.get(name, {})} | over
     return kind(kind.Config.model_validate(settings), given or data(), CPU)
 
 
@@ -470,7 +470,7 @@ def recipe_of(recipe: Path) -> Any:
 
     def write(methods: dict[str, Any]) -> Path:
         tree = yaml.safe_load(recipe.read_text())
-        for key in ("kind", "sampler", "guidance", "variants", "energy_network", "calibration", "budgets"):
+        for key in ("agent", "sampler", "guidance", "variants", "energy_network", "calibration", "budgets"):
             tree.pop(key)
         recipe.write_text(yaml.safe_dump({**tree, **ACTOR, "methods": methods}))
         return recipe
@@ -480,10 +480,10 @@ def recipe_of(recipe: Path) -> Any:
 
 def test_recipes_name_them_and_summaries_have_their_one_policy(egd: Any, recipe_of: Any, tmp_path: Path) -> None:
     methods = {
-        "dql": {"kind": "diffusion_ql", "sampler": {"steps": 2}, "acting": {"candidates": 3}, "evaluation": {"every": 20}},
-        "edp": {"kind": "edp", "sampler": {"steps": 2}, "acting": {"candidates": 3, "selection": "best"}},
-        "edp_iql": {"kind": "edp", "critic": {"kind": "iql"}, "sampler": {"steps": 2}, **AWR},
-        "srpo": {"kind": "srpo"},
+        "dql": {"agent": "diffusion_ql", "sampler": {"steps": 2}, "acting": {"candidates": 3}, "evaluation": {"every": 20}},
+        "edp": {"agent": "edp", "sampler": {"steps": 2}, "acting": {"candidates": 3, "selection": "best"}},
+        "edp_iql": {"agent": "edp", "critic": {"name": "iql"}, "sampler": {"steps": 2}, **AWR},
+        "srpo": {"agent": "srpo"},
     }
     result = egd("run", recipe_of(methods), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -509,15 +509,15 @@ def stubborn(denoiser, schedule, x, times, c=None, *, generator=None):
     return ddim(denoiser, schedule, x, times, c).detach()
 """
 WRONG = {
-    "critic.kind: no": ("diffusion_ql", "critic.kind=isql"),
-    "critic.kind": ("srpo", "critic.kind=isql"),
+    "critic.name: no": ("diffusion_ql", "critic.name=isql"),
+    "critic.name": ("srpo", "critic.name=isql"),
     "sampler.name": ("diffusion_ql", "sampler.name=STUBBORN:stubborn"),
     "improvement.eta": ("edp", "improvement.eta=-1"),
     "improvement.extraction": ("edp", "improvement.extraction=ppo"),
     "unknown key": ("diffusion_ql", "improvement.extraction=awr"),
     "acting.selection": ("edp", "acting.selection=smc"),
     "regularisation.t_min": ("srpo", "regularisation.t_min=0.99"),
-    "actor.kind": ("srpo", "actor.kind=gaussian"),
+    "actor.name": ("srpo", "actor.name=gaussian"),
 }
 
 
@@ -527,7 +527,7 @@ def test_bad_settings_are_refused_before_training(
 ) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     setting = wrong[1].replace("STUBBORN", str(tmp_path / "stubborn.py"))
-    result = egd("run", recipe_of({"m": {"kind": wrong[0]}}), "--out", tmp_path / "out", "--set", setting)
+    result = egd("run", recipe_of({"m": {"agent": wrong[0]}}), "--out", tmp_path / "out", "--set", setting)
     assert result.exit_code == 2
     assert key.partition(":")[0] in result.output
     assert not (tmp_path / "out").exists()

@@ -182,8 +182,8 @@ METHODS = """
 methods:
   aepo: {}
   other: {guidance: {beta: 1}, variants: null}
-  cloned: {kind: bc, actor: {steps: 20}}
-  shifted: {kind: bc, actor: {steps: 20}, data: {reward_shift: 1}}
+  cloned: {agent: bc, actor: {steps: 20}}
+  shifted: {agent: bc, actor: {steps: 20}, data: {reward_shift: 1}}
 """
 
 

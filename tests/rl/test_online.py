@@ -51,7 +51,7 @@ def online(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree = yaml.safe_load(recipe.read_text())
     for key in ("denoiser", "energy_network", "calibration", "guidance", "variants", "sampler", "budgets"):
         del tree[key]
-    tree["kind"] = "iql_online"
+    tree["agent"] = "iql_online"
     tree["actor"] = {"width": 16, "steps": 10}
     tree["evaluation"] = {"episodes": 1, "envs": 1, "every": 25}
     tree["online"] = {"steps": 60, "start": 20, "refresh": 20, "batch": 16, "lr": 1e-3}
@@ -69,7 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "resampled": {"online.shares": HALF, "online.generator": {"name": "resampled", "ratio": RATIO, "online_share": 0.3}},
     "cal-ql": {
-        "kind": "cal_ql",
+        "agent": "cal_ql",
         "online.shares": HALF,
         "online.generator": EDIS | {"energy": "second_order", "terminal": "computed"},
         "online_alpha": 0.5,
@@ -110,7 +110,7 @@ def test_an_arm_stopped_online_ends_as_one_never_stopped(
     [
         ("online.shares.online=0.7", ["online.shares", "1.2", "sum to 1"]),
         ("online.shares={online: 0.5, offline: 0, generated: 0.5}", ["online", "no generator"]),
-        ("critic.kind=cql", ["critic.kind", "'cql'", "use iql"]),
+        ("critic.name=cql", ["critic.name", "'cql'", "use iql"]),
         ("online.generator=edit", ["online.generator", "no transition generator is called 'edit'", "edis"]),
         ("online.generator={name: edis, energy: ceb}", ["online.generator.energy", "'ceb'", "cep"]),
         ("online.generator={name: edis, energy: {name: cep, smaples: 3}}", ["'smaples'", "samples"]),

@@ -35,7 +35,7 @@ def episodes(n: int = 60, ends: tuple[int, ...] = (19, 39)) -> OfflineData:
 
 SMALL: dict[str, Any] = {
     "experiment": "offline_rl",
-    "kind": "qgpo",
+    "agent": "qgpo",
     "task": "hopper-medium",
     "denoiser": {"width": 16, "blocks": 2, "steps": 5, "batch": 16},
     "critic": {"width": 16, "layers": 2, "steps": 5, "batch": 16},
@@ -71,14 +71,14 @@ def train(made: QGPO) -> QGPO:
 
 def test_a_recipe_that_names_some_keys_keeps_what_qgpo_has_in_other_places_than_aepo() -> None:
     config = agent(variants=ARMS | {"closed": {"energy": "dps"}}).config
-    assert (config.critic.kind, config.critic.width) == ("isql", 16)
+    assert (config.critic.name, config.critic.width) == ("isql", 16)
     assert (config.energy_network.layers, config.guidance.energy.name, config.guidance.clip_x0) == (2, "cep", False)
     assert config.guidance.energy.spec.settings == {"samples": 4}
     energies = {name: arm.energy.name for name, arm in config.variants.items()}
     assert energies == {"mse": "mse", "exp_mse": "exp_mse", "wide": "cep", "steep": "cep", "closed": "dps"}
     assert not any(arm.clip_x0 for arm in config.variants.values())
     assert QGPO.Config.model_validate({"experiment": "e", "task": "t"}).energy_network.layers == 4
-    assert agent(critic={"kind": "iql"}).config.critic.kind == "iql"
+    assert agent(critic={"name": "iql"}).config.critic.name == "iql"
 
 
 def test_the_table_has_as_many_actions_as_the_greediest_wants() -> None:
@@ -89,7 +89,7 @@ def test_the_table_has_as_many_actions_as_the_greediest_wants() -> None:
     tables = [next(p.cache_key for p in made.phases() if p.name == "support") for made in (wide, agent())]
     assert tables[0] != tables[1]  # the same recipe keys, another table
     plain = {"guidance": {"energy": "mse"}}
-    assert agent(critic={"kind": "iql"}, **plain).support is None
+    assert agent(critic={"name": "iql"}, **plain).support is None
     assert agent(**plain).support.k == 4  # for the critic
 
 
@@ -203,7 +203,7 @@ def test_exp_mse_by_groups_learns_states_whose_energies_are_far_apart() -> None:
 @pytest.fixture
 def qgpo(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: 20)
-    tree = yaml.safe_load(recipe.read_text()) | {"kind": "qgpo", "support": {"actions": 4}, "checkpoint_every": 1}
+    tree = yaml.safe_load(recipe.read_text()) | {"agent": "qgpo", "support": {"actions": 4}, "checkpoint_every": 1}
     tree["guidance"] = {"energy": {"samples": 4}, "omegas": [3]}
     tree["variants"] = {"mse": {"energy": "mse"}, "exp_mse": {"energy": {"name": "exp_mse", "samples": 4}}}
     recipe.write_text(yaml.safe_dump(tree))
@@ -228,8 +228,8 @@ def test_qgpo_and_its_two_rivals_come_of_one_run(egd: Any, qgpo: Path, tmp_path:
         ("guidance.energy.samples=1", ["guidance.energy.samples", "1 does not fit", "2"]),
         ("variants.exp_mse.energy.samples=0", ["variants.exp_mse.energy.samples", "0 does not fit"]),
         ("support.actions=0", ["support.actions", "0"]),
-        ("critic.settings.alpha=3", ["critic.settings.alpha", "beta"]),
-        ("critic.settings.beta=-1", ["critic.settings.beta", "-1"]),
+        ("critic.alpha=3", ["critic.alpha", "beta"]),
+        ("critic.beta=-1", ["critic.beta", "-1"]),
     ],
 )
 def test_bad_input_is_named(egd: Any, qgpo: Path, tmp_path: Path, setting: str, words: list[str]) -> None:

@@ -263,7 +263,7 @@ def episodes() -> OfflineData:
 
 AGENTS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
     "idql": (IDQL, {}),
-    "sfbc": (SfBC, {"critic": SMALL["critic"] | {"settings": {"rounds": 3}}}),  # type: ignore[operator]
+    "sfbc": (SfBC, {"critic": SMALL["critic"] | {"rounds": 3}}),  # type: ignore[operator]
     "qipo": (QIPO, {"policy": {"steps": 6, "batch": 18, "rounds": 2}}),
 }
 
@@ -309,7 +309,7 @@ POLICIES = {"idql": {"implicit"}, "sfbc": set(), "qipo": set()}
 def with_methods(recipe: Path) -> Path:
     tree = yaml.safe_load(recipe.read_text())
     tree["sampler"] = {"steps": 2}
-    tree["methods"] = {name: {"kind": name, **over} for name, over in METHODS.items()}
+    tree["methods"] = {name: {"agent": name, **over} for name, over in METHODS.items()}
     recipe.write_text(yaml.safe_dump(tree))
     return recipe
 
@@ -323,7 +323,7 @@ def test_all_run_from_one_recipe_and_again_from_their_configs(
     for name in METHODS:
         run = tmp_path / "a" / "egd-maze2d-umaze-v0" / name / "seed-0"
         summary = json.loads((run / "summary.json").read_text())
-        assert (summary["kind"], summary["headline"]) == (name, "policy")
+        assert (summary["algorithm"], summary["headline"]) == (name, "policy")
         assert set(summary["policies"]) == {"behaviour", "policy"} | POLICIES[name]
         assert summary["diagnostics"]["critic"].keys() >= {"advantage_std"}
         assert (run / "figures" / "maze.png").exists()
@@ -340,7 +340,7 @@ def test_all_run_from_one_recipe_and_again_from_their_configs(
     ("method", "setting", "words"),
     [
         ("sfbc", "selection.by=expectile", ["selection.by", "in_sample_planning"]),
-        ("sfbc", "critic.settings.rounds=0", ["critic.settings.rounds", "0"]),
+        ("sfbc", "critic.rounds=0", ["critic.rounds", "0"]),
         ("idql", "selections.policy.by=best", ["selections", "policy"]),
         ("idql", "selection.candidate=3", ["selection.candidate", "candidates"]),
         ("qipo", "policy.rounds=0", ["policy.rounds", "0"]),

@@ -115,7 +115,7 @@ def keys(recipe: Path, *settings: str) -> dict[str, str]:
     """Of every phase of a run, in the store."""
     tree = {k: v for k, v in yaml.safe_load(recipe.read_text()).items() if k not in ("tasks", "budgets")}
     tree = override(tree | {"task": "egd/maze2d/umaze-v0"}, settings)
-    kind, allowed = agent_class(tree["kind"]), {*agent_class(tree["kind"]).Config.model_fields}
+    kind, allowed = agent_class(tree["agent"]), {*agent_class(tree["agent"]).Config.model_fields}
     config: Any = typed({k: v for k, v in tree.items() if k in allowed}, "test")
     agent = kind(config, load_data(config, "cpu")[0], torch.device("cpu"))
     return {phase.name: key_of(phase.cache_key) for phase in agent.phases()}
@@ -232,11 +232,11 @@ def test_evaluations_in_mid_training_are_reused_as_well(run: Any, kept: Path) ->
 
 KINDS = """
 methods:
-  aepo: {kind: aepo}
-  idql: {kind: idql, selection: {candidates: 2}}
-  sfbc: {kind: sfbc, selection: {candidates: 2}}
-  qipo: {kind: qipo, policy: {steps: 5, batch: 8, rounds: 2}}
-  further: {kind: qipo, policy: {steps: 5, batch: 8, rounds: 3}}
+  aepo: {agent: aepo}
+  idql: {agent: idql, selection: {candidates: 2}}
+  sfbc: {agent: sfbc, selection: {candidates: 2}}
+  qipo: {agent: qipo, policy: {steps: 5, batch: 8, rounds: 2}}
+  further: {agent: qipo, policy: {steps: 5, batch: 8, rounds: 3}}
 support: {actions: 2}
 """
 
@@ -280,8 +280,8 @@ def test_an_agent_of_a_users_own_takes_nothing_of_the_librarys(run: Any, kept: P
     own = tmp_path / "own.py"
     own.write_text(OWN)
     tiny = ("actor.width=8", "actor.layers=1", "actor.steps=20", "actor.batch=16")
-    plain = run("plain", "kind=iql", *tiny)
-    mine, same, again = (run(n, f"kind={own}:{kind}", *tiny) for n, kind in (("m", "Mine"), ("s", "Same"), ("a", "Same")))
+    plain = run("plain", "agent=iql", *tiny)
+    mine, same, again = (run(n, f"agent={own}:{kind}", *tiny) for n, kind in (("m", "Mine"), ("s", "Same"), ("a", "Same")))
     assert (reused(mine), reused(same), reused(again)) == (set(), set(), {"critic", "policy"})
     policies = [
         {k: t for k, t in weights(folder).items() if k.startswith("policy/learner.module")} for folder in (plain, mine, same)
@@ -297,20 +297,20 @@ def test_a_setting_that_only_a_users_own_agent_knows_counts(recipe: Path, tmp_pa
         "class Config(IQLConfig):\n    weight: float = 1.0\n"
         "class Mine(IQL):\n    Config = Config\n"
     )
-    kind = f"kind={own}:Mine"
+    kind = f"agent={own}:Mine"
     one, same, other = (keys(recipe, kind, f"weight={weight}") for weight in (1, 1, 2))
     assert one == same
     assert not set(one.values()) & set(other.values())
 
 
 def test_iql_and_iql_online_share_what_is_trained_offline(recipe: Path) -> None:
-    offline, online = keys(recipe, "kind=iql"), keys(recipe, "kind=iql_online")
+    offline, online = keys(recipe, "agent=iql"), keys(recipe, "agent=iql_online")
     assert offline.keys() == {"critic", "policy"}
     assert online == {**offline, "online": key_of(None)}
 
 
 ONLINE = (
-    "kind=iql_online",
+    "agent=iql_online",
     "actor={width: 16, steps: 10}",
     "online.generator={name: edis, reach: 10, denoiser: {width: 16, blocks: 2, steps: 20, batch: 32}}",
 )
