@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -102,14 +103,34 @@ def write_dataset(
 
 def _with_room(buffers: Iterable[EpisodeBuffer], folder: Path) -> Iterator[EpisodeBuffer]:
     """The same, as long as the disk has room for them."""
+    room = 0
     for buffer in buffers:
-        _check_room(folder, 2 * _bytes(vars(buffer)))
+        wanted = 2 * _bytes(vars(buffer))
+        if wanted > room:
+            room = max(wanted, ROOM)
+            _check_room(folder, room)
+        room -= wanted
         yield buffer
 
 
 def _check_room(folder: Path, wanted: int) -> None:
+    """Raise OSError unless the file of the data can grow by so many bytes. It is tried: the free space that a disk tells of knows
+    neither of a user's quota nor of a limit on the size of files.
+    """
     if shutil.disk_usage(folder).free < wanted + ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    data = folder / "data" / "main_data.hdf5"
+    with tempfile.TemporaryFile(dir=folder) as trial:
+        if hasattr(os, "posix_fallocate"):
+            _allocate(trial.fileno(), data.stat().st_size if data.exists() else 0, wanted + ROOM)
+
+
+def _allocate(file: int, start: int, size: int) -> None:
+    try:
+        os.posix_fallocate(file, start, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # which say that a file system cannot tell
+            raise
 
 
 def _bytes(value: Any) -> int:

@@ -293,3 +293,17 @@ def test_a_dataset_is_made_by_one_process_and_only_where_there_is_room(
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert not left.exists()
     assert egd(*command).exit_code == 0
+
+
+def test_a_limit_that_the_disk_does_not_tell_of_is_met_before_anything_is_written(datasets: Path) -> None:
+    """HDF5 ends the process where it cannot write. A quota has no free space to ask for either: the room is tried."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(UserError, match="File too large.*MINARI_DATASETS_PATH"):
+            mixed("egd/mine/big-v0", {WALK: 1.0}, seed=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [*datasets.rglob("*big-v0*")]
+    mixed("egd/mine/big-v0", {WALK: 1.0}, seed=1)
