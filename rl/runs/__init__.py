@@ -1,0 +1,1 @@
+"""Runs of offline RL: their configuration, their jobs, and what is loaded of them."""
