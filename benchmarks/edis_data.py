@@ -68,7 +68,7 @@ class Setting:
     """As many again: what is measured of these is the floor."""
 
     @property
-    def vectors(self) -> TransitionCodec:
+    def codec(self) -> TransitionCodec:
         """In which distances are measured: by the spread of the replay."""
         return TransitionCodec(joined(self.data.transitions, self.online), "never")
 
@@ -115,8 +115,8 @@ def made(
     def phase(name: str, steps: int, learner: Learner, *_: Any, **__: Any) -> Phase:
         return Phase(name, steps, learner)
 
-    world = GeneratorContext(setting.data, setting.task, lambda s, g: s, fresh, phase)
-    source = make_generator(ComponentConfig.model_validate(arm), world)
+    context = GeneratorContext(setting.data, setting.task, lambda s, g: s, fresh, phase)
+    source = make_generator(ComponentConfig.model_validate(arm), context)
     phases = source.phases()
     if phases and model is None:
         started = time.perf_counter()
@@ -139,19 +139,19 @@ def made(
 
 def measured(setting: Setting, rows: Batch, seed: int) -> dict[str, float]:
     """All measures of some rows."""
-    vectors, g = setting.vectors, torch.Generator().manual_seed(seed)
-    held_out = vectors.encode(setting.held_out)
+    codec, g = setting.codec, torch.Generator().manual_seed(seed)
+    held_out = codec.encode(setting.held_out)
     held_out = held_out[torch.randperm(len(held_out), generator=g)]  # which were in the order of time
     few = held_out[:SAMPLES]
-    x = vectors.encode(rows)
+    x = codec.encode(rows)
     state, reward = dynamics(setting, rows)
     return {
         "distance": float(energy_distance(x, few)),
-        "distance (s, a)": float(energy_distance(x[:, vectors.state_action], few[:, vectors.state_action])),
+        "distance (s, a)": float(energy_distance(x[:, codec.state_action], few[:, codec.state_action])),
         "AUC": auc(x, held_out, seed),
         "error s'": state,
         "error r": reward,
-        "near copies": near_copies(x, vectors.encode(setting.online), held_out),
+        "near copies": near_copies(x, codec.encode(setting.online), held_out),
     }
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import NotNegative
+from egd.runs.phases import Phase
 from egd.training.learners import Fit, Metrics
 from egd.training.stepping import Steps
+from rl.agents.base import Act, Agent
 from rl.agents.cql import CQLAgent, CQLConfig
-from rl.agents.fine_tuned import FineTuned
 from rl.critics.base import CriticLearner
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, OfflineData
+from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
-from rl.online.learner import Kept
+from rl.online.generators.base import GeneratorContext
+from rl.online.learner import Stateful
+from rl.parts.guided_policy import Randomness
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -31,23 +36,43 @@ class CalQLConfig(CQLConfig):
     """Weight of the conservative term online; none: as offline. 0 is a soft actor-critic."""
 
 
-class CalQLAgent(FineTuned, CQLAgent):
+class CalQLAgent(Agent):
     """Cal-QL (arXiv:2303.05479), offline and then online without the calibration, whose returns online transitions lack. It
     explores by a sample of its policy.
     """
 
     Config: ClassVar[type[RunConfig]] = CalQLConfig
     config: CalQLConfig
+    learns_online = True
+
+    def __init__(self, config: CalQLConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.offline = CQLAgent(config, data, device)
+        self.critic = self.offline.critic
+        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh, self.phase)
+        self.online = make_online_learner(self, config.online, context, seed=config.seed)
+
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        CQLAgent.check(config)
+        check_online(config)
+
+    @override
+    def phases(self) -> list[Phase]:
+        return [*self.offline.phases(), *self.online.phases()]
+
+    # -- online --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, S) -> (B, A)"""
+        """Draw actions of the policy: (B, S) -> (B, A)"""
         noise = torch.randn(len(states), 1, self.actions, generator=generator, device=states.device)
         actions: Tensor = self.critic.actor(states, noise)[0]
         return actions[:, 0]
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Of Q, V, the policy and the multipliers."""
+        """Update Q, V, the policy and the multipliers."""
         if self.config.online_alpha is not None:
             self.critic.alpha = self.config.online_alpha
         return self._steps(self.critic.draw(batch, generator))
@@ -60,9 +85,19 @@ class CalQLAgent(FineTuned, CQLAgent):
         return Steps(learner)
 
     def fits(self) -> Sequence[Fit]:
-        """Of all of them, in one."""
+        """List the one optimiser, of all networks."""
         return (self.critic.fit,)
 
-    def learned(self) -> Mapping[str, Kept]:
-        """The critic, which has its actor."""
+    def learned(self) -> Mapping[str, Stateful]:
+        """Name the critic, which has its actor."""
         return {"critic": self.critic}
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    @override
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        return self.offline.policy(name, scales, randomness)
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return self.offline.modules()

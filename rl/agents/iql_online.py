@@ -7,19 +7,24 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.errors import UserError
+from egd.runs.phases import Phase
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
-from rl.agents.fine_tuned import FineTuned
+from rl.agents.base import Act, Agent
 from rl.agents.iql import IQL, IQLConfig
 from rl.critics.base import Critic
 from rl.critics.choice import CRITICS
-from rl.data.transitions import Batch
+from rl.data.transitions import Batch, OfflineData
+from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
-from rl.online.learner import Kept
+from rl.online.generators.base import GeneratorContext
+from rl.online.learner import Stateful
 from rl.parts.actors import Gaussian
+from rl.parts.guided_policy import Randomness
 from rl.runs.config import RunConfig
 
 
@@ -30,18 +35,26 @@ class IQLOnlineConfig(IQLConfig):
     online: OnlineConfig = OnlineConfig()
 
 
-class IQLOnline(FineTuned, IQL):
+class IQLOnline(Agent):
     """IQL (arXiv:2110.06169), offline and then online: each update takes a step of Q and V and one of the policy on the same
     batch. It explores by a sample of its policy, N(mean, std^2).
     """
 
     Config: ClassVar[type[RunConfig]] = IQLOnlineConfig
     config: IQLOnlineConfig
+    learns_online = True
+
+    def __init__(self, config: IQLOnlineConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.offline = IQL(config, data, device)
+        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh, self.phase)
+        self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """Also UserError for a critic that learns from more than transitions, which is all that the online loop has."""
-        super().check(config)
+        IQL.check(config)
+        check_online(config)
         critic = CRITICS.find(config.critic.name, "critic.name")
         if isinstance(critic, type) and issubclass(critic, Critic) and critic.learner is not Critic.learner:
             raise UserError(
@@ -49,30 +62,52 @@ class IQLOnline(FineTuned, IQL):
                 key="critic.name",
             )
 
+    @classmethod
+    @override
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
+        return IQL.batch_key(config)
+
+    @override
+    def phases(self) -> list[Phase]:
+        return [*self.offline.phases(), *self.online.phases()]
+
+    # -- online --------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, S) -> (B, A), within [-1, 1]"""
-        mean = self.actor.mean(states)
-        if not isinstance(self.actor, Gaussian):
+        """Draw actions of the policy, within [-1, 1]: (B, S) -> (B, A)"""
+        actor = self.offline.actor
+        mean = actor.mean(states)
+        if not isinstance(actor, Gaussian):
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return (mean + self.actor.std * noise).clamp(-1, 1)
+        return (mean + actor.std * noise).clamp(-1, 1)
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Of the critic, then of the policy."""
+        """Update the critic, then the policy."""
         critic, policy = self._steps
         return {**critic(batch), **{f"policy_{k}": v for k, v in policy(batch).items()}}
 
     @cached_property
     def _steps(self) -> tuple[Steps, Steps]:
-        critic, cloning = self.learners()
+        critic, cloning = self.offline.learners()
         assert isinstance(critic, StepLearner)
         return Steps(critic), Steps(cloning)
 
     def fits(self) -> Sequence[Fit]:
-        """Of the critic and the policy."""
-        return self.critic.fit, self.fit
+        """List the optimisers of critic and policy."""
+        return self.offline.critic.fit, self.offline.fit
 
-    def learned(self) -> Mapping[str, Kept]:
-        """The same, the critic with its target."""
-        return {"critic": self.critic, "actor": self.fit}
+    def learned(self) -> Mapping[str, Stateful]:
+        """Name the critic, with its target, and the policy."""
+        return {"critic": self.offline.critic, "actor": self.offline.fit}
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    @override
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        return self.offline.policy(name, scales, randomness)
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return self.offline.modules()

@@ -1,1 +1,1 @@
-"""From offline to online: one loop in which base algorithms, replays and generators differ by what a batch is made of."""
+"""From offline to online: one loop, in which base algorithms, replays and generators differ by what a batch consists of."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egd.runs.checkpoint import group, prefixed
-from egd.runs.phases import seed_of
+from egd.runs.phases import Phase, seed_of
 from egd.training.learners import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.config import OnlineConfig
@@ -19,15 +19,15 @@ from rl.online.replay import Replay, joined
 from rl.online.resumable_env import Array, ResumableEnv
 
 
-class Kept(Protocol):
-    """What can be put into a checkpoint."""
+class Stateful(Protocol):
+    """A part that a checkpoint holds."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides later updates, as flat tensors."""
+        """Give everything that decides later updates, as flat tensors."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         ...
 
 
@@ -38,19 +38,19 @@ class OnlineAgent(Protocol):
     device: torch.device
 
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions (B, A) to learn from, of its policy, in standardised states (B, S)."""
+        """Draw actions to learn from, of the current policy, in standardised states: (B, S) -> (B, A)"""
         ...
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One update of all its networks."""
+        """Update all networks once."""
         ...
 
     def fits(self) -> Sequence[Fit]:
-        """All that an update descends by."""
+        """List the optimisers of an update."""
         ...
 
-    def learned(self) -> Mapping[str, Kept]:
-        """Everything that decides later updates, by name."""
+    def learned(self) -> Mapping[str, Stateful]:
+        """Name everything that decides later updates."""
         ...
 
 
@@ -58,24 +58,29 @@ STREAMS = ("acting", "online")
 
 
 class OnlineLearner:
-    """One step in the environment an update. Online only, offline replay, generated and resampled replay, and EDIS differ in
-    the shares of ``config`` and in the generator, in nothing else: the noise of actions and the draws of online rows have
-    random streams of their own, by ``seed``, so that they are the same in all.
+    """The online loop. Online only, offline replay, generated and resampled replay, and EDIS differ in the shares of ``config``
+    and in the generator, in nothing else: the noise of actions and the draws of online rows have random streams of their own,
+    by ``seed``, so that they are the same in all.
     """
 
     def __init__(
-        self, agent: OnlineAgent, config: OnlineConfig, live: ResumableEnv, generator: Generator | None, *, seed: int = 0
+        self, agent: OnlineAgent, config: OnlineConfig, env: ResumableEnv, generator: Generator | None, *, seed: int = 0
     ) -> None:
-        self.agent, self.config, self.live, self.generator = agent, config, live, generator
+        self.agent, self.config, self.env, self.generator = agent, config, env, generator
         self.replay = Replay(config.steps, agent.data.transitions)
         streams = {name: torch.Generator(agent.device).manual_seed(seed_of(seed, f"online/{name}")) for name in STREAMS}
         self.streams = streams
         self.step = 0
-        self._held = False
+        self._rates_set = False
+
+    def phases(self) -> list[Phase]:
+        """List the phases of the generator, and the online phase."""
+        offline = [] if self.generator is None else self.generator.phases()
+        return [*offline, Phase("online", self.config.steps, self, hook_first=True)]
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """A step, and what follows from it."""
-        self._hold()
+        """Take a step in the environment, refresh the generator when it is due, then update the agent."""
+        self._set_rates()
         metrics = self._act()
         since = self.step - self.config.start
         if since < 0:
@@ -87,18 +92,18 @@ class OnlineLearner:
                 metrics |= self.agent.improve(self.batch(generator), generator)
         return metrics
 
-    def _hold(self) -> None:
-        """The offline phase has left rates that had fallen to nothing."""
-        if not self._held:
-            self._held = True
+    def _set_rates(self) -> None:
+        """Set the learning rates of the online phase: decay has left the offline ones at nothing."""
+        if not self._rates_set:
+            self._rates_set = True
             for fit in self.agent.fits():
                 fit.hold(self.config.lr)
 
     @torch.no_grad()
     def _act(self) -> Metrics:
-        state = self._standardised(self.live.observation)
+        state = self._standardised(self.env.observation)
         action = self.agent.explore(state, self.streams["acting"]).clamp(-1, 1)
-        outcome = self.live.step(action[0].cpu().numpy().astype(np.float32))
+        outcome = self.env.step(action[0].cpu().numpy().astype(np.float32))
         reward = torch.full((1,), self.agent.data.transformed(outcome.reward), device=self.agent.device)
         terminal = torch.full((1,), float(outcome.terminated), device=self.agent.device)
         self.replay.append(Batch(state, action, reward, self._standardised(outcome.observation), terminal))
@@ -112,7 +117,7 @@ class OnlineLearner:
         return self.agent.data.standardise(row[None])
 
     def batch(self, generator: torch.Generator) -> Batch:
-        """Of the three shares."""
+        """Draw a batch of the three shares."""
         online, offline, generated = self.config.shares.rows(self.config.batch)
         if self.config.shares.pooled:
             parts = self._pooled(online + offline)
@@ -124,37 +129,37 @@ class OnlineLearner:
         return joined(*parts)
 
     def _pooled(self, n: int) -> list[Batch]:
-        """n of the online and the offline rows, uniformly with replacement."""
+        """Draw n of the online and the offline rows, uniformly with replacement."""
         stream, offline = self.streams["online"], self.agent.data.transitions
         index = torch.randint(len(offline) + len(self.replay), (n,), generator=stream, device=stream.device)
         return [offline[index[index < len(offline)]], self.replay.rows[index[index >= len(offline)] - len(offline)]]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything: the agent, the replay, the environment, the generator."""
+        """Give the agent, the replay, the environment and the generator, for a checkpoint."""
         found = {
             **prefixed("replay", self.replay.state()),
-            **prefixed("live", self.live.state()),
+            **prefixed("env", self.env.state()),
             **{f"stream.{name}": stream.get_state() for name, stream in self.streams.items()},
             "step": torch.tensor(self.step),
         }
         for name, part in self.agent.learned().items():
             found |= prefixed(f"agent.{name}", part.state())
         if self.generator is not None:
-            found |= prefixed("generator", self.generator.kept())
+            found |= prefixed("generator", self.generator.state())
             for name, module in self.generator.modules().items():
                 found |= prefixed(f"module.{name}", module.state_dict())
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         for name, part in self.agent.learned().items():
             part.load(group(f"agent.{name}", state))
         self.replay.load(group("replay", state))
-        self.live.load(group("live", state))
+        self.env.load(group("env", state))
         self.step = int(state["step"])
         for name, stream in self.streams.items():
             stream.set_state(state[f"stream.{name}"].cpu())
         if self.generator is not None:
-            self.generator.keep(group("generator", state))
+            self.generator.load(group("generator", state))
             for name, module in self.generator.modules().items():
                 module.load_state_dict(group(f"module.{name}", state))

@@ -1,4 +1,4 @@
-"""Transitions of the environment in the order in which they came."""
+"""The online replay: transitions of the environment in the order in which they came."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ class Replay:
 
     @property
     def rows(self) -> Batch:
-        """All of them, a view."""
+        """All transitions, a view."""
         return self.recent(self.size)
 
     def recent(self, count: int) -> Batch:
-        """The last ``count`` at most, a view."""
+        """Give the last ``count`` at most, a view."""
         part = slice(max(0, self.size - count), self.size)
         return Batch(*(getattr(self.room, name)[part] for name in Batch.__dataclass_fields__))
 
     def append(self, row: Batch) -> None:
-        """One more. IndexError where there is no room."""
+        """Append one transition. IndexError where there is no room."""
         for name in Batch.__dataclass_fields__:
             getattr(self.room, name)[self.size] = getattr(row, name)[0]
         self.size += 1
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """n of them, uniformly with replacement."""
+        """Draw n, uniformly with replacement."""
         return drawn(self.rows, n, generator)
 
     def state(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+        """Give all transitions, for a checkpoint."""
         return {name: getattr(self.rows, name) for name in Batch.__dataclass_fields__}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         self.size = len(state["reward"])
         for name in Batch.__dataclass_fields__:
             getattr(self.room, name)[: self.size] = state[name]
 
 
 def joined(*batches: Batch) -> Batch:
-    """The rows of all, one after the other."""
+    """Concatenate batches, leaving out empty ones."""
     parts = [b for b in batches if len(b)]
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""What generators learn from: offline and online transitions as vectors, the online ones a given share of them."""
+"""The mixture of offline and online transitions that generators learn from, as vectors."""
 
 from __future__ import annotations
 
@@ -7,58 +7,56 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from egd.bounds import ProperShare
 from rl.data.transitions import Batch, drawn
 from rl.online.replay import Replay
 from rl.online.transition_codec import TransitionCodec
 
-Share = ProperShare
 CHUNK = 65_536  # vectors at a time
 
 
 class ReplayMixture:
     """q(x) = (1 - f) D_off + f D_on. f is ``online_share``, or by default that of the rows as they are: then a million offline
-    rows leave the policy of the day no say for long, and the weight that tells it from q is as long in being learned.
+    rows drown the current policy's for long, and the weight that tells it from q is as long in being learned.
     """
 
-    def __init__(self, offline: Batch, vectors: TransitionCodec, online_share: float | None) -> None:
-        self.offline, self.vectors, self.online_share = offline, vectors, online_share
+    def __init__(self, offline: Batch, codec: TransitionCodec, online_share: float | None) -> None:
+        self.offline, self.codec, self.online_share = offline, codec, online_share
         self.online: Batch | None = None
 
     def take(self, online: Replay) -> None:
-        """From now on these are the online ones."""
+        """Take these as the online rows from now on."""
         self.online = online.rows if len(online) else None
 
     @property
     def share(self) -> float:
-        """f."""
+        """The share f of online rows in q."""
         if self.online is None:
             return 0.0
         known = self.online_share
         return len(self.online) / (len(self.offline) + len(self.online)) if known is None else known
 
     def share_of(self, recent: int) -> float:
-        """That of the last ``recent`` online rows."""
+        """Give the share of the last ``recent`` online rows in q."""
         return 0.0 if self.online is None else self.share * recent / len(self.online)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Vectors (n, D) of q."""
-        x = self.vectors.encode(drawn(self.offline, n, generator))
+        """Draw vectors (n, D) of q."""
+        x = self.codec.encode(drawn(self.offline, n, generator))
         if self.online is None:
             return x
         online = torch.rand(n, 1, generator=generator, device=generator.device) < self.share
-        return torch.where(online, self.vectors.encode(drawn(self.online, n, generator)), x)
+        return torch.where(online, self.codec.encode(drawn(self.online, n, generator)), x)
 
     def weighed(self) -> Iterator[tuple[Tensor, float]]:
-        """All vectors, offline ones first, in parts (B, D), with the log-probability that q gives to each row of a part."""
+        """Yield all vectors, offline ones first, in parts (B, D), with the log-probability under q of each row of a part."""
         for rows, share in ((self.offline, 1 - self.share), (self.online, self.share)):
             if rows is None:
                 continue
             each = torch.tensor(share / len(rows)).log().item()
             for index in torch.split(torch.arange(len(rows), device=rows.reward.device), CHUNK):
-                yield self.vectors.encode(rows[index]), each
+                yield self.codec.encode(rows[index]), each
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """Least and largest of every coordinate: (D,), (D,)"""
+        """Find the least and the largest of every coordinate: (D,), (D,)"""
         parts = [(x.amin(0), x.amax(0)) for x, _ in self.weighed()]
         return torch.stack([low for low, _ in parts]).amin(0), torch.stack([high for _, high in parts]).amax(0)

@@ -1,4 +1,4 @@
-"""Which states end an episode, where the environment's own rule is known."""
+"""The states that end an episode, where the environment's own rule is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANTMAZE = "egd/AntMaze"
 
 
 def known(task: Task) -> None:
-    """UserError where the rule of a task's environment is not."""
+    """Raise UserError where it is not known when an episode of the task ends."""
     env = task.env_id or ""
     if not (env.startswith((*NEVER, ANTMAZE)) or env.partition("-")[0] in HEALTHY):
         raise UserError(
@@ -27,7 +27,7 @@ def known(task: Task) -> None:
 
 
 def rule(task: Task, data: OfflineData) -> Rule:
-    """Of a task's environment, for standardised states. UserError where it is not known."""
+    """Make the rule of a task's environment, for standardised states. UserError where it is not known."""
     known(task)
     env = task.env_id or ""
     if env.startswith(NEVER):

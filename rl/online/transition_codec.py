@@ -1,4 +1,4 @@
-"""Transitions as vectors, the sample space of their diffusion model."""
+"""The encoding of transitions as vectors, the sample space of their diffusion model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from rl.data.transitions import Batch
 
 TerminalModel = Literal["generated", "computed", "never"]
-"""What of a generated transition is terminal: a further coordinate that is generated too; what the environment's own rule
-says of s'; nothing, as EDIS's code has it."""
+"""The terminal of a generated transition: a further coordinate, generated too; computed from s' by the environment's own rule;
+or 0 always, as EDIS's code has it."""
 
 Rule = Callable[[Tensor], Tensor]
 """Standardised states (B, S) -> whether they are terminal (B,), 0 or 1."""
@@ -34,7 +34,7 @@ class TransitionCodec:
 
     @property
     def size(self) -> int:
-        """D."""
+        """The dimension D of x."""
         return len(self.mean)
 
     @property
@@ -44,17 +44,17 @@ class TransitionCodec:
 
     @property
     def bounded(self) -> list[int]:
-        """Those that stay in their range in ``decode`` or by clipping: a and terminal."""
+        """The coordinates that stay in their range in ``decode`` or by clipping: a and terminal."""
         return [*range(self.s, self.s + self.a), *range(2 * self.s + self.a + 1, self.size)]
 
     @property
     def state_action(self) -> slice:
-        """Those of (s, a)."""
+        """The coordinates of (s, a)."""
         return slice(0, self.s + self.a)
 
     @property
     def next_state(self) -> slice:
-        """Those of s'."""
+        """The coordinates of s'."""
         return slice(self.s + self.a + 1, 2 * self.s + self.a + 1)
 
     def _raw(self, rows: Batch) -> Tensor:
@@ -64,16 +64,16 @@ class TransitionCodec:
         return torch.cat(parts, 1)
 
     def encode(self, rows: Batch) -> Tensor:
-        """(B, D)"""
+        """Encode transitions: (B, D)"""
         return (self._raw(rows) - self.mean) / self.std
 
     def encode_pairs(self, state: Tensor, action: Tensor) -> Tensor:
-        """(s, a) alone: (B, S), (B, A) -> (B, S + A)"""
+        """Encode (s, a) alone: (B, S), (B, A) -> (B, S + A)"""
         part = self.state_action
         return (torch.cat([state, action], 1) - self.mean[part]) / self.std[part]
 
     def decode(self, x: Tensor) -> Batch:
-        """The inverse of ``encode``, with terminals by the model's rule."""
+        """Decode vectors (B, D), with terminals by the model's rule."""
         raw = x * self.std + self.mean
         body = raw[:, :-1] if self.terminal == "generated" else raw
         state, action, reward, next_state = torch.split(body, [self.s, self.a, 1, self.s], 1)

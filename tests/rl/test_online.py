@@ -24,8 +24,8 @@ from rl.online import terminations
 from rl.online.choice import make_generator
 from rl.online.config import OnlineConfig
 from rl.online.generators.base import Generator, GeneratorContext
+from rl.online.generators.edis import LogWeights, RatioConfig, effective_share
 from rl.online.learner import OnlineLearner
-from rl.online.ratios import LogWeights, RatioConfig, effective_share
 from rl.online.replay import Replay
 from rl.online.replay_mixture import ReplayMixture
 from rl.online.resumable_env import ResumableEnv
@@ -153,7 +153,7 @@ def test_a_strangers_generator_runs_from_a_recipe(egd: Any, online: Path, tmp_pa
     settings = ["--set", f"online.generator={generator}", "--set", f"online.shares={json.dumps(HALF)}"]
     result = egd("run", online, "--out", tmp_path / "out", *settings)
     assert result.exit_code == 0, result.output
-    result = egd("run", online, "--out", tmp_path / "no", "--set", f"online.generator={mine}:World")
+    result = egd("run", online, "--out", tmp_path / "no", "--set", f"online.generator={mine}:GeneratorContext")
     assert result.exit_code == 2
     assert "online.generator" in result.output
 
@@ -241,9 +241,9 @@ def test_a_recent_view_holds_the_last_rows() -> None:
 
 
 def test_an_environment_goes_on_where_it_was() -> None:
-    def walk(live: ResumableEnv, n: int) -> list[Any]:
+    def walk(env: ResumableEnv, n: int) -> list[Any]:
         actions = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
-        return [live.step(action) for action in actions[n:]]
+        return [env.step(action) for action in actions[n:]]
 
     def hopper() -> Any:
         return gym.make("Hopper-v5", max_episode_steps=25)
@@ -269,14 +269,14 @@ def test_an_environment_goes_on_where_it_was() -> None:
 def test_vectors_come_back_as_transitions(terminal: Any) -> None:
     rows = transitions(100)
     ended = Batch(rows.state, rows.action, rows.reward, rows.next_state, (torch.arange(100) % 3 == 0).float())
-    vectors = TransitionCodec(ended, terminal)
-    x = vectors.encode(ended)
-    assert x.shape == (100, vectors.size) == (100, 9 + (terminal == "generated"))
-    back = vectors.decode(x)
+    codec = TransitionCodec(ended, terminal)
+    x = codec.encode(ended)
+    assert x.shape == (100, codec.size) == (100, 9 + (terminal == "generated"))
+    back = codec.decode(x)
     for name in ("state", "action", "reward", "next_state"):
         assert torch.allclose(getattr(back, name), getattr(ended, name), atol=1e-5)
     assert torch.equal(back.terminal, ended.terminal if terminal == "generated" else torch.zeros(100))
-    assert torch.allclose(x[:, vectors.state_action], vectors.encode_pairs(ended.state, ended.action))
+    assert torch.allclose(x[:, codec.state_action], codec.encode_pairs(ended.state, ended.action))
 
 
 @pytest.mark.parametrize(("task", "env_id"), [("hopper-medium", "Hopper-v5"), ("walker2d-medium", "Walker2d-v5")])
@@ -336,7 +336,7 @@ def toy(n: int, seed: int, *, wanted: bool) -> Batch:
     return Batch(state, action, -after[:, 0], after, torch.zeros(n))
 
 
-def world_of(data: OfflineData, actions: Any) -> GeneratorContext:
+def context_of(data: OfflineData, actions: Any) -> GeneratorContext:
     def fresh(name: str, make: Any) -> Any:
         torch.manual_seed(7)
         return make()
@@ -366,58 +366,58 @@ def log_normal(x: Tensor, mean: float, std: float) -> Tensor:
 @pytest.mark.parametrize("terms", [{"action": 0.5}, {"state": 1.0, "action": 1.0}])
 def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(5000, 0, wanted=False))
-    vectors = TransitionCodec(data.transitions, "never")
-    encoded = vectors.encode(data.transitions)
+    codec = TransitionCodec(data.transitions, "never")
+    encoded = codec.encode(data.transitions)
     config = RatioConfig(steps=600, width=64, lr=5e-3, batch=512, headroom=20)
-    weights = LogWeights(world_of(data, policy), vectors, terms, config)
+    weights = LogWeights(context_of(data, policy), codec, terms, config)
 
     def replayed(n: int, g: torch.Generator) -> Tensor:
         return encoded[torch.randint(len(encoded), (n,), generator=g)]
 
-    weights.train(online_rows.rows, replayed, 1.0, None, generator)
+    weights.learn(online_rows.rows, replayed, 1.0, None, generator)
     s, a = torch.cartesian_prod(torch.linspace(0.8, 1.2, 5), torch.linspace(0.2, 0.8, 5)).unbind(1)
     rows = Batch(s[:, None], a[:, None], -s, s[:, None], torch.zeros(25))
     ratio_s = torch.full((25,), 2.0).log()  # the other mode has none of p
     ratio_a = log_normal(a, 0.5, 0.2) - torch.tensor(0.5).log()
     exact = terms.get("state", 0) * ratio_s + terms.get("action", 0) * ratio_a
-    found = weights(vectors.encode(rows)).detach()
+    found = weights(codec.encode(rows)).detach()
     assert (found - exact).abs().mean() < 0.3
 
 
 def test_weights_of_actions_alone_say_nothing_where_p_never_is(online_rows: Replay, generator: torch.Generator) -> None:
     """log p(a | s) = log p(s, a) / q(s, a) - log p(s) / q(s) is a difference of two unknown numbers at s = -1."""
-    pool = toy_pool(None)
+    mixture = toy_mixture(None)
     config = RatioConfig(steps=600, width=64, lr=5e-3, batch=512)
-    weights = LogWeights(world_of(data_of(pool.offline), policy), pool.vectors, {"action": 1.0}, config)
-    pool.take(online_rows)
-    weights.train(online_rows.rows, pool.draw, pool.share_of(len(online_rows)), None, generator)
-    x = pool.draw(4000, generator)
+    weights = LogWeights(context_of(data_of(mixture.offline), policy), mixture.codec, {"action": 1.0}, config)
+    mixture.take(online_rows)
+    weights.learn(online_rows.rows, mixture.draw, mixture.share_of(len(online_rows)), None, generator)
+    x = mixture.draw(4000, generator)
     e = weights(x).detach().double().exp()
     never = x[:, 0] < 0
     assert (e[never].sum() / e.sum()).item() < 1.3 * never.double().mean().item()
 
 
-def toy_pool(online_share: float | None) -> ReplayMixture:
+def toy_mixture(online_share: float | None) -> ReplayMixture:
     rows = toy(5000, 0, wanted=False)
     return ReplayMixture(rows, TransitionCodec(rows, "never"), online_share)
 
 
 @pytest.mark.parametrize(("online_share", "expected"), [(None, 1 / 6), (0.4, 0.4)])
-def test_a_pool_has_its_share_of_online_rows(
+def test_a_mixture_has_its_share_of_online_rows(
     online_share: float | None, expected: float, online_rows: Replay, generator: torch.Generator
 ) -> None:
-    pool = toy_pool(online_share)
-    assert pool.share == 0
-    pool.take(online_rows)
-    assert pool.share == pytest.approx(expected)
-    assert pool.share_of(250) == pytest.approx(expected / 4)
-    right = pool.vectors.decode(pool.draw(20_000, generator)).state > 0
+    mixture = toy_mixture(online_share)
+    assert mixture.share == 0
+    mixture.take(online_rows)
+    assert mixture.share == pytest.approx(expected)
+    assert mixture.share_of(250) == pytest.approx(expected / 4)
+    right = mixture.codec.decode(mixture.draw(20_000, generator)).state > 0
     assert right.float().mean().item() == pytest.approx(0.5 + expected / 2, abs=0.02)
-    parts = [(x, torch.full((len(x),), log_q).double().exp()) for x, log_q in pool.weighed()]
+    parts = [(x, torch.full((len(x),), log_q).double().exp()) for x, log_q in mixture.weighed()]
     x, q = torch.cat([x for x, _ in parts]), torch.cat([q for _, q in parts])
     assert (len(x), q.sum().item()) == (6000, pytest.approx(1))
     assert q[5000:].sum().item() == pytest.approx(expected)
-    low, high = pool.range()
+    low, high = mixture.range()
     assert torch.equal(low, x.amin(0)) and torch.equal(high, x.amax(0))
 
 
@@ -429,7 +429,7 @@ def test_samples_beyond_the_offline_data_are_kept_where_online_rows_are(
     far = Batch(rows.state + 9, rows.action, rows.reward, rows.next_state, rows.terminal)
     for i in range(2):
         replay.append(far[torch.tensor([i])])
-    monkeypatch.setattr(made, "draw", lambda denoiser, n, g: made.vectors.encode(far)[:1].expand(n, -1))
+    monkeypatch.setattr(made.model, "draw", lambda denoiser, n, g: made.model.codec.encode(far)[:1].expand(n, -1))
     with pytest.raises(UserError, match="in the range of the data"):
         made.refresh(online_rows, generator)
     assert made.refresh(replay, generator)["rejected"] == 0
@@ -437,12 +437,12 @@ def test_samples_beyond_the_offline_data_are_kept_where_online_rows_are(
 
 def test_a_weight_asks_for_no_more_than_the_replay_holds(online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(2000, 0, wanted=False))
-    vectors = TransitionCodec(data.transitions, "never")
+    codec = TransitionCodec(data.transitions, "never")
     weights = LogWeights(
-        world_of(data, policy), vectors, {"state": 1, "action": 1}, RatioConfig(steps=300, width=32, headroom=0.5)
+        context_of(data, policy), codec, {"state": 1, "action": 1}, RatioConfig(steps=300, width=32, headroom=0.5)
     )
-    x = vectors.encode(online_rows.rows)
-    weights.train(online_rows.rows, lambda n, g: x[:n] - 5, 0.25, None, generator)  # easily told apart
+    x = codec.encode(online_rows.rows)
+    weights.learn(online_rows.rows, lambda n, g: x[:n] - 5, 0.25, None, generator)  # easily told apart
     assert weights(x).max().item() == pytest.approx(np.log(4) + 0.5, abs=1e-5)
 
 
@@ -462,7 +462,7 @@ LEARN = {"ratio": {"steps": 500, "width": 64, "lr": 5e-3}, "energy_network": {"s
 
 def trained(name: str, settings: dict[str, Any]) -> Any:
     data = data_of(toy(5000, 0, wanted=False))
-    made = make_generator(ComponentConfig.model_validate({"name": name, **settings}), world_of(data, policy))
+    made = make_generator(ComponentConfig.model_validate({"name": name, **settings}), context_of(data, policy))
     g = torch.Generator().manual_seed(0)
     for phase in made.phases():
         for _ in range(phase.steps):
@@ -509,8 +509,8 @@ def test_without_guidance_edis_is_the_unguided_model(energy: str, online_rows: R
     few = {**MODEL, "denoiser": {**MODEL["denoiser"], "steps": 50}, "refresh_steps": 0}  # type: ignore[dict-item]
     briefly = {"ratio": {"steps": 3, "width": 8}, "energy_network": {"steps": 3, "width": 8}}
     made = trained("edis", {**few, **briefly, "energy": energy, "omega": 0.0})
-    denoiser, _ = made.denoiser(online_rows, torch.Generator().manual_seed(0))
-    guided, plain = (made.draw(d, 200, torch.Generator().manual_seed(1)) for d in (denoiser, made.plain()))
+    denoiser, _ = made.guided_denoiser(online_rows, torch.Generator().manual_seed(0))
+    guided, plain = (made.model.draw(d, 200, torch.Generator().manual_seed(1)) for d in (denoiser, made.model.denoiser))
     assert torch.equal(guided, plain)
 
 
@@ -520,9 +520,9 @@ def test_units_do_not_matter(online_rows: Replay) -> None:
     for scale in (1.0, 50.0):
         rows = toy(2000, 0, wanted=False)
         data = data_of(Batch(rows.state, rows.action, scale * rows.reward, rows.next_state, rows.terminal))
-        made = make_generator(ComponentConfig.model_validate({"name": "diffusion", **MODEL}), world_of(data, policy))
+        made = make_generator(ComponentConfig.model_validate({"name": "diffusion", **MODEL}), context_of(data, policy))
         g = torch.Generator().manual_seed(0)
         for _ in range(30):
             made.phases()[0].learner.update(g)  # type: ignore[attr-defined]
-        found.append(made.draw(made.plain(), 100, g))  # type: ignore[attr-defined]
+        found.append(made.model.draw(made.model.denoiser, 100, g))  # type: ignore[attr-defined]
     assert torch.allclose(found[0], found[1], atol=1e-3)

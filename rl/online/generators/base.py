@@ -1,4 +1,4 @@
-"""What a generator is to the online loop, and what it is given."""
+"""The contract of a generator of transitions, and what it is given."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from rl.tasks import Task
 
 @dataclass(frozen=True)
 class GeneratorContext:
-    """What a generator may look at: the offline data, the task, and the agent's policy as it is at the time."""
+    """The offline data, the task, and the agent's current policy: what a generator may look at."""
 
     data: OfflineData
     task: Task
     act: Callable[[Tensor, torch.Generator], Tensor]
     """Standardised states (B, S) -> actions (B, A) of the policy, drawn."""
     fresh: Callable[[str, Callable[[], Any]], Any]
-    """``Agent.fresh``: makes a network, by the run's seed and its name."""
+    """(name, make) -> a network with initial weights by the run's seed and its name."""
     phase: Callable[..., Phase]
-    """``Agent.phase``: for phases that other runs can use."""
+    """Makes a phase that other runs can use."""
 
 
 class Generator(ABC):
-    """Makes transitions. A subclass takes ``world`` and settings of its own; ``refresh`` comes before ``sample``."""
+    """A source of transitions. A subclass takes ``context`` and settings of its own; ``refresh`` comes before ``sample``."""
 
     @classmethod  # noqa: B027
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
-        """UserError for what the types of the settings cannot tell, before anything is trained."""
+        """Raise UserError for what the types of the settings cannot tell, before anything is trained."""
 
     def phases(self) -> list[Phase]:
-        """What it learns from the offline data alone."""
+        """List the phases that learn from the offline data alone."""
         return []
 
     @abstractmethod
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
-        """Take notice of the online transitions and of the policy of the day."""
+        """Learn from the online transitions and the current policy; return metrics."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """n transitions."""
+        """Draw n transitions."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks that a refresh goes on from."""
+        """Name the networks that a refresh goes on from."""
         return {}
 
-    def kept(self) -> dict[str, Tensor]:
-        """What else there is to be kept between refreshes."""
+    def state(self) -> dict[str, Tensor]:
+        """Give all else that a resumed run must have again."""
         return {}
 
-    def keep(self, kept: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """The inverse of ``kept``."""
+    def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Restore what ``state`` gave."""

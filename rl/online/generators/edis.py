@@ -1,46 +1,89 @@
-"""EDIS: the diffusion of transitions, guided towards those of the policy of the day."""
+"""EDIS (arXiv:2407.12448): transitions of a diffusion model of the replay, guided towards those of the current policy pi.
+
+Theorem 3.1, x = (s, a, r, s'), q the density of the replay, T the dynamics:
+
+    p(x) = d^pi(s) pi(a|s) T(r, s'|s, a) ∝ q(x) exp(-E(x)),    E = E1(s) + E2(a|s) + E3(r, s'|s, a)
+
+    E1 = -log d^pi(s) / q(s)    E2 = -log pi(a|s) / q(a|s)    E3 = -log T(r, s'|s, a) / q(r, s'|s, a)
+
+The algorithm:
+
+    offline         fit q to D_off                                                            TransitionModel.phases
+    every refresh   1. fit q further to D_off and D_on                                        TransitionModel.learn
+                    2. learn w = -E by telling transitions of p from those of q               LogWeights.learn
+                    3. learn E_t(x_t) = -log E[exp(-E(x_0)) | x_t]                            EDIS.intermediate_energy
+                    4. replace D_gen by samples of q guided by E_t                            TransitionModel.generate
+    every update    hand a batch of D_on and D_gen to the base algorithm                      rl.online.learner
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from egd.bounds import Layers, NotNegative, Omega, Rate, Samples, Steps, Width
+from egd.bounds import Layers, NotNegative, Omega, ProperShare, Rate, Samples, Steps, Width
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
 from egd.config.components import build, validate, wanted_parts
 from egd.config.sections import NetworkConfig
 from egd.denoisers import at_unit_scale
+from egd.energies.clean import at_zero
 from egd.errors import UserError
 from egd.guidance import guide
 from egd.networks.mlp import EnergyMLP
+from egd.objectives.ratio import Ratio
 from egd.posteriors import calibrate
+from egd.runs.phases import Phase
+from egd.schedules.edm import EDM
 from egd.training.learners import EnergyLearner, Fit, Metrics, train
 from egd.training.times import LogNormalTimes
-from egd.types import Context, Denoiser, TimedEnergy
+from egd.types import Context, Denoiser, Sample, TimedEnergy
 from rl.data.transitions import Batch, drawn
-from rl.online.generators.base import GeneratorContext
-from rl.online.generators.diffusion import MODEL, SAMPLER, SCHEDULE, Diffusion, ModelConfig, StepsConfig
-from rl.online.ratios import RATIO, LogWeights, RatioConfig, Term
+from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.replay import Replay
-from rl.online.replay_mixture import Share
-from rl.online.transition_codec import TerminalModel
+from rl.online.transition_codec import TerminalModel, TransitionCodec
+from rl.online.transition_model import MODEL, SAMPLER, SCHEDULE, ModelConfig, StepsConfig, TransitionModel
 from rl.tasks import Task
 
 __all__ = ["EDIS"]
 
-PARTS = {"energy", "schedule", "denoiser", "posterior", "moments", "support", "wanted", "beta"}
-POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
-GRID, SAMPLES = 12, 2048  # of a calibration, where an energy needs one
+Term = Literal["state", "action", "transition"]
+Draw = Callable[[int, torch.Generator], Tensor]
+"""(n, generator) -> vectors (n, D)."""
+
+GRID, SAMPLES = 12, 2048  # of a calibration, and of the rows that describe a weight
 KEY = "online.generator"
 
 
+class RatioConfig(NetworkConfig):
+    """The networks of the log-weights; ``steps`` are taken at every refresh."""
+
+    width: Width = 256
+    layers: Layers = 2
+    steps: Steps = 500
+    lr: Rate = 1e-3
+    window: Steps = 5000
+    """So many of the last online transitions stand for p; 0: all."""
+    actions: Literal["policy", "replay"] = "policy"
+    """Actions of p: fresh ones of the current policy in the states of the window, or those that were taken there."""
+    headroom: NotNegative = 0.5
+    """No weight is above -log f + headroom, f the share of the window in q: of the states of p, and of their actions as they
+    were taken, q has a share f. Fresh actions may be any; with these it keeps a few rows from being all that counts.
+    """
+    floor: NotNegative = 5
+    """No part is below minus this. Where p has next to nothing, log p / q is what the network makes of it, and a difference of
+    two such parts, as for actions alone, would be noise.
+    """
+
+
 class TimedConfig(NetworkConfig):
-    """The network of the intermediate energy; ``steps`` of every refresh."""
+    """The network of the intermediate energy; ``steps`` are taken at every refresh."""
 
     width: Width = 256
     layers: Layers = 3
@@ -48,25 +91,25 @@ class TimedConfig(NetworkConfig):
     lr: Rate = 1e-3
 
 
+RATIO, TIMED = RatioConfig(), TimedConfig()
 SUPPORT = ComponentConfig.model_validate({"name": "support_samples", "samples": 256})
 RESIDUAL = ComponentConfig(name="residual")
 ADDITIVE = ComponentConfig(name="additive")
-TIMED = TimedConfig()
 TERMS: Mapping[Term, float] = {"state": 1.0, "action": 1.0}
 
 
-class EDIS(Diffusion):
-    """EDIS (arXiv:2407.12448): samples of q(x) e^w(x), q the model of offline and online transitions and w the log-weight of
-    those of the policy of the day, by the intermediate energy E_t(x_t) = -log E[e^w | x_t].
+class EDIS(Generator):
+    """The generator of the algorithm above; each refresh goes on from the networks of the one before.
 
-    ``terms`` weighs the parts of w (``rl.online.ratios``). ``energy`` is any energy or objective of egd: a closed form looks
-    at -w; an objective trains a network on all of x_t, which knows of (s, a) even where w depends on these alone; ``ratio``
-    asks for no w: it tells noised online transitions, as they were, from replayed ones. ``rule`` and ``omega`` as ever.
+    ``terms`` weighs E1, E2 and E3. ``energy`` is any energy or objective of egd for E_t: a closed form looks at E = -w; an
+    objective trains a network on all of x_t, which knows of (s, a) even where E depends on these alone; ``ratio`` asks for no
+    E: it tells noised online transitions, as they were, from replayed ones. ``rule`` and ``omega`` guide as ever; the other
+    settings are those of ``Diffusion``, which is EDIS without guidance.
     """
 
     def __init__(
         self,
-        world: GeneratorContext,
+        context: GeneratorContext,
         *,
         schedule: ComponentConfig = SCHEDULE,
         denoiser: ModelConfig = MODEL,
@@ -76,7 +119,7 @@ class EDIS(Diffusion):
         terminal: TerminalModel = "generated",
         warm_start: bool = True,
         reach: NotNegative = 0.1,
-        online_share: Share | None = None,
+        online_share: ProperShare | None = None,
         terms: Mapping[Term, NotNegative] = TERMS,
         ratio: RatioConfig = RATIO,
         energy: ComponentConfig = SUPPORT,
@@ -85,8 +128,8 @@ class EDIS(Diffusion):
         rule: ComponentConfig = ADDITIVE,
         omega: Omega = 1.0,
     ) -> None:
-        super().__init__(
-            world,
+        self.model = TransitionModel(
+            context,
             schedule=schedule,
             denoiser=denoiser,
             sampler=sampler,
@@ -97,122 +140,238 @@ class EDIS(Diffusion):
             reach=reach,
             online_share=online_share,
         )
-        self.energy, self.posterior, self.network_settings = energy, posterior, energy_network
+        self.window, self.energy, self.posterior, self.network_settings = ratio.window, energy, posterior, energy_network
         self.rule = build(RULES, rule.spec, {"omega": omega}, f"{KEY}.rule")
-        self.ratio = ratio
-        self.weights = None if self.direct else LogWeights(world, self.vectors, terms, ratio)
-        self.network = (
-            world.fresh("generator/energy", self._energy_network) if is_trained(energy.name, f"{KEY}.energy") else None
-        )
+        self.wanted = wanted_of(energy)
+        from_samples = "wanted" in self.wanted  # E_t is then learned from transitions of p, without E
+        self.weights = None if from_samples else LogWeights(context, self.model.codec, terms, ratio)
+        trained = is_trained(energy.name, f"{KEY}.energy")
+        self.network = context.fresh("generator/energy", self._energy_network) if trained else None
+
+    def _energy_network(self) -> EnergyMLP:
+        n = self.network_settings
+        return EnergyMLP(self.model.codec.size, width=n.width, layers=n.layers, activation=n.activation)
 
     @classmethod
+    @override
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
-        """UserError for components that do not exist or do not have these settings, and for terms that all weigh nothing."""
-        super().check(settings, task)
+        TransitionModel.check(settings, task)
         energy = ComponentConfig.model_validate(settings.get("energy", SUPPORT))
         check_energy(energy.spec, PARTS, f"{KEY}.energy")
-        if "wanted" in _wanted_parts(energy):
-            _check_direct(energy.name, settings)
-        posterior = ComponentConfig.model_validate(settings.get("posterior", "residual"))
+        if "wanted" in wanted_of(energy):
+            check_without_weights(energy.name, settings)
+        posterior = ComponentConfig.model_validate(settings.get("posterior", RESIDUAL))
         validate(POSTERIORS, posterior.spec, POSTERIOR_PARTS, f"{KEY}.posterior")
         try:
-            rule = ComponentConfig.model_validate(settings.get("rule", "additive"))
+            rule = ComponentConfig.model_validate(settings.get("rule", ADDITIVE))
             build(RULES, rule.spec, {"omega": settings.get("omega", 1.0)}, f"{KEY}.rule")
         except ValueError as error:
             raise UserError(str(error), key=f"{KEY}.rule") from None
         if not any(settings.get("terms", TERMS).values()):
             raise UserError("all terms weigh 0; use omega: 0, or the generator diffusion", key=f"{KEY}.terms")
 
-    @property
-    def direct(self) -> bool:
-        """Whether the energy is learned from samples of p, without a clean weight."""
-        return "wanted" in _wanted_parts(self.energy)
+    # -- the algorithm -------------------------------------------------------------------------------------------
 
-    def _energy_network(self) -> EnergyMLP:
-        n = self.network_settings
-        return EnergyMLP(self.vectors.size, width=n.width, layers=n.layers, activation=n.activation)
+    @override
+    def phases(self) -> list[Phase]:
+        return self.model.phases(self)
 
-    # -- the guided denoiser -------------------------------------------------------------------------------------
+    @override
+    def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
+        metrics = self.model.learn(online, generator)
+        denoiser, more = self.guided_denoiser(online, generator)
+        return metrics | more | self.model.generate(denoiser, generator)
 
-    def denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
-        """Guided by an energy learned from the online transitions."""
-        recent = online.recent(self.ratio.window or len(online))
-        metrics = self._weigh(recent, generator)
-        timed, more = self._timed(recent, generator)
-        return guide(self.plain(), timed, self.rule, self.schedule), metrics | more
+    def guided_denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
+        """Guide the model towards p, of which the last online transitions are samples: score - omega grad E_t."""
+        recent = online.recent(self.window or len(online))
+        metrics = self.learn_weights(recent, generator)
+        energy, more = self.intermediate_energy(recent, generator)
+        return guide(self.model.denoiser, energy, self.rule, self.model.schedule), metrics | more
 
-    def _weigh(self, recent: Batch, generator: torch.Generator) -> Metrics:
+    def learn_weights(self, recent: Batch, generator: torch.Generator) -> Metrics:
+        """Learn w = -E from ``recent`` transitions of p and replayed ones of q, and for E3 from samples of the model."""
         if self.weights is None:
             return {}
-        samples = self.draw(self.plain(), SAMPLES, generator) if "transition" in self.weights.parts else None
+        model, mixture = self.model, self.model.mixture
+        samples = model.draw(model.denoiser, SAMPLES, generator) if "transition" in self.weights.parts else None
+        of_model = None if samples is None else partial(drawn, samples)
+        metrics = self.weights.learn(recent, mixture.draw, mixture.share_of(len(recent)), of_model, generator)
+        return metrics | self.weights.spread(mixture.draw(SAMPLES, generator))
 
-        def generated(n: int, generator: torch.Generator) -> Tensor:
-            assert samples is not None
-            return drawn(samples, n, generator)
-
-        share = self.pool.share_of(len(recent))
-        metrics = self.weights.train(recent, self.pool.draw, share, None if samples is None else generated, generator)
-        return metrics | self.weights.spread(self.pool.draw(SAMPLES, generator))
-
-    def _timed(self, recent: Batch, generator: torch.Generator) -> tuple[TimedEnergy, Metrics]:
+    def intermediate_energy(self, recent: Batch, generator: torch.Generator) -> tuple[TimedEnergy, Metrics]:
+        """Build E_t, and train its network where it has one."""
         parts = self._parts(recent, generator)
         component = build(energy_registry(self.energy.name, f"{KEY}.energy"), self.energy.spec, parts, f"{KEY}.energy")
         if self.network is None:
-            timed: TimedEnergy = component
-            return timed, {}
-        n = self.network_settings
+            closed_form: TimedEnergy = component
+            return closed_form, {}
+        n, schedule, fresh = self.network_settings, self.model.schedule, self.model.refreshes == 1
         fit = Fit(self.network, lr=n.lr, steps=n.steps, decay=n.decay)
-        times = LogNormalTimes(self.schedule, -0.5, 1.5)
-
-        def sample(count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-            return self.pool.draw(count, generator), None
-
-        learner = EnergyLearner(fit, self.schedule, sample, component, batch=n.batch, times=times, fresh=self.refreshes == 0)
+        times = LogNormalTimes(schedule, -0.5, 1.5)
+        learner = EnergyLearner(fit, schedule, self._replayed, component, batch=n.batch, times=times, fresh=fresh)
         metrics = train(learner, n.steps, generator)
-        return at_unit_scale(self.network, self.schedule), {"energy_loss": metrics["loss"]} if metrics else {}
+        return at_unit_scale(self.network, schedule), {"energy_loss": metrics["loss"]} if metrics else {}
 
-    def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
-        """What energies and objectives may ask for."""
-        wanted, denoiser = _wanted_parts(self.energy), self.plain()
-        parts: dict[str, Any] = {"schedule": self.schedule, "denoiser": denoiser, "beta": 1.0, "energy": self._clean}
-        parts["support"] = partial(self._support, generator)
-        encoded = self.vectors.encode(recent)
-        parts["wanted"] = lambda n, g: (drawn(encoded, n, g), None)
-        if wanted & {"posterior", "moments"}:
-            moments = calibrate(
-                denoiser,
-                self.schedule,
-                lambda n, g: (self.pool.draw(n, g), None),
-                generator=generator,
-                grid=GRID,
-                samples=SAMPLES,
-            )
-            basic = {"denoiser": denoiser, "schedule": self.schedule, "moments": moments}
-            parts |= {"moments": moments, "posterior": build(POSTERIORS, self.posterior.spec, basic, f"{KEY}.posterior")}
-        return parts
-
-    def _clean(self, x0: Tensor, c: Context = None) -> Tensor:
-        """E(x) = -w(x)."""
+    def clean_energy(self, x0: Tensor, c: Context = None) -> Tensor:
+        """E(x) = -w(x): (B, D) -> (B,)"""
         assert self.weights is not None
         return -self.weights(x0)
 
-    def _support(self, generator: torch.Generator, c: Context, k: int) -> Tensor:
-        """K replayed vectors: (1, K, D)"""
-        return self.pool.draw(k, generator)[None]
+    def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
+        """Gather what energies and objectives may ask for."""
+        model, encoded = self.model, self.model.codec.encode(recent)
+        parts: dict[str, Any] = {
+            "schedule": model.schedule,
+            "denoiser": model.denoiser,
+            "beta": 1.0,
+            "energy": self.clean_energy,
+            "support": lambda c, k: model.mixture.draw(k, generator)[None],  # (1, K, D)
+            "wanted": lambda n, g: (drawn(encoded, n, g), None),
+        }
+        if self.wanted & {"posterior", "moments"}:
+            moments = calibrate(model.denoiser, model.schedule, self._replayed, generator=generator, grid=GRID, samples=SAMPLES)
+            basic = {"denoiser": model.denoiser, "schedule": model.schedule, "moments": moments}
+            parts |= {"moments": moments, "posterior": build(POSTERIORS, self.posterior.spec, basic, f"{KEY}.posterior")}
+        return parts
+
+    def _replayed(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        return self.model.mixture.draw(n, generator), None
+
+    @override
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        return self.model.sample(n, generator)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        weights = {} if self.weights is None else self.weights.modules()
+        energy = {} if self.network is None else {"energy": self.network}
+        return {**self.model.modules(), **weights, **energy}
+
+    @override
+    def state(self) -> dict[str, Tensor]:
+        return self.model.state()
+
+    @override
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.model.load(state)
+
+
+class LogWeights:
+    """w(x) = -(lambda_1 E1 + lambda_2 E2 + lambda_3 E3) for vectors x (B, D) of ``codec``; ``terms`` are the lambdas by name.
+
+    Each network discriminates samples of two densities. -E1 is the log-ratio of s. -E2 is the log-ratio of (s, a) less that of
+    s, and so is normalised in every state, as the theorem needs it; a contrast within each state would leave a function of s
+    free. -E3 is the log-ratio of real transitions to samples of the model.
+    """
+
+    def __init__(
+        self, context: GeneratorContext, codec: TransitionCodec, terms: Mapping[Term, float], config: RatioConfig
+    ) -> None:
+        self.context, self.codec, self.config = context, codec, config
+        state, action = terms.get("state", 0.0), terms.get("action", 0.0)
+        parts = {
+            "state": (codec.state, state - action),
+            "state_action": (codec.state_action, action),
+            "transition": (slice(0, codec.size), terms.get("transition", 0.0)),
+        }
+        self.parts = {name: part for name, (part, factor) in parts.items() if factor}
+        self.factors = {name: factor for name, (_, factor) in parts.items() if factor}
+        self.networks = {name: self._network(name, part) for name, part in self.parts.items()}
+        self.most = math.inf
+
+    def _network(self, name: str, part: slice) -> EnergyMLP:
+        c, size = self.config, part.stop - part.start
+        network: EnergyMLP = self.context.fresh(
+            f"ratio/{name}", lambda: EnergyMLP(size, width=c.width, layers=c.layers, activation=c.activation)
+        )
+        return network
 
     def modules(self) -> dict[str, nn.Module]:
-        """The model, the ratios, the energy network."""
-        ratios = {} if self.weights is None else self.weights.modules()
-        energy = {} if self.network is None else {"energy": self.network}
-        return {**super().modules(), **ratios, **energy}
+        """The networks, which a refresh goes on from."""
+        return {f"ratio_{name}": network for name, network in self.networks.items()}
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def learn(self, recent: Batch, replayed: Draw, share: float, of_model: Draw | None, generator: torch.Generator) -> Metrics:
+        """Learn all parts from the ``recent`` online rows, vectors ``replayed`` from q, of which ``share`` are recent, and, for
+        E3, samples of the model.
+        """
+        self.most = self.config.headroom - math.log(max(share, 1e-9))
+        of_policy = partial(self._of_policy, recent)
+        metrics: Metrics = {}
+        for name in self.parts:
+            if name == "transition":
+                assert of_model is not None
+                found = self.discriminate(name, replayed, of_model, generator)
+            else:
+                found = self.discriminate(name, of_policy, replayed, generator)
+            metrics |= {f"{name}_{key}": value for key, value in found.items()}
+        return metrics
+
+    def discriminate(self, name: str, p: Draw, q: Draw, generator: torch.Generator) -> Metrics:
+        """Fit E = -log p / q of one part to mean_p softplus(E) + mean_q softplus(-E)."""
+        c, part = self.config, self.parts[name]
+        loss = Ratio(EDM(), marginal(p, part), clean=True)
+        fit = Fit(self.networks[name], lr=c.lr, steps=c.steps, decay=c.decay)
+        learner = EnergyLearner(fit, EDM(), marginal(q, part), loss, batch=c.batch)
+        metrics = train(learner, c.steps, generator)
+        return {key: metrics[key] for key in ("loss", "auc") if key in metrics}
+
+    def _of_policy(self, recent: Batch, n: int, generator: torch.Generator) -> Tensor:
+        """(s, a) of p: states of d^pi, and actions of pi in them."""
+        rows = drawn(recent, n, generator)
+        action = rows.action if self.config.actions == "replay" else self.context.act(rows.state, generator)
+        return self.codec.encode_pairs(rows.state, action)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B,)"""
+        return self._unbounded(x).clamp(max=self.most)
+
+    def _unbounded(self, x: Tensor) -> Tensor:
+        parts = [factor * self._part(name, x) for name, factor in self.factors.items()]
+        return torch.stack(parts).sum(0)
+
+    def _part(self, name: str, x: Tensor) -> Tensor:
+        value: Tensor = -at_zero(self.networks[name])(x[:, self.parts[name]], None)
+        return value.clamp(-self.config.floor, self.most)
+
+    @torch.no_grad()
+    def spread(self, x: Tensor) -> Metrics:
+        """Measure, for vectors (B, D) of q, the share of them that counts, and the share as heavy as a weight may be."""
+        w = self._unbounded(x)
+        found = {"effective_share": effective_share(w.clamp(max=self.most))}
+        return found | {"at_most": (w >= self.most - 1e-6).float().mean()}
 
 
-def _wanted_parts(energy: ComponentConfig) -> set[str]:
+def effective_share(log_weights: Tensor) -> Tensor:
+    """(sum e^w)^2 / (n sum e^2w), (): Kish's effective share of n rows weighted so."""
+    w = log_weights.double()
+    return (2 * w.logsumexp(0) - (2 * w).logsumexp(0) - math.log(len(w))).exp().float()
+
+
+def marginal(draw: Draw, part: slice) -> Sample:
+    """Draw these coordinates alone."""
+    return lambda n, generator: (draw(n, generator)[:, part], None)
+
+
+# -- what energies may ask for -------------------------------------------------------------------------------------------
+
+PARTS = {"energy", "schedule", "denoiser", "posterior", "moments", "support", "wanted", "beta"}
+POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
+
+
+def wanted_of(energy: ComponentConfig) -> set[str]:
+    """Find the parts that an energy or an objective asks for."""
     return wanted_parts(energy_registry(energy.name, f"{KEY}.energy"), energy.spec, PARTS, f"{KEY}.energy")
 
 
-def _check_direct(energy: str, settings: Mapping[str, Any]) -> None:
-    """UserError for settings of which weight is meant, where there is none; how one is trained may stay in a recipe."""
+def check_without_weights(energy: str, settings: Mapping[str, Any]) -> None:
+    """Raise UserError for settings of which weight is meant, where there is none; how one is trained may stay in a recipe."""
     unused = ["terms"] * ("terms" in settings) + ["ratio.actions"] * ("actions" in dict(settings.get("ratio", {})))
     if unused:
         raise UserError(
