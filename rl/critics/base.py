@@ -1,4 +1,4 @@
-"""What critics share: an ensemble of Q, one V, a Polyak target, and the energy that guidance makes of them."""
+"""The contracts of critics, and what they share: an ensemble of Q, one V, a Polyak target, and the energy of guidance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.networks.ensemble import EnsembleMLP
 from egd.runs.checkpoint import group, prefixed
@@ -19,8 +20,23 @@ from rl.data.transitions import Batch, OfflineData
 from rl.parts.support_actions import SupportTable
 
 
+class ValueFunction(Protocol):
+    """Q and V, as an energy asks for them: the value of a sample, an action or a plan, and the value of a state."""
+
+    fit: Fit
+    """The optimiser of V, whose step count tells when V has changed."""
+
+    def q(self, state: Tensor, sample: Tensor, /) -> Tensor:
+        """Value samples: (B, S), (B, ...) -> (B,)"""
+        ...
+
+    def v(self, state: Tensor, /) -> Tensor:
+        """Value states: (B, S) -> (B,)"""
+        ...
+
+
 class Shared(TypedDict, total=False):
-    """Settings that every critic takes, so that two kinds can be compared on the same networks."""
+    """Settings that every critic takes, so that two can be compared on the same networks."""
 
     gamma: float
     polyak: float
@@ -38,8 +54,8 @@ class Shared(TypedDict, total=False):
 class Critic(ABC):
     """Q(s, a) as the least of ``ensemble`` target networks, and V(s), a baseline by which energies are centred.
 
-    A kind of critic is what it regresses them on: ``loss``. One that learns from more than transitions gives a ``learner`` of
-    its own.
+    A subclass says what they are regressed on: ``loss``. One that learns from more than transitions gives a ``learner`` of its
+    own.
     """
 
     needs_support = False
@@ -71,56 +87,61 @@ class Critic(ABC):
         self._learn(Fit(self.values, lr=lr, steps=steps, decay=decay))
 
     def _learn(self, fit: Fit) -> None:
-        """By this, which has the values and whatever is learned with them; the target follows Q."""
+        """Learn by this fit, of the values and whatever is learned with them; the target follows Q."""
         self.fit, self.target = fit, fit.follow(self.values.q, 1 - self.polyak)
         self.target.update_parameters(self.values.q)  # the first call copies
 
     @abstractmethod
     def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
-        """One step's loss () on what the learner draws, by default a ``Batch``, and metrics."""
+        """Compute one step's loss () on what the learner draws, by default a ``Batch``, and metrics."""
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """What trains it. ``support`` is there where the class says that it needs it."""
+        """Make the learner that trains it. ``support`` is there where the class says that it needs it."""
         return CriticLearner(self, partial(data.sample, batch))
 
     def backup(self, batch: Batch, next_value: Tensor) -> Tensor:
-        """r + gamma (1 - terminal) V(s'): a batch and the values (B,) of its next states -> (B,)"""
+        """Compute r + gamma (1 - terminal) V(s'): a batch and the values (B,) of its next states -> (B,)"""
         return batch.reward + self.gamma * (1 - batch.terminal) * next_value
 
-    def squares(self, batch: Batch, target: Tensor, state: Tensor, value: Tensor) -> tuple[Tensor, Metrics]:
-        """The mean squares of all members' errors of Q(s, a), and of V's in ``state`` (B, S); ``target`` and ``value`` (B,)."""
+    def q_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
+        """mean_i E (Q_i(s, a) - target)^2, over members i; ``target`` (B,)."""
         q = self.values.q(batch.state, batch.action)
-        q_loss, v_loss = (q - target).square().mean(), (self.v(state) - value).square().mean()
-        return q_loss + v_loss, {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_mean": q.detach().mean()}
+        loss = (q - target).square().mean()
+        return loss, {"q_loss": loss.detach(), "q_mean": q.detach().mean()}
+
+    def v_loss(self, state: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
+        """E (V(s) - target)^2: ``state`` (B, S), ``target`` (B,)."""
+        loss = (self.v(state) - target).square().mean()
+        return loss, {"v_loss": loss.detach()}
 
     def q(self, state: Tensor, action: Tensor) -> Tensor:
-        """The pessimistic target value, min over members: (B, S), (B, A) -> (B,)"""
+        """Value actions by the least of the target networks: (B, S), (B, A) -> (B,)"""
         values: Tensor = self.target(state, action)
         return values.amin(0)
 
     def softmax_q(self, state: Tensor, actions: Tensor, beta: float) -> Tensor:
-        """sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)): (B, S), (B, K, A) -> (B,)"""
+        """Compute sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)): (B, S), (B, K, A) -> (B,)"""
         k = actions.shape[1]
         q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
         return ((beta * q).softmax(1) * q).sum(1)
 
     def v(self, state: Tensor) -> Tensor:
-        """(B, S) -> (B,)"""
+        """Value states: (B, S) -> (B,)"""
         value: Tensor = self.values.v(state)
         return value[0]
 
     def update_on(self, drawn: Any) -> Metrics:
-        """One step of Q, V and the target."""
+        """Take one step of Q, V and the target."""
         loss, metrics = self.loss(drawn)
         self.fit.descend(loss)
         return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides later updates."""
+        """Give everything that decides later updates."""
         return {**prefixed("fit", self.fit.state()), **prefixed("target", self.target.state_dict())}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         self.fit.load(group("fit", state))
         self.target.load_state_dict(group("target", state))
 
@@ -131,23 +152,32 @@ class _Values(nn.Module):
         self.q, self.v = q, v
 
 
-class ValueFunction(Protocol):
-    """What an energy asks of a critic: the value of a sample, an action or a plan, and that of a state. ``fit`` is V's."""
+class CriticLearner(StepLearner):
+    """The learner of a critic, on what ``sample`` draws for its loss."""
 
-    fit: Fit
+    def __init__(self, critic: Critic, sample: Callable[[torch.Generator], Any]) -> None:
+        self.critic, self.sample, self.fit = critic, sample, critic.fit
 
-    def q(self, state: Tensor, sample: Tensor, /) -> Tensor:
-        """(B, S), (B, ...) -> (B,)"""
-        ...
+    @override
+    def draw(self, generator: torch.Generator) -> Any:
+        return self.sample(generator)
 
-    def v(self, state: Tensor, /) -> Tensor:
-        """(B, S) -> (B,)"""
-        ...
+    @override
+    def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
+        return self.critic.loss(drawn)
+
+    @override
+    def state(self) -> dict[str, Tensor]:
+        return self.critic.state()
+
+    @override
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.critic.load(state)
 
 
 class MinusAdvantage:
-    """E(a, s) = (V(s) - Q(s, a)) / unit. V has no part in the gradient by a, and is that of the last states seen as long as
-    these and the critic stay the same: guidance asks about many actions of one batch of states.
+    """E(a, s) = (V(s) - Q(s, a)) / unit. V does not depend on a, and is kept as long as the states and the critic stay the same:
+    guidance asks about many actions of one batch of states.
     """
 
     def __init__(self, critic: ValueFunction, unit: Tensor) -> None:
@@ -168,26 +198,3 @@ class MinusAdvantage:
         if self._last is None or self._last[0] != version or self._last[1] is not state:
             self._last = version, state, self.critic.v(state)
         return self._last[2]
-
-
-class CriticLearner(StepLearner):
-    """A critic, and ``sample``, which draws what its loss is of."""
-
-    def __init__(self, critic: Critic, sample: Callable[[torch.Generator], Any]) -> None:
-        self.critic, self.sample, self.fit = critic, sample, critic.fit
-
-    def draw(self, generator: torch.Generator) -> Any:
-        """A batch."""
-        return self.sample(generator)
-
-    def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
-        """The critic's."""
-        return self.critic.loss(drawn)
-
-    def state(self) -> dict[str, Tensor]:
-        """The critic's, its target included."""
-        return self.critic.state()
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
-        self.critic.load(state)

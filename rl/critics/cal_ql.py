@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.training.learners import Learner
 from rl.critics.base import CriticLearner
-from rl.critics.cql import CQL, Drawn
+from rl.critics.cql import CQL, NoisyBatch
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.support_actions import SupportTable
 
@@ -20,11 +21,11 @@ class CalQL(CQL):
     would first have to unlearn.
     """
 
+    @override
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """Steps on the data's transitions, each with its return."""
         returns = returns_to_go(data.transitions, self.gamma)
 
-        def sample(generator: torch.Generator) -> Drawn:
+        def sample(generator: torch.Generator) -> NoisyBatch:
             index = data.index(batch, generator)
             return self.draw(data.transitions[index], generator, returns[index])
 
@@ -32,7 +33,7 @@ class CalQL(CQL):
 
 
 def returns_to_go(rows: Batch, gamma: float) -> Tensor:
-    """sum_k gamma^k r_{i + k} to the end of the row's episode, (N,), rows in the order of time.
+    """Sum gamma^k r_{i + k} over k to the end of the row's episode, (N,), rows in the order of time.
 
     A lower bound where the episode was cut off rather than ended: further rewards count as 0, or, as in tasks that pay -1 until
     the goal is reached, as the last one for ever where that is less.

@@ -1,4 +1,4 @@
-"""Conservative Q-learning: Q of a soft actor-critic, pushed down where its actor and chance go, up at the data."""
+"""Conservative Q-learning: Q of a soft actor-critic, lowered at random actions and its actor's, raised at the data's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Candidates, Layers, NotNegative, Number, Rate, Width
 from egd.networks.mlp import ActivationName
@@ -22,22 +23,23 @@ __all__ = ["CQL"]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Transitions, and all random numbers of a step: standard normal ones for the action that the actor learns from (B, 1, A),
-    and for those that Q is asked about in the states (B, n, A) and the next states (B, n, A); actions of chance (B, n, A).
+class NoisyBatch:
+    """Transitions, and all random numbers of a step: standard normal ``actor_noise`` (B, 1, A) for the action that the actor
+    learns from, ``noise`` (B, n, A) and ``next_noise`` (B, n, A) for actions that Q is asked about in s and in s', and
+    ``uniform`` actions (B, n, A).
 
     ``floor`` (B,), where there is one, are values below which Q of the actor's actions counts as no less.
     """
 
     batch: Batch
-    own: Tensor
-    here: Tensor
-    there: Tensor
-    chance: Tensor
+    actor_noise: Tensor
+    noise: Tensor
+    next_noise: Tensor
+    uniform: Tensor
     floor: Tensor | None = None
 
 
-torch.export.register_dataclass(Drawn)
+torch.export.register_dataclass(NoisyBatch)
 
 
 class CQL(Critic):
@@ -82,88 +84,91 @@ class CQL(Critic):
         rates = {"actor": policy_lr, "temperature": policy_lr}
         self._learn(Fit(nn.ModuleDict(parts), lr=self.fit.lr, steps=self.fit.steps, decay=self.fit.decay, rates=rates))
 
+    @override
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """Steps on the data's transitions."""
-
-        def sample(generator: torch.Generator) -> Drawn:
+        def sample(generator: torch.Generator) -> NoisyBatch:
             return self.draw(data.sample(batch, generator), generator)
 
         return CriticLearner(self, sample)
 
-    def draw(self, batch: Batch, generator: torch.Generator, floor: Tensor | None = None) -> Drawn:
-        """The random numbers of a step on a batch from anywhere, ``floor`` (B,) as in ``Drawn``."""
+    def draw(self, batch: Batch, generator: torch.Generator, floor: Tensor | None = None) -> NoisyBatch:
+        """Draw the random numbers of a step on a batch from anywhere, ``floor`` (B,) as in ``NoisyBatch``."""
         b, a = batch.action.shape
 
         def noise(k: int) -> Tensor:
             return torch.randn(b, k, a, generator=generator, device=batch.action.device)
 
-        chance = 2 * torch.rand(b, self.actions, a, generator=generator, device=batch.action.device) - 1
-        return Drawn(batch, noise(1), noise(self.actions), noise(self.actions), chance, floor)
+        uniform = 2 * torch.rand(b, self.actions, a, generator=generator, device=batch.action.device) - 1
+        return NoisyBatch(batch, noise(1), noise(self.actions), noise(self.actions), uniform, floor)
 
-    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
-        """The sum of all parts' losses, none of which looks at another part's parameters but as constants."""
+    @override
+    def loss(self, drawn: NoisyBatch) -> tuple[Tensor, Metrics]:
         losses, metrics = self.losses(drawn)
         return torch.stack([*losses.values()]).sum(), metrics
 
-    def losses(self, drawn: Drawn) -> tuple[dict[str, Tensor], Metrics]:
-        """By part."""
-        loss, metrics = self.value_loss(drawn)
+    def losses(self, drawn: NoisyBatch) -> tuple[dict[str, Tensor], Metrics]:
+        """Compute the loss of each network by its name; none looks at another's parameters but as constants."""
+        critic_loss, metrics = self.critic_loss(drawn)
         actor_loss, actor_info = self.actor_loss(drawn)
-        surplus = self.target_entropy - actor_info["entropy"]
-        losses = {"critic": loss, "actor": actor_loss, "temperature": -self.temperature.log * surplus}
+        temperature_loss = self.temperature_loss(actor_info["entropy"])
+        losses = {"critic": critic_loss, "actor": actor_loss, "temperature": temperature_loss}
         if self.gap is not None:
-            losses["multiplier"] = -self.multiplier() * self.alpha * (metrics["conservative"] - self.gap)
+            losses["multiplier"] = self.multiplier_loss(metrics["conservative"], self.gap)
         return losses, {**metrics, **actor_info}
 
-    def value_loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
-        """Of Q and V: temporal differences and the conservative term, averaged over members."""
+    def critic_loss(self, drawn: NoisyBatch) -> tuple[Tensor, Metrics]:
+        """E (Q_i(s, a) - target)^2 + weight E [log sum exp Q_i(s, .) - Q_i(s, a)], averaged over members i; and V's loss."""
         batch = drawn.batch
         with torch.no_grad():
-            here = self.actor(batch.state, drawn.here)
-            there = self.actor(batch.next_state, drawn.there)
-            backup = there[0] if self.max_target_backup else there[0][:, :1]
+            acted = self.actor(batch.state, drawn.noise)
+            next_acted = self.actor(batch.next_state, drawn.next_noise)
+            backup = next_acted[0] if self.max_target_backup else next_acted[0][:, :1]
             next_q = of_each(self.target, batch.next_state, backup).amin(0)
             target = self.backup(batch, next_q.amax(1))
         q = self.values.q(batch.state, batch.action)
         q_loss = (q - target).square().mean()
-        excess = self.log_sum_exp(drawn, here, there) - q
+        excess = self.log_sum_exp(drawn, acted, next_acted) - q
         if self.clip_min is not None:
             excess = excess.clamp(min=self.clip_min)
         conservative = excess.mean()
         v_loss = (self.v(batch.next_state) - next_q.mean(1)).square().mean()
         metrics = {"q_loss": q_loss, "v_loss": v_loss, "conservative": conservative, "q_mean": q.mean()}
-        weight, beyond = self._weight()
-        loss = q_loss + v_loss + weight * (conservative - beyond)
+        if self.gap is None:
+            loss = q_loss + v_loss + self.alpha * conservative
+        else:
+            loss = q_loss + v_loss + self.multiplier().detach() * self.alpha * (conservative - self.gap)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def log_sum_exp(self, drawn: Drawn, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
-        """log sum exp(Q(s, a)) / density(a) over the actions of chance and those of the actor in s and s': (members, B)"""
-        actions = torch.cat([drawn.chance, here[0], there[0]], 1)
+    def log_sum_exp(self, drawn: NoisyBatch, acted: tuple[Tensor, Tensor], next_acted: tuple[Tensor, Tensor]) -> Tensor:
+        """log sum exp(Q(s, a)) / density(a) over uniform actions and those of the actor in s and s': (members, B)"""
+        actions = torch.cat([drawn.uniform, acted[0], next_acted[0]], 1)
         q = of_each(self.values.q, drawn.batch.state, actions)
         if drawn.floor is not None:
-            acted = q[:, :, self.actions :].maximum(drawn.floor[:, None])
-            q = torch.cat([q[:, :, : self.actions], acted], 2)
-        uniform = torch.full_like(here[1], -math.log(2.0) * actions.shape[2])
-        return (q - torch.cat([uniform, here[1], there[1]], 1)).logsumexp(2)
+            of_actor = q[:, :, self.actions :].maximum(drawn.floor[:, None])
+            q = torch.cat([q[:, :, : self.actions], of_actor], 2)
+        log_uniform = torch.full_like(acted[1], -math.log(2.0) * actions.shape[2])
+        return (q - torch.cat([log_uniform, acted[1], next_acted[1]], 1)).logsumexp(2)
 
-    def actor_loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
-        """alpha_entropy log pi(a|s) - min_i Q_i(s, a), a the actor's."""
+    def actor_loss(self, drawn: NoisyBatch) -> tuple[Tensor, Metrics]:
+        """E [temperature log pi(a|s) - min_i Q_i(s, a)], a the actor's."""
         state = drawn.batch.state
-        actions, log_density = self.actor(state, drawn.own)
+        actions, log_density = self.actor(state, drawn.actor_noise)
         q = of_each(frozen(self.values.q), state, actions).amin(0)
         temperature = self.temperature().detach()
         loss = (temperature * log_density - q).mean()
         return loss, {"actor_loss": loss.detach(), "entropy": -log_density.detach().mean(), "temperature": temperature}
 
-    def _weight(self) -> tuple[Tensor | float, float]:
-        """Of the conservative term, and what is taken from it first."""
-        if self.gap is None:
-            return self.alpha, 0.0
-        return self.multiplier().detach() * self.alpha, self.gap
+    def temperature_loss(self, entropy: Tensor) -> Tensor:
+        """log temperature (entropy - target entropy): the temperature rises while the entropy is too low."""
+        return -self.temperature.log * (self.target_entropy - entropy)
+
+    def multiplier_loss(self, conservative: Tensor, gap: float) -> Tensor:
+        """-multiplier alpha (conservative - gap): the multiplier rises while the term exceeds the gap."""
+        return -self.multiplier() * self.alpha * (conservative - gap)
 
 
 def of_each(q: Callable[[Tensor, Tensor], Tensor], state: Tensor, actions: Tensor) -> Tensor:
-    """Q of every member at K actions of every state: (B, S), (B, K, A) -> (members, B, K)"""
+    """Evaluate every member at K actions of every state: (B, S), (B, K, A) -> (members, B, K)"""
     b, k, _ = actions.shape
     return q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, b, k)
 

@@ -7,6 +7,7 @@ from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.bounds import Beta, Rounds
 from egd.runs.checkpoint import group, prefixed
@@ -52,26 +53,28 @@ class InSamplePlanning(Critic):
         self.fit.cycles = rounds if reset else 1
         self.fresh = {name: tensor.clone() for name, tensor in self.values.state_dict().items()}
 
+    @override
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """Draws transitions with their planned returns. ValueError without a table of support actions."""
         if support is None:
             raise ValueError("in-sample planning needs a table of support actions")
         return PlanningLearner(self, data, batch, support)
 
+    @override
     def loss(self, drawn: Planned) -> tuple[Tensor, Metrics]:
-        """The mean square of all members' errors, and of V, a baseline only, towards the same returns."""
         batch, target = drawn
-        return self.squares(batch, target, batch.state, target)
+        q_loss, q_info = self.q_loss(batch, target)
+        v_loss, v_info = self.v_loss(batch.state, target)  # a baseline, from which nothing is learned
+        return q_loss + v_loss, {**q_info, **v_info}
 
     def restart(self) -> None:
-        """From the first weights, with a fresh optimiser."""
+        """Start again from the first weights, with a fresh optimiser."""
         self.values.load_state_dict(self.fresh)
         self.target.module.load_state_dict(self.values.q.state_dict())
         self.fit.optimiser.state.clear()
 
 
 class PlanningLearner:
-    """Trains Q on returns that are planned anew before each round."""
+    """The learner of Q, on returns that are planned anew before each round."""
 
     def __init__(self, critic: InSamplePlanning, data: OfflineData, batch: int, support: SupportTable) -> None:
         self.critic, self.data, self.support, self.batch = critic, data, support, batch
@@ -86,11 +89,11 @@ class PlanningLearner:
 
     @property
     def round(self) -> int:
-        """How long one is, in steps."""
+        """The length of a round in steps."""
         return max(1, -(-self.critic.fit.steps // self.critic.rounds))
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One step, after planning where a round begins."""
+        """Take one step, after planning where a round begins."""
         metrics = self._plan() if self.critic.fit.step % self.round == 0 else {}
         self._steps.computing = self.computing
         return {**self._steps.update(generator), **metrics}
@@ -111,19 +114,19 @@ class PlanningLearner:
             yield self.critic.softmax_q(states, actions, self.critic.beta)
 
     def state(self) -> dict[str, Tensor]:
-        """The critic's, and the returns of this round."""
+        """Give the critic's state, and the returns of this round."""
         planned = {"returns": self.returns, "mean": self.mean, "spread": self.spread}
         return {**prefixed("critic", self.critic.state()), **prefixed("planned", planned)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         self.critic.load(group("critic", state))
         planned = {name: tensor.to(self.returns.device) for name, tensor in group("planned", state).items()}
         self.returns, self.mean, self.spread = planned["returns"], planned["mean"], planned["spread"]
 
 
 def planned(rows: Batch, support: SupportTable, values: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """R_n of every row, (N,), from ``values`` (M,) of the table's states; and the share of rows that go on along the data, ().
+    """Plan R_n of every row, (N,), from ``values`` (M,) of the table's states; and the share of rows that go on along the data, ().
 
     A trajectory ends where the next row does not start in this one's next state. If that is no end of the episode, the row
     bootstraps on V of its next state; while there is no V, as if the lowest reward of the data, or 0 if none is lower, came

@@ -6,6 +6,7 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.bounds import ProperShare
 from egd.tensors import spread
@@ -30,23 +31,18 @@ class IQL(Critic):
         tau = torch.tensor(expectile, device=self.fit.device)
         self.values.register_buffer("expectile", tau, persistent=False)  # so that runs can differ in it
 
+    @override
+    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
+        v_loss, v_info = self.value_loss(drawn)
+        with torch.no_grad():
+            target = self.backup(drawn, self.v(drawn.next_state))
+        q_loss, q_info = self.q_loss(drawn, target)
+        return v_loss + q_loss, {**q_info, **v_info}
+
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Expectile of Q_target(s, a) - V(s)."""
+        """E L_tau(Q_target(s, a) - V(s)), L_tau the expectile loss."""
         with torch.no_grad():
             q = self.q(batch.state, batch.action)
         advantage = q - self.v(batch.state)
         loss = expectile_loss(advantage, self.values.get_buffer("expectile"))
         return loss, {"v_loss": loss.detach(), "advantage_std": spread(advantage.detach()), "q_mean": q.mean()}
-
-    def q_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """(r + gamma (1 - terminal) V(s') - Q(s, a))^2, averaged over members."""
-        with torch.no_grad():
-            target = self.backup(batch, self.v(batch.next_state))
-        loss = (self.values.q(batch.state, batch.action) - target).square().mean()
-        return loss, {"q_loss": loss.detach()}
-
-    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
-        """Of Q and V, one step's."""
-        v_loss, v_info = self.value_loss(drawn)
-        q_loss, q_info = self.q_loss(drawn)
-        return v_loss + q_loss, {**v_info, **q_info}

@@ -6,6 +6,7 @@ from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.bounds import Beta
 from egd.training.learners import Learner, Metrics
@@ -32,8 +33,8 @@ class ISQL(Critic):
         super().__init__(state, action, **shared)
         self.beta = beta
 
+    @override
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """Draws transitions with the support of their next states. ValueError without a table of it."""
         if support is None:
             raise ValueError("ISQL needs a table of support actions")
 
@@ -43,10 +44,12 @@ class ISQL(Critic):
 
         return CriticLearner(self, sample)
 
+    @override
     def loss(self, drawn: Supported) -> tuple[Tensor, Metrics]:
-        """The mean square of all members' errors, and V's."""
         batch, actions = drawn
         with torch.no_grad():
             value = self.softmax_q(batch.next_state, actions, self.beta)
             target = self.backup(batch, value)
-        return self.squares(batch, target, batch.next_state, value)
+        q_loss, q_info = self.q_loss(batch, target)
+        v_loss, v_info = self.v_loss(batch.next_state, value)
+        return q_loss + v_loss, {**q_info, **v_info}

@@ -1,4 +1,4 @@
-"""Q by temporal differences of a policy's own actions, for methods that train the two together."""
+"""Temporal differences on a policy's own actions, for methods that train policy and critic together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.training.learners import Metrics
 from rl.critics.base import Critic
@@ -18,10 +19,12 @@ Acted: TypeAlias = tuple[Batch, Tensor]
 class TD(Critic):
     """Q towards r + gamma (1 - terminal) min_i Q_target,i(s', a'), a' the policy's; V, a baseline only, towards that same Q."""
 
+    @override
     def loss(self, drawn: Acted) -> tuple[Tensor, Metrics]:
-        """The mean square of all members' errors, and V's."""
         batch, actions = drawn
         with torch.no_grad():
             value = self.q(batch.next_state, actions)
             target = self.backup(batch, value)
-        return self.squares(batch, target, batch.next_state, value)
+        q_loss, q_info = self.q_loss(batch, target)
+        v_loss, v_info = self.v_loss(batch.next_state, value)
+        return q_loss + v_loss, {**q_info, **v_info}

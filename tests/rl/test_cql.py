@@ -68,16 +68,16 @@ def test_the_loss_is_the_sum_written_out(backup: bool, floor: float | None, gene
     for i in range(5):
         s, after = b.state[i : i + 1], b.next_state[i : i + 1]
         q = lambda a, s=s: made.values.q(s, a[None])[:, 0]  # noqa: E731
-        terms = [q(a) - math.log(0.25) for a in drawn.chance[i]]
-        for at, noise in ((s, drawn.here), (after, drawn.there)):
+        terms = [q(a) - math.log(0.25) for a in drawn.uniform[i]]
+        for at, noise in ((s, drawn.noise), (after, drawn.next_noise)):
             for a in made.actor(at, noise[i : i + 1])[0][0]:
                 value = q(a) if floor is None else q(a).clamp(min=floor)
                 terms.append(value - log_density(made.actor, at, a))
         excess.append(torch.stack(terms).logsumexp(0) - q(b.action[i]))
-        following = [made.q(after, a[None]) for a in made.actor(after, drawn.there[i : i + 1])[0][0]]
+        following = [made.q(after, a[None]) for a in made.actor(after, drawn.next_noise[i : i + 1])[0][0]]
         best = torch.stack(following).max() if backup else following[0][0]
         td.append((q(b.action[i]) - b.reward[i] - 0.9 * (1 - b.terminal[i]) * best).square())
-    whole, metrics = made.value_loss(drawn)
+    whole, metrics = made.critic_loss(drawn)
     torch.testing.assert_close(metrics["q_loss"], torch.stack(td).mean().detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(metrics["conservative"], torch.stack(excess).mean().detach(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(whole.detach(), metrics["q_loss"] + metrics["v_loss"] + 2.5 * metrics["conservative"])
@@ -91,7 +91,7 @@ def test_importance_sampling_finds_the_integral(generator: torch.Generator) -> N
         made.actor.net[-1].bias[1] += 1.5  # wide enough for weights of finite variance
     b = batch(3, actions=1)
     drawn = made.draw(b, generator)
-    here, there = made.actor(b.state, drawn.here), made.actor(b.next_state, drawn.there)
+    here, there = made.actor(b.state, drawn.noise), made.actor(b.next_state, drawn.next_noise)
     found = made.log_sum_exp(drawn, here, there) - math.log(3 * 4000)
     grid = torch.linspace(-1, 1, 2001)[:, None]
     for i in range(3):
