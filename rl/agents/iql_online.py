@@ -47,6 +47,7 @@ class IQLOnline(Agent):
     def __init__(self, config: IQLOnlineConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         self.offline = IQL(config, data, device)
+        self.critic = self.offline.critic
         context = GeneratorContext(data, config.found_task(), self.explore, self.fresh, self.phase)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
@@ -96,11 +97,11 @@ class IQLOnline(Agent):
 
     def fits(self) -> Sequence[Fit]:
         """List the optimisers of critic and policy."""
-        return self.offline.critic.fit, self.offline.fit
+        return self.critic.fit, self.offline.fit
 
     def learned(self) -> Mapping[str, Stateful]:
         """Name the critic, with its target, and the policy."""
-        return {"critic": self.offline.critic, "actor": self.offline.fit}
+        return {"critic": self.critic, "actor": self.offline.fit}
 
     # -- acting --------------------------------------------------------------------------------------------------
 
