@@ -176,8 +176,8 @@ class CriticLearner(StepLearner):
 
 
 class MinusAdvantage:
-    """E(a, s) = (V(s) - Q(s, a)) / unit. V does not depend on a, and is kept as long as states and critic stay the same: guidance
-    asks about many actions of one batch of states.
+    """E(a, s) = (V(s) - Q(s, a)) / unit. V does not depend on a. Its last value is kept as long as states and critic are the
+    same: guidance asks about many actions of one batch of states.
     """
 
     def __init__(self, critic: ValueFunction, unit: Tensor) -> None:

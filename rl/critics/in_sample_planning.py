@@ -126,7 +126,7 @@ class PlanningLearner:
 
 
 def planned(rows: Batch, support: SupportTable, values: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """Plan R_n of every row, (N,), from ``values`` (M,) of the table's states, and give the share of rows that go on along the data.
+    """Plan R_n of every row, (N,), from ``values`` (M,) of the table's states, and the share of rows that go on along the data.
 
     A trajectory ends where the next row does not start in this one's next state. If that is no end of the episode, the row
     bootstraps on V of its next state; while there is no V, as if the lowest reward of the data, or 0 if none is lower, came
