@@ -160,11 +160,13 @@ class CQL(Critic):
 
     def temperature_loss(self, entropy: Tensor) -> Tensor:
         """log temperature (entropy - target entropy): the temperature rises while the entropy is too low."""
-        return -self.temperature.log * (self.target_entropy - entropy)
+        loss: Tensor = -self.temperature.log * (self.target_entropy - entropy)
+        return loss
 
     def multiplier_loss(self, conservative: Tensor, gap: float) -> Tensor:
         """-multiplier alpha (conservative - gap): the multiplier rises while the term exceeds the gap."""
-        return -self.multiplier() * self.alpha * (conservative - gap)
+        loss: Tensor = -self.multiplier() * self.alpha * (conservative - gap)
+        return loss
 
 
 def of_each(q: Callable[[Tensor, Tensor], Tensor], state: Tensor, actions: Tensor) -> Tensor:
