@@ -114,8 +114,8 @@ def _with_room(buffers: Iterable[EpisodeBuffer], folder: Path) -> Iterator[Episo
 
 
 def _check_room(folder: Path, wanted: int) -> None:
-    """Raise OSError unless the file of the data can grow by so many bytes. It is tried: the free space that a disk tells of knows
-    neither of a user's quota nor of a limit on the size of files.
+    """Raise OSError unless the file of the data can grow by so many bytes. It is tried: the free space of a disk says nothing
+    of a user's quota, nor of a limit on the size of files.
     """
     if shutil.disk_usage(folder).free < wanted + ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -301,7 +301,7 @@ def test_a_limit_that_the_disk_does_not_tell_of_is_met_before_anything_is_writte
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
-        with pytest.raises(UserError, match="File too large.*MINARI_DATASETS_PATH"):
+        with pytest.raises(UserError, match=r"File too large.*MINARI_DATASETS_PATH"):
             mixed("egd/mine/big-v0", {WALK: 1.0}, seed=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
