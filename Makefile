@@ -1,21 +1,25 @@
 # Set-up, tests and documentation. Everything is installed into $(VENV), from constraints.txt.
-#   make quickstart              make test              make PYTHON=python3.12 VENV=.venv312 test
+#   make quickstart              make test              make PYTHON=python3.12 VENV=.venv312 test-all
 PYTHON ?= python3
 VENV ?= .venv
 SITE ?= site
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test lint docs clean
+.PHONY: help quickstart test test-all lint docs clean
 
 help: ## Show the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(VENV)/.installed ## Install, then run recipes/quickstart.yaml (or show its result if it is complete).
 	$(BIN)/egd run recipes/quickstart.yaml --resume
 
-test: $(VENV)/.installed-dev ## Install what the tests need, then run them.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: $(VENV)/.installed-dev ## Install what the tests need, then run all but the slow ones: minutes.
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed-dev ## The same with the slow ones, as CI runs them.
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev ## Check style, format and types.
 	$(BIN)/ruff check .

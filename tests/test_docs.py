@@ -22,13 +22,22 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FILES = {"extending"}
 """Pages whose blocks are files."""
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```python(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
     """(line, source) of every Python block."""
     text = page.read_text()
-    return [(text.count("\n", 0, match.start(1)), match[1]) for match in BLOCK.finditer(text)]
+    return [(text.count("\n", 0, match.start(2)), match[2]) for match in BLOCK.finditer(text)]
+
+
+def files(text: str) -> dict[str, str]:
+    """Name -> source of the files that a page has people write: blocks with a name, and classes that are named by a file."""
+    named = {name: source for name, source in BLOCK.findall(text) if name}
+    for _, source in BLOCK.findall(text):
+        for component in re.findall(r"^class (\w+)", source, re.MULTILINE):
+            named |= dict.fromkeys(re.findall(rf"(\w+\.py):{component}\b", text), source)
+    return named
 
 
 def defaults(model: type[Strict], head: str = "") -> Iterator[tuple[str, str]]:
@@ -60,11 +69,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     name = f"docs_{page.stem.lower()}"
     module = type(sys)(name)
     monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
-    text = page.read_text()
-    for _, source in blocks(page):  # the files that the page has people write
-        for component in re.findall(r"^class (\w+)", source, re.MULTILINE):
-            for file in re.findall(rf"(\w+\.py):{component}\b", text):
-                (tmp_path / file).write_text(source)
+    for file, source in files(page.read_text()).items():
+        (tmp_path / file).write_text(source)
     dtype = torch.get_default_dtype()
     try:
         with torch.random.fork_rng():

@@ -340,10 +340,10 @@ def evaluate(
         settings: dict[str, Any] = {"omegas": numbers(omega), "episodes": episodes, "seed": seed, "device": device}
         settings |= {"policies": policy or None, "video": video}
         name = read_yaml(config).get("experiment")
-        experiment = experiments.load(name, str(config))
-        experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
         reporter = Reporter(console)
         with reading(config, trust_code), reporter.notices():
+            experiment = experiments.load(name, str(config))
+            experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
             rows = experiment.evaluate(run, settings, reporter)
     show(rows, f"Evaluation of {run}")
     if video is not None:

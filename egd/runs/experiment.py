@@ -1,4 +1,7 @@
-"""What a domain offers to the command line: it plans jobs from a recipe. Found by the entry-point group ``egd.experiments``."""
+"""What a domain offers to the command line: it plans jobs from a recipe.
+
+A recipe names an installed one by its entry point in the group ``egd.experiments``, or a class in a file by its path.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from egd.config.components import Registry, Spec, build
 from egd.errors import UserError, nearest
 from egd.runs.progress import Reporter
 
@@ -107,11 +111,22 @@ def found(group: str = GROUP) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
+FILES = Registry("experiment", "egd.experiments", ("plan",))
+
+
 def load(name: Any, source: str) -> Experiment:
-    """The experiment a recipe names. UserError when none is installed by that name."""
+    """Find the experiment that a recipe names: an installed one, or ``path/to/file.py:Name``. UserError where there is none."""
     known = found()
-    if not isinstance(name, str) or name not in known:
-        problem = "missing" if name is None else f"no experiment is called '{name}'"
-        raise UserError(f"experiment: {problem}; {nearest(str(name), known)}", key=source)
-    experiment: Experiment = known[name].load()
-    return experiment
+    if name is None:
+        raise UserError(f"experiment: missing; {nearest(str(name), known)}", key=source)
+    text = str(name)
+    if text in known:
+        experiment: Experiment = known[text].load()
+        return experiment
+    try:
+        if ":" not in text:
+            raise FILES.unknown(text, source, known)
+        made: Experiment = build(FILES, Spec(text, {}), {}, source)
+    except UserError as error:
+        raise UserError(f"experiment: {error}", key=source) from error
+    return made
