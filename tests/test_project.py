@@ -5,9 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from egd.runs.bases import read_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -15,7 +16,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_has_what_every_recipe_has(path: Path) -> None:
-    recipe = yaml.safe_load(path.read_text())
+    recipe = read_recipe(path)
     assert recipe["experiment"]
     assert recipe["description"]
     assert recipe["tasks"]

@@ -26,9 +26,10 @@ from typing import Any
 
 import yaml
 
-from egd.config.base import read_yaml, to_yaml
+from egd.config.base import to_yaml
 from egd.errors import UserError
 from egd.runs import experiment as experiments
+from egd.runs.bases import read_recipe
 from egd.runs.experiment import Options
 from egd.runs.summaries import flatten
 
@@ -111,7 +112,7 @@ def bases() -> list[list[Base]]:
 
 def of_recipe(path: Path) -> list[Base]:
     """The same of one recipe."""
-    tree, found = read_yaml(path), list[Base]()
+    tree, found = read_recipe(path), list[Base]()
     for method in list(tree.get("methods") or {}) or [None]:
         chosen: dict[str, Any] = {"tasks": [next(iter(tree["tasks"]))], "methods": [method] if method else []}
         found.append(Base(path, tree, chosen, plan(tree, str(path), [], chosen)))
@@ -355,7 +356,7 @@ def judge(base: Base, case: Case, folder: Path) -> tuple[str, str]:
     path = folder / "recipe.yaml"
     path.write_text(to_yaml(case.tree) if case.text is None else case.text, encoding="utf-8", newline="")
     try:
-        runs = plan(read_yaml(path), str(path), case.settings, base.chosen)
+        runs = plan(read_recipe(path), str(path), case.settings, base.chosen)
     except UserError as error:
         message = f"{error.key or ''}: {error}".replace(str(path), "recipe")
         keys = case.keys | ASKED if case.keys & {"tasks", "methods", "budgets"} else case.keys

@@ -115,7 +115,7 @@ def listing(title: str, *columns: str) -> Table:
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of an earlier run.")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", "-t", help="Only this task: D4RL's short name or a Minari id. May be repeated."),
+    typer.Option("--task", "-t", help="Only this task of the recipe, or those of a pattern: 'door-*'. May be repeated."),
 ]
 Methods = Annotated[
     list[str] | None, typer.Option("--method", "-m", help="Only this one of a recipe's methods. May be repeated.")
@@ -233,10 +233,10 @@ def _options(recipe: Path, out: Path | None, seeds: str | None, grid: list[str] 
 
 
 def _plan(recipe: Path, options: Options) -> tuple[Experiment, list[Job]]:
-    from egd.config.base import read_yaml
     from egd.runs import experiment as experiments
+    from egd.runs.bases import read_recipe
 
-    tree = read_yaml(recipe)
+    tree = read_recipe(recipe)
     experiment = experiments.load(tree.get("experiment"), str(recipe))
     return experiment, experiment.plan(tree, options)
 
@@ -404,11 +404,11 @@ def _component_tables(wide: bool) -> Iterator[Table]:
 
 
 def _recipe_table(folder: Path) -> Table:
-    from egd.config.base import read_yaml
+    from egd.runs.bases import read_recipe
 
     table = listing(f"recipes in {folder}/", "recipe", "tasks", "budgets", "description")
     for path in sorted(folder.rglob("*.yaml")):
-        tree = read_yaml(path)
+        tree = read_recipe(path, load=False)
         tasks, budgets = (own if isinstance(own := tree.get(key), list | dict) else () for key in ("tasks", "budgets"))
         about = str(tree.get("description", "")).strip()
         table.add_row(*map(literal, (path.name, len(tasks), " ".join(map(str, budgets)), about)))

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from egd.config.base import Sections
 from egd.config.components import Registry, Spec, build
 from egd.errors import UserError, nearest
 from egd.runs.progress import Reporter
@@ -63,7 +64,8 @@ class Experiment(Protocol):
     """A domain: from a recipe to jobs, and from a finished run to fresh evaluations.
 
     An experiment with more to list has a further method ``listings``, one whose evaluations take more settings a further
-    member ``evaluates``, their names; see ``check_settings``.
+    member ``evaluates``, their names; see ``check_settings``. One whose sections have keys beside a component's own settings
+    has a further member ``sections``; see ``egd.config.base.merge``.
     """
 
     @property
@@ -92,6 +94,11 @@ def listings(experiment: Experiment) -> dict[str, Listing]:
     """Name -> what ``egd list NAME`` prints, of an experiment that has a method ``listings``; else {}."""
     method = getattr(experiment, "listings", None)
     return {} if method is None else dict(method())
+
+
+def sections(experiment: Experiment) -> Sections:
+    """Sections of the experiment's recipes that name a component, with the keys that all their components share."""
+    return dict(getattr(experiment, "sections", {}))
 
 
 EVALUATES = ("omegas", "episodes", "seed", "device")

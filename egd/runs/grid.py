@@ -11,16 +11,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from egd.config.yaml_text import items, parse_or_text
 from egd.errors import UserError, shown
 from egd.runs.experiment import Options, Row
 from egd.runs.safe_names import apart, folder_of_cell
-from egd.config.yaml_text import items, parse_or_text
 
 Cell = Mapping[str, str]
 """A run's place in the grid: key -> value, for the keys that have several."""
 
 ELSEWHERE = {
     "experiment": "take another recipe",
+    "base": "take another recipe",
     "task": "use --task",
     "tasks": "use --task, and set what it changes",
     "method": "use --method",

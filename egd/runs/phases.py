@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.training.batched import BatchedLearner, NotBatchable
-from egd.runs.checkpoint import group, prefixed
-from egd.training.divergence import Vitals, largest_weight
 from egd.errors import UserError
-from egd.runs.progress import Bar, Reporter
+from egd.runs.checkpoint import group, prefixed
 from egd.runs.folder import RunFolder, not_finite
 from egd.runs.phase_files import load_phase, not_finite_in, save_phase
+from egd.runs.progress import Bar, Reporter
 from egd.runs.stopping import at_once, between_steps, told
-from egd.training.learners import Learner, Metrics, computing_of
 from egd.samplers.watching import named
+from egd.training.batched import BatchedLearner, NotBatchable
+from egd.training.divergence import Vitals, largest_weight
+from egd.training.learners import Learner, Metrics, computing_of
 
 MINUTES = 5.0
 UNFIT = (
@@ -43,10 +43,10 @@ Hook = Callable[[int], dict[str, Any]]
 @dataclass(frozen=True)
 class Phase:
     """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
-    results are kept. ``cache_key`` is all that decides the outcome, as a JSON value: another run's phase that is made of the same
-    can stand in for it (``egd.runs.store``); None where none may. ``checkpoint_every`` so many steps where checkpoints are large; 0:
-    as often as those of all others. ``hook_first``: the hook runs before the first step too. ``vitals`` are looked at whenever
-    such a checkpoint is due.
+    results are kept. ``cache_key`` is all that decides the outcome, as a JSON value: another run's phase that is made
+    of the same can stand in for it (``egd.runs.store``); None where none may. ``checkpoint_every`` so many steps where
+    checkpoints are large; 0: as often as those of all others. ``hook_first``: the hook runs before the first step too.
+    ``vitals`` are looked at whenever such a checkpoint is due.
     """
 
     name: str

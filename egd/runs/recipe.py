@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
 from egd.config.base import NONE, Sections, Tree, blamed_on, merge, override
 from egd.errors import UserError, nearest
+from egd.runs.bases import matching
 from egd.runs.experiment import Options
 from egd.runs.grid import refuse_key
 
@@ -18,7 +20,8 @@ RECIPE_KEYS = ("description", "tasks", "methods", "budgets", "default_budget")
 
 
 def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callable[[str], str] = str) -> dict[str, Tree]:
-    """Task -> its overrides in the recipe, for those of ``--task`` where given. A resolved config is a recipe of one ``task``.
+    """Task -> its overrides in the recipe, for those of ``--task``, names or shell patterns, where given. A resolved config is
+    a recipe of one ``task``.
 
     ``canonical`` maps what a user may call a task to its name. UserError when there is none.
     """
@@ -34,7 +37,8 @@ def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callabl
         named = {canonical(name): over for name, over in listed.items()}
     except UserError as error:
         raise UserError(f"tasks: {error}", key=options.source) from None
-    wanted = [canonical(name) for name in options.tasks] or list(named)
+    asked = [each for name in options.tasks for each in matching(name, list(named), "--task")]
+    wanted = [canonical(name) for name in asked] or list(named)
     return {name: named.get(name, {}) for name in wanted}
 
 
@@ -67,18 +71,21 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
     return budgets[name]
 
 
-def resolve(
-    recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options, sections: Sections = NONE
-) -> Tree:
-    """The settings of one task: the recipe's, then the budget's, the task's, ``--set``, ``--seed`` and ``--device``; ``sections``
-    as in ``merge``.
+def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options, sections: Sections = NONE) -> Tree:
+    """The settings of one task: the recipe's, then the budget's, the budget's for tasks of such names, the task's, ``--set``,
+    ``--seed`` and ``--device``; ``sections`` as in ``merge``.
     """
     for setting in options.settings:
         key = setting.partition("=")[0].strip()
         refuse_key(key, "--set", {"seed": options.seed is not None, "device": options.device != "auto"})
     tree: Tree = {k: v for k, v in recipe.items() if k not in RECIPE_KEYS}
-    budget = {k: v for k, v in chosen_budget(recipe, options).items() if k not in RECIPE_KEYS}
-    tree = override(merge(merge(tree, budget, sections), over, sections), options.settings, sections)
+    budget = chosen_budget(recipe, options)
+    own = mappings(budget, "tasks", options.source)
+    layers = [{k: v for k, v in budget.items() if k not in RECIPE_KEYS}]
+    layers += [layer for pattern, layer in own.items() if fnmatchcase(task, pattern)]
+    for layer in (*layers, over):
+        tree = merge(tree, layer, sections)
+    tree = override(tree, options.settings, sections)
     tree["task"] = task
     if options.seed is not None:
         tree["seed"] = options.seed

@@ -30,22 +30,22 @@ from egd.bounds import (
     PositiveShare,
     ProperShare,
     Rate,
+    SamplerSteps,
     Samples,
     Seed,
     Steps,
     Temperature,
     Threads,
-    SamplerSteps,
     Width,
     Workers,
 )
-from egd.training.precision import Computing, Precision
 from egd.config.base import ComponentConfig, Strict, Tree, merge
+from egd.config.sections import ChosenConfig, NetworkConfig
 from egd.denoisers import Prediction
 from egd.networks.mlp import ActivationName
 from egd.samplers import choose
 from egd.schedules import Spacing
-from egd.config.sections import ChosenConfig, NetworkConfig
+from egd.training.precision import Computing, Precision
 from egd.types import Sampler
 from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task, find_task
@@ -85,7 +85,9 @@ class DenoiserConfig(Strict):
 
 
 class CriticConfig(ChosenConfig):
-    """Q and V, on the same networks whatever they are regressed on; a critic's own settings, as ISQL's ``beta``, stand beside."""
+    """Q and V, on the same networks whatever they are regressed on; a critic's own settings, as ISQL's ``beta``, stand beside
+    these.
+    """
 
     name: str = "iql"
     """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""

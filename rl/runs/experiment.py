@@ -10,30 +10,30 @@ from typing import Any
 
 import torch
 
-from egd.runs import resources
-from egd.training.precision import set_up
 from egd.config.base import Tree
 from egd.errors import UserError
+from egd.runs import resources
 from egd.runs.experiment import Job, Listing, Options, Row
-from egd.runs.grid import check_count, variations
-from egd.runs.recipe import blaming, given, listed_tasks, pick_device, resolve, summary_line
-from egd.runs.progress import Reporter
 from egd.runs.folder import RunFolder
+from egd.runs.grid import check_count, variations
+from egd.runs.progress import Reporter
+from egd.runs.recipe import blaming, given, listed_tasks, pick_device, resolve, summary_line
 from egd.runs.safe_names import apart, folder_of_task
 from egd.runs.store import default_store
+from egd.training.precision import set_up
 from rl.agents import AGENTS, agent_class
 from rl.agents.base import Agent
 from rl.critics.choice import CRITICS
+from rl.data.generators import GENERATORS
 from rl.evaluation import video
 from rl.evaluation.evaluator import Evaluator, chosen, watched
 from rl.evaluation.results import rows, statistics
-from rl.data.generators import GENERATORS
+from rl.online.choice import GENERATORS as TRANSITIONS
 from rl.runs.job import OfflineJob
 from rl.runs.listings import list_methods, list_tasks
-from rl.runs.old_keys import refuse_old_keys, refuse_old_options
 from rl.runs.loading import check_generated, read_config, restore
-from rl.online.choice import GENERATORS as TRANSITIONS
-from rl.runs.recipe import check_sections, for_method, listed_methods, sections, task_settings, typed
+from rl.runs.old_keys import refuse_old_keys, refuse_old_options
+from rl.runs.recipe import SECTIONS, check_sections, for_method, listed_methods, task_settings, typed
 from rl.runs.run import Planned
 from rl.tasks import Task, find_task
 
@@ -43,6 +43,7 @@ class OfflineRL:
 
     caption = "normalised scores; the return itself where a task has no reference score"
     evaluates = ("policies", "video")
+    sections = SECTIONS
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
@@ -69,7 +70,7 @@ class OfflineRL:
         store = None if options.fresh else default_store()
         for one in variations(options):
             with blaming(options):
-                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options, sections())
+                tree = resolve(recipe, task[0], task_settings(task, method, options), one.options, SECTIONS)
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
                 check_generated(config)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from egd.training.precision import set_up
 from egd.runs.experiment import Row
 from egd.runs.grid import RunsFailed, in_cell, kept, runs_label
+from egd.runs.phase_files import settle
 from egd.runs.phases import Phase, PhaseRun, key_of, run_phases
 from egd.runs.progress import Reporter
 from egd.runs.safe_names import literal
-from egd.runs.phase_files import settle
 from egd.runs.store import Store
 from egd.runs.summaries import Summary
+from egd.training.precision import set_up
 from rl.agents import agent_class
 from rl.data.record import begin
 from rl.data.transitions import OfflineData

@@ -8,21 +8,21 @@ from dataclasses import replace
 
 import torch
 
-from egd.runs import resources
 from egd.config.base import read_yaml
+from egd.config.trust import trusting
+from egd.runs import resources
+from egd.runs.folder import RunFolder
 from egd.runs.phases import load_trained
 from egd.runs.progress import Reporter
-from egd.runs.folder import RunFolder
-from egd.config.trust import trusting
 from egd.training.learners import is_training_only
 from rl.agents import agent_class
 from rl.agents.base import Agent
-from rl.runs.config import RunConfig
 from rl.data.episodes import LOADING, Episodes, data_return, load_episodes, relabel, row_bytes, size_of, to_offline_data
+from rl.data.generators import check_made_by, make
 from rl.data.record import Record, fingerprint, of_run
 from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
-from rl.data.generators import check_made_by, make
+from rl.runs.config import RunConfig
 from rl.runs.recipe import typed
 from rl.tasks import Task
 
@@ -79,8 +79,8 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
 
 
 def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run. UserError where it is none of this version's, names a stranger's code (``egd.config.trust``), or
-    needs more memory than there is.
+    """The configuration of a run. UserError where it is none of this version's, names a stranger's code
+    (``egd.config.trust``), or needs more memory than there is.
     """
     with trusting(False, folder.path):
         config = typed(read_yaml(folder.config), str(folder.config))

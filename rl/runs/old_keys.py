@@ -41,7 +41,8 @@ def refuse_old_options(settings: Sequence[str], option: str) -> None:
             new = [f"critic.{key.removeprefix('critic.settings.')}={value}"]
         elif key == "critic.settings":
             own = parse_or_text(value, key)
-            new = [f"critic.{name}={_flow(each)}" for name, each in own.items()] if isinstance(own, Mapping) else ["critic.KEY=VALUE"]
+            named = own if isinstance(own, Mapping) else {"KEY": "VALUE"}
+            new = [f"critic.{name}={_flow(each)}" for name, each in named.items()]
         else:
             continue
         written = " ".join(f"{option} {_quoted(each)}" for each in new)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from egd.config.base import Sections, Tree, merge, sections_of, validate
@@ -12,9 +11,9 @@ from egd.runs.experiment import Options
 from egd.runs.recipe import chosen_budget, mappings, without_nulls
 from egd.runs.safe_names import check_names, folder_name
 from rl.agents import AGENTS, agent_class
+from rl.data.generators import check_generator
 from rl.runs.config import RunConfig
 from rl.runs.old_keys import refuse_old_keys
-from rl.data.generators import check_generator
 from rl.tasks import find_task
 
 
@@ -26,7 +25,7 @@ def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options
     """
     budget = chosen_budget(recipe, options)
     own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
-    listed = {name: merge(own.get(name, {}), over.get(name, {}), sections()) for name in {**own, **over}}
+    listed = {name: merge(own.get(name, {}), over.get(name, {}), SECTIONS) for name in {**own, **over}}
     for name in listed:
         folder_name(name, "methods")
     asked = [(name, "--method") for name in options.methods]
@@ -39,9 +38,7 @@ def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options
     return {name: listed[name] for name in wanted} or {"": {}}
 
 
-@cache
-def sections() -> Sections:
-    """Sections of any agent that name a component, as ``merge`` takes them."""
+def _sections() -> Sections:
     found: dict[str, set[str]] = {}
     for agent in AGENTS.values():
         for key, names in sections_of(agent.Config).items():
@@ -49,12 +46,16 @@ def sections() -> Sections:
     return found
 
 
+SECTIONS = _sections()
+"""Sections of any agent that name a component, as ``merge`` takes them."""
+
+
 def task_settings(task: tuple[str, Tree], method: tuple[str, Tree], options: Options) -> Tree:
     """What a method changes in the recipe, then the task, then the task for this method, which is under its ``methods``. Task
     and method are each a name and what it changes.
     """
     over = {key: value for key, value in task[1].items() if key != "methods"}
-    return merge(merge(method[1], over, sections()), _own_methods(*task, options).get(method[0], {}), sections())
+    return merge(merge(method[1], over, SECTIONS), _own_methods(*task, options).get(method[0], {}), SECTIONS)
 
 
 def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:

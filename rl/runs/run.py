@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
+from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, run_label
 from egd.runs.phases import Phase, seed_of
-from egd.runs.folder import RunFolder
 from egd.runs.summaries import read_metrics
 from egd.samplers.watching import clips_of
 from rl.agents.base import Agent
-from rl.runs.config import RunConfig
 from rl.evaluation.evaluator import Evaluator
 from rl.evaluation.results import statistics
 from rl.evaluation.rollouts import Rollouts
-from rl.tasks import Task
+from rl.runs.config import RunConfig
 from rl.runs.vitals import VITALS, vitals
+from rl.tasks import Task
 
 NOTHING = Rollouts({}, {}, 0)
 CALLS = 11  # of a policy, to say what one takes

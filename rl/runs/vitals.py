@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from egd.training.divergence import Vital
 from egd.samplers.watching import SamplingWarning
+from egd.training.divergence import Vital
 from rl.agents.base import Agent
-from rl.parts.behaviour import Behaviour
 from rl.critics import Critic
+from rl.parts.behaviour import Behaviour
 
 ROWS = 256
 """Of the data, the first ones, so that a look draws no random number of the training's."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from rl.agents import AGENTS
 from rl.tasks import REWARDS, TASKS, RewardTransform, find_task
@@ -66,15 +65,6 @@ def test_a_name_of_d4rls_finds_a_whole_task(name: str) -> None:
     longest = max((head for head in STEPS if name.startswith(head)), key=len)
     assert task.max_steps == STEPS[longest]
     assert task.score(D4RL[name][0]) == pytest.approx(0, abs=1e-9) and task.score(D4RL[name][1]) == pytest.approx(100)
-
-
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[2].joinpath("recipes").glob("aepo_*.yaml")), ids=lambda p: p.stem
-)
-def test_a_familys_transform_is_that_of_its_recipe(path: Path) -> None:
-    recipe = yaml.safe_load(path.read_text())
-    transforms = {find_task(name).reward for name in recipe["tasks"]}
-    assert transforms == {RewardTransform(recipe["data"]["reward_scale"], recipe["data"]["reward_shift"])}
 
 
 def test_transforms_read_as_what_they_do() -> None:

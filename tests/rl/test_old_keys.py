@@ -11,7 +11,7 @@ import yaml
 from egd.config.base import merge
 from egd.errors import UserError
 from rl.runs.old_keys import refuse_old_keys
-from rl.runs.recipe import sections
+from rl.runs.recipe import SECTIONS
 
 OLD = {
     "kind: iql": "  agent: iql",
@@ -66,7 +66,7 @@ def test_so_are_the_settings_of_an_earlier_run(egd: Any, recipe: Path, tmp_path:
 def test_another_critic_keeps_the_keys_of_all_critics_and_loses_those_of_the_old_one() -> None:
     old = {"critic": {"name": "cql", "width": 8, "gap": 5}, "schedule": {"name": "edm", "rho": 7}}
     for new in ({"name": "isql", "beta": 2}, "isql"):
-        critic = merge(old, {"critic": new, "schedule": {"name": "vp_linear"}}, sections())["critic"]
+        critic = merge(old, {"critic": new, "schedule": {"name": "vp_linear"}}, SECTIONS)["critic"]
         assert critic == {"width": 8, "name": "isql"} | (new if isinstance(new, dict) else {})
-    assert merge(old, {"schedule": {"name": "vp_linear"}}, sections())["schedule"] == {"name": "vp_linear"}
-    assert merge(old, {"critic": {"alpha": 1}}, sections())["critic"] == {**old["critic"], "alpha": 1}
+    assert merge(old, {"schedule": {"name": "vp_linear"}}, SECTIONS)["schedule"] == {"name": "vp_linear"}
+    assert merge(old, {"critic": {"alpha": 1}}, SECTIONS)["critic"] == {**old["critic"], "alpha": 1}

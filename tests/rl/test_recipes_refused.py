@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from egd.config.base import read_yaml
 from egd.errors import UserError
 from egd.runs import experiment as experiments
 from egd.runs import resources
+from egd.runs.bases import read_recipe
 from egd.runs.experiment import Options
 from egd.runs.grid import parse_grid, parse_seeds
 
@@ -20,7 +20,7 @@ RECIPES = Path("recipes")
 def planned(name: str = "quickstart", *, seeds: str | None = None, grid: tuple[str, ...] = (), **options: Any) -> int:
     """How many jobs; nothing is made."""
     path = RECIPES / f"{name}.yaml"
-    tree = read_yaml(path)
+    tree = read_recipe(path)
     several = {"seeds": parse_seeds(seeds) if seeds else (), "grid": parse_grid(grid)}
     plan = experiments.load(tree.get("experiment"), str(path)).plan
     return len(plan(tree, Options(out=Path("nowhere"), source=str(path), **several, **options)))
@@ -78,7 +78,7 @@ def test_constraints_hold_in_settings_that_components_take_from_sections() -> No
 
 
 def test_a_complaint_about_a_file_does_not_blame_the_option() -> None:
-    tree = {**read_yaml(RECIPES / "quickstart.yaml"), "denoiser": {"width": -1}, "critic": {"width": -1}}
+    tree = {**read_recipe(RECIPES / "quickstart.yaml"), "denoiser": {"width": -1}, "critic": {"width": -1}}
     plan = experiments.load("offline_rl", "r.yaml").plan
     with pytest.raises(UserError) as info:
         plan(tree, Options(out=Path("nowhere"), source="r.yaml", settings=["critic.width=-2"]))
@@ -147,5 +147,5 @@ def test_checkpoints_of_many_runs_must_fit_on_the_disk(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=str)
 def test_every_recipe_fits_a_laptop(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_MEMORY_GB", "8")
-    task = next(iter(read_yaml(path)["tasks"]))
+    task = next(iter(read_recipe(path)["tasks"]))
     assert planned(path.stem, tasks=[task]) > 0

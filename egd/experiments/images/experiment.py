@@ -32,9 +32,9 @@ class Images:
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
         """One job for every task of the recipe, or for those of ``--task``."""
         known = listed_tasks(recipe, Options(out=options.out, source=options.source))
-        if unknown := [name for name in options.tasks if name not in known]:
-            raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
         tasks = listed_tasks(recipe, options).items()
+        if unknown := [name for name, _ in tasks if name not in known]:
+            raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
         check_count(options, len(tasks))
         apart({task: folder_of_task(task, "tasks") for task, _ in tasks}, "tasks")
         jobs = [self._job(recipe, task, over, one) for task, over in tasks for one in variations(options)]
