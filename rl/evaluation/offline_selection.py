@@ -341,7 +341,7 @@ def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, refere
 def temperature(agent: Agent) -> tuple[float, float] | None:
     """beta of the agent's headline and the unit of Q that it is in; None where it has none."""
     name = agent.headline.partition("@")[0]
-    arms: Mapping[str, object] = getattr(agent.config, "arms", None) or getattr(agent.config, "ways", None) or {}
+    arms: Mapping[str, object] = getattr(agent.config, "guidances", None) or getattr(agent.config, "ways", None) or {}
     arm = arms.get(name, arms.get("guided"))
     beta = getattr(arm, "beta", None)
     if beta is None:
