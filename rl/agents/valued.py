@@ -20,7 +20,7 @@ from rl.critics.choice import check_critic, make_critic
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
 from rl.parts.behaviour import Behaviour, check_sampling
-from rl.parts.calibration import Calibration
+from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guided_policy import GuidedPolicy, Randomness
 from rl.parts.support_actions import SupportTable
 from rl.runs.config import ValuedConfig
@@ -43,7 +43,7 @@ class ValuedAgent(Agent):
         self.schedule, self.sampler, self.denoiser = self.behaviour.schedule, self.behaviour.sampler, self.behaviour.denoiser
         self.critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
         self.value_function = self.make_value_function()
-        self.calibration = Calibration(self.behaviour, self.value_function, config.calibration, device)
+        self.calibration = AdvantageCalibration(self.behaviour, self.value_function, config.calibration, device)
         k, draw = self.support_actions(), partial(drawn, self.behaviour, config.support.clip_x0)
         self.support = SupportTable(data, k, draw) if k else None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from egd.runs.checkpoint import group, prefixed
 from egd.runs.safe_names import module_name
 from egd.training.learners import Learner, Metrics
-from rl.parts.calibration import Calibration
+from rl.parts.calibration import AdvantageCalibration
 
 
 class Joint:
@@ -23,7 +23,7 @@ class Joint:
         self,
         before: Mapping[str, Learner],
         limits: Mapping[str, int],
-        calibration: Calibration,
+        calibration: AdvantageCalibration,
         energies: Mapping[str, Learner],
         total: int,
         every: int,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +12,11 @@ from torch import Tensor
 from egd.posteriors import calibrate
 from egd.runs.checkpoint import prefixed
 from egd.schedules import VPLinear
-from rl.parts.calibration import Calibration
+from rl.parts.calibration import AdvantageCalibration
 from rl.runs.config import CalibrationConfig
+
+NONE: Any = SimpleNamespace(schedule=None, sample=None)
+"""Neither a behaviour policy nor a critic is asked."""
 
 
 def state(grid: int) -> dict[str, Tensor]:
@@ -24,7 +30,7 @@ def state(grid: int) -> dict[str, Tensor]:
 
 
 def test_a_calibration_comes_back_as_it_was() -> None:
-    calibration = Calibration(None, None, CalibrationConfig(grid=4), torch.device("cpu"))  # type: ignore[arg-type]  # not asked
+    calibration = AdvantageCalibration(NONE, NONE, CalibrationConfig(grid=4), torch.device("cpu"))
     calibration.load(state(4))
     assert {name: float(value.sum()) for name, value in calibration.state().items()} == {
         name: float(value.sum()) for name, value in state(4).items()
@@ -41,6 +47,6 @@ def test_a_calibration_comes_back_as_it_was() -> None:
     ],
 )
 def test_a_calibration_of_other_settings_or_types_is_refused(wrong: dict[str, Tensor], word: str) -> None:
-    calibration = Calibration(None, None, CalibrationConfig(grid=4), torch.device("cpu"))  # type: ignore[arg-type]  # not asked
+    calibration = AdvantageCalibration(NONE, NONE, CalibrationConfig(grid=4), torch.device("cpu"))
     with pytest.raises(ValueError, match=word):
         calibration.load(wrong)

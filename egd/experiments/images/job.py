@@ -21,7 +21,7 @@ from egd.experiments.images.config import ImagesConfig
 from egd.experiments.images.data import ImageSet
 from egd.experiments.images.evaluation import Evaluation, ImagesSummary, evaluate, rows
 from egd.experiments.images.figure import grid_figure
-from egd.experiments.images.model import DATA, PARTS, ImagesModel
+from egd.experiments.images.model import DATA, PARTS, ImagesModel, clip_key
 from egd.runs.experiment import Row
 from egd.runs.files import read_regular, write_atomic
 from egd.runs.folder import RunFolder
@@ -99,7 +99,7 @@ class ImagesJob:
                 reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")
         moments = model.calibration.moments
         for name, estimator in self.config.estimators.items():
-            kind, own = estimator.posterior.name, moments[bool(estimator.clip_x0)]
+            kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
             used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, PARTS, name) and kind in own.raw
             share = own.clamp_share(kind) if used else 0.0
             if share:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +19,11 @@ from egd.errors import UserError
 from egd.experiments.images.classifier import Classifier, ClassifierLearner
 from egd.experiments.images.config import EstimatorConfig, ImagesConfig
 from egd.experiments.images.data import ImageSet
-from egd.posteriors.moments import Moments, calibrate
-from egd.runs.checkpoint import group, prefixed
 from egd.runs.phases import Phase, seed_of
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
-from egd.training.learners import DenoiserLearner, Fit, Metrics
+from egd.training.calibration import Calibration
+from egd.training.learners import DenoiserLearner, Fit
 from egd.types import Context, Denoiser, Energy, Posterior, Support
 
 DATA = Registry("set of images", "egd.experiments.images.data", ("split",))
@@ -86,7 +85,10 @@ class ImagesModel:
             sets = {"classifier": for_guide, "judge": for_judge}
             self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
         self._try_energies()
-        self.calibration = Calibration(self)
+        clips = sorted({bool(e.clip_x0) for e in config.estimators.values()})
+        denoisers = {clip_key(clip): partial(self._denoiser, clip) for clip in clips}
+        size = config.calibration.model_dump()
+        self.calibration = Calibration(denoisers, self.schedule, self.sample_data, **size)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
         """A network with initial weights that depend on the run's seed and its own name alone."""
@@ -168,6 +170,10 @@ class ImagesModel:
         assert isinstance(network, UNetNetwork)
         return make_pipeline(network.requires_grad_(False))
 
+    def _denoiser(self, clip: bool) -> Denoiser:
+        denoiser: Denoiser = self.pipeline.denoiser(clip_x0=clip)
+        return denoiser
+
     def energy(self, config: ComponentConfig, key: str) -> Energy:
         """An energy of pictures."""
         parts = {"classifier": self.classifiers["classifier"].fit.model.requires_grad_(False)} if self.classifiers else {}
@@ -177,7 +183,7 @@ class ImagesModel:
     def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
         """An estimator's, from the calibration with or without clipping."""
         denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.bound)
-        moments = self.calibration.moments[bool(estimator.clip_x0)]
+        moments = self.calibration.moments[clip_key(estimator.clip_x0)]
         parts = {"denoiser": denoiser, "moments": moments, "schedule": self.schedule}
         posterior: Posterior = build(POSTERIORS, estimator.posterior.spec, parts, key)
         return posterior
@@ -216,6 +222,11 @@ class ImagesModel:
         return shown(images)
 
 
+def clip_key(clip_x0: object) -> str:
+    """Name the moments of a denoiser whose x_0 is clipped, or not."""
+    return f"clip{int(bool(clip_x0))}"
+
+
 def shown(latents: Tensor) -> Tensor:
     """In [-1, 1], as a picture of them is; what is infinite stays it, and is counted."""
     return torch.where(latents.isfinite(), 2 * (latents / 2 + 0.5).clamp(0, 1) - 1, latents)
@@ -231,34 +242,3 @@ def _check_classes(parts: Mapping[str, ImageSet], key: str) -> None:
             raise UserError(
                 f"needs a classifier, and of {shown} there is no image for {name}: use more, or set the target to null", key=key
             )
-
-
-class Calibration:
-    """Posterior moments, with and without clipping of x_0 as the estimators ask for."""
-
-    def __init__(self, model: ImagesModel) -> None:
-        self.model = model
-        self.clips = sorted({bool(e.clip_x0) for e in model.config.estimators.values()})
-        self.moments: dict[bool, Moments] = {}
-
-    @torch.no_grad()
-    def update(self, generator: torch.Generator) -> Metrics:
-        """Estimate everything anew."""
-        model, settings = self.model, self.model.config.calibration
-        for clip in self.clips:
-            self.moments[clip] = calibrate(
-                model.pipeline.denoiser(clip_x0=clip),
-                model.schedule,
-                model.sample_data,
-                generator=generator,
-                **settings.model_dump(),
-            )
-        return {"data_var": next(iter(self.moments.values())).data_var}
-
-    def state(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
-        return {k: v for clip, m in self.moments.items() for k, v in prefixed(f"clip{int(clip)}", m.state()).items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
-        self.moments = {clip: Moments.load(group(f"clip{int(clip)}", state)).checked() for clip in self.clips}

@@ -20,13 +20,14 @@ from egd.experiments.toy2d.config import Toy2dConfig
 from egd.experiments.toy2d.data import DataSet
 from egd.guidance import guide
 from egd.networks.mlp import EnergyMLP, NoiseMLP
-from egd.posteriors.moments import Moments, calibrate
+from egd.posteriors.moments import Moments
 from egd.runs.labels import label
 from egd.runs.phases import Phase, seed_of
 from egd.samplers import initial_noise
 from egd.samplers.choice import choose
 from egd.schedules import time_grid
 from egd.selection import Weights, energy_weights
+from egd.training.calibration import Calibration
 from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, Metrics
 from egd.types import Denoiser, Schedule, TimedEnergy
 from egd.wrappers import Clip
@@ -83,7 +84,7 @@ class Toy2dModel:
         self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
         s = config.sampler
         self.denoiser_fit = self._denoiser_fit("denoiser")
-        self.calibration = Calibration(self)
+        self.calibration = RangeCalibration(self)
         self.networks: dict[tuple[str, float], nn.Module] = {}
         self.weighted: dict[tuple[str, float], Fit] = {}
         self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
@@ -178,37 +179,32 @@ class Toy2dModel:
         return sampler(denoiser, self.schedule, noise, self.times, generator=generator)
 
 
-class Calibration:
-    """A pass over the data for the posterior's moments and the range of x_0."""
+class RangeCalibration:
+    """The range of x_0 and then, of the denoiser within it, the posterior's moments."""
 
     def __init__(self, model: Toy2dModel) -> None:
         self.model = model
+        size = model.config.calibration.model_dump()
+        self.posterior = Calibration({"moments": model.denoiser}, model.schedule, model.data.sample, **size)
         self.low, self.high = torch.full((2,), -4.5, device=model.device), torch.full((2,), 4.5, device=model.device)
-        self.moments: Moments | None = None
+
+    @property
+    def moments(self) -> Moments | None:
+        """The posterior's; None before the first update."""
+        return self.posterior.moments.get("moments")
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
         """Estimate everything anew."""
-        model, settings = self.model, self.model.config.calibration
-        points, _ = model.data.sample(100_000, generator)
+        points, _ = self.model.data.sample(100_000, generator)
         self.low, self.high = points.amin(0), points.amax(0)
-        self.moments = calibrate(
-            model.denoiser(),
-            model.schedule,
-            model.data.sample,
-            generator=generator,
-            grid=settings.grid,
-            samples=settings.samples,
-        )
-        return {"data_var": self.moments.data_var}
+        return self.posterior.update(generator)
 
     def state(self) -> dict[str, Tensor]:
         """For the checkpoint."""
-        moments = {} if self.moments is None else {f"moments.{k}": v for k, v in self.moments.state().items()}
-        return {**moments, "low": self.low, "high": self.high}
+        return {**self.posterior.state(), "low": self.low, "high": self.high}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state``."""
         self.low, self.high = state["low"], state["high"]
-        own = {k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")}
-        self.moments = Moments.load(own).checked()
+        self.posterior.load(state)
