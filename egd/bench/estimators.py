@@ -11,13 +11,12 @@ from torch import Tensor
 
 from egd.config.catalogue import ENERGIES, OBJECTIVES
 from egd.config.components import Spec, build, validate, wanted_parts
+from egd.config.parts import ENERGY_PARTS
 from egd.config.trial import Trial
 from egd.networks.mlp import EnergyMLP
 from egd.schedules import VPLinear
 from egd.training.learners import EnergyLearner, Fit, train
 from egd.types import Context, Denoiser, Objective, Sample, Schedule, TimedEnergy
-
-PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta", "moments"}
 
 TWEEDIE = {"name": "tweedie", "covariance": "full"}
 CLOSED_FORMS: dict[str, Any] = {
@@ -79,13 +78,13 @@ def is_objective(spec: Any) -> bool:
 
 def reads_denoiser(spec: Any) -> bool:
     """Whether what an objective learns depends on the denoiser, directly or by a posterior."""
-    asked = wanted_parts(OBJECTIVES, Spec.of(spec, "estimator"), PARTS, "estimator")
+    asked = wanted_parts(OBJECTIVES, Spec.of(spec, "estimator"), ENERGY_PARTS, "estimator")
     return bool(asked & {"denoiser", "posterior", "moments"})
 
 
 def check(mine: str) -> None:
     """UserError when a user's class is not found, asks for what the benchmark has not, or breaks its contract on a few rows."""
-    validate(ENERGIES, Spec.of(mine, "--mine"), PARTS, "--mine")
+    validate(ENERGIES, Spec.of(mine, "--mine"), ENERGY_PARTS, "--mine")
     Trial((2,), VPLinear()).energy(Spec.of(mine, "--mine"), "--mine")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from egd.config.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.config.components import Spec, build, parameters, wanted_parts
+from egd.config.parts import UNCALIBRATED_PARTS
 from egd.denoisers import NetworkDenoiser
 from egd.energies.base import prepare
 from egd.guidance import guide
@@ -38,8 +39,6 @@ from egd.wrappers import Clip
 
 Component: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 """A component's name, ``{name: ..., setting: ...}`` as in a recipe, or an object."""
-
-PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
 
 
 @dataclass(frozen=True)
@@ -287,9 +286,9 @@ def _rule(rule: Component | None, omega: float) -> GuidanceRule:
 
 def _timed_energy(guidance: Component, parts: Mapping[str, Any]) -> TimedEnergy:
     if callable(guidance):
-        others = {n for n, p in parameters(guidance).items() if p.default is p.empty} - PARTS
+        others = {n for n, p in parameters(guidance).items() if p.default is p.empty} - UNCALIBRATED_PARTS
         if others:
-            known = ", ".join(sorted(PARTS))
+            known = ", ".join(sorted(UNCALIBRATED_PARTS))
             raise ValueError(
                 f"guidance is made of {known}, and this one wants {', '.join(sorted(others))}; is it a timed energy itself? "
                 "then pass guidance=lambda: mine"
@@ -297,7 +296,7 @@ def _timed_energy(guidance: Component, parts: Mapping[str, Any]) -> TimedEnergy:
         timed: TimedEnergy = guidance(**{name: parts[name] for name in parameters(guidance) if name in parts})
         return timed
     spec = Spec.of(guidance, "guidance")
-    missing = wanted_parts(ENERGIES, spec, PARTS, "guidance") - set(parts)
+    missing = wanted_parts(ENERGIES, spec, UNCALIBRATED_PARTS, "guidance") - set(parts)
     if "posterior" in missing:
         raise ValueError(f"'{spec.name}' needs a posterior: pass posterior=pipe.calibrate(images)")
     if "support" in missing:

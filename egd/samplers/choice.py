@@ -6,11 +6,9 @@ from collections.abc import Iterable
 
 from egd.config.catalogue import SAMPLERS
 from egd.config.components import Spec, bind, parameters
+from egd.config.parts import SAMPLER_PARTS
 from egd.errors import UserError, nearest
 from egd.types import Sampler
-
-ARGUMENTS = {"denoiser", "schedule", "x", "times", "c", "generator"}
-"""What a sampler is called with; its other parameters are settings."""
 
 
 def choose(spec: Spec, key: str, *, others: Iterable[str] = ()) -> Sampler:
@@ -20,11 +18,11 @@ def choose(spec: Spec, key: str, *, others: Iterable[str] = ()) -> Sampler:
     setting that it does not have; ``others`` are the keys of the same section, to suggest for a misspelt one.
     """
     known = set(parameters(SAMPLERS.find(spec.name, key)))
-    if missing := ARGUMENTS - known:
+    if missing := SAMPLER_PARTS - known:
         raise UserError(f"'{spec.name}' is no sampler: it takes no {', '.join(sorted(missing))}", key=key)
     for name in spec.settings:
-        if name not in known - ARGUMENTS:
-            options = {*others, *(known - ARGUMENTS)}
+        if name not in known - SAMPLER_PARTS:
+            options = {*others, *(known - SAMPLER_PARTS)}
             raise UserError(f"'{spec.name}' has no setting '{name}'; {nearest(name, options)}", key=f"{key}.{name}")
-    chosen: Sampler = bind(SAMPLERS, spec, ARGUMENTS, key)
+    chosen: Sampler = bind(SAMPLERS, spec, SAMPLER_PARTS, key)
     return chosen

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from egd.config import catalogue
 from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
 from egd.config.components import Registry, Spec, build, parameters, validate, wanted_parts
+from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS
 from egd.energies.base import takes_context
 from egd.errors import UserError
 from egd.objectives.base import is_grouped
 from rl.runs.config import GuidanceConfig
-
-POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
-ENERGY_PARTS = {"energy", "posterior", "support", "beta"} | POSTERIOR_PARTS
 
 
 def is_trained(guidance: GuidanceConfig) -> bool:

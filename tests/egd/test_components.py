@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from egd.config import parts
 from egd.config.components import Registry, Spec, bind, build, by_path, parameters, validate, wanted_parts
+from egd.config.trial import Trial
 from egd.energies import DPS, FirstOrder, MonteCarlo, Sum
 from egd.energies.ess_blend import EssBlend
 from egd.energies.second_order import SecondOrder
 from egd.errors import UserError, nearest
 from egd.posteriors import MomentPosterior, Tweedie
+from egd.schedules import VPLinear
 
+ROOT = Path(__file__).parents[2]
 ENERGIES = Registry("energy", "egd.energies")
 RULES = Registry("rule", "egd.rules")
 OBJECTIVES = Registry("objective", "egd.objectives")
@@ -343,3 +347,11 @@ def test_a_file_that_is_not_there_is_no_matter_of_pythonpath() -> None:
     assert "PYTHONPATH" not in str(refused.value)
     with pytest.raises(UserError, match="PYTHONPATH"):
         by_path("no_such_module_of_mine:SoftDPS", "k", "egd")
+
+
+def test_the_table_of_parts_is_that_of_the_page_and_of_what_is_tried() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*?) \| [^|]* \|$", page, re.MULTILINE)) == parts.PARTS
+    every = parts.RATIO_PARTS | parts.RULE_PARTS | parts.WRAPPER_PARTS | parts.SAMPLER_PARTS
+    assert every == set(parts.PARTS)
+    assert set(Trial((2,), VPLinear()).parts) == parts.ENERGY_PARTS

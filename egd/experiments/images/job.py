@@ -15,13 +15,14 @@ import torch
 
 from egd.config.catalogue import ENERGIES
 from egd.config.components import build, wanted_parts
+from egd.config.parts import UNCALIBRATED_PARTS
 from egd.errors import UserError, writable
 from egd.experiments.images.classifier import accuracy
 from egd.experiments.images.config import ImagesConfig
 from egd.experiments.images.data import ImageSet
 from egd.experiments.images.evaluation import Evaluation, ImagesSummary, evaluate, rows
 from egd.experiments.images.figure import grid_figure
-from egd.experiments.images.model import DATA, PARTS, ImagesModel, clip_key
+from egd.experiments.images.model import DATA, ImagesModel, clip_key
 from egd.runs.experiment import Row
 from egd.runs.files import read_regular, write_atomic
 from egd.runs.folder import RunFolder
@@ -100,7 +101,7 @@ class ImagesJob:
         moments = model.calibration.moments
         for name, estimator in self.config.estimators.items():
             kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
-            used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, PARTS, name) and kind in own.raw
+            used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, UNCALIBRATED_PARTS, name) and kind in own.raw
             share = own.clamp_share(kind) if used else 0.0
             if share:
                 text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"

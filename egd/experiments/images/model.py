@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
 from egd.config.components import Registry, build, validate, wanted_parts
+from egd.config.parts import POSTERIOR_PARTS, RULE_PARTS, UNCALIBRATED_PARTS, WRAPPER_PARTS
 from egd.config.sections import check_titles
 from egd.config.trial import Trial
 from egd.contracts import energy_values, name_of
@@ -28,8 +29,6 @@ from egd.types import Context, Denoiser, Energy, Posterior, Support
 
 DATA = Registry("set of images", "egd.experiments.images.data", ("split",))
 IMAGE_ENERGIES = Registry("energy of images", "egd.experiments.images.energies", ("__call__",), 2)
-POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
-PARTS = {"energy", "denoiser", "posterior", "schedule", "support", "beta"}
 DATA_ROW, UNGUIDED = "data, weighted", "unguided"
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,13 +41,13 @@ def check_components(config: ImagesConfig) -> None:
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
     check_titles(config.estimators, (DATA_ROW, UNGUIDED))
     for name, estimator in config.estimators.items():
-        validate(ENERGIES, estimator.guidance.spec, PARTS, f"estimators.{name}.guidance")
+        validate(ENERGIES, estimator.guidance.spec, UNCALIBRATED_PARTS, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
-        validate(RULES, estimator.rule.spec, {"omega"}, f"estimators.{name}.rule")
+        validate(RULES, estimator.rule.spec, RULE_PARTS, f"estimators.{name}.rule")
         trial.energy(estimator.guidance.spec, f"estimators.{name}.guidance")
         trial.rule(estimator.rule.spec, f"estimators.{name}.rule")
         if not isinstance(estimator.clip_x0, bool):
-            validate(WRAPPERS, estimator.clip_x0.spec, {"denoiser", "low", "high"}, f"estimators.{name}.clip_x0")
+            validate(WRAPPERS, estimator.clip_x0.spec, WRAPPER_PARTS, f"estimators.{name}.clip_x0")
             trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"estimators.{name}.clip_x0")
 
 
@@ -87,8 +86,8 @@ class ImagesModel:
         self._try_energies()
         clips = sorted({bool(e.clip_x0) for e in config.estimators.values()})
         denoisers = {clip_key(clip): partial(self._denoiser, clip) for clip in clips}
-        size = config.calibration.model_dump()
-        self.calibration = Calibration(denoisers, self.schedule, self.sample_data, **size)
+        per_time = config.calibration.model_dump()
+        self.calibration = Calibration(denoisers, self.schedule, self.sample_data, **per_time)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
         """A network with initial weights that depend on the run's seed and its own name alone."""

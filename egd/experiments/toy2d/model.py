@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from egd.config import catalogue
 from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
 from egd.config.components import Registry, Spec, build, validate
+from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS, RULE_PARTS
 from egd.config.sections import check_titles
 from egd.config.trial import Trial
 from egd.denoisers import NetworkDenoiser, at_unit_scale
@@ -32,8 +33,6 @@ from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, Metrics
 from egd.types import Denoiser, Schedule, TimedEnergy
 from egd.wrappers import Clip
 
-POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
-PARTS = {"energy", "posterior", "support", "beta", *POSTERIOR_PARTS}
 WEIGHTS = Registry("weighting of the data", "egd.selection")
 WEIGHTED = "energy_weights"
 """Instead of an estimate of E_t: a denoiser of the weighted data for every beta."""
@@ -61,7 +60,7 @@ def check_components(config: Toy2dConfig) -> None:
     sampler = Spec(config.sampler.name, {})
     walk = choose(sampler, "sampler.name")
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
-    validate(RULES, config.rule.spec, {"omega"}, "rule")
+    validate(RULES, config.rule.spec, RULE_PARTS, "rule")
     trial = Trial((2,), schedule)
     trial.sampler(sampler, walk, "sampler.name")
     trial.posterior(config.posterior.spec, "posterior")
@@ -71,7 +70,7 @@ def check_components(config: Toy2dConfig) -> None:
         known = {**ENERGIES.names(), **OBJECTIVES.names(), WEIGHTED: energy_weights}
         if estimator.name not in known and ":" not in estimator.name:
             raise ENERGIES.unknown(estimator.name, f"estimators.{title}", known)
-        validate(registry_of(estimator.name), estimator.spec, PARTS, f"estimators.{title}")
+        validate(registry_of(estimator.name), estimator.spec, ENERGY_PARTS, f"estimators.{title}")
         if estimator.name != WEIGHTED:
             trial.energy(estimator.spec, f"estimators.{title}")
 

@@ -31,6 +31,7 @@ from egd.bounds import Layers, NotNegative, Omega, ProperShare, Rate, Samples, S
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
 from egd.config.components import build, validate, wanted_parts
+from egd.config.parts import POSTERIOR_PARTS, RATIO_PARTS
 from egd.config.sections import NetworkConfig
 from egd.denoisers import at_unit_scale
 from egd.energies.clean import at_zero
@@ -157,7 +158,7 @@ class EDIS(Generator):
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
         TransitionModel.check(settings, task)
         energy = ComponentConfig.model_validate(settings.get("energy", SUPPORT))
-        check_energy(energy.spec, PARTS, f"{KEY}.energy")
+        check_energy(energy.spec, RATIO_PARTS, f"{KEY}.energy")
         if "wanted" in wanted_of(energy):
             check_without_weights(energy.name, settings)
         posterior = ComponentConfig.model_validate(settings.get("posterior", RESIDUAL))
@@ -361,13 +362,10 @@ def marginal(draw: Draw, part: slice) -> Sample:
 
 # -- what energies may ask for -------------------------------------------------------------------------------------------
 
-PARTS = {"energy", "schedule", "denoiser", "posterior", "moments", "support", "wanted", "beta"}
-POSTERIOR_PARTS = {"denoiser", "schedule", "moments"}
-
 
 def wanted_of(energy: ComponentConfig) -> set[str]:
     """Find the parts that an energy or an objective asks for."""
-    return wanted_parts(energy_registry(energy.name, f"{KEY}.energy"), energy.spec, PARTS, f"{KEY}.energy")
+    return wanted_parts(energy_registry(energy.name, f"{KEY}.energy"), energy.spec, RATIO_PARTS, f"{KEY}.energy")
 
 
 def check_without_weights(energy: str, settings: Mapping[str, Any]) -> None:
