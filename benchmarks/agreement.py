@@ -27,10 +27,11 @@ from egd.report.runs import Run, find
 from egd.runs.progress import Reporter
 from egd.tensors import value_and_grad
 from rl.agents.base import Agent
-from rl.agents.guided import OF_NETWORK, GuidedAgent
 from rl.critics import Critic
 from rl.data.transitions import Batch
 from rl.evaluation.offline_selection import behaviours_of, critics_of, usable
+from rl.parts.guidance import OF_NETWORK
+from rl.parts.guided import Guidance
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -91,10 +92,11 @@ def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch, again
     unless given, and the median length in that of the score, sqrt(A) / sigma_t. UserError where there is no such energy.
     """
     pushes: dict[str, list[Tensor]] = {}
-    guided = [(run, agent) for run, agent in zip(runs, agents, strict=True) if isinstance(agent, GuidedAgent)]
+    every_one = [(run, getattr(agent, "guidance", None)) for run, agent in zip(runs, agents, strict=True)]
+    guided = [(run, guidance) for run, guidance in every_one if isinstance(guidance, Guidance)]
     for seed in sorted({run.summary.seed for run, _ in guided}):
-        for name, (agent, grad) in _grads([(run, agent) for run, agent in guided if run.summary.seed == seed]).items():
-            pushes.setdefault(name, []).append(_pushes(agent, grad, rows))
+        for name, (guidance, grad) in _grads([(run, own) for run, own in guided if run.summary.seed == seed]).items():
+            pushes.setdefault(name, []).append(_pushes(guidance, grad, rows))
     if against is not None and against not in pushes:
         raise UserError(f"no energy is called '{against}'; {nearest(against, pushes)}", key="--against")
     seeds = min(map(len, pushes.values()), default=0)
@@ -109,32 +111,33 @@ def _row(name: str, values: Tensor) -> Row:
     return {"energy": name, **{f"t {t:g}": f"{float(value):.2g}" for t, value in zip(TIMES, values, strict=True)}}
 
 
-def _grads(runs: Sequence[tuple[Run, GuidedAgent]]) -> Mapping[str, tuple[GuidedAgent, Grad]]:
+def _grads(runs: Sequence[tuple[Run, Guidance]]) -> Mapping[str, tuple[Guidance, Grad]]:
     """Of every energy that the agents guide by, each form of it once."""
-    found: dict[str, tuple[GuidedAgent, Grad]] = {}
+    found: dict[str, tuple[Guidance, Grad]] = {}
     seen: set[str] = set()
-    for run, agent in runs:
-        for name, arm in agent.config.guidances.items():
+    for run, guidance in runs:
+        for name, arm in guidance.config.guidances.items():
             form = arm.model_dump_json(include=OF_NETWORK)
             if form not in seen:
-                found[f"{run.label} {name}"] = agent, _grad(agent, name)
+                found[f"{run.label} {name}"] = guidance, _grad(guidance, name)
             seen.add(form)
     return found
 
 
-def _grad(agent: GuidedAgent, name: str) -> Grad:
-    energy = agent.timed_energy(name, torch.Generator(agent.device).manual_seed(0))
+def _grad(guidance: Guidance, name: str) -> Grad:
+    energy = guidance.policy(name).timed_energy(torch.Generator(guidance.calibration.behaviour.low.device).manual_seed(0))
     return lambda x, t, s: value_and_grad(lambda x: energy(x, t, s), x)[1]
 
 
-def _pushes(agent: GuidedAgent, grad: Grad, rows: Batch) -> Tensor:
+def _pushes(guidance: Guidance, grad: Grad, rows: Batch) -> Tensor:
     """In units of the score: (TIMES, N, A)"""
-    noise = torch.randn(rows.action.shape, generator=torch.Generator(agent.device).manual_seed(0), device=agent.device)
+    schedule, device = guidance.calibration.behaviour.schedule, rows.action.device
+    noise = torch.randn(rows.action.shape, generator=torch.Generator(device).manual_seed(0), device=device)
     found = []
     for time in TIMES:
-        t = torch.full((len(noise),), time, device=agent.device)
-        x = diffuse(agent.schedule, rows.action, t, noise)
-        unit = agent.schedule.sigma(t)[:, None] / noise.shape[1] ** 0.5
+        t = torch.full((len(noise),), time, device=device)
+        x = diffuse(schedule, rows.action, t, noise)
+        unit = schedule.sigma(t)[:, None] / noise.shape[1] ** 0.5
         found.append(grad(x, t, rows.state).detach() * unit)
     return torch.stack(found)
 

@@ -29,9 +29,7 @@ from egd.cli.main import console, show, user_errors
 from egd.config.base import ComponentConfig
 from egd.errors import UserError
 from egd.metrics import energy_distance
-from egd.runs.phases import Phase
 from egd.runs.progress import Reporter
-from egd.training.learners import Learner
 from rl.data.episodes import data_return, load_episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData, drawn
 from rl.online.choice import make_generator
@@ -112,12 +110,9 @@ def made(
         torch.manual_seed(seed)
         return make()
 
-    def phase(name: str, steps: int, learner: Learner, *_: Any, **__: Any) -> Phase:
-        return Phase(name, steps, learner)
-
-    context = GeneratorContext(setting.data, setting.task, lambda s, g: s, fresh, phase)
+    context = GeneratorContext(setting.data, setting.task, lambda s, g: s, fresh)
     source = make_generator(ComponentConfig.model_validate(arm), context)
-    phases = source.phases()
+    phases = source.parts()
     if phases and model is None:
         started = time.perf_counter()
         for step in range(phases[0].steps):

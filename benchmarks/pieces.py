@@ -257,7 +257,7 @@ def support(lab: Lab, n: int) -> Case:
     """Support actions for n states."""
     agent = lab.agent()
     states, noise = agent.data.transitions.state[:n], lab.plain_noise_network(agent)
-    drawn = BehaviourSupport(agent.sampler, agent.denoiser(clip=False), lab.generator())
+    drawn = BehaviourSupport(agent.behaviour.sampler, agent.behaviour.denoiser(clip=False), lab.generator())
     return Case(
         torch.no_grad()(lambda: drawn(states, CONTRASTED)),
         lambda: plain_acting.support(noise, states, CONTRASTED, _action(agent), steps=agent.config.sampler.steps),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ GENERATOR_STATES = ((16,), (5056,))
 """Shapes of the state of a random number generator: of GPUs, of CPUs."""
 
 Hook = Callable[[int], dict[str, Any]]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,13 @@ def key_of(cache_key: Any) -> str:
 def seed_of(seed: int, name: str) -> int:
     """A seed for one named part of a run: parts do not depend on how many random numbers others drew."""
     return zlib.crc32(f"{seed}/{name}".encode())
+
+
+def fresh(seed: int, name: str, make: Callable[[], Made]) -> Made:
+    """Make something with random numbers of its own, a network say, that no other part's draws change."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, name))
+        return make()
 
 
 def run_phase(

@@ -2,10 +2,104 @@
 
 from __future__ import annotations
 
-from rl.agents.guided import GuidedAgent
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import override
+
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.guidance import check_guidance, check_joint, support_actions, trained_guidances, try_components
+from rl.parts.guided import Guidance
+from rl.parts.joint import Joint
+from rl.parts.policies import AgentPolicy
+from rl.parts.support_actions import drawn_from
+from rl.runs.config import GuidedConfig
+from rl.tasks import Task
 
 
-class AEPO(GuidedAgent):
-    """AEPO (arXiv:2505.01822, Algorithm 1): behaviour diffusion, implicit Q-learning, an intermediate energy that is known in
-    closed form or regressed on one, guided sampling.
+class AEPOConfig(GuidedConfig):
+    """A behaviour model, a critic, and guidance; the energy of the paper is ``guidance: {energy: analytic}``."""
+
+    agent: str = "aepo"
+
+
+class AEPO(Agent):
+    """AEPO (arXiv:2505.01822): pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4) by behaviour diffusion, implicit Q-learning, an
+    intermediate energy that is known in closed form or regressed on one, and guided sampling.
+
+    The energy handed to ``egd`` is E(a, s) = V(s) - Q(s, a).
     """
+
+    Config: ClassVar[type[AEPOConfig]] = AEPOConfig
+    config: GuidedConfig
+
+    def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        try_components(config, (self.context.actions,), self.context.states)
+        self.behaviour = Behaviour(self.context, config)
+        k = support_actions(config)  # of closed forms none: they draw their own
+        self.support = drawn_from(self.behaviour, config, k) if k else None
+        self.critic_part = OfflineCritic(self.context, config.critic, self.support)
+        self.critic = self.critic_part.critic
+        before = [self.behaviour, self.critic_part]
+        self.calibration = AdvantageCalibration(self.behaviour, self.critic, config.calibration, device, after=before)
+        self.guidance = Guidance(self.context, config, self.calibration, self.critic_part, self.support)
+
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        check_sampling(config)
+        check_critic(config.critic)
+        check_guidance(config.guidances)
+        check_joint(config)
+
+    @classmethod
+    @override
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
+        return {**super().batch_key(config), "guidances": trained_guidances(config)}
+
+    @override
+    def parts(self) -> Sequence[Part]:
+        """List them as Algorithm 1 does, each on its converged predecessor, or jointly as it is written."""
+        energies = list(self.guidance.energies.values())
+        if self.config.training == "joint":
+            return [Joint([self.behaviour, self.critic_part], self.calibration, energies, self.config.calibration.every)]
+        return [
+            self.behaviour,  # E |eps_phi(a_t, s, t) - eps|^2
+            *([self.support] if self.support is not None else []),
+            self.critic_part,  # L_V and L_Q, Eq. 27
+            self.calibration,  # the posterior's variance over t, Eq. 22, 24 or 42
+            *energies,  # E (E_Theta(a_t, s, t) - E_t)^2, Eq. 26, its target by Eq. 25 at Eq. 46's point
+        ]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return self.guidance.policies()
+
+    @property
+    @override
+    def headline(self) -> str:
+        return self.guidance.own("guided")
+
+    @override
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        return diagnostics.of_guidance(self.guidance, self.critic, generator)
+
+    @override
+    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
+        return self.guidance.warnings(diagnostics)
+
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        figures.draw_guided(self.guidance, self.critic, folder, title, task, rollouts)

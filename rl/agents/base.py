@@ -6,38 +6,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from egd.runs.code_digest import Sources, UnknownCode
-from egd.runs.phases import Phase, key_of, seed_of
+from egd.runs.phases import Phase, key_of
 from egd.runs.summaries import HOW
-from egd.training.learners import HasComputing, Learner
-from rl.critics.choice import critic_settings
-from rl.data.transitions import Batch, OfflineData
+from egd.training.learners import HasComputing
+from rl.data.transitions import OfflineData
+from rl.parts.base import Made, Part, RunContext
 from rl.parts.guided_policy import ActionSampler, Randomness
-from rl.runs.config import CriticConfig, RunConfig
+from rl.parts.policies import Act, AgentPolicy
+from rl.runs.config import RunConfig, varying
 from rl.tasks import Task
 
-if TYPE_CHECKING:
-    from rl.parts.behaviour import Behaviour
+__all__ = ["Act", "Agent"]
 
 CODE = Sources("rl.runs.job")
 AFTERWARDS = ("method", "evaluation", "checkpoint_every", "log_every")
 """Sections of a recipe that have no part in training."""
 
-Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(standardised states (n, S), which of the scales (n,)) -> actions (n, A)."""
-Made = TypeVar("Made")
-
 
 class Agent(ABC):
     """One method on one task with one seed: its networks, how they are trained, how they act.
 
-    An agent is a file in ``rl.agents`` and a line in its table. ``Config`` is the recipe that it understands. Policies
-    go by names; one that has guidance scales stands for several, ``name@scale``.
+    An agent is a file in ``rl.agents`` and a line in its table. ``Config`` is the recipe that it understands. It is made
+    of ``parts``, which know how they are trained, and acts by ``named_policies``; one that has guidance scales stands for
+    several, ``name@scale``.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -46,7 +43,7 @@ class Agent(ABC):
 
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
-        self.states, self.actions = data.transitions.state.shape[1], data.transitions.action.shape[1]
+        self.context = RunContext(data, config.seed, device)
 
     @classmethod  # noqa: B027
     def check(cls, config: Any) -> None:
@@ -54,134 +51,124 @@ class Agent(ABC):
 
     @classmethod
     def batch_key(cls, config: Any) -> Mapping[str, Any]:
-        """The settings in which runs agree that are trained together: all but the seed and the evaluation."""
-        tree: dict[str, Any] = config.model_dump(mode="json", exclude={"seed": True, "evaluation": {"episodes", "envs"}})
+        """Give the settings in which runs agree that are trained together: all that are not marked as varying."""
+        tree: dict[str, Any] = config.model_dump(mode="json", exclude=varying(config))
         return tree
 
-    @abstractmethod
-    def phases(self) -> list[Phase]:
-        """What is to be trained, in order."""
+    # -- what an agent gives ------------------------------------------------------------------------------
 
     @abstractmethod
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """A policy of ``scales``, row i at its own of them."""
+    def parts(self) -> Sequence[Part]:
+        """List what is trained, in order."""
 
-    def policies(self) -> dict[str, float | None]:
-        """The policies by name and the guidance scale that is each one's own; None for one that has no scale."""
-        return {"policy": None}
-
-    def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
-        """The policies to be evaluated and their guidance scales, or ``only`` these; [] for a policy that has none."""
-        return {"policy": []}
+    @abstractmethod
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        """Name the policies, as their parts are at the time."""
 
     @property
     def headline(self) -> str:
         """The policy that stands for the method, ``name`` or ``name@scale``."""
         return "policy"
 
-    def acting(self, seed: int) -> Act:
-        """The headline at its own scale, with random numbers of that seed."""
-        name, _, scale = self.headline.partition("@")
-        return self.policy(name, [float(scale)] if scale else [], torch.Generator(self.device).manual_seed(seed))
-
-    def evaluation_phase(self, phases: Sequence[Phase]) -> Phase:
-        """Of its phases, the last one that the headline depends on: evaluations in mid-training are made in it."""
-        return next(phase for phase in reversed(phases) if phase.name != "calibration")
-
-    @property
-    def entries(self) -> int:
-        """How many normal numbers a draw takes: the entries of what is sampled, an action."""
-        return self.actions
-
-    def modules(self) -> dict[str, nn.Module]:
-        """All that its policies read and that is not the same in all runs of a recipe."""
-        return {}
-
-    def ready(self, phase: str, generator: torch.Generator) -> None:  # noqa: B027
-        """Make the policies usable in the middle of a phase."""
-
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        """For ``summary.json``."""
+        """Measure for ``summary.json`` what tells a sound run from an unsound one."""
         return {}
 
     def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
-        """What people should look at."""
+        """Say what people should look at."""
         return []
 
     def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:  # noqa: B027
-        """Figures, into the folder, from the rollouts of the evaluation."""
+        """Draw figures into the folder, from the rollouts of the evaluation."""
 
-    # -- for those that inherit ----------------------------------------------------------------------------------
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> int:
+        """The number of normal numbers that a draw takes: the entries of what is sampled, an action."""
+        return self.context.actions
+
+    def policies(self) -> dict[str, float | None]:
+        """Name the policies, each with the guidance scale that is its own; None for one that has no scale."""
+        return {name: policy.scale for name, policy in self.named_policies().items()}
+
+    def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
+        """Name the policies to be evaluated, each with its guidance scales, or ``only`` these; [] for one that has none."""
+        found = {name: policy.scales(only) for name, policy in self.named_policies().items()}
+        return {name: scales for name, scales in found.items() if scales is not None}
+
+    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+        """Make the function by which a policy acts, row i of its states at its own one of ``scales``."""
+        return self.named_policies()[name].act(scales, randomness)
+
+    def acting(self, seed: int) -> Act:
+        """Make the function by which the headline acts at its own scale, with random numbers of that seed."""
+        name, _, scale = self.headline.partition("@")
+        return self.policy(name, [float(scale)] if scale else [], torch.Generator(self.device).manual_seed(seed))
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Name the modules that its policies read and that are not the same in all runs of a recipe."""
+        return {name: module for part in self.parts() for name, module in part.networks().items()}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """Make the phases of the parts, their learners set to the recipe's precision. This is where all keys are made.
+
+        The weights of a phase rest on the settings of its part, on the members of the transitions that it learns from, on the
+        parts that it comes after, and on code: that of the packages, and a user's own where it is part of the learner or named
+        in the settings. A phase of a user's own agent or part rests on all data and all of the recipe: nothing here can tell
+        what such code looks at.
+        """
+        return [self._phase(part) for part in self.parts()]
+
+    def evaluation_phase(self, phases: Sequence[Phase]) -> Phase:
+        """Find the last phase that the headline depends on: evaluations in mid-training are made in it."""
+        wanted = self.named_policies()[self.headline.partition("@")[0]].part.name
+        return next((phase for phase in phases if phase.name == wanted), phases[-1])
+
+    def ready(self, phase: str, generator: torch.Generator) -> None:
+        """Make the policies usable in the middle of a phase."""
+        for part in self.parts():
+            part.prepare(phase, generator)
 
     def fresh(self, name: str, make: Callable[[], Made]) -> Made:
         """Make a network with initial weights that depend on the run's seed and its own name alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
-            made = make()
-        return made.to(self.device) if isinstance(made, nn.Module) else made
+        return self.context.fresh(name, make)
 
-    def phase(
-        self,
-        name: str,
-        steps: int,
-        learner: Learner,
-        settings: Mapping[str, Any],
-        *,
-        data: Sequence[str] = tuple(Batch.__dataclass_fields__),
-        after: Sequence[Phase] = (),
-        owners: Sequence[object] = (),
-        checkpoint_every: int = 0,
-    ) -> Phase:
-        """Offer a phase that other runs can use, its learner set to the recipe's precision.
-
-        Its weights rest on ``settings`` of the recipe, on these members of the transitions, on the phases that it comes
-        ``after``, and on code: that of the packages, and a user's own where it is part of the learner or named in the settings.
-        A phase of a user's own agent, or made by ``owners`` that are a user's own, rests on all data and all of the recipe:
-        nothing here can tell what such code looks at.
-        """
-        if isinstance(learner, HasComputing):
-            learner.computing = self.config.computing
-        made = None
+    def _phase(self, part: Part) -> Phase:
+        for each in (*part.after, part):
+            learner = each.learner
+            if isinstance(learner, HasComputing):
+                learner.computing = self.config.computing
+        key = None
         with suppress(UnknownCode):  # of a notebook, say: then every run trains the phase itself
-            made = {"phase": name, "steps": steps, **self._cache_key(learner, settings, data, after, owners)}
-        return Phase(name, steps, learner, cache_key=made, checkpoint_every=checkpoint_every)
+            key = self._cache_key(part) if part.reusable else None
+        every = part.checkpoint_every(self.config.checkpoint_every)
+        return Phase(part.name, part.steps, part.learner, cache_key=key, checkpoint_every=every, hook_first=part.hook_first)
 
-    def _cache_key(
-        self,
-        learner: Learner,
-        settings: Mapping[str, Any],
-        data: Sequence[str],
-        after: Sequence[Phase],
-        owners: Sequence[object],
-    ) -> dict[str, Any]:
-        """All that decides the weights beside the phase's name and steps. UnknownCode where that cannot be told."""
-        if untold := [phase.name for phase in after if phase.cache_key is None]:
-            raise UnknownCode(*untold)
-        config, apart = self.config, (self, *owners, ActionSampler)  # a phase that samples has the sampler among its settings
+    def _cache_key(self, part: Part) -> dict[str, Any]:
+        """All that decides the weights of a part. UnknownCode where that cannot be told."""
+        config = self.config
+        apart: tuple[object, ...] = (self, ActionSampler)  # a phase that samples has the sampler among its settings
+        apart += () if isinstance(part.learner, Part) else (part,)  # else a learner of the part's
         return {
+            "phase": part.name,
+            "steps": part.steps,
             "seed": config.seed,
             "torch": str(torch.__version__),
             "computing": {"device": self.device.type, "precision": config.precision, "compile": config.compile},
             "code": CODE.digest(),
-            "learner": CODE.names(learner, apart_from=apart),
-            "settings": CODE.settings(dict(settings)),
-            "data": self.data.fingerprint(*data),
-            "after": {phase.name: key_of(phase.cache_key) for phase in after},
-            "own": self._own(owners),
+            "learner": CODE.names(part.learner, apart_from=apart),
+            "settings": CODE.settings(dict(part.settings)),
+            "data": self.data.fingerprint(*part.members),
+            "after": {before.name: key_of(self._cache_key(before)) for before in part.after},
+            "own": self._own(part),
         }
 
-    def _own(self, owners: Sequence[object]) -> Any:
-        """What a phase of a user's own agent rests on as well; None for the library's."""
-        theirs = {*CODE.outside(Agent, RunConfig)}
-        own = [name for name in CODE.outside(type(self), type(self.config), *map(type, owners)) if name not in theirs]
+    def _own(self, part: Part) -> Any:
+        """What a phase of a user's own agent or part rests on as well; None for the library's."""
+        theirs = {*CODE.outside(Agent, RunConfig, Part, nn.Module)}
+        own = [name for name in CODE.outside(type(self), type(self.config), type(part)) if name not in theirs]
         recipe = self.config.model_dump(mode="json", exclude={*HOW, *AFTERWARDS})
         return {"code": own, "recipe": CODE.settings(recipe), "data": self.data.fingerprint()} if own else None
-
-    def denoiser_phase(self, behaviour: Behaviour) -> Phase:
-        """Offer the phase that fits a denoiser to the data's actions: the same for every agent, which so share it."""
-        settings = self.config.model_dump(mode="json", include={"schedule", "denoiser"})
-        return self.phase("denoiser", behaviour.config.denoiser.steps, behaviour.learner(), settings, data=("state", "action"))
-
-    def critic_phase(self, learner: Learner, config: CriticConfig, after: Sequence[Phase] = ()) -> Phase:
-        """Offer the phase that fits a critic to the data alone, or to what the phases before it have left."""
-        return self.phase("critic", config.steps, learner, critic_settings(config), after=after)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
-from egd.runs.phases import Phase
-from egd.training.learners import Fit
 from rl.agents.direct import DirectAgent
 from rl.data.transitions import OfflineData
-from rl.parts.actors import make_actor
-from rl.parts.cloning import Cloning
+from rl.parts.base import Part
+from rl.parts.cloning import ClonedActor
 from rl.runs.config import ActorConfig, RunConfig
 
 
@@ -31,12 +30,9 @@ class BC(DirectAgent):
 
     def __init__(self, config: BCConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        a = config.actor
-        self.actor = self.fresh("actor", lambda: make_actor(a, self.states, self.actions))
-        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps, decay=a.decay)
+        self.cloned = ClonedActor(self.context, config.actor)
+        self.actor = self.cloned.actor
 
-    def phases(self) -> list[Phase]:
-        """One."""
-        a = self.config.actor
-        cloning = Cloning(self.actor, self.fit, partial(self.data.sample, a.batch))
-        return [self.phase("policy", a.steps, cloning, {"actor": a.model_dump(mode="json")}, data=("state", "action"))]
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.cloned]

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.bounds import NotNegative
-from egd.runs.phases import Phase
 from egd.training.learners import Fit, Metrics
 from egd.training.stepping import Steps
-from rl.agents.base import Act, Agent
+from rl.agents.base import Agent
 from rl.agents.cql import CQLAgent, CQLConfig
 from rl.critics.base import CriticLearner
 from rl.data.transitions import Batch, OfflineData
@@ -22,7 +21,8 @@ from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
 from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
-from rl.parts.guided_policy import Randomness
+from rl.parts.base import Part
+from rl.parts.policies import AgentPolicy, Direct
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -49,7 +49,7 @@ class CalQLAgent(Agent):
         super().__init__(config, data, device)
         self.offline = CQLAgent(config, data, device)
         self.critic = self.offline.critic
-        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh, self.phase)
+        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
     @classmethod
@@ -59,15 +59,15 @@ class CalQLAgent(Agent):
         check_online(config)
 
     @override
-    def phases(self) -> list[Phase]:
-        return [*self.offline.phases(), *self.online.phases()]
+    def parts(self) -> Sequence[Part]:
+        return [*self.offline.parts(), *self.online.parts()]
 
     # -- online --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions of the policy: (B, S) -> (B, A)"""
-        noise = torch.randn(len(states), 1, self.actions, generator=generator, device=states.device)
+        noise = torch.randn(len(states), 1, self.context.actions, generator=generator, device=states.device)
         actions: Tensor = self.critic.actor(states, noise)[0]
         return actions[:, 0]
 
@@ -79,9 +79,8 @@ class CalQLAgent(Agent):
 
     @cached_property
     def _steps(self) -> Steps:
-        batch = self.config.online.batch
-        learner = CriticLearner(self.critic, lambda generator: self.critic.draw(self.data.sample(batch, generator), generator))
-        learner.computing = self.config.computing
+        learner = self.offline.critic_part.learner
+        assert isinstance(learner, CriticLearner)
         return Steps(learner)
 
     def fits(self) -> Sequence[Fit]:
@@ -95,8 +94,8 @@ class CalQLAgent(Agent):
     # -- acting --------------------------------------------------------------------------------------------------
 
     @override
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        return self.offline.policy(name, scales, randomness)
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.online, self.offline.actor)}
 
     @override
     def modules(self) -> dict[str, nn.Module]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 
 from egd.errors import UserError
-from egd.runs.phases import Phase
 from rl.agents.direct import DirectAgent
 from rl.critics import CQL
-from rl.critics.choice import CRITICS, check_critic, make_critic
+from rl.critics.choice import CRITICS, check_critic
 from rl.data.transitions import OfflineData
+from rl.parts.base import Part
+from rl.parts.critic import OfflineCritic
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -32,7 +35,8 @@ class CQLAgent(DirectAgent):
 
     def __init__(self, config: CQLConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
+        self.critic_part = OfflineCritic(self.context, config.critic)
+        critic = self.critic_part.critic
         assert isinstance(critic, CQL)  # as check has it
         self.critic, self.actor = critic, critic.actor
 
@@ -44,7 +48,6 @@ class CQLAgent(DirectAgent):
         if not (isinstance(component, type) and issubclass(component, CQL)):
             raise UserError(f"'{config.critic.name}' trains no actor, by which agent cql acts; use cql", key="critic.name")
 
-    def phases(self) -> list[Phase]:
-        """One, of the critic and its actor."""
-        c = self.config.critic
-        return [self.critic_phase(self.critic.learner(self.data, c.batch, None), c)]
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.critic_part]

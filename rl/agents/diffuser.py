@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Grid, Steps
 from egd.config.base import ComponentConfig, Strict
 from egd.config.sections import NetworkConfig
 from egd.errors import UserError
-from egd.networks.ensemble import EnsembleMLP
 from egd.networks.temporal import TemporalEnergy, TemporalUNet
-from egd.posteriors.moments import KINDS
-from egd.runs.phases import Phase
-from egd.training.learners import Fit
-from rl.agents.base import Act
-from rl.agents.guided import GuidedAgent
-from rl.critics.base import ValueFunction
+from rl.agents.base import Agent
 from rl.critics.choice import check_critic
 from rl.data.trajectories import Windows
-from rl.parts.behaviour import Behaviour
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
+from rl.parts.base import Part
+from rl.parts.behaviour import check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.guidance import check_guidance, trained_guidances, try_components
+from rl.parts.guided import Guidance
 from rl.parts.guided_policy import Randomness
+from rl.parts.policies import Act, AgentPolicy
 from rl.parts.trajectories import PlanModel, PlanValue, Reward
 from rl.runs.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
+from rl.tasks import Task
 
 
 class PlanConfig(Strict):
@@ -42,10 +46,24 @@ class RewardConfig(NetworkConfig):
     steps: Steps = 100_000
 
 
+class FirstAction(AgentPolicy):
+    """The first action of a plan, made anew in every state."""
+
+    def __init__(self, plans: AgentPolicy, states: int) -> None:
+        self.plans, self.states, self.part, self.scale = plans, states, plans.part, plans.scale
+
+    @override
+    def scales(self, only: Sequence[float] | None = None) -> list[float] | None:
+        return self.plans.scales(only)
+
+    @override
+    def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
+        plan = self.plans.act(scales, randomness)
+        return lambda states, scale_index: plan(states, scale_index)[:, 0, self.states :]
+
+
 class DiffuserConfig(GuidedConfig):
-    """Of a guided agent whose samples are plans: ``blocks`` and ``layers`` are levels of temporal networks, ``width`` the
-    channels of their first.
-    """
+    """Guidance of plans: ``blocks`` and ``layers`` are levels of temporal networks, ``width`` the channels of their first."""
 
     agent: str = "diffuser"
     plan: PlanConfig = PlanConfig()
@@ -56,7 +74,7 @@ class DiffuserConfig(GuidedConfig):
     guidance: GuidanceConfig = GuidanceConfig(energy=ComponentConfig(name="mse"), energy_scale="advantage_std")
 
 
-class Diffuser(GuidedAgent):
+class Diffuser(Agent):
     """Diffuser (arXiv:2205.09991): a diffusion model of H steps of states and actions, the first state in-painted, guided by
     the return of the plan; the first action is taken, and the next state planned from anew.
 
@@ -65,111 +83,95 @@ class Diffuser(GuidedAgent):
     Diffuser's own, the return regressed on noised plans.
     """
 
-    Config: ClassVar[type[GuidedConfig]] = DiffuserConfig
+    Config: ClassVar[type[DiffuserConfig]] = DiffuserConfig
     config: DiffuserConfig
 
+    def __init__(self, config: DiffuserConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.windows = Windows(data, config.plan.horizon)
+        try_components(config, (self.context.actions,), self.context.states)
+        self.behaviour = PlanModel(self.context, config, self.windows, self.noise_model)
+        self.critic_part = OfflineCritic(self.context, config.critic)
+        self.critic = self.critic_part.critic
+        self.reward = Reward(self.context, config.reward)
+        value = PlanValue(self.critic, self.reward.fit.module, self.context.states)
+        before = [self.behaviour, self.critic_part, self.reward]
+        self.calibration = AdvantageCalibration(self.behaviour, value, config.calibration, device, after=before)
+        self.guidance = Guidance(self.context, config, self.calibration, self.critic_part, network=self.energy_model)
+
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """As all that guide; UserError also for joint training."""
-        super().check(config)
+        check_sampling(config)
         check_critic(config.critic, support=False)
+        check_guidance(config.guidances)
         if config.training == "joint":
             raise UserError("'joint' trains no reward, which plans need; use phased", key="training")
 
-    # -- parts ---------------------------------------------------------------------------------------------------
+    @classmethod
+    @override
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
+        return {**super().batch_key(config), "guidances": trained_guidances(config)}
 
-    def make_behaviour(self) -> PlanModel:
-        """Of the data's windows, with a fresh network."""
-        self.windows = Windows(self.data, self.config.plan.horizon)
-        return PlanModel(self.config, self.windows, self.fresh("denoiser", self.noise_model), self.device)
-
-    def noise_model(self) -> nn.Module:
-        """A fresh temporal U-Net of the recipe's ``denoiser``, which knows the first state."""
-        d = self.config.denoiser
-        return TemporalUNet(self.windows.event[1], width=d.width, levels=d.blocks, given=self.windows.given)
+    def noise_model(self) -> TemporalUNet:
+        """Make the temporal U-Net of the recipe's ``denoiser``, which knows the first state."""
+        d, windows = self.config.denoiser, self.windows
+        return TemporalUNet(windows.event[1], width=d.width, levels=d.blocks, given=windows.given)
 
     def energy_model(self) -> TemporalEnergy:
-        """A fresh one, which knows the first state."""
-        e = self.config.energy_network
-        event, given = self.windows.event, self.windows.given
-        return TemporalEnergy(*event, width=e.width, levels=e.layers, activation=e.activation, given=given)
+        """Make the network of the recipe's ``energy_network``, which knows the first state."""
+        e, windows = self.config.energy_network, self.windows
+        return TemporalEnergy(*windows.event, width=e.width, levels=e.layers, activation=e.activation, given=windows.given)
 
-    def make_value_function(self) -> ValueFunction:
-        """The return of a plan by the critic and a fresh reward."""
-        r = self.config.reward
-        make = partial(EnsembleMLP, 1, self.states + self.actions, width=r.width, layers=r.layers, activation=r.activation)
-        fit = Fit(self.fresh("reward", make), lr=r.lr, steps=r.steps, decay=r.decay)
-        self.reward = Reward(fit, self.data, r.batch)
-        return PlanValue(self.critic, fit.module, self.states)
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [
+            self.behaviour,  # the denoising loss of windows
+            self.reward,  # (r(s, a) - r)^2
+            self.critic_part,
+            self.calibration,
+            *self.guidance.energies.values(),  # (J_phi(plan_t, t) - return)^2
+        ]
 
-    def support_actions(self) -> int:
-        """None: a table of plans would hold H times as much as one of actions."""
-        return 0
-
-    def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n windows of the data, or the most that k divides: groups of unlike first states."""
-        return self.behaviour.sample(max(1, n // k) * k, generator)
-
-    # -- acting --------------------------------------------------------------------------------------------------
-
-    @property
-    def entries(self) -> int:
-        """Those of a plan."""
-        steps, dim = self.windows.event
-        return steps * dim
-
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """The first action of a plan, made anew in every state."""
-        plan = self.planner(name, scales, randomness)
-        return lambda states, which: plan(states, which)[:, 0, self.states :]
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {name: FirstAction(policy, self.context.states) for name, policy in self.guidance.policies().items()}
 
     def planner(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """As ``policy``, with whole plans (n, H, S + A) for actions."""
-        return super().policy(name, scales, randomness)
+        """Make the function that plans as a policy does, with whole plans (n, H, S + A) for actions."""
+        return self.guidance.policies()[name].act(scales, randomness)
 
-    def loss_networks(self) -> dict[str, nn.Module]:
-        """The same and the reward."""
-        return {**super().loss_networks(), "reward": self.reward.fit.module}
+    @property
+    @override
+    def headline(self) -> str:
+        return self.guidance.own("guided")
 
-    # -- training ------------------------------------------------------------------------------------------------
+    @property
+    @override
+    def entries(self) -> int:
+        return prod(self.windows.event)
 
-    def phases(self) -> list[Phase]:
-        """The reward after the denoiser."""
-        denoiser, *rest = super().phases()
-        return [denoiser, self._reward_phase(), *rest]
-
-    def denoiser_phase(self, behaviour: Behaviour) -> Phase:
-        """Fit the model of windows."""
-        settings = self.config.model_dump(mode="json", include={"schedule", "denoiser", "plan"})
-        data = ("state", "action", "next_state", "terminal")
-        return self.phase("denoiser", self.config.denoiser.steps, behaviour.learner(), settings, data=data)
-
-    def judge_phases(self, critic: Phase) -> list[Phase]:
-        """Critic and reward."""
-        return [critic, self._reward_phase()]
-
-    def _reward_phase(self) -> Phase:
-        reward = self.config.reward
-        settings = reward.model_dump(mode="json")
-        return self.phase("reward", reward.steps, self.reward, settings, data=("state", "action", "reward"))
-
-    # -- for people ----------------------------------------------------------------------------------------------
-
+    @override
     @torch.no_grad()
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        """What plans from states of the data are said to be worth, less V of the state."""
-        shares = {
-            ("clipped_" if clip else "") + kind: moments.clamp_share(kind)
-            for clip, moments in self.calibration.moments.items()
-            for kind in KINDS
-        }
+        """Measure what plans from states of the data are said to be worth, less V of the state."""
         data, states = self.behaviour.sample(256, generator)
         which = torch.zeros(len(states), dtype=torch.long, device=self.device)
         plans = {"data": data}
         for name, scales in self.scales().items():
             plans[name] = self.planner(name, scales[:1], generator)(states, which)
-        energy = self.energy()
+        energy = self.calibration.energy()
         return {
-            "posterior_clamped_share": shares,
+            "posterior_clamped_share": diagnostics.clamped_shares(self.calibration),
             "plans": {name: {"advantage": float(-energy(plan, states).mean())} for name, plan in plans.items()},
         }
+
+    @override
+    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
+        return self.guidance.warnings(diagnostics)
+
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        figures.draw_guided(self.guidance, self.critic, folder, title, task, rollouts)

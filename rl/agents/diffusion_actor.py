@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Beta, Candidates, NotNegative
 from egd.config.base import Strict
 from egd.denoisers import at_unit_scale, diffuse, prediction_target, random_times
-from egd.networks.mlp import NoiseMLP
 from egd.runs.checkpoint import group, prefixed
-from egd.runs.phases import Phase
 from egd.selection import best_of
 from egd.training.learners import Metrics, StepLearner
 from egd.training.precision import Computing
-from rl.agents.base import Act, Agent
+from rl.agents.base import Agent
 from rl.critics import Critic, MinusAdvantage
-from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
+from rl.critics.choice import beside_policy, check_critic, critic_settings
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import frozen
+from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
-from rl.parts.guided_policy import Choice, GuidedPolicy, Randomness
+from rl.parts.critic import OfflineCritic
+from rl.parts.guided_policy import Choice
+from rl.parts.policies import AgentPolicy
 from rl.runs.config import CriticConfig, DenoiserConfig, DiffusionConfig
 
 T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
@@ -76,11 +78,16 @@ Drawn: TypeAlias = tuple[Batch, Tensor, Tensor, Tensor]
 """Transitions, times (B,) and noise (B, A) of the denoising loss, and which member of the critic judges, (1,)."""
 
 
-class Improved(StepLearner, ABC):
+class Improved(Part, StepLearner):
     """The denoising loss + eta ``improvement`` of the policy's ``actions``, on the policy's network."""
 
-    def __init__(self, behaviour: Behaviour, critic: Critic, settings: ImprovementConfig) -> None:
-        self.behaviour, self.critic, self.settings, self.fit = behaviour, critic, settings, behaviour.fit
+    name = "policy"
+
+    def __init__(self, behaviour: Behaviour, critic: Critic, config: DiffusionActorConfig, after: Sequence[Part] = ()) -> None:
+        self.behaviour, self.critic, self.config, self.fit = behaviour, critic, config.improvement, behaviour.fit
+        self.steps, self.after = config.denoiser.steps, after
+        dumped = config.model_dump(mode="json", include={"schedule", "denoiser", "sampler", "improvement"})
+        self.settings = {**dumped, "critic": critic_settings(config.built_critic)}
         self.generator = torch.Generator()
 
     @abstractmethod
@@ -106,9 +113,9 @@ class Improved(StepLearner, ABC):
         output = at_unit_scale(self.fit.module, schedule)(x, t, batch.state)
         loss = (output - prediction_target(schedule, batch.action, t, noise, prediction)).square().mean()
         metrics = {"loss": loss.detach()}
-        if self.settings.eta > 0:
+        if self.config.eta > 0:
             improvement, more = self.improvement(batch, self.actions(batch.state, x, t, output), judge)
-            loss, metrics = loss + self.settings.eta * improvement, metrics | more
+            loss, metrics = loss + self.config.eta * improvement, metrics | more
         return loss, metrics
 
     def improvement(self, batch: Batch, actions: Tensor, judge: Tensor) -> tuple[Tensor, Metrics]:
@@ -121,22 +128,33 @@ class Improved(StepLearner, ABC):
     @torch.no_grad()
     def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
         """Actions of the averaged policy for Q's target, the best of ``backup`` by the target Q: (B, S) -> (B, A)"""
-        drawn = self.behaviour.actions(state, self.settings.backup, generator, self.settings.clip_x0)
-        if self.settings.backup == 1:
+        drawn = self.behaviour.actions(state, self.config.backup, generator, self.config.clip_x0)
+        if self.config.backup == 1:
             return drawn[:, 0]
         return best_of(drawn, lambda a, s: -self.critic.q(s, a), state)  # type: ignore[arg-type]  # states are tensors
 
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return self.behaviour.networks()
+
+    @override
     def loss_networks(self) -> dict[str, nn.Module]:
-        """The critic."""
         return {"critic": self.critic.values, "target": self.critic.target.module}
 
 
-class ActorCritic:
+class ActorCritic(Part):
     """One step of a critic on the policy's own actions in the next states, then one of the policy, on the same batch."""
+
+    name = "policy"
+    computing = Computing()
 
     def __init__(self, policy: Improved, critic: Critic) -> None:
         self.policy, self.critic = policy, critic
-        self.computing = Computing()
+        self.steps, self.settings = policy.steps, policy.settings
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return self.policy.networks() | self.policy.loss_networks()
 
     def update(self, generator: torch.Generator) -> Metrics:
         """Of both."""
@@ -171,13 +189,14 @@ class DiffusionActor(Agent):
 
     def __init__(self, config: DiffusionActorConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        d = config.denoiser
-        network = self.fresh("denoiser", lambda: NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks))
-        self.behaviour = Behaviour(config, data, network, device)
-        self.critic = self.fresh("critic", lambda: make_critic(config.built_critic, self.states, self.actions, device))
+        self.behaviour = Behaviour(self.context, config)
+        self.critic_part = OfflineCritic(self.context, config.built_critic)
+        self.critic = self.critic_part.critic
         self.behaviour.fit.clip = config.improvement.clip
         if self.together:
             self.critic.fit.clip = config.improvement.clip
+        before = [] if self.together else [self.critic_part]
+        self.improved = self.Learner(self.behaviour, self.critic, config, before)
 
     @classmethod
     def check(cls, config: DiffusionActorConfig) -> None:
@@ -190,27 +209,19 @@ class DiffusionActor(Agent):
         """Whether the critic learns from the policy's actions, and so in step with it."""
         return isinstance(self.critic, TD)
 
-    def phases(self) -> list[Phase]:
-        """The two in one where the critic asks for the policy's actions; else the critic, which others may have trained."""
-        c, policy = self.config, self.Learner(self.behaviour, self.critic, self.config.improvement)
-        settings = c.model_dump(mode="json", include={"schedule", "denoiser", "sampler", "improvement"})
-        settings["critic"] = critic_settings(c.built_critic)
+    @override
+    def parts(self) -> Sequence[Part]:
+        """List the two in one where the critic asks for the policy's actions; else the critic first."""
         if self.together:
-            return [self.phase("policy", c.denoiser.steps, ActorCritic(policy, self.critic), settings)]
-        learner = self.critic.learner(self.data, c.built_critic.batch, None)
-        critic = self.critic_phase(learner, c.built_critic)
-        return [critic, self.phase("policy", c.denoiser.steps, policy, settings, after=[critic])]
+            return [ActorCritic(self.improved, self.critic)]
+        return [self.critic_part, self.improved]
 
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
         """The averaged network's samples, one of the candidates kept."""
-        acting, clip = self.config.acting, self.config.improvement.clip_x0
+        acting = self.config.acting
         energy = MinusAdvantage(self.critic, torch.ones((), device=self.device))
         choice = Choice(energy, acting.beta, acting.candidates, acting.selection)
-        bounds = (self.data.action_low, self.data.action_high) if clip else None
-        denoiser, sampler = self.behaviour.denoiser(clip), self.behaviour.sampler
-        sampled = GuidedPolicy(sampler, denoiser, randomness, choice=choice, bounds=bounds)
-        return lambda states, which: sampled(states)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Network and critic."""
-        return {"noise": self.behaviour.fit.model, "critic": self.critic.values, "target": self.critic.target.module}
+        policy = self.behaviour.policy(self.config.improvement.clip_x0, choice=choice)
+        policy.part = self.improved
+        return {"policy": policy}

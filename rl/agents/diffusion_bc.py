@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from typing_extensions import override
 
 from egd.bounds import Temperature
-from egd.networks.mlp import NoiseMLP
-from egd.runs.phases import Phase
-from rl.agents.base import Act, Agent
+from rl.agents.base import Agent
 from rl.data.transitions import OfflineData
+from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
-from rl.parts.guided_policy import GuidedPolicy, Randomness
+from rl.parts.policies import AgentPolicy
 from rl.runs.config import DiffusionConfig, RunConfig
 
 
@@ -36,26 +35,17 @@ class DiffusionBC(Agent):
 
     def __init__(self, config: DiffusionBCConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        d = config.denoiser
-        network = self.fresh("denoiser", lambda: NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks))
-        self.behaviour = Behaviour(config, data, network, device)
+        self.behaviour = Behaviour(self.context, config)
 
     @classmethod
     def check(cls, config: Any) -> None:
         """UserError for a schedule or a sampler that does not exist or does not fit."""
         check_sampling(config)
 
-    def phases(self) -> list[Phase]:
-        """The noise model."""
-        return [self.denoiser_phase(self.behaviour)]
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.behaviour]
 
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """One sample a state."""
-        clip, b = self.config.clip_x0, self.behaviour
-        bounds = (self.data.action_low, self.data.action_high) if clip else None
-        sampled = GuidedPolicy(b.sampler, b.denoiser(clip), randomness, bounds=bounds, temperature=self.config.temperature)
-        return lambda states, which: sampled(states)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The noise model."""
-        return {"noise": self.behaviour.fit.model}
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": self.behaviour.policy(self.config.clip_x0, temperature=self.config.temperature)}

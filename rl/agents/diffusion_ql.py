@@ -37,7 +37,7 @@ class ThroughChain(Improved):
 
     def actions(self, state: Tensor, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """(B, A)"""
-        denoiser = self.behaviour.denoiser(self.settings.clip_x0, in_training=True)
+        denoiser = self.behaviour.denoiser(self.config.clip_x0, in_training=True)
         return self.sampler.draw(denoiser, state, len(state), self.generator)
 
 

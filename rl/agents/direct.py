@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import override
 
-from rl.agents.base import Act, Agent
+from rl.agents.base import Agent
 from rl.parts.actors import Actor
-from rl.parts.guided_policy import Randomness
+from rl.parts.policies import AgentPolicy, Direct
 
 
 class DirectAgent(Agent):
-    """Acts by the mean of its ``actor``."""
+    """Acts by the mean of its ``actor``, which the last of its parts trains."""
 
     actor: Actor
 
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """The mean; nothing random about it."""
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.parts()[-1], self.actor)}
 
-        @torch.no_grad()
-        def act(states: Tensor, which: Tensor) -> Tensor:
-            return self.actor.mean(states)
-
-        return act
-
+    @override
     def modules(self) -> dict[str, nn.Module]:
-        """The actor."""
         return {"actor": self.actor}

@@ -35,21 +35,21 @@ class EDPConfig(DiffusionActorConfig):
 class OneStep(Improved):
     """Actions are D(x_t, t, s) of the data's actions noised for the denoising loss, whose call of the network they share."""
 
-    settings: EDPImprovementConfig
+    config: EDPImprovementConfig
 
     def actions(self, state: Tensor, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """Its action approximation, (x_t - sigma_t eps) / alpha_t for a noise model: (B, A)"""
         data, prediction = self.behaviour.data, self.behaviour.config.denoiser.prediction
         x0 = convert(output, x, t, self.behaviour.schedule, prediction, "sample")
-        return x0.clamp(data.action_low, data.action_high) if self.settings.clip_x0 else x0
+        return x0.clamp(data.action_low, data.action_high) if self.config.clip_x0 else x0
 
     def improvement(self, batch: Batch, actions: Tensor, judge: Tensor) -> tuple[Tensor, Metrics]:
         """As Diffusion-QL, or for ``awr`` E min(exp(beta (Q(s, a) - V(s))), 100) |a - a_0|^2 / 2 with the a of the data."""
-        if self.settings.extraction == "q":
+        if self.config.extraction == "q":
             return super().improvement(batch, actions, judge)
         with torch.no_grad():
             advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
-            weight = (self.settings.temperature * advantage).exp().clamp(max=LARGEST)
+            weight = (self.config.temperature * advantage).exp().clamp(max=LARGEST)
         distance = (batch.action - actions).square().sum(1) / 2
         return (weight * distance).mean(), {"weight": weight.mean()}
 

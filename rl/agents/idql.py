@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
-from rl.agents.selecting import SelectingAgent, SelectingConfig
+import torch
+from typing_extensions import override
+
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic, needs_support
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy
+from rl.parts.selection import SelectingConfig, check_selections, selecting_policies
+from rl.parts.support_actions import drawn_from
+from rl.tasks import Task
 
 
 class IDQLConfig(SelectingConfig):
@@ -15,9 +31,46 @@ class IDQLConfig(SelectingConfig):
     agent: str = "idql"
 
 
-class IDQL(SelectingAgent):
+class IDQL(Agent):
     """IDQL (arXiv:2304.10573): behaviour diffusion, implicit Q-learning, N samples a state, of which the one with the highest Q
     acts, or one drawn by the weights |tau - 1(Q < V)| (its Eq. 10 for the expectile loss).
     """
 
     Config: ClassVar[type[SelectingConfig]] = IDQLConfig
+    config: SelectingConfig
+
+    def __init__(self, config: SelectingConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.behaviour = Behaviour(self.context, config)
+        supported = needs_support(config.critic)  # IDQL's own critic learns from the data alone
+        self.support = drawn_from(self.behaviour, config, config.support.actions) if supported else None
+        self.critic_part = OfflineCritic(self.context, config.critic, self.support)
+        self.critic = self.critic_part.critic
+        before = [self.behaviour, self.critic_part]
+        self.calibration = AdvantageCalibration(self.behaviour, self.critic, config.calibration, device, after=before)
+
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        check_sampling(config)
+        check_critic(config.critic)
+        check_selections(config)
+
+    @override
+    def parts(self) -> Sequence[Part]:
+        support = [self.support] if self.support is not None else []
+        return [self.behaviour, *support, self.critic_part, self.calibration]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return selecting_policies(self.config, self.calibration, self.critic_part)
+
+    @override
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        return diagnostics.of_values(self.calibration, self.critic, generator)
+
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        figures.draw(self.calibration, self.critic, folder, title, task, rollouts)

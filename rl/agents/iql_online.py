@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.errors import UserError
-from egd.runs.phases import Phase
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
-from rl.agents.base import Act, Agent
+from rl.agents.base import Agent
 from rl.agents.iql import IQL, IQLConfig
 from rl.critics.base import Critic
 from rl.critics.choice import CRITICS
@@ -24,7 +23,8 @@ from rl.online.config import OnlineConfig
 from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
 from rl.parts.actors import Gaussian
-from rl.parts.guided_policy import Randomness
+from rl.parts.base import Part
+from rl.parts.policies import AgentPolicy, Direct
 from rl.runs.config import RunConfig
 
 
@@ -48,7 +48,7 @@ class IQLOnline(Agent):
         super().__init__(config, data, device)
         self.offline = IQL(config, data, device)
         self.critic = self.offline.critic
-        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh, self.phase)
+        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
     @classmethod
@@ -63,14 +63,9 @@ class IQLOnline(Agent):
                 key="critic.name",
             )
 
-    @classmethod
     @override
-    def batch_key(cls, config: Any) -> Mapping[str, Any]:
-        return IQL.batch_key(config)
-
-    @override
-    def phases(self) -> list[Phase]:
-        return [*self.offline.phases(), *self.online.phases()]
+    def parts(self) -> Sequence[Part]:
+        return [*self.offline.parts(), *self.online.parts()]
 
     # -- online --------------------------------------------------------------------------------------------------
 
@@ -91,23 +86,23 @@ class IQLOnline(Agent):
 
     @cached_property
     def _steps(self) -> tuple[Steps, Steps]:
-        critic, cloning = self.offline.learners()
+        critic = self.offline.critic_part.learner
         assert isinstance(critic, StepLearner)
-        return Steps(critic), Steps(cloning)
+        return Steps(critic), Steps(self.offline.cloned.learner)
 
     def fits(self) -> Sequence[Fit]:
         """List the optimisers of critic and policy."""
-        return self.critic.fit, self.offline.fit
+        return self.critic.fit, self.offline.cloned.fit
 
     def learned(self) -> Mapping[str, Stateful]:
         """Name the critic, with its target, and the policy."""
-        return {"critic": self.critic, "actor": self.offline.fit}
+        return {"critic": self.critic, "actor": self.offline.cloned.fit}
 
     # -- acting --------------------------------------------------------------------------------------------------
 
     @override
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        return self.offline.policy(name, scales, randomness)
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.online, self.offline.actor)}
 
     @override
     def modules(self) -> dict[str, nn.Module]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import override
 
 from egd.config.base import ComponentConfig
-from rl.agents.guided import GuidedAgent
+from egd.errors import UserError
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.guidance import check_guidance, support_actions, trained_guidances, try_components
+from rl.parts.guided import Guidance
+from rl.parts.policies import AgentPolicy
+from rl.parts.support_actions import drawn_from
 from rl.runs.config import CriticConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
+from rl.tasks import Task
 
 
 class QGPOConfig(GuidedConfig):
-    """Of a guided agent, with what QGPO has in other places than AEPO."""
+    """A behaviour model, an in-support critic, and guidance by contrastive energy prediction, on K support actions a state."""
 
     agent: str = "qgpo"
     critic: CriticConfig = CriticConfig(name="isql")
@@ -19,9 +37,70 @@ class QGPOConfig(GuidedConfig):
     guidance: GuidanceConfig = GuidanceConfig(energy=ComponentConfig(name="cep"), clip_x0=False)
 
 
-class QGPO(GuidedAgent):
-    """QGPO (arXiv:2304.12824): behaviour diffusion, support actions drawn from it for every state, in-support softmax
-    Q-learning on them, an energy network by contrastive energy prediction on them, guided sampling.
+class QGPO(Agent):
+    """QGPO (arXiv:2304.12824, Algorithm 1): pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) by behaviour diffusion, support actions drawn
+    from it for every state, in-support softmax Q-learning on them, an energy network by contrastive energy prediction on them,
+    and guided sampling.
     """
 
-    Config: ClassVar[type[GuidedConfig]] = QGPOConfig
+    Config: ClassVar[type[QGPOConfig]] = QGPOConfig
+    config: QGPOConfig
+
+    def __init__(self, config: QGPOConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        try_components(config, (self.context.actions,), self.context.states)
+        self.behaviour = Behaviour(self.context, config)
+        k = support_actions(config)  # none where neither critic nor energy is QGPO's own
+        self.support = drawn_from(self.behaviour, config, k) if k else None
+        self.critic_part = OfflineCritic(self.context, config.critic, self.support)
+        self.critic = self.critic_part.critic
+        before = [self.behaviour, self.critic_part]
+        self.calibration = AdvantageCalibration(self.behaviour, self.critic, config.calibration, device, after=before)
+        self.guidance = Guidance(self.context, config, self.calibration, self.critic_part, self.support)
+
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        check_sampling(config)
+        check_critic(config.critic)
+        check_guidance(config.guidances)
+        if config.training == "joint":
+            raise UserError("QGPO's parts are trained one after the other; use phased, or agent: aepo", key="training")
+
+    @classmethod
+    @override
+    def batch_key(cls, config: Any) -> Mapping[str, Any]:
+        return {**super().batch_key(config), "guidances": trained_guidances(config)}
+
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [
+            self.behaviour,  # E |eps_phi(a_t, s, t) - eps|^2
+            *([self.support] if self.support is not None else []),  # K actions of mu in every state and next state
+            self.critic_part,  # (r + gamma softmax_k(beta Q) . Q(s', a_k) - Q(s, a))^2, Eq. 13
+            self.calibration,
+            *self.guidance.energies.values(),  # -sum_k softmax_k(beta Q) log softmax_k(-E_Theta), Eq. 12
+        ]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return self.guidance.policies()
+
+    @property
+    @override
+    def headline(self) -> str:
+        return self.guidance.own("guided")
+
+    @override
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        return diagnostics.of_guidance(self.guidance, self.critic, generator)
+
+    @override
+    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
+        return self.guidance.warnings(diagnostics)
+
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        figures.draw_guided(self.guidance, self.critic, folder, title, task, rollouts)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import override
 
 from egd.bounds import Batch, Beta, Decay, Rate, Rounds, Steps
 from egd.config.base import Strict
-from egd.denoisers import NetworkDenoiser
-from egd.runs.phases import Phase
 from egd.selection import energy_weights
-from egd.training.learners import DenoiserLearner, Fit, Noised
-from egd.types import Context, Denoiser
-from egd.wrappers import Clip
-from rl.agents.base import Act
-from rl.agents.valued import ValuedAgent
+from egd.training.learners import DenoiserLearner, Noised
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
-from rl.parts.guided_policy import Randomness
-from rl.parts.support_actions import SupportTable
+from rl.evaluation import diagnostics
+from rl.parts.base import Part, RunContext
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy
+from rl.parts.support_actions import SupportTable, drawn_from
 from rl.runs.config import ValuedConfig
+from rl.tasks import Task
 
 
 class WeightedPolicyConfig(Strict):
@@ -56,29 +59,64 @@ class QIPOConfig(ValuedConfig):
 class WeightedLearner(DenoiserLearner):
     """A denoiser of weighted actions that starts as a copy of another one, as that is when training begins."""
 
-    def __init__(self, *arguments: Any, start: nn.Module, modules: dict[str, nn.Module], **settings: Any) -> None:
+    def __init__(self, *arguments: Any, start: nn.Module, networks: dict[str, nn.Module], **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.start, self.modules = start, modules
+        self.start, self.networks = start, networks
 
+    @override
     def begin(self, drawn: Noised) -> None:
-        """Copy."""
         self.fit.module.load_state_dict(self.start.state_dict())
 
+    @override
     def loss_networks(self) -> dict[str, nn.Module]:
-        """What the weights are made of."""
-        return self.modules
+        return self.networks
 
 
-@dataclass(frozen=True)
-class Round:
-    """Actions of the policy before it, and the policy fitted to them as far as they are good."""
+class WeightedPolicy(Behaviour):
+    """A diffusion policy trained on the actions of a ``support`` that were drawn from the model ``before`` it, each weighted by
+    softmax(beta Q) among those of its state.
+    """
 
-    support: SupportTable
-    fit: Fit
-    learner: WeightedLearner
+    seeded = "policy"
+
+    def __init__(
+        self,
+        context: RunContext,
+        config: QIPOConfig,
+        name: str,
+        before: Behaviour,
+        support: SupportTable,
+        calibration: AdvantageCalibration,
+    ) -> None:
+        p = config.policy
+        fitted = p.model_dump(include={"steps", "batch", "lr", "decay", "ema"})
+        super().__init__(context, config.model_copy(update={"denoiser": config.denoiser.model_copy(update=fitted)}))
+        self.name, self.settings = name, p.model_dump(mode="json", exclude={"rounds", "clip_x0"})
+        self.members, self.after = Part.members, [calibration, support, before]
+        self.before, self.support, self.calibration, self.weighted = before, support, calibration, p
+
+    @cached_property
+    @override
+    def learner(self) -> WeightedLearner:
+        """Descends E w |eps(a_t, s, t) - eps|^2, w = softmax_k(-beta E(a_k, s)) over the K actions of a state."""
+        p, support = self.weighted, self.support
+        return WeightedLearner(
+            self.fit,
+            self.schedule,
+            partial(support.grouped, support.k),
+            batch=p.batch,
+            prediction=self.config.denoiser.prediction,
+            weights=energy_weights(self.calibration.energy(p.energy_scale), p.beta, group=support.k),
+            start=self.before.fit.model,
+            networks=self.loss_networks(),
+        )
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {self.name: self.fit.model}
 
 
-class QIPO(ValuedAgent):
+class QIPO(Agent):
     """QIPO (arXiv:2503.04975): behaviour diffusion, critic, support actions, then a diffusion policy by the denoising loss on
     these, weighted by softmax(beta Q) among those of a state: it samples mu exp(beta Q) without guidance. In each further round
     the actions are those of the policy so far, which adds a beta: mu exp(n beta Q) after n rounds.
@@ -89,81 +127,41 @@ class QIPO(ValuedAgent):
 
     def __init__(self, config: QIPOConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        self.rounds: list[Round] = []
-        for _ in range(config.policy.rounds):
-            self.rounds.append(self._round())
+        k = config.support.actions
+        self.behaviour = Behaviour(self.context, config)
+        self.support = drawn_from(self.behaviour, config, k)
+        self.critic_part = OfflineCritic(self.context, config.critic, self.support)
+        self.critic = self.critic_part.critic
+        before = [self.behaviour, self.critic_part]
+        self.calibration = AdvantageCalibration(self.behaviour, self.critic, config.calibration, device, after=before)
+        self.rounds = [WeightedPolicy(self.context, config, "policy", self.behaviour, self.support, self.calibration)]
+        for n in range(2, config.policy.rounds + 1):
+            last = self.rounds[-1]
+            table = drawn_from(last, config, k, name=f"support_{n}", next_states=False)
+            self.rounds.append(WeightedPolicy(self.context, config, f"policy_{n}", last, table, self.calibration))
 
-    def support_actions(self) -> int:
-        """K, always."""
-        return self.config.support.actions
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        check_sampling(config)
+        check_critic(config.critic)
 
-    def _round(self) -> Round:
-        p, k = self.config.policy, self.config.support.actions
-        before = self.rounds[-1].fit.model if self.rounds else self.behaviour.fit.model
-        first = self.support if not self.rounds else None
-        table = first or SupportTable(self.data, k, partial(self._drawn, before), next_states=False)
-        fit = Fit(self.fresh("policy", self.noise_model), lr=p.lr, steps=p.steps, decay=p.decay, ema=p.ema)
-        learner = WeightedLearner(
-            fit,
-            self.schedule,
-            partial(self._sample, table),
-            batch=p.batch,
-            prediction=self.config.denoiser.prediction,
-            weights=energy_weights(self.energy(p.energy_scale), p.beta, group=k),
-            start=before,
-            modules=self.loss_networks(),
-        )
-        return Round(table, fit, learner)
+    @override
+    def parts(self) -> Sequence[Part]:
+        further = [part for policy in self.rounds[1:] for part in (policy.support, policy)]
+        return [self.behaviour, self.support, self.critic_part, self.calibration, self.rounds[0], *further]
 
-    def _sample(self, table: SupportTable, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
-        """K stored actions in each of n / K states, those of a state side by side."""
-        index = self.data.index(max(1, n // table.k), generator)
-        return table.of(index).flatten(0, 1), self.data.transitions.state[index].repeat_interleave(table.k, 0)
-
-    @torch.no_grad()
-    def _drawn(self, network: nn.Module, states: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        tiled = states.repeat_interleave(k, 0)
-        denoiser = self._denoiser(network, self.config.support.clip_x0)
-        return self.sampler.draw(denoiser, tiled, len(tiled), generator).reshape(len(states), k, -1)
-
-    def _denoiser(self, network: nn.Module, clip: bool) -> Denoiser:
-        plain = NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction)
-        return Clip(plain, self.data.action_low, self.data.action_high) if clip else plain
-
-    # -- acting --------------------------------------------------------------------------------------------------
-
-    def policies(self) -> dict[str, float | None]:
-        """Behaviour and ``policy``."""
-        return {"behaviour": None, "policy": None}
-
-    @property
-    def headline(self) -> str:
-        """The trained one."""
-        return "policy"
-
-    def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """``policy``, or ``behaviour``."""
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
         clip = self.config.policy.clip_x0
-        network = self.rounds[-1].fit.model if name == "policy" else self.behaviour.fit.model
-        return self.unguided(self._denoiser(network, clip), randomness, clip=clip)
+        return {"behaviour": self.behaviour.policy(clip), "policy": self.rounds[-1].policy(clip)}
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The policy's too."""
-        return {**self.loss_networks(), "policy": self.rounds[-1].fit.model}
+    @override
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        return diagnostics.of_values(self.calibration, self.critic, generator)
 
-    # -- training ------------------------------------------------------------------------------------------------
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
 
-    def phases(self) -> list[Phase]:
-        """After denoiser, support, critic and calibration: ``policy``; then ``support_2``, ``policy_2`` and so on."""
-        denoiser, support, critic, calibration = super().phases()
-        phases, start = [denoiser, support, critic, calibration], denoiser
-        settings = self.config.policy.model_dump(mode="json", exclude={"rounds", "clip_x0"})
-        for n, this in enumerate(self.rounds, 1):
-            suffix = "" if n == 1 else f"_{n}"
-            if n > 1:
-                support = self.support_phase(f"support{suffix}", this.support, start)
-                phases.append(support)
-            before = [calibration, support, start]
-            start = self.phase(f"policy{suffix}", self.config.policy.steps, this.learner, settings, after=before)
-            phases.append(start)
-        return phases
+        figures.draw(self.calibration, self.critic, folder, title, task, rollouts)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
-from rl.agents.selecting import SelectingAgent, SelectingConfig, SelectionConfig
+import torch
+from typing_extensions import override
+
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic, needs_support
+from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy
+from rl.parts.selection import SelectingConfig, SelectionConfig, check_selections, selecting_policies
+from rl.parts.support_actions import drawn_from
 from rl.runs.config import CriticConfig
+from rl.tasks import Task
 
 
 class SfBCConfig(SelectingConfig):
-    """Of a selecting agent, with what SfBC has in other places. Its critic's unit is the spread of the returns, and so is
-    that of 1 / beta.
+    """In-sample planning, and one of 32 samples by softmax. The critic's unit is the spread of the returns, and so is that of
+    1 / beta.
     """
 
     agent: str = "sfbc"
@@ -18,9 +34,46 @@ class SfBCConfig(SelectingConfig):
     selection: SelectionConfig = SelectionConfig(candidates=32, by="softmax", beta=100.0)
 
 
-class SfBC(SelectingAgent):
+class SfBC(Agent):
     """SfBC (arXiv:2209.14548): behaviour diffusion, in-sample planning on stored samples of it, and one of K samples a state,
     drawn by softmax(alpha Q).
     """
 
     Config: ClassVar[type[SelectingConfig]] = SfBCConfig
+    config: SelectingConfig
+
+    def __init__(self, config: SelectingConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.behaviour = Behaviour(self.context, config)
+        supported = needs_support(config.critic)  # as SfBC's own critic does
+        self.support = drawn_from(self.behaviour, config, config.support.actions) if supported else None
+        self.critic_part = OfflineCritic(self.context, config.critic, self.support)
+        self.critic = self.critic_part.critic
+        before = [self.behaviour, self.critic_part]
+        self.calibration = AdvantageCalibration(self.behaviour, self.critic, config.calibration, device, after=before)
+
+    @classmethod
+    @override
+    def check(cls, config: Any) -> None:
+        check_sampling(config)
+        check_critic(config.critic)
+        check_selections(config)
+
+    @override
+    def parts(self) -> Sequence[Part]:
+        support = [self.support] if self.support is not None else []
+        return [self.behaviour, *support, self.critic_part, self.calibration]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return selecting_policies(self.config, self.calibration, self.critic_part)
+
+    @override
+    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
+        return diagnostics.of_values(self.calibration, self.critic, generator)
+
+    @override
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        figures.draw(self.calibration, self.critic, folder, title, task, rollouts)

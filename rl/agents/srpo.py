@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Beta, PositiveShare, ProperShare
 from egd.config.base import Strict
 from egd.denoisers import convert, diffuse
 from egd.errors import UserError
-from egd.networks.mlp import NoiseMLP
-from egd.runs.phases import Phase
 from egd.tensors import expand, value_and_grad
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sample, Schedule
 from rl.agents.direct import DirectAgent
 from rl.critics import Critic
-from rl.critics.choice import check_critic, make_critic
+from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.actors import make_actor
+from rl.parts.base import Part, RunContext
 from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.critic import OfflineCritic
 from rl.runs.config import ActorConfig, CriticConfig, DiffusionConfig
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -123,6 +124,33 @@ class ScoreRegularised(StepLearner):
         return expand(self.weight(self.schedule.alpha(t), self.schedule.sigma(t)), x) * (eps - noise)
 
 
+class ImprovedActor(Part):
+    """The actor of SRPO, which comes after behaviour model and critic."""
+
+    name = "policy"
+    members = ("state",)
+
+    def __init__(self, context: RunContext, config: SRPOConfig, behaviour: Behaviour, critic: OfflineCritic) -> None:
+        a = config.actor
+        self.steps, self.settings = a.steps, config.model_dump(mode="json", include={"actor", "regularisation"})
+        self.after = [behaviour, critic]
+        self.actor = context.fresh("actor", lambda: make_actor(a, context.states, context.actions))
+        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps, decay=a.decay)
+        trained = (behaviour.sample, critic.critic, behaviour.denoiser(clip=False), behaviour.schedule)
+        self._learner = ScoreRegularised(
+            self.fit, *trained, config.regularisation, batch=a.batch, networks=self.loss_networks()
+        )
+
+    @property
+    @override
+    def learner(self) -> ScoreRegularised:
+        return self._learner
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}
+
+
 class SRPO(DirectAgent):
     """SRPO (arXiv:2310.07297): behaviour diffusion and implicit Q-learning, and a deterministic policy by Q's gradient and the
     behaviour policy's score. Nothing is sampled, neither in training nor in acting.
@@ -133,12 +161,11 @@ class SRPO(DirectAgent):
 
     def __init__(self, config: SRPOConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        d, a = config.denoiser, config.actor
-        noise_model = self.fresh("denoiser", lambda: NoiseMLP(self.actions, self.states, width=d.width, blocks=d.blocks))
-        self.behaviour = Behaviour(config, data, noise_model, device)
-        self.critic = self.fresh("critic", lambda: make_critic(config.critic, self.states, self.actions, device))
-        self.actor = self.fresh("actor", lambda: make_actor(a, self.states, self.actions))
-        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps, decay=a.decay)
+        self.behaviour = Behaviour(self.context, config)
+        self.critic_part = OfflineCritic(self.context, config.critic)
+        self.critic = self.critic_part.critic
+        self.improved = ImprovedActor(self.context, config, self.behaviour, self.critic_part)
+        self.actor = self.improved.actor
 
     @classmethod
     def check(cls, config: SRPOConfig) -> None:
@@ -149,17 +176,6 @@ class SRPO(DirectAgent):
         if low >= high:
             raise UserError(f"t_min = {low:g} is not below t_max = {high:g}", key="regularisation.t_min")
 
-    def phases(self) -> list[Phase]:
-        """Denoiser and critic, which other methods may have trained, and the policy."""
-        critic = self.critic.learner(self.data, self.config.critic.batch, None)
-        before = [self.denoiser_phase(self.behaviour), self.critic_phase(critic, self.config.critic)]
-        settings = self.config.model_dump(mode="json", include={"actor", "regularisation"})
-        steps = self.config.actor.steps
-        return [*before, self.phase("policy", steps, self.learner(), settings, data=("state",), after=before)]
-
-    def learner(self) -> ScoreRegularised:
-        """What trains the policy."""
-        b, settings = self.behaviour, self.config.regularisation
-        read = {"noise": b.fit.model, "target": self.critic.target.module}
-        parts = (self.fit, b.sample, self.critic, b.denoiser(clip=False), b.schedule, settings)
-        return ScoreRegularised(*parts, batch=self.config.actor.batch, networks=read)
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.behaviour, self.critic_part, self.improved]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Every, NotNegative
 from egd.errors import UserError
 from egd.runs.checkpoint import group, prefixed
-from egd.runs.phases import Phase
 from egd.training.learners import Fit, Metrics
 from egd.training.precision import Computing
 from rl.agents.direct import DirectAgent
@@ -20,6 +20,7 @@ from rl.critics.choice import beside_policy, check_critic, critic_settings, make
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import Actor, frozen, make_actor
+from rl.parts.base import Part
 from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
@@ -50,17 +51,20 @@ class TD3BCConfig(RunConfig):
         return beside_policy(self.critic, steps=self.actor.steps, batch=self.actor.batch)
 
 
-class ActorCritic:
+class ActorCritic(Part):
     """Steps of the critic on the smoothed target policy's actions; every ``delay`` of them one of the policy (arXiv:2106.06860,
     Eq. 3 and 5).
     """
 
     computing: Computing = Computing()
 
-    def __init__(
-        self, critic: TD, actor: Actor, fit: Fit, polyak: float, settings: ImprovedActorConfig, sample: Callable[..., Batch]
-    ) -> None:
-        self.critic, self.actor, self.fit, self.settings, self.sample = critic, actor, fit, settings, sample
+    name = "policy"
+
+    def __init__(self, critic: TD, actor: Actor, fit: Fit, config: TD3BCConfig, sample: Callable[..., Batch]) -> None:
+        self.critic, self.actor, self.fit, self.config, self.sample = critic, actor, fit, config.actor, sample
+        self.steps = config.actor.steps
+        self.settings = {"actor": self.config.model_dump(mode="json"), "critic": critic_settings(config.built_critic)}
+        polyak = config.critic.polyak
         self.target = fit.follow(actor, 1 - polyak)
         self.target.update_parameters(actor)  # the first call copies
 
@@ -74,7 +78,7 @@ class ActorCritic:
         with self.computing.autocast(self.fit.device):
             loss, metrics = self.critic.loss((batch, actions))
         self.critic.fit.descend(loss)
-        if self.critic.fit.step % self.settings.delay:
+        if self.critic.fit.step % self.config.delay:
             return metrics
         with self.computing.autocast(self.fit.device):
             loss, more = self.actor_loss(batch)
@@ -85,17 +89,21 @@ class ActorCritic:
     def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
         """Actions of the target policy with clipped noise: (B, S) -> (B, A)"""
         actions: Tensor = self.target(state)
-        limit = self.settings.noise_clip
-        noise = self.settings.noise * torch.randn(actions.shape, generator=generator, device=actions.device)
+        limit = self.config.noise_clip
+        noise = self.config.noise * torch.randn(actions.shape, generator=generator, device=actions.device)
         return (actions + noise.clamp(-limit, limit)).clamp(-1, 1)
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """-lambda E Q_1(s, pi(s)) + E (pi(s) - a)^2, lambda = alpha / E |Q_1(s, pi(s))|."""
         action = self.actor.mean(batch.state)
         q = frozen(self.critic.values.q)(batch.state, action)[0]
-        weight = self.settings.alpha / q.detach().abs().mean().clamp(min=1e-6)
+        weight = self.config.alpha / q.detach().abs().mean().clamp(min=1e-6)
         cloning = (action - batch.action).square().mean()
         return cloning - weight * q.mean(), {"cloning_loss": cloning.detach(), "q_policy": q.detach().mean()}
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}
 
     def _parts(self) -> dict[str, Any]:
         return {"critic": self.critic, "actor": self.fit}
@@ -123,12 +131,13 @@ class TD3BC(DirectAgent):
     def __init__(self, config: TD3BCConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         a = config.actor
-        critic = self.fresh("critic", lambda: make_critic(config.built_critic, self.states, self.actions, device))
+        sizes = self.context.states, self.context.actions
+        self.critic = critic = self.context.fresh("critic", lambda: make_critic(config.built_critic, *sizes, device))
         assert isinstance(critic, TD)
-        self.actor = self.fresh("actor", lambda: make_actor(a, self.states, self.actions))
+        self.actor = self.context.fresh("actor", lambda: make_actor(a, *sizes))
         fit = Fit(self.actor, lr=a.lr, steps=a.steps // a.delay, decay=a.decay)
         sample = partial(self.data.sample, a.batch)
-        self.learner = ActorCritic(critic, self.actor, fit, config.critic.polyak, a, sample)
+        self.learner = ActorCritic(critic, self.actor, fit, config, sample)
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -140,10 +149,6 @@ class TD3BC(DirectAgent):
             )
         check_critic(config.built_critic)
 
-    def phases(self) -> list[Phase]:
-        """One, of both."""
-        settings = {
-            "actor": self.config.actor.model_dump(mode="json"),
-            "critic": critic_settings(self.config.built_critic),
-        }
-        return [self.phase("policy", self.config.actor.steps, self.learner, settings)]
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.learner]

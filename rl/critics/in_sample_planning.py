@@ -78,7 +78,6 @@ class PlanningLearner:
 
     def __init__(self, critic: InSamplePlanning, data: OfflineData, batch: int, support: SupportTable) -> None:
         self.critic, self.data, self.support, self.batch = critic, data, support, batch
-        self.computing = Computing()
         self.returns = torch.zeros(len(data.transitions), device=data.transitions.reward.device)
         self.mean, self.spread = torch.zeros((), device=self.returns.device), torch.ones((), device=self.returns.device)
         self._steps = CriticLearner(critic, self._draw)
@@ -88,6 +87,15 @@ class PlanningLearner:
         return self.data.transitions[index], (self.returns[index] - self.mean) / self.spread
 
     @property
+    def computing(self) -> Computing:
+        """How the arithmetic of its steps is done."""
+        return self._steps.computing
+
+    @computing.setter
+    def computing(self, computing: Computing) -> None:
+        self._steps.computing = computing
+
+    @property
     def round(self) -> int:
         """The length of a round in steps."""
         return max(1, -(-self.critic.fit.steps // self.critic.rounds))
@@ -95,7 +103,6 @@ class PlanningLearner:
     def update(self, generator: torch.Generator) -> Metrics:
         """Take one step, after planning where a round begins."""
         metrics = self._plan() if self.critic.fit.step % self.round == 0 else {}
-        self._steps.computing = self.computing
         return {**self._steps.update(generator), **metrics}
 
     @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from egd.drawing import Figure, plain
 from egd.posteriors.moments import KINDS
 from egd.runs.files import replacing
 from egd.runs.safe_names import figure_text
+from rl.critics.base import Critic
+from rl.data.transitions import OfflineData
 from rl.evaluation.results import by_scale, statistics
 from rl.evaluation.rollouts import Rollouts
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.guided import Guidance
 from rl.tasks import Task
-
-if TYPE_CHECKING:
-    from rl.agents.guided import GuidedAgent
-    from rl.agents.valued import ValuedAgent
 
 Array = np.ndarray[Any, Any]
 LABELS = {"posterior1": "Posterior 1 (Eq. 22)", "posterior2": "Posterior 2 (Eq. 24)", "residual": "residual (Eq. 42)"}
@@ -34,42 +35,45 @@ def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: boo
     return figure, list(axes)
 
 
-def draw(agent: GuidedAgent, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
-    """Those of a guided agent's run."""
-    posterior_figure(agent, folder / "posterior_variance.png", title)
+def draw(calibration: AdvantageCalibration, critic: Critic, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+    """Draw posterior variances, and paths through a maze."""
+    posterior_figure(calibration, folder / "posterior_variance.png", title)
+    if task.family == "maze2d":
+        _draw_paths(calibration, critic, folder, task, rollouts, {name: name for name in rollouts.returns})
+
+
+def draw_guided(guidance: Guidance, critic: Critic, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+    """Draw the same, and scores over omega."""
+    calibration, guidances = guidance.calibration, guidance.config.guidances
+    posterior_figure(calibration, folder / "posterior_variance.png", title)
     policies = {name: statistics(task, returns) for name, returns in rollouts.returns.items()}
-    omega_figure(
-        {arm: by_scale(policies, arm) for arm in agent.config.guidances}, policies["behaviour"], folder / "omega.png", title
-    )
+    scores = {name: by_scale(policies, name) for name in guidances}
+    omega_figure(scores, policies["behaviour"], folder / "omega.png", title)
     if task.family == "maze2d":
-        arms = {agent.own(name): f"{name} ({arm.energy.name})" for name, arm in agent.config.guidances.items()}
-        named = {"behaviour": "behaviour", **{key: name for key, name in arms.items() if key != "behaviour"}}
-        _draw_paths(agent, folder, task, rollouts, named)
+        titles = {guidance.own(name): f"{name} ({own.energy.name})" for name, own in guidances.items()}
+        named = {"behaviour": "behaviour", **{key: name for key, name in titles.items() if key != "behaviour"}}
+        _draw_paths(calibration, critic, folder, task, rollouts, named)
 
 
-def draw_valued(agent: ValuedAgent, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
-    """Those of a run without guidance."""
-    posterior_figure(agent, folder / "posterior_variance.png", title)
-    if task.family == "maze2d":
-        _draw_paths(agent, folder, task, rollouts, {name: name for name in rollouts.returns})
-
-
-def _draw_paths(agent: ValuedAgent, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]) -> None:
-    """Of the policies that have any, under these names."""
+def _draw_paths(
+    calibration: AdvantageCalibration, critic: Critic, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]
+) -> None:
+    """Draw those of the policies that have any, under these names."""
     chosen = {key: name for key, name in named.items() if key in rollouts.paths}
     paths = {key: [np.array(walk) for walk in rollouts.paths[key] if walk] for key in chosen}
     scores = {key: statistics(task, rollouts.returns[key])["mean"] for key in chosen}
     titles = {key: f"{name}: score {scores[key]:.1f}" for key, name in chosen.items()}
-    maze_figure(agent, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
+    value = partial(_value_map, calibration.behaviour.data, critic)
+    maze_figure(value, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
 
 
 @plain(STYLE)
-def posterior_figure(agent: ValuedAgent, path: Path, title: str) -> None:
+def posterior_figure(calibration: AdvantageCalibration, path: Path, title: str) -> None:
     """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the
     range, logarithmic beyond.
     """
     figure, axes = _figure(2, share=True)
-    for axis, (clip, moments) in zip(axes, agent.calibration.moments.items(), strict=True):
+    for axis, (clip, moments) in zip(axes, calibration.moments.items(), strict=True):
         top = float(moments.data_var)
         axis.axhspan(0, top, color="0.9", label=f"valid: 0 to Var(x₀) = {top:.3f}")
         for kind in KINDS:
@@ -109,13 +113,13 @@ def omega_figure(
 @torch.no_grad()
 @plain(STYLE)
 def maze_figure(
-    agent: ValuedAgent, map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
+    value_map: Callable[..., Array], map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
 ) -> None:
     """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
     cells = rl.envs.maze2d.MAPS[map_name]
     half_x, half_y = len(cells[0]) / 2, len(cells) / 2
-    value = _value_map(agent, half_x, half_y, cells)
+    value = value_map(half_x, half_y, cells)
     goal = rl.envs.maze2d.goal_xy(map_name)
     image = None
     for axis, (name, walks) in zip(axes, paths.items(), strict=True):
@@ -136,14 +140,16 @@ def maze_figure(
         figure.savefig(scratch, dpi=150)
 
 
-def _value_map(agent: ValuedAgent, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20) -> Array:
+def _value_map(
+    data: OfflineData, critic: Critic, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20
+) -> Array:
     """V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
     xs = (np.arange(2 * half_x * resolution) + 0.5) / resolution - half_x
     ys = (np.arange(2 * half_y * resolution) + 0.5) / resolution - half_y
     grid_x, grid_y = np.meshgrid(xs, ys)
     positions = np.stack([grid_x, grid_y, 0 * grid_x, 0 * grid_x], -1).reshape(-1, 4).astype(np.float32)
-    states = agent.data.standardise(torch.from_numpy(positions).to(agent.device))
-    value = agent.critic.v(states).cpu().numpy().reshape(grid_x.shape)
+    states = data.standardise(torch.from_numpy(positions).to(data.action_low.device))
+    value = critic.v(states).cpu().numpy().reshape(grid_x.shape)
     rows = np.floor(half_y - grid_y).astype(int).clip(0, len(cells) - 1)
     columns = np.floor(grid_x + half_x).astype(int).clip(0, len(cells[0]) - 1)
     walls = np.array([[cell == 1 for cell in row] for row in cells])

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from egd.runs.checkpoint import group, prefixed
-from egd.runs.phases import Phase, seed_of
+from egd.runs.phases import seed_of
 from egd.training.learners import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.config import OnlineConfig
 from rl.online.generators.base import Generator
 from rl.online.replay import Replay, joined
 from rl.online.resumable_env import Array, ResumableEnv
+from rl.parts.base import Part
 
 
 class Stateful(Protocol):
@@ -57,26 +58,29 @@ class OnlineAgent(Protocol):
 STREAMS = ("acting", "online")
 
 
-class OnlineLearner:
+class OnlineLearner(Part):
     """The online loop. Online only, offline replay, generated and resampled replay, and EDIS differ in the shares of ``config``
     and in the generator, in nothing else: the noise of actions and the draws of online rows have random streams of their own,
     by ``seed``, so that they are the same in all.
     """
 
+    name = "online"
+    hook_first, reusable = True, False
+
     def __init__(
         self, agent: OnlineAgent, config: OnlineConfig, env: ResumableEnv, generator: Generator | None, *, seed: int = 0
     ) -> None:
         self.agent, self.config, self.env, self.generator = agent, config, env, generator
+        self.steps = config.steps
         self.replay = Replay(config.steps, agent.data.transitions)
         streams = {name: torch.Generator(agent.device).manual_seed(seed_of(seed, f"online/{name}")) for name in STREAMS}
         self.streams = streams
         self.step = 0
         self._rates_set = False
 
-    def phases(self) -> list[Phase]:
-        """List the phases of the generator, and the online phase."""
-        offline = [] if self.generator is None else self.generator.phases()
-        return [*offline, Phase("online", self.config.steps, self, hook_first=True)]
+    def parts(self) -> list[Part]:
+        """List those of the generator, which learn offline, and the loop itself."""
+        return [*([] if self.generator is None else self.generator.parts()), self]
 
     def update(self, generator: torch.Generator) -> Metrics:
         """Take a step in the environment, refresh the generator when it is due, then update the agent."""

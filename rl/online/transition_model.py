@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.bounds import Layers, Rate, SamplerSteps, Steps
 from egd.config.base import ComponentConfig
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
 from egd.networks.mlp import NoiseMLP
-from egd.runs.phases import Phase
 from egd.samplers.base import initial_noise
 from egd.schedules import Spacing, time_grid
 from egd.training.learners import DenoiserLearner, Fit, Metrics, train
@@ -21,10 +22,11 @@ from egd.training.times import LogNormalTimes
 from egd.types import Denoiser
 from rl.data.transitions import Batch, drawn
 from rl.online import terminations
-from rl.online.generators.base import Generator, GeneratorContext
+from rl.online.generators.base import GeneratorContext
 from rl.online.replay import Replay
 from rl.online.replay_mixture import ReplayMixture
 from rl.online.transition_codec import TerminalModel, TransitionCodec
+from rl.parts.base import Part
 from rl.parts.behaviour import make_schedule
 from rl.runs.config import DenoiserConfig, SamplerConfig
 from rl.tasks import Task
@@ -52,13 +54,15 @@ class StepsConfig(SamplerConfig):
 MODEL, SAMPLER = ModelConfig(), StepsConfig()
 
 
-class TransitionModel:
+class TransitionModel(Part):
     """An unconditional diffusion model q of x = (s, a, r, s', terminal), as SynthER (arXiv:2303.06614) has it.
 
     The default schedule is EDM's with its distribution of noise levels; a network that predicts v under it is EDM's
     preconditioned one for data of unit variance (arXiv:2206.00364, Table 1). ``online_share`` is the share of online
     transitions in ``mixture``, which the model learns from; by default all rows are drawn alike, as SynthER's are.
     """
+
+    name = "generator"
 
     def __init__(
         self,
@@ -74,12 +78,17 @@ class TransitionModel:
         reach: float,
         online_share: float | None,
     ) -> None:
-        self.context, self.settings, self.sampler, self.samples = context, denoiser, sampler, samples
+        self.context, self.config, self.sampler, self.samples = context, denoiser, sampler, samples
         self.refresh_steps, self.warm_start, self.reach = refresh_steps, warm_start, reach
-        self.schedule_name, self.schedule = schedule, make_schedule(schedule.spec)
+        self.steps, self.schedule = denoiser.steps, make_schedule(schedule.spec)
         data = context.data.transitions
         rule = terminations.rule(context.task, context.data) if terminal == "computed" else None
         self.codec = TransitionCodec(data, terminal, rule)
+        self.settings = {
+            "schedule": schedule.model_dump(mode="json"),
+            "denoiser": denoiser.model_dump(mode="json"),
+            "terminal": self.codec.terminal == "generated",
+        }
         self.mixture = ReplayMixture(data, self.codec, online_share)
         self.fit = self._fit(context.fresh("generator", self._network), denoiser.steps)
         self.generated = data[torch.zeros(0, dtype=torch.long, device=data.reward.device)]
@@ -101,16 +110,14 @@ class TransitionModel:
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def phases(self, owner: Generator) -> list[Phase]:
-        """List the phase that fits the model to the offline data; it is the same for every generator with this model."""
-        if not self.warm_start:
-            return []
-        settings = {
-            "schedule": self.schedule_name.model_dump(mode="json"),
-            "denoiser": self.settings.model_dump(mode="json"),
-            "terminal": self.codec.terminal == "generated",
-        }
-        return [self.context.phase("generator", self.settings.steps, self._learner(), settings, owners=[owner])]
+    def parts(self) -> list[Part]:
+        """List itself, where it is fitted to the offline data; so it is the same for every generator with this model."""
+        return [self] if self.warm_start else []
+
+    @cached_property
+    @override
+    def learner(self) -> DenoiserLearner:
+        return self._learner()
 
     def learn(self, online: Replay, generator: torch.Generator) -> Metrics:
         """Fit the model further to offline and online transitions, with a learning rate that begins anew."""
@@ -122,14 +129,14 @@ class TransitionModel:
         return {"generator_loss": metrics["loss"]} if metrics else {}
 
     def _network(self) -> nn.Module:
-        return NoiseMLP(self.codec.size, width=self.settings.width, blocks=self.settings.blocks)
+        return NoiseMLP(self.codec.size, width=self.config.width, blocks=self.config.blocks)
 
     def _fit(self, network: nn.Module, steps: int) -> Fit:
-        d = self.settings
+        d = self.config
         return Fit(network, lr=d.lr, steps=steps, decay=d.decay, ema=d.ema)
 
     def _learner(self) -> DenoiserLearner:
-        d, times, mixture = self.settings, LogNormalTimes(self.schedule), self.mixture
+        d, times, mixture = self.config, LogNormalTimes(self.schedule), self.mixture
 
         def sample(n: int, generator: torch.Generator) -> tuple[Tensor, None]:
             return mixture.draw(n, generator), None
@@ -141,7 +148,7 @@ class TransitionModel:
     @property
     def denoiser(self) -> Denoiser:
         """D(x_t, t), unguided."""
-        return NetworkDenoiser(self.fit.model, self.schedule, self.settings.prediction)
+        return NetworkDenoiser(self.fit.model, self.schedule, self.config.prediction)
 
     def draw(self, denoiser: Denoiser, n: int, generator: torch.Generator) -> Tensor:
         """Sample vectors (n, D) with this denoiser."""

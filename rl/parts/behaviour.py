@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.config.catalogue import SCHEDULES
 from egd.config.components import Spec, build
 from egd.config.trial import Trial
 from egd.denoisers import NetworkDenoiser
 from egd.errors import UserError
+from egd.networks.mlp import NoiseMLP
 from egd.schedules import time_grid
 from egd.training.learners import DenoiserLearner, Fit
 from egd.types import Denoiser, Schedule
 from egd.wrappers import Clip
-from rl.data.transitions import OfflineData
-from rl.parts.guided_policy import ActionSampler, Randomness
-from rl.runs.config import DiffusionConfig
+from rl.parts.base import Part, RunContext
+from rl.parts.guided_policy import ActionSampler, Choice, Randomness
+from rl.parts.policies import Sampled
+from rl.runs.config import DenoiserConfig, DiffusionConfig
 
 
 def make_schedule(spec: Spec) -> Schedule:
@@ -39,18 +46,45 @@ def check_sampling(config: DiffusionConfig) -> None:
     Trial((2,), schedule, torch.zeros(2, 1)).sampler(Spec(s.name, s.model_extra or {}), s.chosen(), "sampler")
 
 
-class Behaviour:
-    """A noise model of the data's actions with its schedule and sampler. ``network`` is fresh."""
+class Behaviour(Part):
+    """A diffusion model of the data's actions with its schedule and sampler, trained on the denoising loss."""
 
-    def __init__(self, config: DiffusionConfig, data: OfflineData, network: nn.Module, device: torch.device) -> None:
-        self.config, self.data = config, data
-        d = config.denoiser
+    name = "denoiser"
+    seeded = "denoiser"
+    """The name by which its network is made."""
+    members: Sequence[str] = ("state", "action")
+    sections: ClassVar[set[str]] = {"schedule", "denoiser"}
+    """Those of the recipe that its weights rest on."""
+
+    def __init__(self, context: RunContext, config: DiffusionConfig, network: Callable[[], nn.Module] | None = None) -> None:
+        self.config, self.data = config, context.data
+        d, make = config.denoiser, partial(noise_model, config.denoiser, context)
+        self.steps, self.settings = d.steps, config.model_dump(mode="json", include=self.sections)
         self.schedule = make_schedule(config.schedule.spec)
-        self.fit = Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
+        self.fit = Fit(context.fresh(self.seeded, network or make), lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
         times = time_grid(self.schedule, config.sampler.steps, end=config.sampler.end, spacing=config.sampler.spacing)
-        event = tuple(data.transitions.action.shape[1:])
-        self.sampler = ActionSampler(self.schedule, times.to(device), event, config.sampler.chosen())
-        self.low, self.high = data.action_low, data.action_high
+        self.sampler = ActionSampler(self.schedule, times.to(context.device), (context.actions,), config.sampler.chosen())
+        self.low, self.high = self.data.action_low, self.data.action_high
+
+    @cached_property
+    @override
+    def learner(self) -> DenoiserLearner:
+        d = self.config.denoiser
+        return DenoiserLearner(self.fit, self.schedule, self.sample, batch=d.batch, prediction=d.prediction)
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"noise": self.fit.model}
+
+    def bounds(self, clip: bool) -> tuple[Tensor, Tensor] | None:
+        """Give the range of what is sampled if ``clip``."""
+        return (self.low, self.high) if clip else None
+
+    def policy(self, clip: bool, *, choice: Choice | None = None, temperature: float = 1.0) -> Sampled:
+        """Make the policy that acts by samples of the model, x_0 and actions within the data's range if ``clip``."""
+        return Sampled(
+            self, self.sampler, self.denoiser(clip), bounds=self.bounds(clip), choice=choice, temperature=temperature
+        )
 
     def denoiser(self, clip: bool, straight_through: bool = False, *, in_training: bool = False) -> Denoiser:
         """E[x_0 | x_t, s], x_0 within the data's action range if ``clip``; of the weights that are being trained, not of their
@@ -59,11 +93,6 @@ class Behaviour:
         network = self.fit.module if in_training else self.fit.model
         plain = NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction)
         return Clip(plain, self.low, self.high, straight_through) if clip else plain
-
-    def learner(self) -> DenoiserLearner:
-        """What trains it."""
-        d = self.config.denoiser
-        return DenoiserLearner(self.fit, self.schedule, self.sample, batch=d.batch, prediction=d.prediction)
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n actions of the data and their states."""
@@ -75,3 +104,12 @@ class Behaviour:
         """K actions in every state, all N x K in one batch: (N, S) -> (N, K, A)"""
         tiled = states.repeat_interleave(k, 0)
         return self.sampler.draw(self.denoiser(clip), tiled, len(tiled), generator).reshape(len(states), k, -1)
+
+    def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw n rows of the data, or the most that k divides: groups of k unlike states."""
+        return self.sample(max(1, n // k) * k, generator)
+
+
+def noise_model(config: DenoiserConfig, context: RunContext) -> NoiseMLP:
+    """Make the network of a recipe's ``denoiser``, for actions given states."""
+    return NoiseMLP(context.actions, context.states, width=config.width, blocks=config.blocks)

@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.posteriors import Moments
 from egd.training.calibration import Calibration
 from egd.training.learners import Metrics
-from rl.critics.base import ValueFunction
+from egd.types import Energy
+from rl.critics.base import MinusAdvantage, ValueFunction
+from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
 from rl.runs.config import CalibrationConfig
 
 
-class AdvantageCalibration(nn.Module):
+class AdvantageCalibration(Part, nn.Module):
     """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over
     the data: buffers, so that those of many runs can be stacked.
+
+    ``value`` judges samples of ``behaviour``; ``after`` are the parts that train the two.
     """
 
+    name, steps = "calibration", 1
     advantage_std: Tensor
 
-    def __init__(self, behaviour: Behaviour, critic: ValueFunction, settings: CalibrationConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        value: ValueFunction,
+        config: CalibrationConfig,
+        device: torch.device,
+        *,
+        after: Sequence[Part] = (),
+    ) -> None:
         super().__init__()
-        self._of = behaviour, critic, settings  # in a tuple, as none of it is a part of this module
+        self.behaviour, self.value, self.config, self.after = behaviour, value, config, after
+        self.settings = config.model_dump(mode="json")
         self.register_buffer("advantage_std", torch.ones((), device=device))
         denoisers = {"clip0": lambda: behaviour.denoiser(False), "clip1": lambda: behaviour.denoiser(True)}
-        size = settings.model_dump(include={"grid", "samples"})
+        size = config.model_dump(include={"grid", "samples"})
         self.posterior = Calibration(denoisers, behaviour.schedule, behaviour.sample, **size)
         self.version = 0
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"calibration": self}
+
+    @override
+    def prepare(self, phase: str, generator: torch.Generator) -> None:
+        if not self.moments or phase in {part.name for part in self.after}:
+            self.update(generator)
+
+    def energy(self, scale: str = "raw") -> Energy:
+        """Make E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage, raw or in units of its spread.
+
+        E differs from -Q by a function of s alone and so tilts mu in the same way, but spares a network the job of learning V.
+        """
+        unit = self.advantage_std if scale == "advantage_std" else torch.ones_like(self.advantage_std)
+        return MinusAdvantage(self.value, unit)
 
     @property
     def moments(self) -> dict[bool, Moments]:
@@ -37,10 +71,9 @@ class AdvantageCalibration(nn.Module):
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
         """Estimate everything anew."""
-        behaviour, critic, settings = self._of
         self.posterior.update(generator)
-        action, state = behaviour.sample(settings.samples, generator)
-        advantage = critic.q(state, action) - critic.v(state)
+        action, state = self.behaviour.sample(self.config.samples, generator)
+        advantage = self.value.q(state, action) - self.value.v(state)
         self.advantage_std = advantage.std().clamp(min=1e-6)
         self.version += 1
         return {"advantage_std": self.advantage_std}

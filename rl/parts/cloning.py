@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.training.learners import Fit, Metrics, StepLearner
 from rl.critics.base import Critic
 from rl.data.transitions import Batch
-from rl.parts.actors import Actor
+from rl.parts.actors import Actor, make_actor
+from rl.parts.base import Part, RunContext
+from rl.runs.config import ActorConfig
 
 
 class AdvantageWeight:
@@ -62,3 +66,27 @@ class Cloning(StepLearner):
     def loss_networks(self) -> dict[str, nn.Module]:
         """Those of the weights."""
         return {} if self.weight is None else self.weight.loss_networks()
+
+
+class ClonedActor(Part):
+    """An actor of a recipe's section, trained towards the actions of the data."""
+
+    name = "policy"
+
+    def __init__(
+        self, context: RunContext, config: ActorConfig, weight: AdvantageWeight | None = None, *, after: Sequence[Part] = ()
+    ) -> None:
+        self.actor = context.fresh("actor", lambda: make_actor(config, context.states, context.actions))
+        self.fit = Fit(self.actor, lr=config.lr, steps=config.steps, decay=config.decay)
+        self.steps, self.settings, self.after = config.steps, {"actor": config.model_dump(mode="json")}, after
+        self.members = ("state", "action") if weight is None else Part.members
+        self._learner = Cloning(self.actor, self.fit, partial(context.data.sample, config.batch), weight)
+
+    @property
+    @override
+    def learner(self) -> Cloning:
+        return self._learner
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}

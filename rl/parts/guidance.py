@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import torch
 
 from egd.config import catalogue
 from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
 from egd.config.components import Registry, Spec, build, parameters, validate, wanted_parts
 from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS
+from egd.config.trial import Trial
 from egd.energies.base import takes_context
 from egd.errors import UserError
 from egd.objectives.base import is_grouped
-from rl.runs.config import GuidanceConfig
+from rl.critics.choice import needs_support
+from rl.parts.behaviour import make_schedule
+from rl.runs.config import GuidanceConfig, GuidedConfig
+
+OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
+"""What of a guidance decides its network."""
 
 
 def is_trained(guidance: GuidanceConfig) -> bool:
@@ -37,6 +46,57 @@ def group_size(guidance: GuidanceConfig) -> int:
     if "samples" not in known or not ("support" in known or is_grouped(component)):
         return 0
     return int(guidance.energy.spec.settings.get("samples", known["samples"].default) or 0)
+
+
+def network_owners(guidances: Mapping[str, GuidanceConfig]) -> dict[str, str]:
+    """Map every trained guidance to the one whose network it uses: those that differ only in rule or omega share one."""
+    owners: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name, guidance in guidances.items():
+        if is_trained(guidance):
+            owners[name] = seen.setdefault(guidance.model_dump_json(include=OF_NETWORK), name)
+    return owners
+
+
+def support_actions(config: GuidedConfig) -> int:
+    """Count the stored actions of mu in every state that the critic or an objective learns from; 0: none."""
+    groups = [group_size(guidance) for guidance in config.guidances.values()]
+    own = config.support.actions if needs_support(config.critic) else 0
+    return max(config.support.actions, *groups) if any(groups) else own
+
+
+def trained_guidances(config: GuidedConfig) -> dict[str, Any]:
+    """Give what of every guidance decides training, None where nothing does: runs that are trained together agree in it.
+
+    Guidances of one beta may share a network: which do is the same in such runs, whatever the value of beta.
+    """
+    betas = list(dict.fromkeys(guidance.beta for guidance in config.guidances.values()))
+
+    def trained(guidance: GuidanceConfig) -> Any:
+        settings = guidance.model_dump(mode="json", include=OF_NETWORK - {"beta"})
+        return {**settings, "beta": betas.index(guidance.beta)} if is_trained(guidance) else None
+
+    return {name: trained(guidance) for name, guidance in config.guidances.items()}
+
+
+def try_components(config: GuidedConfig, event: tuple[int, ...], states: int) -> None:
+    """Try components of the user's own on two rows of made-up data. UserError for one that breaks its contract."""
+    trial = Trial(event, make_schedule(config.schedule.spec), torch.zeros(2, states))
+    for name, guidance in config.guidances.items():
+        key = "guidance" if name == "guided" else f"variants.{name}"
+        trial.energy(guidance.energy.spec, f"{key}.energy")
+        trial.posterior(guidance.posterior.spec, f"{key}.posterior")
+        trial.rule(guidance.rule.spec, f"{key}.rule")
+
+
+def check_joint(config: GuidedConfig) -> None:
+    """UserError where all is trained at once for something that learns from support actions, which only a finished behaviour
+    policy draws.
+    """
+    supported = [name for name, guidance in config.guidances.items() if group_size(guidance)]
+    if config.training == "joint" and (supported or needs_support(config.critic)):
+        what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.name}'"
+        raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
 
 
 def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:

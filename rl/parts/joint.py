@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.runs.checkpoint import group, prefixed
 from egd.runs.safe_names import module_name
-from egd.training.learners import Learner, Metrics
+from egd.training.learners import Metrics
+from rl.parts.base import Part
 from rl.parts.calibration import AdvantageCalibration
 
 
-class Joint:
-    """Every part takes one step an iteration, as long as it has steps left; ``limits`` are those of the parts before the
-    energies, which go on to the end. An energy network is standardised by its first batch, when the critic is hardly trained:
-    only in phases does it start at the scale of what it has to learn.
+class Joint(Part):
+    """All parts as one: each takes one step an iteration as long as it has steps left; the energies go on to the end. An energy
+    network is standardised by its first batch, when the critic is hardly trained: only in phases does it start at the scale of
+    what it has to learn.
     """
 
-    def __init__(
-        self,
-        before: Mapping[str, Learner],
-        limits: Mapping[str, int],
-        calibration: AdvantageCalibration,
-        energies: Mapping[str, Learner],
-        total: int,
-        every: int,
-    ) -> None:
-        self.calibration, self.every, self.limits, self.total = calibration, every, limits, total
-        self.learners: dict[str, Learner] = {**before, **{f"energy_{name}": learner for name, learner in energies.items()}}
-        self.last = list(before)[-1]
+    name = "joint"
+
+    def __init__(self, before: Sequence[Part], calibration: AdvantageCalibration, energies: Sequence[Part], every: int) -> None:
+        self.calibration, self.every, self.after = calibration, every, [*before, calibration, *energies]  # made of the same
+        self.limits = {part.name: part.steps for part in before}
+        self.learners = {part.name: part.learner for part in (*before, *energies)}
+        self.last = before[-1].name
+        self.steps = energies[0].steps if energies else max(self.limits.values())
         self.step = 0
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: module for part in self.after for name, module in part.networks().items()}
+
+    @override
+    def prepare(self, phase: str, generator: torch.Generator) -> None:
+        self.calibration.prepare(phase, generator)
 
     def update(self, generator: torch.Generator) -> Metrics:
         """One iteration; the variances are estimated again every so many of them, and after the last."""
         metrics: Metrics = {}
         for name, learner in self.learners.items():
-            if self.step < self.limits.get(name, self.total):
+            if self.step < self.limits.get(name, self.steps):
                 metrics |= {f"{name}/{key}": value for key, value in learner.update(generator).items()}
             if name == self.last and self.step % self.every == 0:  # before the energies
                 self.calibration.update(generator)
         self.step += 1
-        if self.step == self.total:
+        if self.step == self.steps:
             self.calibration.update(generator)
         return metrics
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.training.learners import Metrics
 from rl.data.transitions import OfflineData
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour
+from rl.runs.config import ValuedConfig
 
 STATES = 256  # in one batch, as QGPO has it
 CHECKPOINTS = 4  # at most: the whole table is in each
@@ -17,7 +23,7 @@ Draw = Callable[[Tensor, int, torch.Generator], Tensor]
 """(states (N, S), K, generator) -> actions (N, K, A)."""
 
 
-class SupportTable:
+class SupportTable(Part):
     """K actions for every state and, with ``next_states``, every next state, as QGPO (arXiv:2304.12824) draws them before it
     learns Q; of a state that is the next state of the row before it there is one set, not two. A learner: an update draws those
     of 256 states.
@@ -28,9 +34,21 @@ class SupportTable:
 
     training_only = True
     """No policy needs it to act."""
+    members = ("state", "next_state", "action")
 
-    def __init__(self, data: OfflineData, k: int, draw: Draw, *, next_states: bool = True) -> None:
-        self.k, self.draw = k, draw
+    def __init__(
+        self,
+        data: OfflineData,
+        k: int,
+        draw: Draw,
+        *,
+        next_states: bool = True,
+        name: str = "support",
+        settings: Mapping[str, Any] | None = None,
+        after: Sequence[Part] = (),
+    ) -> None:
+        self.name, self.data, self.k, self.draw, self.after = name, data, k, draw, after
+        self.settings = {**(settings or {}), "k": k}
         rows = data.transitions
         self.follows = torch.zeros(len(rows), dtype=torch.bool, device=rows.state.device)
         self.follows[:-1] = (rows.next_state[:-1] == rows.state[1:]).all(1)
@@ -40,16 +58,20 @@ class SupportTable:
         self.next_row[own] = torch.arange(len(rows), len(rows) + len(own), device=own.device)
         self.shape = len(self.states), k, rows.action.shape[1]
         self.actions = torch.empty(0)  # until the first update
-        self.done = 0
+        self.done, self.steps = 0, -(-len(self.states) // STATES)
 
-    @property
-    def steps(self) -> int:
-        """How many updates fill it."""
-        return -(-len(self.states) // STATES)
-
+    @override
     def checkpoint_every(self, wanted: int) -> int:
-        """Give the steps between checkpoints, at least so many: every checkpoint has the whole table, so that there are few."""
-        return max(wanted, -(-self.steps // CHECKPOINTS))
+        return max(wanted, -(-self.steps // CHECKPOINTS))  # few, as each has the whole table
+
+    @override
+    def loss_networks(self) -> dict[str, nn.Module]:
+        return {}  # what is drawn is data
+
+    def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw k of the actions in each of n / k states, those of a state side by side, and their states."""
+        index = self.data.index(max(1, n // k), generator)
+        return self.of(index)[:, :k].flatten(0, 1), self.data.transitions.state[index].repeat_interleave(k, 0)
 
     def of(self, index: Tensor) -> Tensor:
         """Actions in the states of these transitions: (B,) -> (B, K, A)"""
@@ -87,3 +109,16 @@ class SupportTable:
         else:
             self._allocate()
             self.actions[: len(drawn)] = drawn
+
+
+def drawn_from(
+    model: Behaviour, config: ValuedConfig, k: int, *, name: str = "support", next_states: bool = True
+) -> SupportTable:
+    """Make the table of K actions that a diffusion model draws, once it is trained."""
+    draw = partial(_actions, model, config.support.clip_x0)
+    settings = config.model_dump(mode="json", include={"support", "sampler"})
+    return SupportTable(model.data, k, draw, next_states=next_states, name=name, settings=settings, after=[model])
+
+
+def _actions(model: Behaviour, clip: bool, states: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    return model.actions(states, k, generator, clip)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from egd.config.sections import NetworkConfig
+from egd.networks.ensemble import EnsembleMLP
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sampler
 from egd.wrappers import Inpaint
 from rl.critics.base import Critic
 from rl.data.trajectories import Windows
-from rl.data.transitions import Batch, OfflineData
+from rl.data.transitions import Batch
+from rl.parts.base import Part, RunContext
 from rl.parts.behaviour import Behaviour
 from rl.runs.config import DiffusionConfig
 
@@ -38,33 +43,49 @@ class Inpainted:
 class PlanModel(Behaviour):
     """A model of the windows (H, S + A) of the data given their first state, which is in-painted."""
 
-    def __init__(self, config: DiffusionConfig, windows: Windows, network: nn.Module, device: torch.device) -> None:
-        super().__init__(config, windows.data, network, device)
+    members = ("state", "action", "next_state", "terminal")
+    sections: ClassVar[set[str]] = {"schedule", "denoiser", "plan"}
+
+    def __init__(
+        self, context: RunContext, config: DiffusionConfig, windows: Windows, network: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__(context, config, network)
         self.windows = windows
         self.low, self.high = windows.bounds
         self.sampler = replace(self.sampler, event=windows.event, sampler=Inpainted(self.sampler.sampler, windows.given))
 
+    @override
     def denoiser(self, clip: bool, straight_through: bool = False, *, in_training: bool = False) -> Denoiser:
-        """E[plan | x_t, s], the plan in s first; its other entries within the data's range if ``clip``."""
         return Inpaint(super().denoiser(clip, straight_through, in_training=in_training), self.windows.given)
 
+    @override
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n windows of the data and their first states."""
         return self.windows.sample(n, generator)
 
 
-class Reward(StepLearner):
+class Reward(Part, StepLearner):
     """r(s, a), regressed on the rewards of the data."""
 
-    def __init__(self, fit: Fit, data: OfflineData, batch: int) -> None:
-        self.fit, self.data, self.batch = fit, data, batch
+    name = "reward"
+    members = ("state", "action", "reward")
 
+    def __init__(self, context: RunContext, config: NetworkConfig) -> None:
+        self.data, self.batch = context.data, config.batch
+        self.steps, self.settings = config.steps, config.model_dump(mode="json")
+        shape = config.model_dump(include={"width", "layers", "activation"})
+        network = context.fresh("reward", lambda: EnsembleMLP(1, context.states + context.actions, **shape))
+        self.fit = Fit(network, lr=config.lr, steps=config.steps, decay=config.decay)
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"reward": self.fit.module}
+
+    @override
     def draw(self, generator: torch.Generator) -> Batch:
-        """Transitions."""
         return self.data.sample(self.batch, generator)
 
+    @override
     def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
-        """The mean squared error."""
         loss = (self.fit.module(drawn.state, drawn.action)[0] - drawn.reward).square().mean()
         return loss, {"loss": loss.detach()}
 

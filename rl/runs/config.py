@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -51,6 +51,27 @@ from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task, find_task
 
 
+@dataclass(frozen=True)
+class Varies:
+    """Marks a setting in which runs may differ that are trained together: a tensor holds it, or it matters after training."""
+
+
+VARIES = Varies()
+
+
+def varying(config: BaseModel) -> dict[str, Any]:
+    """Name the settings of a recipe that are so marked, as pydantic's ``exclude`` has it."""
+    found: dict[str, Any] = {}
+    kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BaseModel)]  # a subclass may give a new default alone
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if any(name in kind.model_fields and VARIES in kind.model_fields[name].metadata for kind in kinds):
+            found[name] = True
+        elif isinstance(value, BaseModel) and (within := varying(value)):
+            found[name] = within
+    return found
+
+
 class DataConfig(Strict):
     """Where the transitions come from and how they are transformed."""
 
@@ -91,7 +112,7 @@ class CriticConfig(ChosenConfig):
 
     name: str = "iql"
     """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
-    expectile: ProperShare = 0.7
+    expectile: Annotated[ProperShare, VARIES] = 0.7
     """tau of IQL (AEPO Eq. 27)."""
     gamma: Decay = 0.99
     polyak: PositiveShare = 0.005
@@ -184,10 +205,10 @@ class SamplerConfig(ChosenConfig):
 class EvaluationConfig(Strict):
     """Rollouts in the task's environment."""
 
-    episodes: Episodes = 30
+    episodes: Annotated[Episodes, VARIES] = 30
     every: Steps = 0
     """Also evaluate every so many steps of the last phase (0: at the end only)."""
-    envs: Environments = 30
+    envs: Annotated[Environments, VARIES] = 30
     """Environments a guidance scale runs at a time."""
     max_steps: Every | None = None
     """Steps after which an episode ends; none: those of the task, or of an environment that has a limit of its own."""
@@ -213,7 +234,7 @@ class RunConfig(Strict):
     """The agent, of ``rl.agents``."""
     method: str = ""
     """What a table calls it: the name under ``methods``, or else its agent."""
-    seed: Seed = 0
+    seed: Annotated[Seed, VARIES] = 0
     device: str = "cpu"
     threads: Threads = 1
     """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
@@ -281,8 +302,8 @@ class GuidedConfig(ValuedConfig):
 
     training: Literal["phased", "joint"] = "phased"
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
-    guidance: GuidanceConfig = GuidanceConfig()
-    variants: dict[str, GuidanceConfig] = Field(default_factory=dict, max_length=1000)
+    guidance: Annotated[GuidanceConfig, VARIES] = GuidanceConfig()
+    variants: Annotated[dict[str, GuidanceConfig], VARIES] = Field(default_factory=dict, max_length=1000)
 
     @field_validator("variants")
     @classmethod
@@ -295,3 +316,9 @@ class GuidedConfig(ValuedConfig):
     def guidances(self) -> dict[str, GuidanceConfig]:
         """The headline guidance under the name ``guided``, and the variants."""
         return {"guided": self.guidance, **self.variants}
+
+    @property
+    def energy_steps(self) -> int:
+        """The steps of every energy network: in joint training they go on as long as anything does."""
+        own = self.energy_network.steps
+        return max(self.denoiser.steps, self.critic.steps, own) if self.training == "joint" else own

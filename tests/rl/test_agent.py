@@ -11,9 +11,11 @@ import torch
 from egd import GaussianMixture, VPLinear, time_grid
 from egd.errors import UserError
 from egd.tensors import value_and_grad
+from egd.training.learners import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import OfflineData
+from rl.parts.energies import TrainedEnergy, energy_components
 from rl.parts.guided_policy import ActionSampler, GuidedPolicy
 from rl.runs.config import GuidanceConfig, GuidedConfig
 from rl.runs.recipe import typed
@@ -61,11 +63,11 @@ def act(made: AEPO, name: str, omegas: list[float], states: torch.Tensor, seed: 
 def test_the_energy_is_minus_the_advantage_and_guides_like_minus_q() -> None:
     made = agent()
     batch = made.data.sample(20, torch.Generator().manual_seed(0))
-    values, grad = value_and_grad(lambda a: made.energy()(a, batch.state), batch.action)
+    values, grad = value_and_grad(lambda a: made.calibration.energy()(a, batch.state), batch.action)
     q, q_slope = value_and_grad(lambda a: made.critic.q(batch.state, a), batch.action)
     torch.testing.assert_close(values, made.critic.v(batch.state).detach() - q)
     torch.testing.assert_close(grad, -q_slope)
-    scaled = made.energy("advantage_std")(batch.action, batch.state).detach()
+    scaled = made.calibration.energy("advantage_std")(batch.action, batch.state).detach()
     torch.testing.assert_close(scaled * made.calibration.advantage_std, values)
 
 
@@ -76,9 +78,9 @@ def test_arms_that_differ_only_in_rule_or_scale_share_a_network() -> None:
         "closed": {"energy": "dps"},
     }
     made = agent(guidance=LITERAL, variants=variants)
-    assert set(made.energies) == {"guided", "steep"}
+    assert set(made.guidance.energies) == {"guided", "steep"}
     generator = torch.Generator()
-    assert made.timed_energy("plain", generator) is made.timed_energy("guided", generator)
+    assert made.guidance.policy("plain").timed_energy(generator) is made.guidance.policy("guided").timed_energy(generator)
     assert [p.name for p in made.phases()] == ["denoiser", "critic", "calibration", "energy_guided", "energy_steep"]
 
 
@@ -134,14 +136,14 @@ def test_actions_stay_within_the_range_of_the_data() -> None:
 def test_joint_training_updates_every_part_and_calibrates() -> None:
     made = agent(training="joint", guidance=LITERAL, calibration={"samples": 64, "grid": 4, "every": 2})
     assert [p.name for p in made.phases()] == ["joint"]
-    assert made.behaviour.fit.step == made.critic.fit.step == made.energies["guided"].fit.step == 5
+    assert made.behaviour.fit.step == made.critic.fit.step == made.guidance.energies["guided"].fit.step == 5
     assert made.calibration.version == 4  # at steps 0, 2 and 4, and once after the last
 
 
 def test_energy_networks_learn_until_joint_training_ends() -> None:
     network = {"width": 16, "layers": 2, "steps": 2, "batch": 16}
     made = agent(training="joint", guidance=LITERAL, energy_network=network)
-    fit = made.energies["guided"].fit
+    fit = made.guidance.energies["guided"].fit
     assert fit.step == 5 > network["steps"]
     assert fit.optimiser.param_groups[0]["lr"] == pytest.approx(3e-4 * 0.5 * (1 + np.cos(np.pi * 4 / 5)))
 
@@ -170,12 +172,17 @@ TRAINED = {
 }
 
 
+def made_again(made: AEPO) -> EnergyLearner:
+    """The energy network's learner before its first step."""
+    return TrainedEnergy(made.context, "guided", made.config, made.calibration, made.support).learner
+
+
 @pytest.mark.parametrize("energy", TRAINED.values(), ids=TRAINED.keys())
 def test_any_objective_trains_a_network_and_goes_on_bit_for_bit(energy: Any) -> None:
     made = agent(guidance={"energy": energy})
-    whole = made.energies["guided"]
+    whole = made.guidance.energies["guided"].learner
     assert whole.fit.step == 5
-    half, again = (made._energy_learner("guided") for _ in range(2))
+    half, again = (made_again(made) for _ in range(2))
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         half.update(generator)
@@ -192,8 +199,8 @@ def test_any_objective_trains_a_network_and_goes_on_bit_for_bit(energy: Any) -> 
 def test_the_network_of_a_contrast_starts_at_the_scale_of_its_energies() -> None:
     made = agent(guidance={"energy": "cep", "beta": 4})
     batch = made.data.sample(512, torch.Generator().manual_seed(0))
-    spread = 4 * float(made.energy()(batch.action, batch.state).detach().std())
-    assert float(made.energies["guided"].scale) == pytest.approx(spread, rel=0.6)
+    spread = 4 * float(made.calibration.energy()(batch.action, batch.state).detach().std())
+    assert float(made.guidance.energies["guided"].learner.scale) == pytest.approx(spread, rel=0.6)
 
 
 def test_a_density_ratio_has_no_wanted_samples_here() -> None:
@@ -215,7 +222,7 @@ def denoisers(made: AEPO) -> list[Any]:
     """What an energy is handed without and with ``straight_through``."""
     guidance = made.config.guidance
     both = [guidance.model_copy(update={"straight_through": through}) for through in (False, True)]
-    return [made.parts(g, torch.Generator())["denoiser"] for g in both]
+    return [energy_components(g, made.calibration, torch.Generator())["denoiser"] for g in both]
 
 
 def test_a_rule_that_cannot_be_built_is_refused_before_training() -> None:
@@ -247,7 +254,7 @@ def test_a_temperature_makes_an_arm_of_its_own_also_unguided() -> None:
     variants = {"cold": {"energy": "dps", "temperature": 0.0}, "mean": {"omega": 0, "temperature": 0.0}}
     made = agent(variants=variants)
     states = made.data.transitions.state[:9]
-    assert {"cold", "mean"} <= set(made.scales()) and made.own("mean") == "mean@0"
+    assert {"cold", "mean"} <= set(made.scales()) and made.guidance.own("mean") == "mean@0"
     for name, scale in (("cold", 1.0), ("mean", 0.0)):
         assert torch.equal(act(made, name, [scale], states, seed=1), act(made, name, [scale], states, seed=2))
     assert not torch.equal(act(made, "cold", [1.0], states), act(made, "mean", [0.0], states))

@@ -232,13 +232,13 @@ def copy_members(members: list[nn.Sequential], ensemble: nn.Sequential) -> None:
 def test_energy_targets_agree(agent: AEPO) -> None:
     moments = agent.calibration.moments[False]
     variance = moments.t, moments.clamped("posterior1"), moments.data_var
-    network = agent.energies["aepo"].fit.module
+    network = agent.guidance.energies["aepo"].fit.module
     noise, critic = agent.behaviour.fit.model, critic_of(agent)
     by_hand = plain.PlainAEPO(network, noise, critic, variance, batch=64, lr=1e-3, beta=BETA, nu=NU)
     batch = agent.data.sample(64, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     t, _, x = plain.noised(batch.action)
-    objective: Any = agent.energies["aepo"].objective
+    objective: Any = agent.guidance.energies["aepo"].learner.objective
     want = objective.targets(batch.action, x, t, batch.state)
     torch.testing.assert_close(by_hand.targets(batch.state, batch.action, t, x), want, rtol=1e-3, atol=1e-3)
 
@@ -257,7 +257,7 @@ def by_hand(agent: AEPO, arm: str, scale: float) -> Callable[[Tensor], Tensor]:
 
     def act(state: Tensor) -> Tensor:
         if arm == "aepo":
-            energy = plain_acting.trained_energy(agent.energies["aepo"].fit.model, state)
+            energy = plain_acting.trained_energy(agent.guidance.energies["aepo"].fit.model, state)
             return plain_acting.sample(noise, state, 2, steps=5, energy=energy, scale=scale)
         critic = critic_of(agent)
         energy = plain_acting.support_energy(noise, critic, state, SUPPORT, 2, beta=BETA, steps=5, bounds=bounds)

@@ -139,7 +139,7 @@ def test_at_scale_zero_the_energy_is_never_asked(run: Path, arm: str, monkeypatc
 
     module, plain = load_module(run, arm, 0.0), load_module(run, "behaviour")
     monkeypatch.setattr(SupportSamples, "prepare", asked)
-    module.agent.energies["literal"].fit.model.register_forward_pre_hook(asked)
+    module.agent.guidance.energies["literal"].fit.model.register_forward_pre_hook(asked)
     assert module.draws == 1
     policy = Policy(module)
     observation, noise = observations(module, 10), policy.noise(10)
@@ -272,6 +272,6 @@ def test_onnx_says_what_to_install(egd: Any, run: Path, tmp_path: Path, monkeypa
 
 def test_a_sampler_that_draws_is_refused(run: Path) -> None:
     agent = load_module(run, "behaviour").agent
-    agent.sampler = replace(agent.sampler, sampler=ancestral)
+    agent.behaviour.sampler = replace(agent.behaviour.sampler, sampler=ancestral)
     with pytest.raises(UserError, match="draws random numbers"):
         PolicyModule(agent, "behaviour")

@@ -109,13 +109,13 @@ def test_a_horizon_that_no_episode_has_is_refused() -> None:
 
 def test_a_plan_is_worth_its_rewards_and_the_value_of_its_last_state() -> None:
     made = agent(critic=TINY["critic"] | {"gamma": 0.5})
-    made.judge.reward = lambda s, a: (s[:, 0] + 10 * a[:, 1])[None]
+    made.calibration.value.reward = lambda s, a: (s[:, 0] + 10 * a[:, 1])[None]
     made.critic.v = lambda s: 100 * s[:, 1]  # type: ignore[method-assign]
     plan, state = made.behaviour.sample(4, torch.Generator().manual_seed(0))
     s, a = plan[..., :S], plan[..., S:]
     want = sum(0.5**t * (s[:, t, 0] + 10 * a[:, t, 1]) for t in range(H - 1)) + 0.5 ** (H - 1) * 100 * s[:, -1, 1]
-    torch.testing.assert_close(made.judge.q(state, plan), want)
-    torch.testing.assert_close(made.energy()(plan, state), 100 * state[:, 1] - want)
+    torch.testing.assert_close(made.calibration.value.q(state, plan), want)
+    torch.testing.assert_close(made.calibration.energy()(plan, state), 100 * state[:, 1] - want)
 
 
 def test_the_reward_is_learned() -> None:
@@ -197,7 +197,7 @@ def test_guidance_finds_plans_that_are_worth_more() -> None:
     many = walks(*[H + 2] * 300)  # so that plans from like states differ
     made = agent(data=many, **settings, variants=variants, guidance=guidance, sampler={"steps": 10})
     states = many.transitions.state[:: H + 2][:64]
-    worth = lambda name, scale: -made.energy("advantage_std")(plans(made, name, scale, states), states).mean()  # noqa: E731
+    worth = lambda name, scale: -made.calibration.energy("advantage_std")(plans(made, name, scale, states), states).mean()  # noqa: E731
     behaviour = worth("behaviour", [])
     assert worth("best", [0.0]) > behaviour + 0.2
     assert worth("looking", [1.0]) > behaviour + 0.2
@@ -206,7 +206,7 @@ def test_guidance_finds_plans_that_are_worth_more() -> None:
 
 def test_an_energy_sees_plans_through_the_in_painted_denoiser() -> None:
     made = agent(guidance={"energy": "dps", "clip_x0": False})
-    timed = made.timed_energy("guided", torch.Generator())
+    timed = made.guidance.policy("guided").timed_energy(torch.Generator())
     assert isinstance(timed, DPS)
     (x, c), t = made.behaviour.sample(8, torch.Generator().manual_seed(0)), torch.full((8,), 0.5)
     torch.testing.assert_close(timed.denoiser(x, t, c)[:, 0, :S], c)

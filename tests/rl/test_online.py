@@ -15,7 +15,6 @@ from torch import Tensor
 
 from egd.config.base import ComponentConfig
 from egd.errors import UserError
-from egd.runs.phases import Phase
 from egd.schedules import EDM, VPLinear
 from egd.training.times import LogNormalTimes
 from rl.critics.cal_ql import returns_to_go
@@ -341,10 +340,7 @@ def context_of(data: OfflineData, actions: Any) -> GeneratorContext:
         torch.manual_seed(7)
         return make()
 
-    def phase(name: str, steps: int, learner: Any, *_: Any, **__: Any) -> Phase:
-        return Phase(name, steps, learner)
-
-    return GeneratorContext(data, find_task("mine/other-v0"), actions, fresh, phase)
+    return GeneratorContext(data, find_task("mine/other-v0"), actions, fresh)
 
 
 def policy(states: Tensor, generator: torch.Generator) -> Tensor:
@@ -464,7 +460,7 @@ def trained(name: str, settings: dict[str, Any]) -> Any:
     data = data_of(toy(5000, 0, wanted=False))
     made = make_generator(ComponentConfig.model_validate({"name": name, **settings}), context_of(data, policy))
     g = torch.Generator().manual_seed(0)
-    for phase in made.phases():
+    for phase in made.parts():
         for _ in range(phase.steps):
             phase.learner.update(g)
     return made
@@ -523,6 +519,6 @@ def test_units_do_not_matter(online_rows: Replay) -> None:
         made = make_generator(ComponentConfig.model_validate({"name": "diffusion", **MODEL}), context_of(data, policy))
         g = torch.Generator().manual_seed(0)
         for _ in range(30):
-            made.phases()[0].learner.update(g)  # type: ignore[attr-defined]
+            made.parts()[0].learner.update(g)  # type: ignore[attr-defined]
         found.append(made.model.draw(made.model.denoiser, 100, g))  # type: ignore[attr-defined]
     assert torch.allclose(found[0], found[1], atol=1e-3)

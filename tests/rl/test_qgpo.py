@@ -147,7 +147,7 @@ def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch:
 def test_arms_train_on_what_they_compare() -> None:
     made = agent(variants=ARMS)
     made.support.actions = torch.randn(made.support.shape, generator=torch.Generator().manual_seed(3))
-    drawn = {name: learner.draw(torch.Generator().manual_seed(0)) for name, learner in made.energies.items()}
+    drawn = {name: energy.learner.draw(torch.Generator().manual_seed(0)) for name, energy in made.guidance.energies.items()}
     for name, k in {"guided": 4, "exp_mse": 4, "wide": 10}.items():
         x0, states, t, _ = drawn[name]
         assert isinstance(states, Tensor)
@@ -163,7 +163,7 @@ def test_arms_train_on_what_they_compare() -> None:
 
 def test_every_arm_learns_and_acts() -> None:
     made = train(agent(variants=ARMS))
-    assert set(made.energies) == {"guided", *ARMS}
+    assert set(made.guidance.energies) == {"guided", *ARMS}
     states = made.data.transitions.state[:8]
     seen = []
     for name in made.policies():

@@ -63,11 +63,11 @@ def knowing(made: Any, mean: float | None = None, std: float = 1.0) -> Any:
     made.critic.v = lambda state: torch.full((len(state),), -0.1)
 
     def exact(x: Tensor, t: Tensor, c: Any) -> Tensor:
-        alpha, sigma = made.schedule.alpha(t)[:, None], made.schedule.sigma(t)[:, None]
+        alpha, sigma = made.behaviour.schedule.alpha(t)[:, None], made.behaviour.schedule.sigma(t)[:, None]
         return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
 
     if mean is not None:
-        made.denoiser = lambda clip, straight_through=False: exact
+        made.behaviour.denoiser = lambda clip, straight_through=False: exact
     return made
 
 
@@ -245,7 +245,7 @@ def test_qipo_learns_the_tilted_policy_of_two_modes_once_more_in_each_round() ->
         actions = acts(made, "policy", 4000)
         assert float((actions > 0).float().mean()) == pytest.approx(float(upper.sum() / density.sum()), abs=0.05)
         assert float(actions[actions > 0].mean()) == pytest.approx(float(upper @ grid / upper.sum()), abs=0.09)
-        made.rounds.pop()
+        del made.rounds[1:]
     assert float((acts(made, "behaviour", 4000) > 0).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 

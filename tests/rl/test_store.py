@@ -40,7 +40,7 @@ def recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recipe.write_text(yaml.safe_dump(tree))
     monkeypatch.setattr("rl.envs.maze2d.step_limit", lambda name: 20)
     monkeypatch.setattr("rl.evaluation.figures.draw", lambda *_: None)
-    monkeypatch.setattr("rl.evaluation.figures.draw_valued", lambda *_: None)
+    monkeypatch.setattr("rl.evaluation.figures.draw_guided", lambda *_: None)
     return recipe
 
 
@@ -269,10 +269,10 @@ class Same(IQL):
     pass
 
 class Mine(IQL):
-    def learners(self):
-        critic, cloning = super().learners()
-        cloning.__class__ = Backwards
-        return critic, cloning
+    def parts(self):
+        critic, cloned = super().parts()
+        cloned.learner.__class__ = Backwards
+        return critic, cloned
 """
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from egd.runs.phases import Phase
 from egd.training.learners import Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.replay import Replay
+from rl.parts.base import Part
 from rl.tasks import Task
 
 
@@ -27,8 +27,6 @@ class GeneratorContext:
     """Standardised states (B, S) -> actions (B, A) of the policy, drawn."""
     fresh: Callable[[str, Callable[[], Any]], Any]
     """(name, make) -> a network with initial weights by the run's seed and its name."""
-    phase: Callable[..., Phase]
-    """Makes a phase that other runs can use."""
 
 
 class Generator(ABC):
@@ -38,8 +36,8 @@ class Generator(ABC):
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
         """Raise UserError for what the types of the settings cannot tell, before anything is trained."""
 
-    def phases(self) -> list[Phase]:
-        """List the phases that learn from the offline data alone."""
+    def parts(self) -> Sequence[Part]:
+        """List what learns from the offline data alone."""
         return []
 
     @abstractmethod

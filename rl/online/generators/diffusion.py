@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from typing_extensions import override
 
 from egd.bounds import NotNegative, ProperShare, Samples, Steps
 from egd.config.base import ComponentConfig
-from egd.runs.phases import Phase
 from egd.training.learners import Metrics
 from rl.data.transitions import Batch
 from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.replay import Replay
 from rl.online.transition_codec import TerminalModel
 from rl.online.transition_model import MODEL, SAMPLER, SCHEDULE, ModelConfig, StepsConfig, TransitionModel
+from rl.parts.base import Part
 from rl.tasks import Task
 
 __all__ = ["Diffusion"]
@@ -63,8 +63,8 @@ class Diffusion(Generator):
         TransitionModel.check(settings, task)
 
     @override
-    def phases(self) -> list[Phase]:
-        return self.model.phases(self)
+    def parts(self) -> Sequence[Part]:
+        return self.model.parts()
 
     @override
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:

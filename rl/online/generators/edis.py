@@ -8,7 +8,7 @@ Theorem 3.1, x = (s, a, r, s'), q the density of the replay, T the dynamics:
 
 The algorithm:
 
-    offline         fit q to D_off                                                            TransitionModel.phases
+    offline         fit q to D_off                                                            TransitionModel.parts
     every refresh   1. fit q further to D_off and D_on                                        TransitionModel.learn
                     2. learn w = -E by telling transitions of p from those of q               LogWeights.learn
                     3. learn E_t(x_t) = -log E[exp(-E(x_0)) | x_t]                            EDIS.intermediate_energy
@@ -19,7 +19,7 @@ The algorithm:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -40,7 +40,6 @@ from egd.guidance import guide
 from egd.networks.mlp import EnergyMLP
 from egd.objectives.ratio import Ratio
 from egd.posteriors import calibrate
-from egd.runs.phases import Phase
 from egd.schedules.edm import EDM
 from egd.training.learners import EnergyLearner, Fit, Metrics, train
 from egd.training.times import LogNormalTimes
@@ -50,6 +49,7 @@ from rl.online.generators.base import Generator, GeneratorContext
 from rl.online.replay import Replay
 from rl.online.transition_codec import TerminalModel, TransitionCodec
 from rl.online.transition_model import MODEL, SAMPLER, SCHEDULE, ModelConfig, StepsConfig, TransitionModel
+from rl.parts.base import Part
 from rl.tasks import Task
 
 __all__ = ["EDIS"]
@@ -174,8 +174,8 @@ class EDIS(Generator):
     # -- the algorithm -------------------------------------------------------------------------------------------
 
     @override
-    def phases(self) -> list[Phase]:
-        return self.model.phases(self)
+    def parts(self) -> Sequence[Part]:
+        return self.model.parts()
 
     @override
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:

@@ -1,0 +1,87 @@
+"""Acting by choice: actions are drawn from the behaviour policy, and one is kept for its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from egd.bounds import Beta, Candidates
+from egd.config.base import Strict, merge
+from egd.config.components import parameters
+from egd.errors import UserError
+from rl.critics.choice import CRITICS
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.critic import OfflineCritic
+from rl.parts.guided_policy import Choice
+from rl.parts.policies import AgentPolicy
+from rl.runs.config import VARIES, ValuedConfig
+
+
+class SelectionConfig(Strict):
+    """How one of several samples of the behaviour policy is chosen."""
+
+    candidates: Candidates = 64
+    """So many samples in each state."""
+    by: Literal["best", "softmax", "expectile"] = "best"
+    """That of highest Q; one drawn by softmax(beta Q); or one by IQL's implicit weights |tau - 1(Q < V)|."""
+    beta: Beta = 3.0
+    """Of ``softmax``."""
+    energy_scale: Literal["raw", "advantage_std"] = "raw"
+    """Q in the critic's units, or divided by the data's spread of Q - V."""
+    clip_x0: bool = True
+    """Keep the denoiser's x_0 within the range of the data's actions."""
+
+
+class SelectingConfig(ValuedConfig):
+    """A behaviour policy, a critic, and one or several ways of choosing."""
+
+    selection: Annotated[SelectionConfig, VARIES] = SelectionConfig()
+    selections: Annotated[dict[str, SelectionConfig], VARIES] = Field(default_factory=dict, max_length=1000)
+    """Further policies; each has what it does not say from ``selection``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not isinstance(value.get("selections"), Mapping):
+            return value
+        headline = cls.completed(value).get("selection") or {}
+        if not isinstance(headline, Mapping):
+            return value
+        own = {k: merge(headline, v or {}) if isinstance(v, Mapping | None) else v for k, v in value["selections"].items()}
+        return {**value, "selections": own}
+
+    @field_validator("selections")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"behaviour", "policy"} & set(value):
+            raise ValueError(f"a selection cannot be called {taken.pop()}: that is a name of its own in the results")
+        return value
+
+    @property
+    def ways(self) -> dict[str, SelectionConfig]:
+        """The headline under the name ``policy``, and the others."""
+        return {"policy": self.selection, **self.selections}
+
+
+def check_selections(config: SelectingConfig) -> None:
+    """UserError for implicit weights of a critic that has no expectile."""
+    has_expectile = "expectile" in parameters(CRITICS.find(config.critic.name, "critic.name"))
+    for name, way in config.ways.items():
+        if way.by == "expectile" and not has_expectile:
+            key = "selection.by" if name == "policy" else f"selections.{name}.by"
+            raise UserError(f"'expectile' are weights of implicit Q-learning; critic '{config.critic.name}' has none", key=key)
+
+
+def selecting_policies(
+    config: SelectingConfig, calibration: AdvantageCalibration, critic: OfflineCritic
+) -> dict[str, AgentPolicy]:
+    """Make ``behaviour``, and pi(a|s) ~ mu(a|s) w(s, a) of every selection: of samples of mu one is kept, by weights w."""
+    found: dict[str, AgentPolicy] = {"behaviour": calibration.behaviour.policy(config.selection.clip_x0)}
+    for name, way in config.ways.items():
+        energy = calibration.energy(way.energy_scale)
+        choice = Choice(energy, way.beta, way.candidates, way.by, expectile=config.critic.expectile)
+        policy = found[name] = calibration.behaviour.policy(way.clip_x0, choice=choice)
+        policy.part = critic
+    return found
