@@ -119,10 +119,10 @@ def made(
             phases[0].learner.update(generator)
             if step % 100 == 0:
                 advance(0, f"{arm['name']}: {step} of {phases[0].steps} steps offline")
-        weights = {key: value.clone() for key, value in source.modules()["model"].state_dict().items()}
+        weights = {key: value.clone() for key, value in source.networks()["model"].state_dict().items()}
         model = Model(time.perf_counter() - started, weights)
     if phases and model is not None:
-        source.modules()["model"].load_state_dict(model.weights)
+        source.networks()["model"].load_state_dict(model.weights)
     generator.manual_seed(seed + 1)
     replay = Replay(len(setting.online), setting.online)
     replay.room, replay.size = setting.online, len(setting.online)

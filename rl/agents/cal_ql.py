@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.bounds import NotNegative
-from egd.training.learners import Fit, Metrics
+from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
 from rl.agents.base import Agent
 from rl.agents.cql import CQLAgent, CQLConfig
-from rl.critics.base import CriticLearner
 from rl.data.transitions import Batch, OfflineData
 from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
@@ -37,8 +36,8 @@ class CalQLConfig(CQLConfig):
 
 
 class CalQLAgent(Agent):
-    """Cal-QL (arXiv:2303.05479), offline and then online without the calibration, whose returns online transitions lack. It
-    explores by a sample of its policy.
+    """Cal-QL (arXiv:2303.05479), offline (``rl.critics.cal_ql``) and then online without the calibration, whose returns online
+    transitions lack. It explores by a sample of its policy.
     """
 
     Config: ClassVar[type[RunConfig]] = CalQLConfig
@@ -48,7 +47,7 @@ class CalQLAgent(Agent):
     def __init__(self, config: CalQLConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         self.offline = CQLAgent(config, data, device)
-        self.critic = self.offline.critic
+        self.critic, self.actor = self.offline.critic, self.offline.actor
         context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
@@ -68,7 +67,7 @@ class CalQLAgent(Agent):
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions of the policy: (B, S) -> (B, A)"""
         noise = torch.randn(len(states), 1, self.context.actions, generator=generator, device=states.device)
-        actions: Tensor = self.critic.actor(states, noise)[0]
+        actions: Tensor = self.actor(states, noise)[0]
         return actions[:, 0]
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
@@ -80,7 +79,7 @@ class CalQLAgent(Agent):
     @cached_property
     def _steps(self) -> Steps:
         learner = self.offline.critic_part.learner
-        assert isinstance(learner, CriticLearner)
+        assert isinstance(learner, StepLearner)
         return Steps(learner)
 
     def fits(self) -> Sequence[Fit]:
@@ -95,8 +94,8 @@ class CalQLAgent(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.online, self.offline.actor)}
+        return {"policy": Direct(self.online, self.actor)}
 
     @override
     def modules(self) -> dict[str, nn.Module]:
-        return self.offline.modules()
+        return {"actor": self.actor}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from typing_extensions import override
 
 from egd.errors import UserError
-from rl.agents.direct import DirectAgent
+from rl.agents.base import Agent
 from rl.critics import CQL
 from rl.critics.choice import CRITICS, check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy, Direct
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -25,9 +27,9 @@ class CQLConfig(RunConfig):
     critic: CriticConfig = CriticConfig(name="cql")
 
 
-class CQLAgent(DirectAgent):
-    """CQL (arXiv:2006.04779): a soft actor-critic with a conservative critic. Its phase is that of the critic ``cql`` under any
-    other kind of agent, so that the two can share it.
+class CQLAgent(Agent):
+    """CQL (arXiv:2006.04779): a soft actor-critic with a conservative critic, whose losses are in ``rl.critics.cql``. Its phase
+    is that of the critic ``cql`` under any other agent, so that the two can share it.
     """
 
     Config: ClassVar[type[RunConfig]] = CQLConfig
@@ -41,8 +43,8 @@ class CQLAgent(DirectAgent):
         self.critic, self.actor = critic, critic.actor
 
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """UserError for a critic that has no such actor."""
         check_critic(config.critic)
         component = CRITICS.find(config.critic.name, "critic.name")
         if not (isinstance(component, type) and issubclass(component, CQL)):
@@ -51,3 +53,11 @@ class CQLAgent(DirectAgent):
     @override
     def parts(self) -> Sequence[Part]:
         return [self.critic_part]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.critic_part, self.actor)}
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}

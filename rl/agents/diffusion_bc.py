@@ -38,8 +38,8 @@ class DiffusionBC(Agent):
         self.behaviour = Behaviour(self.context, config)
 
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """UserError for a schedule or a sampler that does not exist or does not fit."""
         check_sampling(config)
 
     @override

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from egd.bounds import Positive
 from egd.denoisers import convert
 from egd.training.learners import Metrics
-from rl.agents.diffusion_actor import DiffusionActor, DiffusionActorConfig, Improved, ImprovementConfig
-from rl.data.transitions import Batch
+from rl.agents.base import Agent
+from rl.critics.choice import check_critic
+from rl.data.transitions import Batch, OfflineData
+from rl.parts.base import Part
+from rl.parts.behaviour import Behaviour, check_sampling
+from rl.parts.critic import OfflineCritic
+from rl.parts.diffusion_actor import (
+    ActorCritic,
+    DiffusionActor,
+    DiffusionActorConfig,
+    ImprovementConfig,
+    Noised,
+    normalised_q_loss,
+)
+from rl.parts.policies import AgentPolicy
 
 LARGEST = 100.0  # of the weights of advantage-weighted regression, as in IQL
 
 
 class EDPImprovementConfig(ImprovementConfig):
-    """Of Diffusion-QL's, and a second way."""
+    """How a critic improves the policy: as in Diffusion-QL, or in a second way."""
 
     extraction: Literal["q", "awr"] = "q"
     """Up the gradient of Q; or by advantage-weighted regression of x_0, as EDP has it with an IQL critic."""
@@ -32,32 +47,61 @@ class EDPConfig(DiffusionActorConfig):
     improvement: EDPImprovementConfig = EDPImprovementConfig()
 
 
-class OneStep(Improved):
-    """Actions are D(x_t, t, s) of the data's actions noised for the denoising loss, whose call of the network they share."""
-
-    config: EDPImprovementConfig
-
-    def actions(self, state: Tensor, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """Its action approximation, (x_t - sigma_t eps) / alpha_t for a noise model: (B, A)"""
-        data, prediction = self.behaviour.data, self.behaviour.config.denoiser.prediction
-        x0 = convert(output, x, t, self.behaviour.schedule, prediction, "sample")
-        return x0.clamp(data.action_low, data.action_high) if self.config.clip_x0 else x0
-
-    def improvement(self, batch: Batch, actions: Tensor, judge: Tensor) -> tuple[Tensor, Metrics]:
-        """As Diffusion-QL, or for ``awr`` E min(exp(beta (Q(s, a) - V(s))), 100) |a - a_0|^2 / 2 with the a of the data."""
-        if self.config.extraction == "q":
-            return super().improvement(batch, actions, judge)
-        with torch.no_grad():
-            advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
-            weight = (self.config.temperature * advantage).exp().clamp(max=LARGEST)
-        distance = (batch.action - actions).square().sum(1) / 2
-        return (weight * distance).mean(), {"weight": weight.mean()}
-
-
-class EDP(DiffusionActor):
+class EDP(Agent):
     """EDP (arXiv:2305.20081): the denoising loss - eta E Q(s, D(x_t, t, s)), the critic's gradient through a single call of the
     network, and a critic on samples of its average or by implicit Q-learning.
     """
 
-    Config: ClassVar[type[DiffusionActorConfig]] = EDPConfig
-    Learner: ClassVar[type[Improved]] = OneStep
+    Config: ClassVar[type[EDPConfig]] = EDPConfig
+    config: EDPConfig
+
+    def __init__(self, config: EDPConfig, data: OfflineData, device: torch.device) -> None:
+        super().__init__(config, data, device)
+        self.behaviour = Behaviour(self.context, config)
+        self.critic_part = OfflineCritic(self.context, config.built_critic)
+        self.critic = self.critic_part.critic
+        before = [] if config.on_policy else [self.critic_part]
+        improvement_loss = self.q_loss if config.improvement.extraction == "q" else self.awr_loss
+        self.policy_part = DiffusionActor(self.behaviour, self.critic, config, improvement_loss, before)
+        self.actor_critic = ActorCritic(self.policy_part)
+
+    @classmethod
+    @override
+    def check(cls, config: EDPConfig) -> None:
+        check_sampling(config)
+        check_critic(config.built_critic, support=False)
+
+    @override
+    def parts(self) -> Sequence[Part]:
+        return [self.actor_critic] if self.config.on_policy else [self.critic_part, self.policy_part]
+
+    def q_loss(self, noised: Noised, x: Tensor, output: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """-E Q_i(s, a) / E |Q_j(s, a)|, a the action approximation."""
+        actions = self.approximated(x, noised.t, output)
+        return normalised_q_loss(self.critic, noised.batch.state, actions, noised.member)
+
+    def awr_loss(self, noised: Noised, x: Tensor, output: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """E w(s, a_0) |a - a_0|^2 / 2, a_0 the data's action and a its approximation."""
+        batch, actions = noised.batch, self.approximated(x, noised.t, output)
+        weight = self.advantage_weight(batch)
+        distance = (batch.action - actions).square().sum(1) / 2
+        return (weight * distance).mean(), {"weight": weight.mean()}
+
+    @torch.no_grad()
+    def advantage_weight(self, batch: Batch) -> Tensor:
+        """Compute w = min(exp(beta (Q(s, a) - V(s))), 100): (B,)"""
+        advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
+        return (self.config.improvement.temperature * advantage).exp().clamp(max=LARGEST)
+
+    def approximated(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """Compute D(x_t, t, s), the action approximation (x_t - sigma_t eps) / alpha_t of a noise model: (B, A)
+
+        It is that of the data's actions noised for the denoising loss, whose call of the network it shares.
+        """
+        x0 = convert(output, x, t, self.behaviour.schedule, self.config.denoiser.prediction, "sample")
+        clip = self.config.improvement.clip_x0
+        return x0.clamp(self.data.action_low, self.data.action_high) if clip else x0
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": self.policy_part.policy()}

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.bounds import BetaOrZero, Positive
-from rl.agents.direct import DirectAgent
+from egd.training.learners import Fit, Metrics, StepLearner
+from rl.agents.base import Agent
+from rl.critics import Critic
 from rl.critics.choice import check_critic
-from rl.data.transitions import OfflineData
+from rl.data.transitions import Batch, OfflineData
+from rl.parts.actors import Actor
 from rl.parts.base import Part
-from rl.parts.cloning import AdvantageWeight, ClonedActor
 from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.trained_actor import TrainedActor
 from rl.runs.config import VARIES, ActorConfig, CriticConfig, RunConfig
 
 
@@ -35,8 +41,49 @@ class IQLConfig(RunConfig):
     actor: WeightedActorConfig = WeightedActorConfig()
 
 
-class IQL(DirectAgent):
-    """IQL (arXiv:2110.06169): Q and V by expectile regression, then the data's actions weighted by exp(beta (Q - V)).
+class AdvantageWeightedRegression(StepLearner):
+    """E w(s, a) cost(s, a), w = min(exp(beta (Q(s, a) - V(s))), max_weight), cost = -log pi(a|s) of a Gaussian (Eq. 7).
+
+    No gradient flows into the critic, and the mean is not divided by the weights' sum.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        fit: Fit,
+        sample: Callable[[torch.Generator], Batch],
+        critic: Critic,
+        beta: float,
+        max_weight: float = 100.0,
+    ) -> None:
+        self.actor, self.fit, self.sample, self.critic, self.max_weight = actor, fit, sample, critic, max_weight
+        self.beta = nn.ParameterDict({"beta": torch.tensor(beta)}).requires_grad_(False).to(critic.fit.device)
+
+    @override
+    def draw(self, generator: torch.Generator) -> Batch:
+        return self.sample(generator)
+
+    @override
+    def loss(self, drawn: Batch) -> tuple[Tensor, Metrics]:
+        cost = self.actor.cost(drawn.state, drawn.action)
+        weight = self.weight(drawn)
+        loss = (weight * cost).mean()
+        return loss, {"loss": loss.detach(), "cost": cost.detach().mean(), "weight": weight.mean()}
+
+    @torch.no_grad()
+    def weight(self, batch: Batch) -> Tensor:
+        """Compute w(s, a): (B,)"""
+        advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
+        weight: Tensor = (self.beta["beta"] * advantage).exp().clamp(max=self.max_weight)
+        return weight
+
+    @override
+    def loss_networks(self) -> dict[str, nn.Module]:
+        return {"beta": self.beta, "critic": self.critic.values, "target": self.critic.target.module}
+
+
+class IQL(Agent):
+    """IQL (arXiv:2110.06169): Q and V by expectile regression (``rl.critics.iql``), then the policy from them.
 
     The critic never asks the policy anything, so the one is trained to its end before the other; a critic that others have
     trained on the same data with the same settings is used again.
@@ -50,15 +97,29 @@ class IQL(DirectAgent):
         a = config.actor
         self.critic_part = OfflineCritic(self.context, config.critic)
         self.critic = self.critic_part.critic
-        weight = AdvantageWeight(self.critic, a.beta, a.max_weight)
-        self.cloned = ClonedActor(self.context, a, weight, after=[self.critic_part])
-        self.actor = self.cloned.actor
+        regression = partial(
+            AdvantageWeightedRegression,
+            sample=partial(data.sample, a.batch),
+            critic=self.critic,
+            beta=a.beta,
+            max_weight=a.max_weight,
+        )
+        self.policy_part = TrainedActor(self.context, a, regression, after=[self.critic_part])
+        self.actor = self.policy_part.actor
 
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """UserError for a critic that does not exist, has not these settings, or needs support actions."""
         check_critic(config.critic, support=False)
 
     @override
     def parts(self) -> Sequence[Part]:
-        return [self.critic_part, self.cloned]
+        return [self.critic_part, self.policy_part]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.policy_part, self.actor)}
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}

@@ -47,7 +47,7 @@ class IQLOnline(Agent):
     def __init__(self, config: IQLOnlineConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         self.offline = IQL(config, data, device)
-        self.critic = self.offline.critic
+        self.critic, self.actor = self.offline.critic, self.offline.actor
         context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
@@ -72,12 +72,11 @@ class IQLOnline(Agent):
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions of the policy, within [-1, 1]: (B, S) -> (B, A)"""
-        actor = self.offline.actor
-        mean = actor.mean(states)
-        if not isinstance(actor, Gaussian):
+        mean = self.actor.mean(states)
+        if not isinstance(self.actor, Gaussian):
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return (mean + actor.std * noise).clamp(-1, 1)
+        return (mean + self.actor.std * noise).clamp(-1, 1)
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """Update the critic, then the policy."""
@@ -86,24 +85,25 @@ class IQLOnline(Agent):
 
     @cached_property
     def _steps(self) -> tuple[Steps, Steps]:
-        critic = self.offline.critic_part.learner
+        critic, policy = self.offline.critic_part.learner, self.offline.policy_part.learner
         assert isinstance(critic, StepLearner)
-        return Steps(critic), Steps(self.offline.cloned.learner)
+        assert isinstance(policy, StepLearner)
+        return Steps(critic), Steps(policy)
 
     def fits(self) -> Sequence[Fit]:
         """List the optimisers of critic and policy."""
-        return self.critic.fit, self.offline.cloned.fit
+        return self.critic.fit, self.offline.policy_part.fit
 
     def learned(self) -> Mapping[str, Stateful]:
         """Name the critic, with its target, and the policy."""
-        return {"critic": self.critic, "actor": self.offline.cloned.fit}
+        return {"critic": self.critic, "actor": self.offline.policy_part.fit}
 
     # -- acting --------------------------------------------------------------------------------------------------
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.online, self.offline.actor)}
+        return {"policy": Direct(self.online, self.actor)}
 
     @override
     def modules(self) -> dict[str, nn.Module]:
-        return self.offline.modules()
+        return {"actor": self.actor}

@@ -16,14 +16,16 @@ from egd.errors import UserError
 from egd.tensors import expand, value_and_grad
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sample, Schedule
-from rl.agents.direct import DirectAgent
+from rl.agents.base import Agent
 from rl.critics import Critic
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
-from rl.parts.actors import make_actor
-from rl.parts.base import Part, RunContext
+from rl.parts.actors import Actor
+from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
+from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.trained_actor import TrainedActor
 from rl.runs.config import ActorConfig, CriticConfig, DiffusionConfig
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -48,7 +50,7 @@ class RegularisationConfig(Strict):
 
 
 class SRPOActorConfig(ActorConfig):
-    """Of the policy's network."""
+    """The policy's network."""
 
     name: Literal["deterministic"] = "deterministic"
 
@@ -62,13 +64,13 @@ class SRPOConfig(DiffusionConfig):
     regularisation: RegularisationConfig = RegularisationConfig()
 
 
-Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor]
+NoisedStates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """States (B, S), times (B,) and noise (B, A)."""
 
 
 class ScoreRegularised(StepLearner):
     """An actor pi along  beta grad_a Q(s, a) - E_t,eps[w(t) (eps(a_t, t, s) - eps)],  a = pi(s), a_t = alpha_t a + sigma_t eps,
-    eps(., .) the noise model's: SRPO (arXiv:2310.07297), its gradient times beta.
+    eps(., .) the noise model's: the gradient of SRPO (arXiv:2310.07297) times beta.
 
     Where the noise model is exact the second term is the gradient of E_t[w(t) sigma_t / alpha_t KL(pi_t || mu_t)]. ``networks``
     are those that critic and denoiser read.
@@ -90,16 +92,16 @@ class ScoreRegularised(StepLearner):
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.weight, self.networks = WEIGHTS[settings.weight], dict(networks or {})
 
-    def draw(self, generator: torch.Generator) -> Drawn:
-        """States, times and noise."""
+    @override
+    def draw(self, generator: torch.Generator) -> NoisedStates:
         action, state = self.sample(self.batch, generator)
         assert isinstance(state, Tensor)
         low, high = self.settings.t_min, self.settings.t_max
         t = low + (high - low) * torch.rand(len(action), generator=generator, device=action.device)
         return state, t, torch.randn(action.shape, generator=generator, device=action.device)
 
-    def loss(self, drawn: Drawn) -> tuple[Tensor, Metrics]:
-        """A number whose gradient is the one above; the metrics are Q of the policy and the sizes of the two terms."""
+    @override
+    def loss(self, drawn: NoisedStates) -> tuple[Tensor, Metrics]:
         state, t, noise = drawn
         action: Tensor = self.fit.module(state)
         here = action.detach()
@@ -108,50 +110,23 @@ class ScoreRegularised(StepLearner):
         if self.settings.unit_gradient:
             push = push / push.square().mean(1, keepdim=True).sqrt().clamp(min=1e-8)
         push = self.settings.beta * push
-        loss = ((pull - push).detach() * action).sum(1).mean()
+        loss = ((pull - push).detach() * action).sum(1).mean()  # a number whose gradient is the one above
         sizes = {name: size.square().sum(1).mean().sqrt() for name, size in (("push", push), ("pull", pull))}
         return loss, {"q_policy": q.mean(), **{name: size.detach() for name, size in sizes.items()}}
 
+    @override
     def loss_networks(self) -> dict[str, nn.Module]:
-        """The ``networks``."""
         return self.networks
 
     @torch.no_grad()
     def pull(self, action: Tensor, state: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """w(t) (eps(a_t, t, s) - eps): (B, A)"""
+        """Compute the score's term, w(t) (eps(a_t, t, s) - eps): (B, A)"""
         x = diffuse(self.schedule, action, t, noise)
         eps = convert(self.denoiser(x, t, state), x, t, self.schedule, "sample", "epsilon")
         return expand(self.weight(self.schedule.alpha(t), self.schedule.sigma(t)), x) * (eps - noise)
 
 
-class ImprovedActor(Part):
-    """The actor of SRPO, which comes after behaviour model and critic."""
-
-    name = "policy"
-    members = ("state",)
-
-    def __init__(self, context: RunContext, config: SRPOConfig, behaviour: Behaviour, critic: OfflineCritic) -> None:
-        a = config.actor
-        self.steps, self.settings = a.steps, config.model_dump(mode="json", include={"actor", "regularisation"})
-        self.after = [behaviour, critic]
-        self.actor = context.fresh("actor", lambda: make_actor(a, context.states, context.actions))
-        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps, decay=a.decay)
-        trained = (behaviour.sample, critic.critic, behaviour.denoiser(clip=False), behaviour.schedule)
-        self._learner = ScoreRegularised(
-            self.fit, *trained, config.regularisation, batch=a.batch, networks=self.loss_networks()
-        )
-
-    @property
-    @override
-    def learner(self) -> ScoreRegularised:
-        return self._learner
-
-    @override
-    def networks(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}
-
-
-class SRPO(DirectAgent):
+class SRPO(Agent):
     """SRPO (arXiv:2310.07297): behaviour diffusion and implicit Q-learning, and a deterministic policy by Q's gradient and the
     behaviour policy's score. Nothing is sampled, neither in training nor in acting.
     """
@@ -164,12 +139,19 @@ class SRPO(DirectAgent):
         self.behaviour = Behaviour(self.context, config)
         self.critic_part = OfflineCritic(self.context, config.critic)
         self.critic = self.critic_part.critic
-        self.improved = ImprovedActor(self.context, config, self.behaviour, self.critic_part)
-        self.actor = self.improved.actor
+        self.policy_part = TrainedActor(
+            self.context,
+            config.actor,
+            self.score_regularised,
+            settings=config.model_dump(mode="json", include={"regularisation"}),
+            members=("state",),
+            after=[self.behaviour, self.critic_part],
+        )
+        self.actor = self.policy_part.actor
 
     @classmethod
+    @override
     def check(cls, config: SRPOConfig) -> None:
-        """UserError for a component that does not exist, a setting it does not have, or times in the wrong order."""
         check_sampling(config)
         check_critic(config.critic, support=False)
         low, high = config.regularisation.t_min, config.regularisation.t_max
@@ -178,4 +160,19 @@ class SRPO(DirectAgent):
 
     @override
     def parts(self) -> Sequence[Part]:
-        return [self.behaviour, self.critic_part, self.improved]
+        return [self.behaviour, self.critic_part, self.policy_part]
+
+    def score_regularised(self, actor: Actor, fit: Fit) -> ScoreRegularised:
+        """Make the learner of the policy, on critic and noise model."""
+        b, batch, settings = self.behaviour, self.config.actor.batch, self.config.regularisation
+        networks = {**b.networks(), **self.critic_part.networks()}
+        trained = (self.critic, b.denoiser(clip=False), b.schedule)
+        return ScoreRegularised(fit, b.sample, *trained, settings, batch=batch, networks=networks)
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.policy_part, self.actor)}
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,12 +14,13 @@ from egd.errors import UserError
 from egd.runs.checkpoint import group, prefixed
 from egd.training.learners import Fit, Metrics
 from egd.training.precision import Computing
-from rl.agents.direct import DirectAgent
+from rl.agents.base import Agent
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
-from rl.parts.actors import Actor, frozen, make_actor
-from rl.parts.base import Part
+from rl.parts.actors import frozen, make_actor
+from rl.parts.base import Part, RunContext
+from rl.parts.policies import AgentPolicy, Direct
 from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
@@ -47,33 +47,36 @@ class TD3BCConfig(RunConfig):
 
     @property
     def built_critic(self) -> CriticConfig:
-        """As ``rl.critics.choice`` builds it."""
+        """The critic as ``rl.critics.choice`` builds it."""
         return beside_policy(self.critic, steps=self.actor.steps, batch=self.actor.batch)
 
 
-class ActorCritic(Part):
+class DelayedActorCritic(Part):
     """Steps of the critic on the smoothed target policy's actions; every ``delay`` of them one of the policy (arXiv:2106.06860,
     Eq. 3 and 5).
     """
 
-    computing: Computing = Computing()
-
     name = "policy"
+    computing = Computing()
 
-    def __init__(self, critic: TD, actor: Actor, fit: Fit, config: TD3BCConfig, sample: Callable[..., Batch]) -> None:
-        self.critic, self.actor, self.fit, self.config, self.sample = critic, actor, fit, config.actor, sample
-        self.steps = config.actor.steps
-        self.settings = {"actor": self.config.model_dump(mode="json"), "critic": critic_settings(config.built_critic)}
-        polyak = config.critic.polyak
-        self.target = fit.follow(actor, 1 - polyak)
-        self.target.update_parameters(actor)  # the first call copies
+    def __init__(self, context: RunContext, config: TD3BCConfig) -> None:
+        a, sizes = config.actor, (context.states, context.actions)
+        critic = context.fresh("critic", lambda: make_critic(config.built_critic, *sizes, context.device))
+        assert isinstance(critic, TD)
+        self.critic, self.config, self.data = critic, a, context.data
+        self.steps = a.steps
+        self.settings = {"actor": a.model_dump(mode="json"), "critic": critic_settings(config.built_critic)}
+        self.actor = context.fresh("actor", lambda: make_actor(a, *sizes))
+        self.fit = Fit(self.actor, lr=a.lr, steps=a.steps // a.delay, decay=a.decay)
+        self.target = self.fit.follow(self.actor, 1 - config.critic.polyak)
+        self.target.update_parameters(self.actor)  # the first call copies
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One step on data of ``sample``."""
-        return self.update_on(self.sample(generator), generator)
+        """Take one step on transitions of the data."""
+        return self.update_on(self.data.sample(self.config.batch, generator), generator)
 
     def update_on(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One step on a batch from anywhere."""
+        """Take one step on a batch from anywhere."""
         actions = self.next_actions(batch.next_state, generator)
         with self.computing.autocast(self.fit.device):
             loss, metrics = self.critic.loss((batch, actions))
@@ -87,7 +90,7 @@ class ActorCritic(Part):
 
     @torch.no_grad()
     def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions of the target policy with clipped noise: (B, S) -> (B, A)"""
+        """Draw actions of the target policy with clipped noise: (B, S) -> (B, A)"""
         actions: Tensor = self.target(state)
         limit = self.config.noise_clip
         noise = self.config.noise * torch.randn(actions.shape, generator=generator, device=actions.device)
@@ -109,18 +112,18 @@ class ActorCritic(Part):
         return {"critic": self.critic, "actor": self.fit}
 
     def state(self) -> dict[str, Tensor]:
-        """Of both, with their targets."""
+        """Give the state of both, with their targets."""
         parts = {k: v for name, part in self._parts().items() for k, v in prefixed(name, part.state()).items()}
         return {**parts, **prefixed("target", self.target.state_dict())}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore what ``state`` gave."""
         for name, part in self._parts().items():
             part.load(group(name, state))
         self.target.load_state_dict(group("target", state))
 
 
-class TD3BC(DirectAgent):
+class TD3BC(Agent):
     """TD3+BC (arXiv:2106.06860): a deterministic policy towards high Q and towards the data's actions, and a critic on the
     policy's own actions.
     """
@@ -130,18 +133,12 @@ class TD3BC(DirectAgent):
 
     def __init__(self, config: TD3BCConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        a = config.actor
-        sizes = self.context.states, self.context.actions
-        self.critic = critic = self.context.fresh("critic", lambda: make_critic(config.built_critic, *sizes, device))
-        assert isinstance(critic, TD)
-        self.actor = self.context.fresh("actor", lambda: make_actor(a, *sizes))
-        fit = Fit(self.actor, lr=a.lr, steps=a.steps // a.delay, decay=a.decay)
-        sample = partial(self.data.sample, a.batch)
-        self.learner = ActorCritic(critic, self.actor, fit, config, sample)
+        self.learner = DelayedActorCritic(self.context, config)
+        self.actor = self.learner.actor
 
     @classmethod
+    @override
     def check(cls, config: Any) -> None:
-        """UserError for a critic that does not learn from the policy."""
         if config.critic.name != "td":
             raise UserError(
                 f"'{config.critic.name}' does not learn from the policy's actions, as TD3+BC's critic must; use td",
@@ -152,3 +149,11 @@ class TD3BC(DirectAgent):
     @override
     def parts(self) -> Sequence[Part]:
         return [self.learner]
+
+    @override
+    def named_policies(self) -> Mapping[str, AgentPolicy]:
+        return {"policy": Direct(self.learner, self.actor)}
+
+    @override
+    def modules(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}

@@ -65,7 +65,8 @@ class OnlineLearner(Part):
     """
 
     name = "online"
-    hook_first, reusable = True, False
+    reusable = False
+    hook_first = True
 
     def __init__(
         self, agent: OnlineAgent, config: OnlineConfig, env: ResumableEnv, generator: Generator | None, *, seed: int = 0
@@ -78,8 +79,8 @@ class OnlineLearner(Part):
         self.step = 0
         self._rates_set = False
 
-    def parts(self) -> list[Part]:
-        """List those of the generator, which learn offline, and the loop itself."""
+    def parts(self) -> Sequence[Part]:
+        """List what the generator learns offline, and the loop itself."""
         return [*([] if self.generator is None else self.generator.parts()), self]
 
     def update(self, generator: torch.Generator) -> Metrics:
@@ -150,8 +151,8 @@ class OnlineLearner(Part):
             found |= prefixed(f"agent.{name}", part.state())
         if self.generator is not None:
             found |= prefixed("generator", self.generator.state())
-            for name, module in self.generator.modules().items():
-                found |= prefixed(f"module.{name}", module.state_dict())
+            for name, module in self.generator.networks().items():
+                found |= prefixed(f"network.{name}", module.state_dict())
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -165,5 +166,5 @@ class OnlineLearner(Part):
             stream.set_state(state[f"stream.{name}"].cpu())
         if self.generator is not None:
             self.generator.load(group("generator", state))
-            for name, module in self.generator.modules().items():
-                module.load_state_dict(group(f"module.{name}", state))
+            for name, module in self.generator.networks().items():
+                module.load_state_dict(group(f"network.{name}", state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +81,11 @@ class TransitionModel(Part):
         self.context, self.config, self.sampler, self.samples = context, denoiser, sampler, samples
         self.refresh_steps, self.warm_start, self.reach = refresh_steps, warm_start, reach
         self.steps, self.schedule = denoiser.steps, make_schedule(schedule.spec)
+        self.settings = {
+            "schedule": schedule.model_dump(mode="json"),
+            "denoiser": denoiser.model_dump(mode="json"),
+            "terminal": terminal == "generated",
+        }
         data = context.data.transitions
         rule = terminations.rule(context.task, context.data) if terminal == "computed" else None
         self.codec = TransitionCodec(data, terminal, rule)
@@ -110,14 +115,14 @@ class TransitionModel(Part):
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def parts(self) -> list[Part]:
-        """List itself, where it is fitted to the offline data; so it is the same for every generator with this model."""
+    def parts(self) -> Sequence[Part]:
+        """List itself where it learns from the offline data: the same for every generator with this model."""
         return [self] if self.warm_start else []
 
     @cached_property
     @override
     def learner(self) -> DenoiserLearner:
-        return self._learner()
+        return self._learner(self.fit)
 
     def learn(self, online: Replay, generator: torch.Generator) -> Metrics:
         """Fit the model further to offline and online transitions, with a learning rate that begins anew."""
@@ -125,7 +130,7 @@ class TransitionModel(Part):
         network = self.fit.model if self.warm_start else self.context.fresh(f"generator/{self.refreshes}", self._network)
         self.fit = self._fit(network, self.refresh_steps)
         self.refreshes += 1
-        metrics = train(self._learner(), self.refresh_steps, generator)
+        metrics = train(self._learner(self.fit), self.refresh_steps, generator)
         return {"generator_loss": metrics["loss"]} if metrics else {}
 
     def _network(self) -> nn.Module:
@@ -135,13 +140,13 @@ class TransitionModel(Part):
         d = self.config
         return Fit(network, lr=d.lr, steps=steps, decay=d.decay, ema=d.ema)
 
-    def _learner(self) -> DenoiserLearner:
+    def _learner(self, fit: Fit) -> DenoiserLearner:
         d, times, mixture = self.config, LogNormalTimes(self.schedule), self.mixture
 
         def sample(n: int, generator: torch.Generator) -> tuple[Tensor, None]:
             return mixture.draw(n, generator), None
 
-        return DenoiserLearner(self.fit, self.schedule, sample, batch=d.batch, prediction=d.prediction, times=times)
+        return DenoiserLearner(fit, self.schedule, sample, batch=d.batch, prediction=d.prediction, times=times)
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -192,8 +197,8 @@ class TransitionModel(Part):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The network that samples, and that a refresh goes on from."""
+    @override
+    def networks(self) -> dict[str, nn.Module]:
         return {"model": self.fit.model}
 
     def state(self) -> dict[str, Tensor]:

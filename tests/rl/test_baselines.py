@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from egd.runs.experiment import Options
 from egd.runs.phases import Phase
 from egd.runs.progress import Reporter
 from egd.training.batched import BatchedLearner
-from egd.training.learners import Fit
+from egd.training.learners import Fit, StepLearner
 from rl.agents import AGENTS
+from rl.agents.bc import Cloning
+from rl.agents.iql import AdvantageWeightedRegression
 from rl.agents.td3_bc import TD3BC
 from rl.critics import IQL
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData
 from rl.deploy.policy import Policy
 from rl.parts.actors import Deterministic, Gaussian
-from rl.parts.cloning import AdvantageWeight, Cloning
 from rl.runs.experiment import OfflineRL
 from rl.runs.recipe import typed
 
@@ -55,9 +57,9 @@ class Known(IQL):
         return torch.full((len(state),), 0.25)
 
 
-def cloned(actor: Deterministic, weight: AdvantageWeight | None = None, steps: int = 300) -> Tensor:
+def cloned(actor: Deterministic, learner: Callable[..., StepLearner], steps: int = 300) -> Tensor:
     """The action after training on ``modes``."""
-    cloning = Cloning(actor, Fit(actor, lr=0.02, steps=steps, decay=True), lambda generator: modes(), weight)
+    cloning = learner(actor, Fit(actor, lr=0.02, steps=steps, decay=True), lambda generator: modes())
     for _ in range(steps):
         cloning.update(torch.Generator())
     return actor.mean(torch.ones(1, 1))[0, 0].detach()
@@ -71,7 +73,7 @@ def weights() -> None:
 @pytest.mark.parametrize("kind", [Deterministic, Gaussian])
 def test_cloning_finds_the_mean_and_the_spread(kind: type[Deterministic]) -> None:
     actor = kind(1, 1, width=8, layers=1)
-    torch.testing.assert_close(cloned(actor), torch.tensor(0.25), atol=5e-3, rtol=0)
+    torch.testing.assert_close(cloned(actor, Cloning), torch.tensor(0.25), atol=5e-3, rtol=0)
     if isinstance(actor, Gaussian):
         torch.testing.assert_close(actor.std.detach(), torch.tensor([np.sqrt(0.1875)], dtype=torch.float32), atol=5e-3, rtol=0)
 
@@ -80,17 +82,18 @@ def test_cloning_finds_the_mean_and_the_spread(kind: type[Deterministic]) -> Non
 def test_weighted_regression_finds_the_weighted_mean(most: float) -> None:
     good, bad = min(np.exp(2 * 0.75), most), np.exp(2 * -0.25)
     wanted = (-0.5 * 0.25 * good + 0.5 * 0.75 * bad) / (0.25 * good + 0.75 * bad)
-    weight = AdvantageWeight(Known(1, 1, width=4, layers=1), beta=2.0, most=most)
-    found = cloned(Deterministic(1, 1, width=8, layers=1), weight)
+    critic = Known(1, 1, width=4, layers=1)
+    learner = partial(AdvantageWeightedRegression, critic=critic, beta=2.0, max_weight=most)
+    found = cloned(Deterministic(1, 1, width=8, layers=1), learner)
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float32), atol=1e-2, rtol=0)
 
 
 def test_policies_of_several_betas_take_their_steps_together() -> None:
-    def learner(beta: float) -> Cloning:
+    def learner(beta: float) -> AdvantageWeightedRegression:
         torch.manual_seed(0)
         actor, critic = Gaussian(1, 1, width=8, layers=1), IQL(1, 1, width=4, layers=1)
         sample: Callable[[torch.Generator], Batch] = lambda g: modes()[torch.randint(400, (32,), generator=g)]  # noqa: E731
-        return Cloning(actor, Fit(actor, lr=1e-2, steps=10), sample, AdvantageWeight(critic, beta))
+        return AdvantageWeightedRegression(actor, Fit(actor, lr=1e-2, steps=10), sample, critic, beta)
 
     alone, together = [[learner(beta) for beta in (1.0, 30.0)] for _ in range(2)]
     for one in alone:

@@ -21,9 +21,9 @@ from egd.types import Schedule
 from rl.agents import AGENTS
 from rl.agents.aepo import AEPO
 from rl.agents.base import Agent
-from rl.agents.diffusion_actor import Improved
 from rl.agents.srpo import RegularisationConfig, ScoreRegularised
 from rl.data.transitions import Batch, OfflineData
+from rl.parts.diffusion_actor import DiffusionActor, normalised_q_loss
 
 CPU = torch.device("cpu")
 TINY = {
@@ -107,7 +107,12 @@ def knowing(made: Any, c: float) -> Any:
     """The agent's learner of its policy, with that critic."""
     q = Parabola(c)
     made.critic = SimpleNamespace(values=SimpleNamespace(q=q), q=lambda s, a: q(s, a)[0], v=lambda s: 0 * s[:, 0])
-    return made.Learner(made.behaviour, made.critic, made.config.improvement)
+    return policy_learner(made)
+
+
+def policy_learner(made: Any) -> DiffusionActor:
+    """The learner of the policy, apart from the critic's."""
+    return DiffusionActor(made.behaviour, made.critic, made.config, made.policy_part.improvement_loss)
 
 
 def gaussian(n: int = 4000, mean: float = -0.2, std: float = 0.25) -> OfflineData:
@@ -203,7 +208,6 @@ def test_edp_by_advantage_weighted_regression_is_the_tilted_behaviour_policy() -
 def test_gradients_reach_the_network_through_all_of_the_actions(name: str, sampler: dict[str, Any]) -> None:
     """Against central differences, along random directions of weights and of actions."""
     made = agent(name, improvement=FREE, sampler=sampler)
-    learner: Improved = made.Learner(made.behaviour, made.critic, made.config.improvement)
     network, rng = made.behaviour.fit.module, torch.Generator().manual_seed(0)
     for p in network.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=rng)
@@ -211,8 +215,9 @@ def test_gradients_reach_the_network_through_all_of_the_actions(name: str, sampl
     towards = torch.randn(5, 2, generator=rng)
 
     def total() -> Tensor:
-        learner.generator = torch.Generator().manual_seed(7)
-        return (towards * learner.actions(state, x, t, network(x, t, state))).sum()
+        if name == "edp":
+            return (towards * made.approximated(x, t, network(x, t, state))).sum()
+        return (towards * made.sampled(state, torch.Generator().manual_seed(7))).sum()
 
     grads = torch.autograd.grad(total(), list(network.parameters()))
     h, directions = 1e-5, [torch.randn(p.shape, generator=rng) for p in network.parameters()]
@@ -228,22 +233,21 @@ def test_gradients_reach_the_network_through_all_of_the_actions(name: str, sampl
 
 def test_each_term_is_scaled_by_the_other_member() -> None:
     made = agent("diffusion_ql")
-    learner = made.Learner(made.behaviour, made.critic, made.config.improvement)
     batch = made.data.sample(32, torch.Generator().manual_seed(0))
     q = made.critic.values.q(batch.state, batch.action).detach()
     for judge in (0, 1):
-        got, _ = learner.improvement(batch, batch.action, torch.tensor([judge]))
+        got, _ = normalised_q_loss(made.critic, batch.state, batch.action, torch.tensor([judge]))
         torch.testing.assert_close(got, -q[judge].mean() / q[1 - judge].abs().mean())
         _, grad = value_and_grad(lambda a, judge=judge: made.critic.values.q(batch.state, a)[judge], batch.action)
         action = batch.action.clone().requires_grad_()
-        learner.improvement(batch, action, torch.tensor([judge]))[0].backward()
+        normalised_q_loss(made.critic, batch.state, action, torch.tensor([judge]))[0].backward()
         assert action.grad is not None
         torch.testing.assert_close(action.grad, -grad / 32 / q[1 - judge].abs().mean())  # the unit is a number
 
 
 def test_the_critic_is_left_alone_by_the_policy_and_gradients_are_clipped() -> None:
     made = agent("diffusion_ql", improvement={"clip": 1e-3, "eta": 50.0})
-    learner = made.Learner(made.behaviour, made.critic, made.config.improvement)
+    learner = policy_learner(made)
     learner.update(torch.Generator().manual_seed(0))
     assert all(p.grad is None and p.requires_grad for p in made.critic.values.parameters())
     (both,) = (p.learner for p in made.phases())

@@ -257,10 +257,9 @@ def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path
 # -- code ------------------------------------------------------------------------------------------------------------
 
 OWN = """
-from rl.agents.iql import IQL
-from rl.parts.cloning import Cloning
+from rl.agents.iql import IQL, AdvantageWeightedRegression
 
-class Backwards(Cloning):
+class Backwards(AdvantageWeightedRegression):
     def loss(self, drawn):
         loss, metrics = super().loss(drawn)
         return -loss, metrics

@@ -48,7 +48,7 @@ class Generator(ABC):
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw n transitions."""
 
-    def modules(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """Name the networks that a refresh goes on from."""
         return {}
 

@@ -76,8 +76,8 @@ class Diffusion(Generator):
         return self.model.sample(n, generator)
 
     @override
-    def modules(self) -> dict[str, nn.Module]:
-        return self.model.modules()
+    def networks(self) -> dict[str, nn.Module]:
+        return self.model.networks()
 
     @override
     def state(self) -> dict[str, Tensor]:

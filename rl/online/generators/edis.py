@@ -8,7 +8,7 @@ Theorem 3.1, x = (s, a, r, s'), q the density of the replay, T the dynamics:
 
 The algorithm:
 
-    offline         fit q to D_off                                                            TransitionModel.parts
+    offline         fit q to D_off                                                            TransitionModel.learner
     every refresh   1. fit q further to D_off and D_on                                        TransitionModel.learn
                     2. learn w = -E by telling transitions of p from those of q               LogWeights.learn
                     3. learn E_t(x_t) = -log E[exp(-E(x_0)) | x_t]                            EDIS.intermediate_energy
@@ -246,10 +246,10 @@ class EDIS(Generator):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     @override
-    def modules(self) -> dict[str, nn.Module]:
-        weights = {} if self.weights is None else self.weights.modules()
+    def networks(self) -> dict[str, nn.Module]:
+        weights = {} if self.weights is None else self.weights.networks()
         energy = {} if self.network is None else {"energy": self.network}
-        return {**self.model.modules(), **weights, **energy}
+        return {**self.model.networks(), **weights, **energy}
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -280,7 +280,7 @@ class LogWeights:
         }
         self.parts = {name: part for name, (part, factor) in parts.items() if factor}
         self.factors = {name: factor for name, (_, factor) in parts.items() if factor}
-        self.networks = {name: self._network(name, part) for name, part in self.parts.items()}
+        self.by_part = {name: self._network(name, part) for name, part in self.parts.items()}
         self.most = math.inf
 
     def _network(self, name: str, part: slice) -> EnergyMLP:
@@ -290,9 +290,9 @@ class LogWeights:
         )
         return network
 
-    def modules(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """The networks, which a refresh goes on from."""
-        return {f"ratio_{name}": network for name, network in self.networks.items()}
+        return {f"ratio_{name}": network for name, network in self.by_part.items()}
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class LogWeights:
         """Fit E = -log p / q of one part to mean_p softplus(E) + mean_q softplus(-E)."""
         c, part = self.config, self.parts[name]
         loss = Ratio(EDM(), marginal(p, part), clean=True)
-        fit = Fit(self.networks[name], lr=c.lr, steps=c.steps, decay=c.decay)
+        fit = Fit(self.by_part[name], lr=c.lr, steps=c.steps, decay=c.decay)
         learner = EnergyLearner(fit, EDM(), marginal(q, part), loss, batch=c.batch)
         metrics = train(learner, c.steps, generator)
         return {key: metrics[key] for key in ("loss", "auc") if key in metrics}
@@ -338,7 +338,7 @@ class LogWeights:
         return torch.stack(parts).sum(0)
 
     def _part(self, name: str, x: Tensor) -> Tensor:
-        value: Tensor = -at_zero(self.networks[name])(x[:, self.parts[name]], None)
+        value: Tensor = -at_zero(self.by_part[name])(x[:, self.parts[name]], None)
         return value.clamp(-self.config.floor, self.most)
 
     @torch.no_grad()

@@ -53,8 +53,8 @@ class Resampled(Generator):
         return self.rows[torch.searchsorted(self.cumulative, u * self.cumulative[-1]).clamp(max=len(self.cumulative) - 1)]
 
     @override
-    def modules(self) -> dict[str, nn.Module]:
-        return self.weights.modules()
+    def networks(self) -> dict[str, nn.Module]:
+        return self.weights.networks()
 
     @override
     def state(self) -> dict[str, Tensor]:
