@@ -41,7 +41,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e ".[rl]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created constraints.txt pyproject.toml

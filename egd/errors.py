@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
 from typing import Any
 
 
@@ -29,6 +31,16 @@ def writable(key: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise of_the_system(error, key) from None
+
+
+def missing(error: ModuleNotFoundError) -> UserError:
+    """Name the extra of egd that brings a module which is not installed. The error itself is raised where none does."""
+    wanted = (error.name or "").partition(".")[0]
+    for line in requires("egd") or ():
+        found = re.match(r"""([\w.-]+).*extra == ['"](\w+)['"]""", line)
+        if found and found[1].replace("-", "_").lower() == wanted.lower() and found[2] != "dev":
+            return UserError(f"'{wanted}' is not installed; pip install 'egd[{found[2]}]'")
+    raise error
 
 
 REMEDIES = {

@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from egd.errors import missing
+
 from egd.runs.bases import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +40,19 @@ def test_constraints_pin_every_direct_dependency() -> None:
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {canonicalize_name(name): version for name, version in pins.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["rl"], *(line for line in extras["dev"] if line != "egd[rl]")]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
     assert all("+" not in version for version in pinned.values())
     assert not [name for name in pinned if name.startswith(("nvidia", "cuda"))]
+
+
+@pytest.mark.parametrize("module", ["gymnasium", "gymnasium_robotics", "minari", "h5py", "imageio"])
+def test_a_module_that_is_not_installed_is_answered_with_its_extra(module: str) -> None:
+    assert "pip install 'egd[rl]'" in str(missing(ModuleNotFoundError(name=f"{module}.sub")))
+
+
+def test_a_module_that_no_extra_brings_is_an_error_of_its_own() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        missing(ModuleNotFoundError(name="my_module"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pins with hashes for a release: every package that "pip install ." brings, at the versions of constraints.txt, for this Python and platform.
+# Pins with hashes for a release: every package that "pip install .[rl]" brings, at the versions of constraints.txt, for this Python and platform.
 #   tools/lock_hashes.sh requirements.lock
 #   pip install --require-hashes -r requirements.lock && pip install --no-deps .
 # The index is trusted now, so that it need not be later. PYTHON names the interpreter (python3 by default).
@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-"${PYTHON:-python3}" -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt --report "$scratch/report.json" .
+"${PYTHON:-python3}" -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt --report "$scratch/report.json" ".[rl]"
 
 "${PYTHON:-python3}" - "$scratch/report.json" "$out" <<'PYTHON'
 import json

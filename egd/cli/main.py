@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from egd.config.trust import reading
-from egd.errors import UserError, of_the_system
+from egd.errors import UserError, missing, of_the_system
 from egd.runs.safe_names import literal, markup
 from egd.runs.stopping import exit_code, stoppable, told
 
@@ -382,8 +382,8 @@ def list_all(
     page = Console(width=1000) if wide else console
     with user_errors():
         listings: dict[str, Any] = {"components": _component_tables, "recipes": lambda wide: [_recipe_table(folder)]}
-        for name in experiments.found() if what not in (None, *listings) else ():
-            listings |= experiments.listings(experiments.load(name, "list"))
+        for experiment in _installed().values() if what not in (None, *listings) else ():
+            listings |= experiments.listings(experiment)
         if what not in (None, *listings):
             raise UserError(f"nothing to list is called '{what}'; {nearest(str(what), listings)}", key="egd list")
         for name in [what] if what else list(listings):
@@ -399,8 +399,21 @@ def _component_tables(wide: bool) -> Iterator[Table]:
 
     library = {kind: {n: summary_line(c) for n, c in registry.names().items()} for kind, registry in CATALOGUE.items()}
     yield _components("the library", library)
-    for name, entry in experiments.found().items():
-        yield _components(f"experiment {name} ({entry.value})", experiments.load(name, "list").components())
+    for name, experiment in _installed().items():
+        yield _components(f"experiment {name} ({experiments.found()[name].value})", experiment.components())
+
+
+def _installed() -> dict[str, Experiment]:
+    """Load the installed experiments; one whose extra is not installed is named, and left out."""
+    from egd.runs import experiment as experiments
+
+    loaded = {}
+    for name in experiments.found():
+        try:
+            loaded[name] = experiments.load(name, "list")
+        except ModuleNotFoundError as error:
+            say(f"experiment {name}: {missing(error)}", "yellow", errors)
+    return loaded
 
 
 def _recipe_table(folder: Path) -> Table:
@@ -468,6 +481,9 @@ def entry() -> None:
             keep_compiled()
             add_commands()
             app()
+        except ModuleNotFoundError as error:
+            complain(missing(error))
+            raise SystemExit(2) from None
         except (SystemExit, KeyboardInterrupt) as ended:
             if told() and (isinstance(ended, KeyboardInterrupt) or ended.code):
                 raise SystemExit(exit_code()) from None

@@ -25,6 +25,7 @@ from egd.pipelines.inputs import (
     check_rows,
     checked_support,
     replaced,
+    scale_of,
     warn_of_dropout,
 )
 from egd.posteriors import MomentPosterior, calibrate
@@ -99,7 +100,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         posterior: Component | None = None,
         support: Support | None = None,
         rule: Component | None = None,
-        omega: float = 1.0,
+        omega: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
         clip_x0: bool | Component = True,
@@ -110,6 +111,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Tensor] | None] | None = None,
+        guidance_scale: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample; with neither an energy nor a guidance of one's own exactly what ``diffusers`` would sample.
 
@@ -118,15 +120,17 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         setting: ...}``, or a callable that is given those of energy, denoiser, posterior, schedule, support and beta that
         its parameters name, and returns a timed energy. ``posterior`` is a callable (see ``calibrate``) or a name, and
         ``support`` gives samples of the data; needed only where the guidance asks for them. ``rule`` is additive at
-        ``omega`` by default. ``clip_x0`` keeps x_0 in [-1, 1], before and after guidance; so does ``dynamic_threshold``, by
-        shrinking. ``eta`` goes to schedulers that take one, ``mu`` to flows with a dynamic shift. The scheduler's own state
-        stays as it is. ``output_type`` is ``pil``, ``np`` or ``pt``, from 0 to 1, or ``latent``, as sampled.
+        ``omega`` (1 unless given) by default; ``guidance_scale`` is another name for it. ``clip_x0`` keeps x_0 in [-1, 1],
+        before and after guidance; so does ``dynamic_threshold``, by shrinking. ``eta`` goes to schedulers that take one,
+        ``mu`` to flows with a dynamic shift. The scheduler's own state stays as it is. ``output_type`` is ``pil``, ``np`` or
+        ``pt``, from 0 to 1, or ``latent``, as sampled.
         ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return {"image": another}.
 
         Raises UserError for a name or setting that does not exist and for a scheduler that cannot be guided, ValueError for
         a missing posterior or support, for a UNet that also predicts variances, and for an argument that makes no sense.
         """
         check_output_type(output_type)
+        omega = scale_of(omega, guidance_scale)
         check_numbers(batch_size=batch_size, num_inference_steps=num_inference_steps, beta=beta, omega=omega, eta=eta)
         check_rows(batch_size, generator, class_labels, context)
         device = self._execution_device

@@ -72,6 +72,13 @@ def check_numbers(*, batch_size: int, num_inference_steps: int, beta: float, ome
         raise ValueError(f"eta is a number from 0 to 1; got {eta}")
 
 
+def scale_of(omega: float | None, guidance_scale: float | None) -> float:
+    """Take the guidance scale under either of its names; 1 under neither. ValueError under both."""
+    if omega is not None and guidance_scale is not None:
+        raise ValueError(f"omega ({omega}) and guidance_scale ({guidance_scale}) are one thing; give one of them")
+    return next((scale for scale in (omega, guidance_scale) if scale is not None), 1.0)
+
+
 def check_rows(n: int, generator: Any, labels: Tensor | None, context: Mapping[str, Tensor] | None) -> None:
     """ValueError naming what does not have one entry for each of the n images."""
     rows = {} if labels is None else {"class_labels": labels}

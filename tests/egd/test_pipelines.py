@@ -550,6 +550,9 @@ def test_guidance_rule_and_posterior_may_be_names_settings_or_objects() -> None:
     torch.testing.assert_close(tweedie, spread, atol=1e-2, rtol=0)
     assert torch.equal(run(rule={"name": "rescaled"}), run(rule=egd.rules.Rescaled()))
     assert torch.equal(run(omega=0.5), run(rule=egd.Additive(0.5)))
+    assert torch.equal(run(omega=0.5), run(guidance_scale=0.5))
+    with pytest.raises(ValueError, match="give one of them"):
+        run(omega=1.0, guidance_scale=2.0)
     support = lambda c, k: MEAN + VAR**0.5 * torch.randn(1, k, 1, 4, 4, generator=seeded(1))  # noqa: E731
     assert run(guidance={"name": "support_samples", "samples": 50}, support=support).mean() > run(omega=0.0).mean()
 
