@@ -104,6 +104,7 @@ def test_a_jacobian_is_paid_for() -> None:
     assert rows["second_order, tweedie"].nfe == (1 + 1 + 4) * 30
 
 
+@pytest.mark.pictures
 def test_rows_curves_and_figure_of_both_denoisers(tmp_path: Path) -> None:
     out, curves, figure = tmp_path / "rows.json", tmp_path / "curves.json", tmp_path / "plot.png"
     result = bench(

@@ -16,6 +16,7 @@ from egd.experiments.images.figure import grid_figure
 from egd.experiments.toy2d.data import DATA_SETS
 from egd.experiments.toy2d.figure import samples_figure
 
+pytestmark = pytest.mark.pictures
 STRANGE: Any = {"figure.facecolor": "red", "savefig.facecolor": "red", "font.size": 30.0, "savefig.bbox": "tight"}
 
 

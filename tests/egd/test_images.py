@@ -392,6 +392,7 @@ def test_a_mosaic_keeps_every_image_in_its_place() -> None:
 # -- the product ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_figure_table_pipeline_and_summary(run: Callable[..., Any], tmp_path: Path) -> None:
     result = run()
     assert result.exit_code == 0, result.output

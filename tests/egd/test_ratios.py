@@ -68,6 +68,7 @@ def test_an_expansion_is_right_at_little_noise_only(moved: Problem) -> None:
     assert row.error[LEVELS.index(2.0)] > 0.5
 
 
+@pytest.mark.pictures
 def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
     from egd.cli import main as cli
 

@@ -92,6 +92,7 @@ def test_main_table_has_means_deviations_and_aggregates_by_hand(runs: Path) -> N
     assert cell(pairs(report(runs)), "aepo", "P(X > Y)") == "1.00 [1.00, 1.00]"
 
 
+@pytest.mark.pictures
 def test_the_page_stands_alone_and_has_the_numbers(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = egd("report", runs, "--out", out, "--title", "Mine & yours")

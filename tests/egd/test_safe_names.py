@@ -158,6 +158,7 @@ def test_a_run_with_an_impossible_name_is_refused_before_anything_is_written(tmp
 HOSTILE = ["[/red] $x_{$ <script>alert(1)</script>", "=cmd()|`b`", "_x\0y\x1b[31m"]
 
 
+@pytest.mark.pictures
 def test_a_report_of_strangers_names_is_whole(tmp_path: Path) -> None:
     for i, name in enumerate(HOSTILE):
         folder = tmp_path / "runs" / str(i)

@@ -131,6 +131,7 @@ def comparable(run: Path) -> Any:
     return {n: {b: (r["w2"], r["energy"]) for b, r in d.items()} for n, d in summary(run)["results"].items()}
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_figure_table_and_summary(egd: Any, recipe: Path, tmp_path: Path) -> None:
     result = egd("run", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

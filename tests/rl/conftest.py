@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,17 @@ def egd(monkeypatch: pytest.MonkeyPatch) -> Any:
     if "data" not in {g.name for g in cli.app.registered_groups}:
         cli.add_commands()
     return lambda *arguments: CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+_TRAINED: dict[str, Path] = {}
+
+
+@pytest.fixture
+def trained(egd: Any, recipe: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``OUT`` of ``egd run`` on the recipe as it is: a copy of what was trained once a session."""
+    if not _TRAINED:
+        out = tmp_path_factory.mktemp("trained") / "out"
+        result = egd("run", recipe, "--out", out)
+        assert result.exit_code == 0, result.output
+        _TRAINED["out"] = out
+    return Path(shutil.copytree(_TRAINED["out"], tmp_path / "trained"))

@@ -68,6 +68,7 @@ def test_mazes_are_described_as_relabelled(name: str, shift: float, terminals: i
     assert trained["score"] == pytest.approx(task.score(expected))
 
 
+@pytest.mark.pictures
 def test_json_and_figure_are_written(egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     assert egd("data", "generate", "egd/maze2d/umaze-v7", "--steps", "400").exit_code == 0

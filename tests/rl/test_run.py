@@ -37,6 +37,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_the_folder_it_promises(egd: Any, recipe: Path, tmp_path: Path) -> None:
     result = egd("run", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -103,9 +104,8 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(recipe: Path, tmp_
     assert_same_run(whole / SEED0, killed / SEED0)
 
 
-def test_an_existing_run_is_never_overwritten(egd: Any, recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert egd("run", recipe, "--out", out).exit_code == 0
+def test_an_existing_run_is_never_overwritten(egd: Any, recipe: Path, trained: Path) -> None:
+    out = trained
     before = (out / SEED0 / "summary.json").read_bytes()
     again = egd("run", recipe, "--out", out)
     assert again.exit_code == 2
@@ -119,9 +119,8 @@ def test_an_existing_run_is_never_overwritten(egd: Any, recipe: Path, tmp_path: 
     assert (out / SEED0 / "summary.json").read_bytes() == before
 
 
-def test_eval_rolls_out_other_scales_without_training(egd: Any, recipe: Path, tmp_path: Path) -> None:
-    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
-    run = tmp_path / SEED0
+def test_eval_rolls_out_other_scales_without_training(egd: Any, trained: Path) -> None:
+    run = trained / SEED0
     before = weights(run)
     result = egd("eval", run, "--omega", "0,0.25,4", "--episodes", "2")
     assert result.exit_code == 0, result.output
@@ -131,25 +130,21 @@ def test_eval_rolls_out_other_scales_without_training(egd: Any, recipe: Path, tm
     assert all(torch.equal(before[p][n], t) for p, ts in weights(run).items() for n, t in ts.items())
 
 
-def test_eval_shows_its_scores_where_it_cannot_note_them(
-    egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_shows_its_scores_where_it_cannot_note_them(egd: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: RunFolder, row: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self.metrics))
 
-    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
     monkeypatch.setattr(RunFolder, "log", refuse)
-    result = egd("eval", tmp_path / SEED0)
+    result = egd("eval", trained / SEED0)
     assert result.exit_code == 0, result.output
     assert "metrics.jsonl: Read-only file system" in result.output
     assert "score ± s.e." in result.output
 
 
-def test_eval_repeats_the_scores_of_the_run(egd: Any, recipe: Path, tmp_path: Path) -> None:
-    assert egd("run", recipe, "--out", tmp_path).exit_code == 0
-    summary = json.loads((tmp_path / SEED0 / "summary.json").read_text())
-    assert egd("eval", tmp_path / SEED0).exit_code == 0
-    last = json.loads((tmp_path / SEED0 / "metrics.jsonl").read_text().splitlines()[-1])
+def test_eval_repeats_the_scores_of_the_run(egd: Any, trained: Path) -> None:
+    summary = json.loads((trained / SEED0 / "summary.json").read_text())
+    assert egd("eval", trained / SEED0).exit_code == 0
+    last = json.loads((trained / SEED0 / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["behaviour"] == pytest.approx(summary["policies"]["behaviour"]["mean"])
     assert last["literal@0.5"] == pytest.approx(summary["policies"]["literal@0.5"]["mean"])
 

@@ -206,9 +206,8 @@ def test_without_a_display_egl_is_taken_unless_something_else_is_said(monkeypatc
     assert rl.evaluation.video.os.environ["MUJOCO_GL"] == "osmesa"
 
 
-def test_from_the_command_line(egd: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert egd("run", recipe, "--out", tmp_path / "out").exit_code == 0
-    run = tmp_path / "out/egd-maze2d-umaze-v0/seed-0"
+def test_from_the_command_line(egd: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained / "egd-maze2d-umaze-v0/seed-0"
     before = (run / "metrics.jsonl").read_text()
 
     def fails(words: list[str], *arguments: Any) -> None:
