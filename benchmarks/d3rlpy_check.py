@@ -33,7 +33,7 @@ from egd.runs.grid import parse_seeds
 from egd.runs.phases import seed_of
 from egd.runs.progress import Reporter
 from egd.training.precision import set_up
-from rl.agents.iql import IQL, IQLConfig
+from rl.agents.iql import IQLAgent, IQLConfig
 from rl.data.transitions import OfflineData
 from rl.envs.making import env_factory
 from rl.evaluation.rollouts import Arm, Player, rollouts
@@ -79,7 +79,7 @@ def settings(task: str, seed: int, steps: int, batch: int, expectile: float, bet
 
 def ours(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
     """The agent of this package, phase by phase."""
-    agent = IQL(config, data, torch.device(config.device))
+    agent = IQLAgent(config, data, torch.device(config.device))
     for phase in agent.phases():
         generator = torch.Generator(config.device).manual_seed(seed_of(config.seed, phase.name))
         with reporter.bar(f"egd, {phase.name}", phase.steps) as bar:

@@ -131,8 +131,8 @@ class Fit:
         """Of the module."""
         return self.parameters()[0].device
 
-    def hold(self, lr: float | None) -> None:
-        """The own learning rates from now on, without decay; scaled, if one is given, so that the largest is this."""
+    def fix_rates(self, lr: float | None) -> None:
+        """Fix the learning rates from now on, without decay; scaled, if one is given, so that the largest is this."""
         self.decay = False
         largest = max(settings["initial_lr"] for settings in self.optimiser.param_groups)
         for settings in self.optimiser.param_groups:

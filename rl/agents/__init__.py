@@ -12,7 +12,7 @@ from rl.agents.diffusion_bc import DiffusionBC
 from rl.agents.diffusion_ql import DiffusionQL
 from rl.agents.edp import EDP
 from rl.agents.idql import IDQL
-from rl.agents.iql import IQL
+from rl.agents.iql import IQLAgent
 from rl.agents.iql_online import IQLOnline
 from rl.agents.qgpo import QGPO
 from rl.agents.qipo import QIPO
@@ -30,7 +30,7 @@ AGENTS: dict[str, type[Agent]] = {
     "diffusion_ql": DiffusionQL,
     "edp": EDP,
     "idql": IDQL,
-    "iql": IQL,
+    "iql": IQLAgent,
     "iql_online": IQLOnline,
     "qgpo": QGPO,
     "qipo": QIPO,

@@ -82,7 +82,7 @@ class AdvantageWeightedRegression(StepLearner):
         return {"beta": self.beta, "critic": self.critic.values, "target": self.critic.target.module}
 
 
-class IQL(Agent):
+class IQLAgent(Agent):
     """IQL (arXiv:2110.06169): Q and V by expectile regression (``rl.critics.iql``), then the policy from them.
 
     The critic never asks the policy anything, so the one is trained to its end before the other; a critic that others have

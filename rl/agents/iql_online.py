@@ -14,7 +14,7 @@ from egd.errors import UserError
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
 from rl.agents.base import Agent
-from rl.agents.iql import IQL, IQLConfig
+from rl.agents.iql import IQLAgent, IQLConfig
 from rl.critics.base import Critic
 from rl.critics.choice import CRITICS
 from rl.data.transitions import Batch, OfflineData
@@ -22,7 +22,7 @@ from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
 from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
-from rl.parts.actors import Gaussian
+from rl.parts.actors import GaussianActor
 from rl.parts.base import Part
 from rl.parts.policies import AgentPolicy, Direct
 from rl.runs.config import RunConfig
@@ -46,7 +46,7 @@ class IQLOnline(Agent):
 
     def __init__(self, config: IQLOnlineConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
-        self.offline = IQL(config, data, device)
+        self.offline = IQLAgent(config, data, device)
         self.critic, self.actor = self.offline.critic, self.offline.actor
         context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
@@ -54,7 +54,7 @@ class IQLOnline(Agent):
     @classmethod
     @override
     def check(cls, config: Any) -> None:
-        IQL.check(config)
+        IQLAgent.check(config)
         check_online(config)
         critic = CRITICS.find(config.critic.name, "critic.name")
         if isinstance(critic, type) and issubclass(critic, Critic) and critic.learner is not Critic.learner:
@@ -73,7 +73,7 @@ class IQLOnline(Agent):
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions of the policy, within [-1, 1]: (B, S) -> (B, A)"""
         mean = self.actor.mean(states)
-        if not isinstance(self.actor, Gaussian):
+        if not isinstance(self.actor, GaussianActor):
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return (mean + self.actor.std * noise).clamp(-1, 1)

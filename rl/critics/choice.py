@@ -35,7 +35,7 @@ def check_critic(config: CriticConfig, *, support: bool = True) -> None:
 
 
 def needs_support(config: CriticConfig) -> bool:
-    """Whether it learns from actions of the behaviour policy."""
+    """Tell whether a critic learns from actions of the behaviour policy."""
     return bool(getattr(CRITICS.find(config.name, "critic.name"), "needs_support", False))
 
 
@@ -65,7 +65,7 @@ def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
 
 
 def critic_settings(config: CriticConfig) -> dict[str, Any]:
-    """Those that decide what is learned."""
+    """Collect the settings that decide what is learned."""
     unused = set() if "expectile" in parameters(CRITICS.find(config.name, "critic.name")) else {"expectile"}
     return config.model_dump(mode="json", exclude=unused)
 

@@ -16,7 +16,7 @@ from egd.networks.mlp import ActivationName
 from egd.training.learners import Fit, Learner, Metrics
 from rl.critics.base import Critic, CriticLearner, Shared
 from rl.data.transitions import Batch, OfflineData
-from rl.parts.actors import TanhGaussian, frozen
+from rl.parts.actors import TanhGaussianActor, frozen
 from rl.parts.support_actions import SupportTable
 
 __all__ = ["CQL"]
@@ -75,7 +75,7 @@ class CQL(Critic):
         self.alpha, self.actions, self.gap = alpha, actions, gap
         self.max_target_backup, self.clip_min = max_target_backup, clip_min
         self.target_entropy = -float(action) if target_entropy is None else target_entropy
-        actor = TanhGaussian(state, action, width=policy_width, layers=policy_layers, activation=policy_activation)
+        actor = TanhGaussianActor(state, action, width=policy_width, layers=policy_layers, activation=policy_activation)
         self.actor = actor.to(device)
         self.temperature = _Exponential(0.0).to(device)
         parts: dict[str, nn.Module] = {"critic": self.values, "actor": self.actor, "temperature": self.temperature}

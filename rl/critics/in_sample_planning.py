@@ -88,7 +88,7 @@ class PlanningLearner:
 
     @property
     def computing(self) -> Computing:
-        """How the arithmetic of its steps is done."""
+        """The precision and compilation of its steps."""
         return self._steps.computing
 
     @computing.setter

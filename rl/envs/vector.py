@@ -35,7 +35,7 @@ class Step(NamedTuple):
     truncated: Array
 
 
-class TransitionCodec:
+class EnvVectors:
     """Several vectors of environments; a call on one starts its work, ``receive`` waits for it. Made by ``vectors``."""
 
     def __init__(self, places: Sequence[Here | Worker]) -> None:
@@ -65,7 +65,7 @@ class TransitionCodec:
 
 
 @contextmanager
-def vectors(make_env: Callable[[], Env], sizes: Sequence[int], workers: int) -> Iterator[TransitionCodec]:
+def vectors(make_env: Callable[[], Env], sizes: Sequence[int], workers: int) -> Iterator[EnvVectors]:
     """Vectors of ``sizes`` environments, each shared out among the workers (0: all are here). Closed at the end, come what may.
 
     Workers are fresh interpreters, which ``make_env`` must reach by pickle; what an environment does depends on its seed and
@@ -82,7 +82,7 @@ def vectors(make_env: Callable[[], Env], sizes: Sequence[int], workers: int) -> 
         with _death_reported():
             for started in places:
                 started.wait()
-        yield TransitionCodec(places)
+        yield EnvVectors(places)
 
 
 def _places_of(vector: int, places: Sequence[T]) -> list[T]:

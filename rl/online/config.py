@@ -11,14 +11,14 @@ from egd.config.base import ComponentConfig, Strict
 
 
 class SharesConfig(Strict):
-    """What a batch is made of: replayed online transitions, offline ones, generated ones. They sum to 1."""
+    """The shares of a batch: replayed online transitions, offline ones, generated ones. They sum to 1."""
 
     online: Share = 0.5
     offline: Share = 0.5
     generated: Share = 0.0
     pooled: bool = False
-    """Draw the online and the offline share from all of these rows alike, as published fine-tuning of IQL does: the online part
-    then grows with time.
+    """Draw the online and the offline share uniformly from all of these rows, as published fine-tuning of IQL does: the online
+    part then grows with time.
     """
 
     @model_validator(mode="after")
@@ -29,7 +29,7 @@ class SharesConfig(Strict):
         return self
 
     def rows(self, batch: int) -> tuple[int, int, int]:
-        """Of a batch: online, offline and generated ones, ``batch`` in all."""
+        """Count the rows of a batch: online, offline and generated ones, ``batch`` in all."""
         offline, generated = round(self.offline * batch), round(self.generated * batch)
         return batch - offline - generated, offline, generated
 
@@ -38,11 +38,11 @@ class OnlineConfig(Strict):
     """One loop: a step in the environment, then updates on batches of three shares."""
 
     steps: Steps = 50_000
-    """In the environment."""
+    """Steps in the environment."""
     start: Every = 1000
     """Steps before the first update: until then the agent acts as the offline phase has left it."""
     updates: Rounds = 1
-    """A step."""
+    """Updates at a time."""
     update_every: Every = 1
     """Steps between updates."""
     batch: Batch = 256
@@ -52,7 +52,7 @@ class OnlineConfig(Strict):
     """
     shares: SharesConfig = SharesConfig()
     generator: ComponentConfig | None = None
-    """Of the generated share: one of ``rl.online.generators`` (``egd list``)."""
+    """The source of the generated share: one of ``rl.online.generators`` (``egd list``)."""
     refresh: Every = 5000
     """Steps between refreshes of the generator; the first is at ``start``."""
 

@@ -77,7 +77,7 @@ class OnlineLearner(Part):
         streams = {name: torch.Generator(agent.device).manual_seed(seed_of(seed, f"online/{name}")) for name in STREAMS}
         self.streams = streams
         self.step = 0
-        self._rates_set = False
+        self._rates_fixed = False
 
     def parts(self) -> Sequence[Part]:
         """List what the generator learns offline, and the loop itself."""
@@ -85,7 +85,7 @@ class OnlineLearner(Part):
 
     def update(self, generator: torch.Generator) -> Metrics:
         """Take a step in the environment, refresh the generator when it is due, then update the agent."""
-        self._set_rates()
+        self._fix_rates()
         metrics = self._act()
         since = self.step - self.config.start
         if since < 0:
@@ -97,12 +97,12 @@ class OnlineLearner(Part):
                 metrics |= self.agent.improve(self.batch(generator), generator)
         return metrics
 
-    def _set_rates(self) -> None:
-        """Set the learning rates of the online phase: decay has left the offline ones at nothing."""
-        if not self._rates_set:
-            self._rates_set = True
+    def _fix_rates(self) -> None:
+        """Fix the learning rates of the online phase: decay has left the offline ones at nothing."""
+        if not self._rates_fixed:
+            self._rates_fixed = True
             for fit in self.agent.fits():
-                fit.hold(self.config.lr)
+                fit.fix_rates(self.config.lr)
 
     @torch.no_grad()
     def _act(self) -> Metrics:

@@ -39,7 +39,7 @@ class Actor(nn.Module, ABC):
         """How badly it fits these actions: (B, S), (B, A) -> (B,)"""
 
 
-class Deterministic(Actor):
+class DeterministicActor(Actor):
     """tanh of a network; its cost is the squared distance."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Deterministic(Actor):
         return (self.mean(state) - action).square().sum(1)
 
 
-class Gaussian(Deterministic):
+class GaussianActor(DeterministicActor):
     """N(tanh of a network, one standard deviation for all states), as IQL has it; its cost is -log pi(a|s)."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Gaussian(Deterministic):
         return (0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
 
-class TanhGaussian(Actor):
+class TanhGaussianActor(Actor):
     """tanh of N(m(s), diag sigma(s)^2), as SAC and CQL have it. log sigma is the network's output - 1, within [-20, 2]."""
 
     def __init__(
@@ -120,11 +120,11 @@ def _log_density(z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi) - grad).sum(-1)
 
 
-ACTORS: dict[str, type[Deterministic]] = {"deterministic": Deterministic, "gaussian": Gaussian}
+ACTORS: dict[str, type[DeterministicActor]] = {"deterministic": DeterministicActor, "gaussian": GaussianActor}
 """What ``actor.name`` may be."""
 
 
-def make_actor(config: ActorConfig, state: int, action: int) -> Deterministic:
+def make_actor(config: ActorConfig, state: int, action: int) -> DeterministicActor:
     """The recipe's, fresh."""
     network = config.model_dump(include={"width", "layers", "activation", "layer_norm"})
     return ACTORS[config.name](state, action, **network)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from egd.training.learners import Fit, Learner
 from rl.data.transitions import Batch
-from rl.parts.actors import Deterministic, make_actor
+from rl.parts.actors import DeterministicActor, make_actor
 from rl.parts.base import Part, RunContext
 from rl.runs.config import ActorConfig
 
@@ -24,7 +24,7 @@ class TrainedActor(Part):
         self,
         context: RunContext,
         config: ActorConfig,
-        make_learner: Callable[[Deterministic, Fit], Learner],
+        make_learner: Callable[[DeterministicActor, Fit], Learner],
         *,
         settings: Mapping[str, Any] | None = None,
         members: Sequence[str] = tuple(Batch.__dataclass_fields__),

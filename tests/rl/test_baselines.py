@@ -32,7 +32,7 @@ from rl.critics import IQL
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData
 from rl.deploy.policy import Policy
-from rl.parts.actors import Deterministic, Gaussian
+from rl.parts.actors import DeterministicActor, GaussianActor
 from rl.runs.experiment import OfflineRL
 from rl.runs.recipe import typed
 
@@ -57,7 +57,7 @@ class Known(IQL):
         return torch.full((len(state),), 0.25)
 
 
-def cloned(actor: Deterministic, learner: Callable[..., StepLearner], steps: int = 300) -> Tensor:
+def cloned(actor: DeterministicActor, learner: Callable[..., StepLearner], steps: int = 300) -> Tensor:
     """The action after training on ``modes``."""
     cloning = learner(actor, Fit(actor, lr=0.02, steps=steps, decay=True), lambda generator: modes())
     for _ in range(steps):
@@ -70,11 +70,11 @@ def weights() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("kind", [Deterministic, Gaussian])
-def test_cloning_finds_the_mean_and_the_spread(kind: type[Deterministic]) -> None:
+@pytest.mark.parametrize("kind", [DeterministicActor, GaussianActor])
+def test_cloning_finds_the_mean_and_the_spread(kind: type[DeterministicActor]) -> None:
     actor = kind(1, 1, width=8, layers=1)
     torch.testing.assert_close(cloned(actor, Cloning), torch.tensor(0.25), atol=5e-3, rtol=0)
-    if isinstance(actor, Gaussian):
+    if isinstance(actor, GaussianActor):
         torch.testing.assert_close(actor.std.detach(), torch.tensor([np.sqrt(0.1875)], dtype=torch.float32), atol=5e-3, rtol=0)
 
 
@@ -84,14 +84,14 @@ def test_weighted_regression_finds_the_weighted_mean(most: float) -> None:
     wanted = (-0.5 * 0.25 * good + 0.5 * 0.75 * bad) / (0.25 * good + 0.75 * bad)
     critic = Known(1, 1, width=4, layers=1)
     learner = partial(AdvantageWeightedRegression, critic=critic, beta=2.0, max_weight=most)
-    found = cloned(Deterministic(1, 1, width=8, layers=1), learner)
+    found = cloned(DeterministicActor(1, 1, width=8, layers=1), learner)
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float32), atol=1e-2, rtol=0)
 
 
 def test_policies_of_several_betas_take_their_steps_together() -> None:
     def learner(beta: float) -> AdvantageWeightedRegression:
         torch.manual_seed(0)
-        actor, critic = Gaussian(1, 1, width=8, layers=1), IQL(1, 1, width=4, layers=1)
+        actor, critic = GaussianActor(1, 1, width=8, layers=1), IQL(1, 1, width=4, layers=1)
         sample: Callable[[torch.Generator], Batch] = lambda g: modes()[torch.randint(400, (32,), generator=g)]  # noqa: E731
         return AdvantageWeightedRegression(actor, Fit(actor, lr=1e-2, steps=10), sample, critic, beta)
 

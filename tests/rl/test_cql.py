@@ -19,7 +19,7 @@ from rl.critics import CQL
 from rl.critics.base import CriticLearner
 from rl.critics.choice import make_critic
 from rl.data.transitions import Batch
-from rl.parts.actors import TanhGaussian
+from rl.parts.actors import TanhGaussianActor
 from rl.runs.config import CriticConfig
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "policy_width": 16, "policy_layers": 2, "actions": 3}
@@ -41,7 +41,7 @@ def critic(actions: int = 2, **settings: Any) -> CQL:
     return made
 
 
-def log_density(actor: TanhGaussian, state: Tensor, action: Tensor) -> Tensor:
+def log_density(actor: TanhGaussianActor, state: Tensor, action: Tensor) -> Tensor:
     """By torch's own distributions, one state (1, S) and one action (A,): ()"""
     mean, spread = actor.net(state)[0].chunk(2)
     normal = Independent(Normal(mean, (spread - 1).clamp(-20, 2).exp()), 1)
@@ -49,7 +49,7 @@ def log_density(actor: TanhGaussian, state: Tensor, action: Tensor) -> Tensor:
 
 
 def test_the_actor_knows_the_densities_of_its_actions(generator: torch.Generator) -> None:
-    actor = TanhGaussian(2, 3, width=16, layers=2)
+    actor = TanhGaussianActor(2, 3, width=16, layers=2)
     state = torch.randn(4, 2, generator=generator)
     actions, found = actor(state, torch.randn(4, 5, 3, generator=generator))
     wanted = [[float(log_density(actor, s[None], a).detach()) for a in own] for s, own in zip(state, actions, strict=True)]

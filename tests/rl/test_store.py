@@ -257,17 +257,17 @@ def test_methods_share_what_they_have_in_common(egd: Any, recipe: Path, tmp_path
 # -- code ------------------------------------------------------------------------------------------------------------
 
 OWN = """
-from rl.agents.iql import IQL, AdvantageWeightedRegression
+from rl.agents.iql import IQLAgent, AdvantageWeightedRegression
 
 class Backwards(AdvantageWeightedRegression):
     def loss(self, drawn):
         loss, metrics = super().loss(drawn)
         return -loss, metrics
 
-class Same(IQL):
+class Same(IQLAgent):
     pass
 
-class Mine(IQL):
+class Mine(IQLAgent):
     def parts(self):
         critic, cloned = super().parts()
         cloned.learner.__class__ = Backwards
@@ -292,9 +292,9 @@ def test_an_agent_of_a_users_own_takes_nothing_of_the_librarys(run: Any, kept: P
 def test_a_setting_that_only_a_users_own_agent_knows_counts(recipe: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
-        "from rl.agents.iql import IQL, IQLConfig\n"
+        "from rl.agents.iql import IQLAgent, IQLConfig\n"
         "class Config(IQLConfig):\n    weight: float = 1.0\n"
-        "class Mine(IQL):\n    Config = Config\n"
+        "class Mine(IQLAgent):\n    Config = Config\n"
     )
     kind = f"agent={own}:Mine"
     one, same, other = (keys(recipe, kind, f"weight={weight}") for weight in (1, 1, 2))
