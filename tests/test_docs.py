@@ -20,6 +20,8 @@ from rl.agents import AGENTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+SLOW = {"deploy", "edis", "samplers"}
+"""Pages that train or export for more than some seconds."""
 FILES = {"extending"}
 """Pages whose blocks are files."""
 BLOCK = re.compile(r'^```python(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -38,6 +40,9 @@ def files(text: str) -> dict[str, str]:
         for component in re.findall(r"^class (\w+)", source, re.MULTILINE):
             named |= dict.fromkeys(re.findall(rf"(\w+\.py):{component}\b", text), source)
     return named
+
+
+RUN = [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAGES if blocks(p)]
 
 
 def defaults(model: type[Strict], head: str = "") -> Iterator[tuple[str, str]]:
@@ -61,7 +66,7 @@ def written(value: Any) -> str:
     return special.get(str(value), str(value))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", RUN, ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from egd.runs.summaries import signed
@@ -44,6 +45,7 @@ for arguments in (
 """
 
 
+@pytest.mark.slow
 def test_a_run_and_a_report_on_a_machine_of_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "größe.yaml").write_bytes(b"\xef\xbb\xbf" + RECIPE.encode())
     (tmp_path / "script.py").write_bytes(SCRIPT.encode())

@@ -9,7 +9,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from egd.errors import missing
-
 from egd.runs.bases import read_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -161,6 +161,7 @@ def test_bad_input_is_named_with_its_remedy(arguments: list[str], words: list[st
     assert all(word in result.output for word in words), result.output
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_rows_of_one(tmp_path: Path) -> None:
     read = lambda path: [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(path.read_text())]  # noqa: E731
     for workers in ("1", "2"):

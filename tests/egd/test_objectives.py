@@ -51,6 +51,7 @@ def test_the_mse_objective_learns_the_conditional_expectation(generator: torch.G
     assert relative_error(network(x, t).detach(), want) < 0.1
 
 
+@pytest.mark.slow
 def test_the_analytic_objective_at_the_mean_learns_the_exact_energy_of_a_linear_one(
     normal: Callable, generator: torch.Generator
 ) -> None:

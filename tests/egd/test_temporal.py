@@ -163,6 +163,7 @@ def learned(learner: DenoiserLearner | EnergyLearner, steps: int) -> None:
         learner.update(generator)
 
 
+@pytest.mark.slow
 def test_a_trained_unet_samples_what_follows_from_the_first_state(generator: torch.Generator) -> None:
     network = TemporalUNet(1, width=16, levels=2, kernel=3, time=16, given=MASK)
     fit = Fit(network, lr=5e-3, steps=300, decay=True, ema=0.98)

@@ -169,6 +169,7 @@ def test_a_run_goes_on_where_it_was_and_its_config_repeats_it(egd: Any, recipe: 
     assert comparable(tmp_path / "b" / "moons" / "seed-0") == before[0]
 
 
+@pytest.mark.slow
 def test_a_denoiser_of_the_weighted_data_finds_the_target_unguided(egd: Any, recipe: Path, tmp_path: Path) -> None:
     longer = ["-s", "denoiser.steps=800", "-s", "denoiser.width=32", "-s", "denoiser.batch=128", "-s", "evaluation.samples=500"]
     few = ["-s", "estimators.learned=null", "-s", "sampler.steps=15", "-t", "moons"]

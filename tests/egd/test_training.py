@@ -32,6 +32,7 @@ def trained(schedule: Schedule, steps: int, generator: torch.Generator, **settin
     return made, [float(made.update(generator)["loss"]) for _ in range(steps)]
 
 
+@pytest.mark.slow
 def test_a_denoiser_learns_a_mixture(generator: torch.Generator) -> None:
     m, schedule = two(), VPLinear()
     made, losses = trained(schedule, 1500, generator)
@@ -69,6 +70,7 @@ def test_every_prediction_is_learnt(schedule: Schedule, kind: Prediction, genera
     assert (got - want).square().mean().sqrt() < 0.15 * data.sample(4000, generator).square().mean().sqrt()
 
 
+@pytest.mark.slow
 def test_a_weighted_denoiser_is_that_of_the_weighted_data(generator: torch.Generator) -> None:
     schedule, energy = VPLinear(), Quadratic(torch.zeros(2, 2), torch.tensor([1.0, 0.0]))
     weights = lambda x0, c: torch.exp(-energy(x0))  # noqa: E731

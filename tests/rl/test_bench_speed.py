@@ -49,6 +49,7 @@ def bench(*arguments: Any) -> Any:
     return CliRunner().invoke(app, ["speed", "--smoke", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_every_piece_is_measured_and_the_files_hold_what_the_table_shows(tmp_path: Path) -> None:
     out, markdown = tmp_path / "rows.json", tmp_path / "rows.md"
     result = bench("--json", out, "--markdown", markdown)

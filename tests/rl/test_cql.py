@@ -152,6 +152,7 @@ def half_seen(n: int = 512) -> Batch:
     return Batch(state, action, action[:, 0], state, torch.ones(n))
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_have_is_not_trusted() -> None:
     """Without the term, Q goes on rising beyond the data and the actor follows; with it, both turn back."""
     ends = {}
@@ -169,6 +170,7 @@ def test_what_the_data_do_not_have_is_not_trusted() -> None:
     assert ends[5.0][1] < 0
 
 
+@pytest.mark.slow
 def test_v_is_q_at_the_actors_action() -> None:
     torch.manual_seed(0)
     made = CQL(2, 1, alpha=0.1, lr=3e-3, polyak=0.05, **SMALL)

@@ -63,6 +63,7 @@ def chain() -> Batch:
     return Batch(eye[s.long()], a[:, None] * 2 - 1, r, eye[n.long()], d)
 
 
+@pytest.mark.slow
 def test_iql_finds_the_values_of_a_chain() -> None:
     """With a high expectile V(s) nears max_a Q: gamma^2, gamma, 1 from the far end; the terminal does not bootstrap."""
     torch.manual_seed(0)

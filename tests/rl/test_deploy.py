@@ -79,7 +79,15 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
 
 @pytest.mark.parametrize(
     ("arm", "draws"),
-    [("guided", 5), ("literal", 1), ("behaviour", 1), ("best_of_4", 4), ("guided_best", 3), ("curved", 1), ("blended", 1025)],
+    [
+        ("guided", 5),
+        ("literal", 1),
+        ("behaviour", 1),
+        ("best_of_4", 4),
+        ("guided_best", 3),
+        pytest.param("curved", 1, marks=pytest.mark.slow),
+        ("blended", 1025),
+    ],
 )
 def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws: int) -> None:
     module = load_module(run, arm)
@@ -101,7 +109,7 @@ def test_given_noise_is_what_a_generator_would_have_drawn(run: Path) -> None:
     torch.testing.assert_close(eagerly(module, observation, noise), drawn)
 
 
-@pytest.mark.parametrize("n", [3, 1003])
+@pytest.mark.parametrize("n", [3, pytest.param(1003, marks=pytest.mark.slow)])
 def test_batches_that_are_filled_up_or_cut_give_the_same_actions(run: Path, n: int) -> None:
     policy = Policy(load_module(run))
     observation, noise = observations(policy.module, n), policy.noise(n)
@@ -150,7 +158,8 @@ def test_at_scale_zero_the_energy_is_never_asked(run: Path, arm: str, monkeypatc
         PolicyModule(module.agent, arm, 1.0)
 
 
-@pytest.mark.parametrize("compile", [pytest.param(True, marks=pytest.mark.slow), "onnx"])
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [True, "onnx"])
 def test_a_compiled_policy_gives_the_same_actions(run: Path, compile: Compile) -> None:
     if compile == "onnx":
         pytest.importorskip("onnxruntime")
@@ -210,7 +219,10 @@ action = torch.export.load("policy.pt2").module()(**{k: torch.from_numpy(v) for 
 }
 
 
-@pytest.mark.parametrize(("arm", "batch"), [("guided", 1), ("literal", 2), ("best_of_4", 2)])
+@pytest.mark.parametrize(
+    ("arm", "batch"),
+    [pytest.param("guided", 1, marks=pytest.mark.slow), pytest.param("literal", 2, marks=pytest.mark.slow), ("best_of_4", 2)],
+)
 @pytest.mark.parametrize("suffix", RUNNERS)
 def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path, suffix: str, arm: str, batch: int) -> None:
     if suffix == ".onnx":
@@ -235,7 +247,7 @@ def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path
     [
         (["--arm", "guidd"], ["--arm", "guidd", "'guided'"]),
         (["--arm", "softmax"], ["--arm", "softmax", "selection 'best'"]),
-        (["--arm", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"]),
+        pytest.param(["--arm", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"], marks=pytest.mark.slow),
         (["--omega", "-1"], ["--omega", "-1"]),
         (["--arm", "behaviour", "--omega", "1"], ["--omega", "behaviour"]),
         (["--to", "policy.pt"], ["--to", "policy.pt", ".pt2", ".onnx"]),

@@ -188,6 +188,7 @@ def test_plans_stay_within_the_range_of_the_data() -> None:
     assert (found >= low[1:] - 1e-5).all()
 
 
+@pytest.mark.slow
 def test_guidance_finds_plans_that_are_worth_more() -> None:
     trained = {"steps": 300, "lr": 5e-3}
     settings = {section: TINY[section] | trained for section in ("reward", "critic", "energy_network")}
@@ -256,6 +257,7 @@ def plan_recipe(recipe: Path) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_one_that_failed_in_every_phase_and_went_on(
     egd: Any, plan_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,7 @@ def test_without_a_critic_the_policy_is_the_behaviour_policy(kind: str, sampler:
     assert float(want.std()) == pytest.approx(0.25 if sampler else 0.11, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["diffusion_ql", "edp"])
+@pytest.mark.parametrize("kind", [pytest.param("diffusion_ql", marks=pytest.mark.slow), "edp"])
 def test_with_a_strong_one_it_is_the_action_of_highest_q(kind: str) -> None:
     made = agent(kind, gaussian(), **fit(300), improvement={"eta": 1e5}, acting={"candidates": 1})
     updates(knowing(made, 0.5), 300)

@@ -15,7 +15,11 @@ from rl.data.stored import is_local
 from rl.tasks import find_task
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TASKS = [("aepo_adroit", "door-human"), ("aepo_gym_mujoco", "hopper-medium-expert"), ("aepo_pointmaze", "maze2d-umaze")]
+TASKS = [
+    pytest.param("aepo_adroit", "door-human", marks=pytest.mark.slow),
+    ("aepo_gym_mujoco", "hopper-medium-expert"),
+    pytest.param("aepo_pointmaze", "maze2d-umaze", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("recipe", "task"), TASKS)

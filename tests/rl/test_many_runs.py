@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,20 @@ def tiny(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree["data"]["generator"]["dense"] = True
     recipe.write_text(yaml.safe_dump(tree))
     return recipe
+
+
+_PAIR: dict[str, Path] = {}
+
+
+@pytest.fixture
+def pair(egd: Any, tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``OUT`` of two finished runs, of seeds 0 and 1: a copy of what was trained once."""
+    if not _PAIR:
+        out = tmp_path_factory.mktemp("pair") / "out"
+        result = egd("run", tiny, "--out", out, "--seeds", "0,1")
+        assert result.exit_code == 0, result.output
+        _PAIR["out"] = out
+    return Path(shutil.copytree(_PAIR["out"], tmp_path / "pair"))
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -114,6 +129,7 @@ def test_runs_of_seeds_and_a_grid_are_those_of_their_own_and_rows_tell_them_apar
     assert shown.exit_code == 0, shown.output
 
 
+@pytest.mark.slow
 def test_all_runs_are_evaluated_in_one_pass_unless_there_are_too_many(
     egd: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,9 +151,8 @@ def test_all_runs_are_evaluated_in_one_pass_unless_there_are_too_many(
         assert summary(tmp_path / "a" / TASK / f"seed-{seed}") == summary(tmp_path / "b" / TASK / f"seed-{seed}")
 
 
-def test_the_evaluations_seconds_are_shared_out(egd: Any, tiny: Path, tmp_path: Path) -> None:
-    assert egd("run", tiny, "--out", tmp_path / "a", "--seeds", "0-1").exit_code == 0
-    runs = [json.loads((tmp_path / "a" / TASK / f"seed-{seed}" / "summary.json").read_text()) for seed in range(2)]
+def test_the_evaluations_seconds_are_shared_out(pair: Path) -> None:
+    runs = [json.loads((pair / TASK / f"seed-{seed}" / "summary.json").read_text()) for seed in range(2)]
     assert runs[0]["seconds"]["evaluation"] == runs[1]["seconds"]["evaluation"] > 0
 
 
@@ -179,16 +194,13 @@ def test_what_changes_training_keeps_runs_apart(one: dict[str, Any], other: dict
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_diverging_run_fails_alone_and_is_retried_alone(
-    egd: Any, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest, together: bool
+    egd: Any, tiny: Path, pair: Path, tmp_path: Path, request: pytest.FixtureRequest, together: bool
 ) -> None:
     sizes = request.getfixturevalue("in_one_program") if together else None
-    well, out = tmp_path / "well", tmp_path / "out"
-    assert egd("run", tiny, "--out", well, "--seeds", "0,1").exit_code == 0
+    well, out = pair, tmp_path / "out"
     request.getfixturevalue("diverging")
-    if sizes is not None:
-        sizes.clear()
     result = egd("run", tiny, "--out", out, "--seeds", "0-2")
     assert sizes is None or sizes == [3, 3]
     assert result.exit_code == 2, result.output
@@ -206,6 +218,7 @@ def test_a_diverging_run_fails_alone_and_is_retried_alone(
     assert not any(torch.isnan(t).any() for p in failed.rglob("*.safetensors") for t in load_file(p).values())
 
 
+@pytest.mark.slow
 def test_resume_retries_the_failed_run_only(
     egd: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -222,10 +235,9 @@ def test_resume_retries_the_failed_run_only(
     assert summary(runs / "seed-2") == summary(tmp_path / "alone" / TASK / "seed-2")
 
 
-def test_a_damaged_summary_costs_a_sweep_no_other_run(egd: Any, tiny: Path, tmp_path: Path) -> None:
-    sweep = ("sweep", tiny, "--out", tmp_path, "--seeds", "0,1")
-    assert egd(*sweep).exit_code == 0
-    path = tmp_path / TASK / "seed-0" / "summary.json"
+def test_a_damaged_summary_costs_a_sweep_no_other_run(egd: Any, tiny: Path, pair: Path) -> None:
+    sweep = ("sweep", tiny, "--out", pair, "--seeds", "0,1")
+    path = pair / TASK / "seed-0" / "summary.json"
     before = summary(path.parent)
     path.write_text(path.read_text()[:100])
     result = egd(*sweep)
@@ -273,49 +285,48 @@ def test_a_summary_that_cannot_be_made_costs_no_other(tiny: Path, tmp_path: Path
     assert {row["seed"] for row in some.value.rows} == {"1"}
 
 
-def test_a_folder_that_is_taken_costs_no_other_run(egd: Any, tiny: Path, tmp_path: Path) -> None:
-    assert egd("run", tiny, "--out", tmp_path / "out", "--seed", "0").exit_code == 0
-    result = egd("run", tiny, "--out", tmp_path / "out", "--seeds", "0,1")
+def test_a_folder_that_is_taken_costs_no_other_run(egd: Any, tiny: Path, pair: Path) -> None:
+    shutil.rmtree(pair / TASK / "seed-1")
+    result = egd("run", tiny, "--out", pair, "--seeds", "0,1")
     assert result.exit_code == 2
     assert "seed-0 holds a run already; add --resume" in result.output
-    assert (tmp_path / "out" / TASK / "seed-1" / "summary.json").exists()
+    assert (pair / TASK / "seed-1" / "summary.json").exists()
 
 
 # -- resuming with other means ----------------------------------------------------------------------------------------
 
 
 def test_how_a_run_is_computed_may_change_when_it_is_resumed(
-    egd: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    egd: Any, tiny: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # it would count for all later tests
-    run = tmp_path / TASK / "seed-0"
-    assert egd("run", tiny, "--out", tmp_path).exit_code == 0
+    run = pair / TASK / "seed-0"
     settings = [x for s in ("threads=2", "evaluation.workers=1", "compile=true") for x in ("--set", s)]
-    shown = egd("run", tiny, "--out", tmp_path, "--resume", *settings)
+    shown = egd("run", tiny, "--out", pair, "--resume", *settings)
     assert shown.exit_code == 0, shown.output
     assert yaml.safe_load((run / "config.yaml").read_text())["threads"] == 1  # it was complete
     (run / "summary.json").unlink()
-    assert egd("run", tiny, "--out", tmp_path, "--resume", "--set", "threads=2").exit_code == 0
+    assert egd("run", tiny, "--out", pair, "--resume", "--set", "threads=2").exit_code == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["threads"] == 2
-    refused = egd("run", tiny, "--out", tmp_path, "--resume", "--set", "precision=bf16", "--set", "threads=2")
+    refused = egd("run", tiny, "--out", pair, "--resume", "--set", "precision=bf16", "--set", "threads=2")
     assert refused.exit_code == 2
     assert "precision: 'float32' there, 'bf16' now" in refused.output
     assert "threads" not in refused.output
 
 
-def test_a_run_goes_on_on_another_kind_of_device(egd: Any, tiny: Path, tmp_path: Path) -> None:
-    run = tmp_path / TASK / "seed-0"
-    assert egd("run", tiny, "--out", tmp_path).exit_code == 0
+def test_a_run_goes_on_on_another_kind_of_device(egd: Any, tiny: Path, pair: Path) -> None:
+    run = pair / TASK / "seed-0"
     (run / "summary.json").unlink()
     path = run / "checkpoints" / "critic.safetensors"
     tensors, meta = load_checkpoint(path)
     state = torch.zeros(16, dtype=torch.uint8)  # of the size of a GPU's generator
     save_checkpoint(path, {**tensors, "generator": state}, {**meta, "step": 20})
-    result = egd("run", tiny, "--out", tmp_path, "--resume")
+    result = egd("run", tiny, "--out", pair, "--resume")
     assert result.exit_code == 0, result.output
     assert load_checkpoint(path)[1]["step"] == 30
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_step_go_on_together(egd: Any, tiny: Path, tmp_path: Path, in_one_program: list[int]) -> None:
     assert egd("run", tiny, "--out", tmp_path, "--seeds", "0-2").exit_code == 0
     assert in_one_program == [3, 3]  # denoiser and critic; a calibration is no gradient step

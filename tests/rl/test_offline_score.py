@@ -205,6 +205,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store: Path, tiny: str) -> It
 FEW = ("--states", 24, "--actions", 5)
 
 
+@pytest.mark.slow
 def test_select_judges_every_policy_of_a_run(egd: Any, runs: Path, tmp_path: Path) -> None:
     result = egd("select", runs / "aepo", *FEW, "--json", tmp_path / "new/select.json")
     assert result.exit_code == 0, result.output

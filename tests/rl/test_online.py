@@ -77,7 +77,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm == "cal-ql")) for arm in ARMS])
 def test_an_arm_stopped_online_ends_as_one_never_stopped(
     egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:
@@ -359,7 +359,7 @@ def log_normal(x: Tensor, mean: float, std: float) -> Tensor:
     return torch.distributions.Normal(mean, std).log_prob(x)
 
 
-@pytest.mark.parametrize("terms", [{"action": 0.5}, {"state": 1.0, "action": 1.0}])
+@pytest.mark.parametrize("terms", [pytest.param({"action": 0.5}, marks=pytest.mark.slow), {"state": 1.0, "action": 1.0}])
 def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, generator: torch.Generator) -> None:
     data = data_of(toy(5000, 0, wanted=False))
     codec = TransitionCodec(data.transitions, "never")
@@ -380,6 +380,7 @@ def test_log_weights_are_the_known_ratios(terms: Any, online_rows: Replay, gener
     assert (found - exact).abs().mean() < 0.3
 
 
+@pytest.mark.slow
 def test_weights_of_actions_alone_say_nothing_where_p_never_is(online_rows: Replay, generator: torch.Generator) -> None:
     """log p(a | s) = log p(s, a) / q(s, a) - log p(s) / q(s) is a difference of two unknown numbers at s = -1."""
     mixture = toy_mixture(None)
@@ -417,6 +418,7 @@ def test_a_mixture_has_its_share_of_online_rows(
     assert torch.equal(low, x.amin(0)) and torch.equal(high, x.amax(0))
 
 
+@pytest.mark.slow
 def test_samples_beyond_the_offline_data_are_kept_where_online_rows_are(
     online_rows: Replay, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +474,7 @@ def generated(name: str, settings: dict[str, Any], online_rows: Replay) -> tuple
     return made.sample(3000, g), dict(metrics)
 
 
+@pytest.mark.slow
 def test_an_unguided_model_generates_the_replayed_transitions(online_rows: Replay) -> None:
     rows, metrics = generated("diffusion", MODEL, online_rows)
     assert (rows.state > 0).float().mean().item() == pytest.approx((2500 + 1000) / 6000, abs=0.06)
@@ -481,6 +484,7 @@ def test_an_unguided_model_generates_the_replayed_transitions(online_rows: Repla
     assert rows.terminal.mean() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"energy": "cep"}], ids=["its own energy", "cep"])
 def test_edis_generates_those_of_the_policy(more: dict[str, str], online_rows: Replay) -> None:
     rows, _ = generated("edis", {**MODEL, **LEARN, **more}, online_rows)
