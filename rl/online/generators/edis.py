@@ -179,14 +179,14 @@ class EDIS(Generator):
 
     @override
     def refresh(self, online: Replay, generator: torch.Generator) -> Metrics:
-        metrics = self.model.learn(online, generator)
-        denoiser, more = self.guided_denoiser(online, generator)
-        return metrics | more | self.model.generate(denoiser, generator)
+        metrics = self.model.learn(online, generator)  # 1. q
+        denoiser, more = self.guided_denoiser(online, generator)  # 2. w and 3. E_t
+        return metrics | more | self.model.generate(denoiser, generator)  # 4. D_gen
 
     def guided_denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
         """Guide the model towards p, of which the last online transitions are samples: score - omega grad E_t."""
         recent = online.recent(self.window or len(online))
-        metrics = self.learn_weights(recent, generator)
+        metrics = self.learn_weights(recent, generator)  # E = -w
         energy, more = self.intermediate_energy(recent, generator)
         return guide(self.model.denoiser, energy, self.rule, self.model.schedule), metrics | more
 
