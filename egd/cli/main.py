@@ -309,24 +309,19 @@ def _reported(error: Exception, label: str, runs: int) -> Failure:
     return Failure(label, runs, not isinstance(error, UserError))
 
 
-@app.command("eval")
+@app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run folder: OUT/<task>/seed-<n>.")],
-    omega: Annotated[
-        str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3. All are rolled out in one batched pass.")
+    omega: Annotated[str | None, typer.Option(help="Guidance scales, comma-separated: 0.1,1,3.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Samples, or episodes, for every guidance scale.", min=1, max=10**6)
     ] = None,
-    episodes: Annotated[int | None, typer.Option(help="Episodes for every guidance scale.", min=1, max=10**6)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the rollouts; the run's by default.", min=0, max=2**32 - 1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling; the run's by default.", min=0, max=2**32 - 1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    policy: Annotated[
-        list[str] | None, typer.Option(help="Only this: NAME, or NAME@OMEGA, of the results table. May be repeated.")
-    ] = None,
-    video: Annotated[
-        Path | None, typer.Option(help="Film the rollouts, the policies side by side: FILE.mp4 or FILE.gif. One episode.")
-    ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Evaluate the checkpoints of a run again."""
+    """Evaluate the checkpoints of a run again. Runs of an experiment may take further options: egd list options."""
     from egd.config.base import read_yaml
     from egd.runs import experiment as experiments
     from egd.runs.progress import Reporter
@@ -335,19 +330,14 @@ def evaluate(
         config = run / "config.yaml"
         if not config.exists():
             raise UserError(f"{run} is not a run folder: it has no config.yaml; give OUT/<task>/seed-<n>")
-        if policy and omega is not None:
-            raise UserError("give --policy or --omega, not both: --policy guided@1.5", key="--policy")
         settings: dict[str, Any] = {"omegas": numbers(omega), "episodes": episodes, "seed": seed, "device": device}
-        settings |= {"policies": policy or None, "video": video}
         name = read_yaml(config).get("experiment")
         reporter = Reporter(console)
         with reading(config, trust_code), reporter.notices():
             experiment = experiments.load(name, str(config))
-            experiments.check_settings(experiment, str(name), settings, {"policies": "--policy", "video": "--video"})
+            settings |= experiments.further(experiment, str(name), context.args)
             rows = experiment.evaluate(run, settings, reporter)
     show(rows, f"Evaluation of {run}")
-    if video is not None:
-        say(f"Written: {video}")
 
 
 def numbers(text: str | None) -> list[float] | None:
@@ -370,7 +360,8 @@ def numbers(text: str | None) -> list[float] | None:
 @app.command("list")
 def list_all(
     what: Annotated[
-        str | None, typer.Argument(help="Only these: components, recipes, or what an experiment lists, such as tasks.")
+        str | None,
+        typer.Argument(help="Only these: components, recipes, options, or what an experiment lists."),
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes"),
     wide: Annotated[bool, typer.Option("--wide", help="All that is known, a line each, however narrow the terminal.")] = False,
@@ -382,6 +373,7 @@ def list_all(
     page = Console(width=1000) if wide else console
     with user_errors():
         listings: dict[str, Any] = {"components": _component_tables, "recipes": lambda wide: [_recipe_table(folder)]}
+        listings["options"] = lambda wide: [_option_table()]
         for experiment in _installed().values() if what not in (None, *listings) else ():
             listings |= experiments.listings(experiment)
         if what not in (None, *listings):
@@ -414,6 +406,15 @@ def _installed() -> dict[str, Experiment]:
         except ModuleNotFoundError as error:
             say(f"experiment {name}: {missing(error)}", "yellow", errors)
     return loaded
+
+
+def _option_table() -> Table:
+    """List the options of ``egd eval`` that only runs of one experiment take."""
+    table = listing("further options of egd eval", "option", "runs of", "what it does")
+    for name, experiment in _installed().items():
+        for option in getattr(experiment, "evaluates", ()):
+            table.add_row(*map(literal, (", ".join(option.opts), name, option.help or "")))
+    return table
 
 
 def _recipe_table(folder: Path) -> Table:

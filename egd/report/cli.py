@@ -20,14 +20,14 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the figures.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Report",
     policies: Annotated[
-        str, typer.Option(help="headline: one of each run; all: every arm and guidance scale, and behaviour.")
+        str, typer.Option(help="headline: one of each run; all: every other as well, such as those of further guidance scales.")
     ] = "headline",
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="Only this method, or row. May be repeated.")
     ] = None,
     figure: Annotated[
         str | None,
-        typer.Option(help="Make this figure alone: aggregate, radar, curves, omega, sensitivity, cost or metrics."),
+        typer.Option(help="Make this figure alone: aggregate, radar, curves, omega, sensitivity, cost, metrics or measures."),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Compare the learning curves of all rows with those of this one, seed by seed.")

@@ -13,6 +13,7 @@ import numpy as np
 from egd.drawing import Figure, plain
 from egd.errors import UserError, nearest
 from egd.report.curves import curve
+from egd.report.measures import curves_of
 from egd.report.results import Report
 from egd.report.runs import Run, grouped, shown
 from egd.report.statistics import Array
@@ -310,6 +311,30 @@ def aggregate(report: Report) -> Figure:
     return figure
 
 
+def measures(report: Report) -> Figure:
+    """Numbers measured on samples over beta, mean and standard deviation over seeds: a panel for every task and number."""
+    panels = curves_of(report)
+    if not panels:
+        raise _needs("measures", "runs that measure samples, such as those of toy2d")
+    figure, axes = _panels(list(panels))
+    looks = _look(line for lines in panels.values() for line in lines)
+    for panel, lines in panels.items():
+        for line, values in lines.items():
+            seeds = max(map(len, values.values()))
+            _band(
+                axes[panel],
+                [{x: y[i] for x, y in values.items() if i < len(y)} for i in range(seeds)],
+                line,
+                looks[line],
+                marker="o",
+                ms=3,
+            )
+        axes[panel].set(xlabel="beta")
+    figure.suptitle(f"Measured on samples, mean ± std, {_seeds(report.measured)}")
+    _legend(figure, axes.values())
+    return figure
+
+
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "aggregate": aggregate,
     "radar": radar,
@@ -318,4 +343,5 @@ FIGURES: dict[str, Callable[[Report], Figure]] = {
     "sensitivity": sensitivity,
     "cost": cost,
     "metrics": metrics,
+    "measures": measures,
 }

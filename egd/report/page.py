@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 from egd.drawing import Figure, plain
 from egd.errors import UserError, writable
 from egd.report.figures import FIGURES, draw
+from egd.report.measures import measured_tables, tidy_measures
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
 from egd.report.tables import Table, by_run, tables, tidy
@@ -28,9 +29,11 @@ DPI = 150
 
 def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
     """Everything, into a folder. Returns the tables, and why figures are lacking."""
-    found, lacking = tables(report), []
+    found, lacking = [*(tables(report) if report.runs else ()), *measured_tables(report)], []
     figures: dict[str, Figure] = {}
     for name in FIGURES:
+        if not (report.measured if name == "measures" else report.runs):
+            continue
         try:
             figures[name] = draw(name, report)
         except UserError as error:
@@ -38,8 +41,12 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
     with writable("--out"), _all_or_none(out) as place:
         write_text(place / "table.md", markdown(found))
         write_text(place / "table.tex", latex(found))
-        write_text(place / "table.csv", comma_separated(tidy(report)))
-        write_text(place / "scores.csv", comma_separated(by_run(report), RUN_COLUMNS))
+        if report.runs:
+            write_text(place / "table.csv", comma_separated(tidy(report)))
+            write_text(place / "scores.csv", comma_separated(by_run(report), RUN_COLUMNS))
+        if measures := tidy_measures(report):
+            columns = list(dict.fromkeys(key for row in measures for key in row))
+            write_text(place / "measures.csv", comma_separated(measures, columns))
         for name, figure in figures.items():
             save(figure, place, name)
         write_text(place / "index.html", _page(report, found, figures, lacking))
@@ -77,11 +84,15 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lacking: list[str]) -> str:
     environment = Environment(loader=PackageLoader("egd.report", "."), autoescape=True, finalize=_shown)
     template = environment.get_template("page.html.j2")
+    runs = [*report.runs, *report.measured]
     return template.render(
         report=report,
         date=date.today().isoformat(),
-        devices=sorted({run.summary.device or "unknown" for run in report.runs}),
-        versions=sorted({", ".join(f"{k} {v}" for k, v in run.summary.versions.items()) for run in report.runs}),
+        runs=runs,
+        devices=sorted({run.summary.device or "unknown" for run in runs}),
+        versions=sorted({", ".join(f"{k} {v}" for k, v in run.summary.versions.items()) for run in runs}),
+        methods=sorted({run.label for run in runs}),
+        tasks=sorted({run.summary.task for run in runs}),
         tables=[(table, rights(table)) for table in found],
         figures=[(name, FIGURES[name].__doc__, _encoded(figure)) for name, figure in figures.items()],
         lacking=lacking,

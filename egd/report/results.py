@@ -14,6 +14,7 @@ from egd.errors import UserError, nearest
 from egd.report.references import Reference, matching
 from egd.report.runs import Found, Run, grouped
 from egd.report.statistics import AGGREGATES, Array, Estimate, estimate
+from egd.runs.summaries import Measured
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Report:
     entries: Sequence[Entry]
     references: Sequence[Reference]
     skipped: Sequence[tuple[Path, str]]
+    measured: Sequence[Run] = ()
+    """Runs that measure samples, and score no policy."""
     against: str | None = None
     """The label whose learning curves those of the others are compared with."""
     threshold: float | None = None
@@ -120,15 +123,17 @@ def collect(
     """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not, and
     for a label ``against`` that has no learning curve.
     """
-    evaluated = [run for run in found.runs if run.summary.policies]
-    skipped = [*found.left_out, *((run.path, "not evaluated") for run in found.runs if not run.summary.policies)]
-    if not evaluated:
+    measured = [run for run in found.runs if isinstance(run.summary, Measured)]
+    scored = [run for run in found.runs if not isinstance(run.summary, Measured)]
+    evaluated = [run for run in scored if run.summary.policies]
+    skipped = [*found.left_out, *((run.path, "not evaluated") for run in scored if not run.summary.policies)]
+    if not evaluated and not measured:
         raise UserError("none of the runs was evaluated: there are no scores to report", key="RUNS")
-    known = {name for run in evaluated for name in (run.summary.method, run.label)}
+    known = {name for run in (*evaluated, *measured) for name in (run.summary.method, run.label)}
     for name in only:
         if name not in known:
             raise UserError(f"no run has the method '{name}'; {nearest(name, known)}", key="--method")
-    runs = [r for r in evaluated if not only or {r.summary.method, r.label} & set(only)]
+    runs, measured = ([r for r in own if not only or {r.summary.method, r.label} & set(only)] for own in (evaluated, measured))
     tasks, algorithms = {r.summary.task for r in runs}, {r.summary.algorithm or r.summary.method for r in runs}
     beside = matching(references, tasks, algorithms)
     rows = [e for run in runs for e in entries(run, everything)]
@@ -136,4 +141,4 @@ def collect(
         labels = dict.fromkeys(run.label for run in runs if run.summary.evaluations)
         if against not in labels:
             raise UserError(f"no row with a learning curve is called '{against}'; {nearest(against, labels)}", key="--against")
-    return Report(title, runs, rows, beside, skipped, against, threshold)
+    return Report(title, runs, rows, beside, skipped, measured, against, threshold)

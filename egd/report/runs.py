@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from egd.config.base import read_yaml
 from egd.errors import UserError
-from egd.runs.summaries import HOW, Common, Summary, agree, flatten, read_metrics, read_summary
+from egd.runs import experiment as experiments
+from egd.runs.summaries import HOW, Common, Measured, Summary, agree, flatten, read_metrics, read_summary
 
 IGNORED = HOW | {"seed", "task"}
 """Keys that do not make another method of a method."""
@@ -57,10 +60,11 @@ def find(roots: Iterable[Path]) -> Found:
     damaged: list[tuple[Path, str]] = []
     for folder in _folders(list(roots)):
         try:
-            if reason := _without_scores(folder / "summary.json"):
-                skipped.append((folder, reason))
+            run = _read(folder) if (folder / "summary.json").exists() else "not finished: it has no summary.json"
+            if isinstance(run, str):
+                skipped.append((folder, run))
             else:
-                runs.append(_read(folder))
+                runs.append(run)
         except UserError as error:
             damaged.append((folder, str(error)))
     runs, twice = _once(with_cells(runs))
@@ -77,23 +81,40 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
     return list({p.parent.resolve(): p.parent for p in sorted(files)}.values())
 
 
-def _without_scores(summary: Path) -> str | None:
-    """Why a run has none, if it is as it should be."""
-    if not summary.exists():
-        return "not finished: it has no summary.json"
-    return None if "policies" in read_summary(summary, Common)[0] else "its experiment has no scores of policies"
-
-
-def _read(folder: Path) -> Run:
-    config = folder / "config.yaml"
+def _read(folder: Path) -> Run | str:
+    """The run; or why a report can say nothing of it, if it is as it should be."""
+    config, path = folder / "config.yaml", folder / "summary.json"
+    result = read_summary(path, Common)[0]
+    rows = None if "policies" in result else _measured(result, config)
+    if "policies" not in result and rows is None:
+        return "it has neither scores of policies nor rows of results"
     if not config.exists():
         raise UserError("it has a summary.json but no config.yaml; put that back from a copy")
-    result, summary = read_summary(folder / "summary.json", Summary)
+    summary = read_summary(path, Summary)[1] if rows is None else _as_measured(path, result, rows, config)
     read_metrics(folder / "metrics.jsonl")  # a figure is drawn of them
     tree = read_yaml(config)
     if problem := agree(tree, result):
         raise UserError(f"{problem}: a file is another run's; put the right one back, or run it again")
     return Run(folder, summary, flatten(tree))
+
+
+def _measured(result: Mapping[str, Any], config: Path) -> Any:
+    """The rows of a summary: its ``results`` where these are a list, or what the (installed) experiment makes of it."""
+    results = result.get("results")
+    if isinstance(results, list) or not config.exists():
+        return results if isinstance(results, list) else None
+    entry = experiments.found().get(str(read_yaml(config).get("experiment")))
+    method = None if entry is None else getattr(entry.load(), "measured", None)
+    return None if method is None else method(result)
+
+
+def _as_measured(path: Path, result: Mapping[str, Any], rows: Any, config: Path) -> Measured:
+    method = str(read_yaml(config).get("experiment"))
+    try:
+        return Measured.model_validate({"method": method, **result, "rows": rows})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:

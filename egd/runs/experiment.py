@@ -11,6 +11,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+import click
+
 from egd.config.base import Sections
 from egd.config.components import Registry, Spec, build
 from egd.errors import UserError, nearest
@@ -63,9 +65,11 @@ class Job(Protocol):
 class Experiment(Protocol):
     """A domain: from a recipe to jobs, and from a finished run to fresh evaluations.
 
-    An experiment with more to list has a further method ``listings``, one whose evaluations take more settings a further
-    member ``evaluates``, their names; see ``check_settings``. One whose sections have keys beside a component's own settings
-    has a further member ``sections``; see ``egd.config.base.merge``.
+    An experiment with more to list has a further method ``listings``, one whose evaluations take more options a further
+    member ``evaluates``, those of click; see ``further``. One whose sections have keys beside a component's own settings
+    has a further member ``sections``; see ``egd.config.base.merge``. One whose runs measure samples has their numbers in a list
+    ``results`` of ``summary.json``, a row a mapping, or a further method ``measured`` that makes such rows of a summary: text,
+    beta and omega say which row it is, other numbers were measured. ``egd report`` tabulates and draws them.
     """
 
     @property
@@ -101,16 +105,17 @@ def sections(experiment: Experiment) -> Sections:
     return dict(getattr(experiment, "sections", {}))
 
 
-EVALUATES = ("omegas", "episodes", "seed", "device")
-"""The settings of an evaluation that every experiment takes."""
-
-
-def check_settings(experiment: Experiment, name: str, settings: Mapping[str, Any], flags: Mapping[str, str]) -> None:
-    """UserError for a setting of an evaluation, called by its flag, that is given and of which the experiment knows nothing."""
-    known = {*EVALUATES, *getattr(experiment, "evaluates", ())}
-    for key, value in settings.items():
-        if key not in known and value is not None:
-            raise UserError(f"runs of '{name}' cannot be evaluated with it; leave it out", key=flags.get(key, key))
+def further(experiment: Experiment, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the options of ``egd eval`` that only runs of this experiment take. UserError for one that they do not."""
+    options = list(getattr(experiment, "evaluates", ()))
+    command = click.Command("eval", params=options, add_help_option=False)
+    try:
+        return dict(command.make_context("eval", list(arguments)).params)
+    except click.UsageError as error:
+        known = ", ".join(flag for option in options for flag in option.opts) or "none"
+        key = getattr(error, "option_name", None) or arguments[0]
+        remedy = f"Runs of '{name}' have these options of their own: {known}; correct it, or leave it out"
+        raise UserError(f"{error.format_message()} {remedy}", key=key) from None
 
 
 def found(group: str = GROUP) -> dict[str, EntryPoint]:

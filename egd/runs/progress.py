@@ -116,6 +116,10 @@ class Reporter:
             warnings.showwarning = show  # type: ignore[assignment]
             yield
 
+    def say(self, text: str) -> None:
+        """Say a line, names in it as they are."""
+        self.console.print(literal(text), soft_wrap=True)
+
     def warn(self, text: str) -> None:
         """Say what people should look at, names in it as they are."""
         self.console.print(literal(text, "yellow"), soft_wrap=True)

@@ -89,6 +89,15 @@ class Summary(Common):
         return self
 
 
+class Measured(Summary):
+    """Of a run that ends with numbers measured on samples, and scores no policy."""
+
+    policies: dict[str, Stats] = {}
+    headline: str = ""
+    rows: tuple[dict[str, str | FiniteFloat | None], ...]
+    """Text, beta and omega say which row it is; other numbers were measured."""
+
+
 S = TypeVar("S", bound=Frozen)
 
 

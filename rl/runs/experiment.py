@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from egd.config.base import Tree
@@ -42,7 +43,16 @@ class OfflineRL:
     """The entry point ``offline_rl`` of the group ``egd.experiments``."""
 
     caption = "normalised scores; the return itself where a task has no reference score"
-    evaluates = ("policies", "video")
+    evaluates = (
+        click.Option(
+            ["--policy", "policies"],
+            multiple=True,
+            help="Only this of the results table: NAME, or NAME@OMEGA. Repeatable.",
+        ),
+        click.Option(
+            ["--video"], type=Path, help="Film the rollouts, the policies side by side: FILE.mp4 or FILE.gif. One episode."
+        ),
+    )
     sections = SECTIONS
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
@@ -83,6 +93,8 @@ class OfflineRL:
         """Fresh rollouts of a trained run: ``omegas`` for every arm in one batched pass, ``episodes``, ``seed``, ``device``; of
         these ``policies`` alone, if any; filmed into the file ``video``, if any.
         """
+        if settings.get("policies") and settings.get("omegas") is not None:
+            raise UserError("give --policy or --omega, not both: --policy guided@1.5", key="--policy")
         if settings.get("video"):
             video.check_target(settings["video"])
         folder = RunFolder(run)
@@ -93,6 +105,7 @@ class OfflineRL:
         seed = config.seed if settings.get("seed") is None else settings["seed"]
         if settings.get("video"):
             returns = _filmed(agent, task, settings, seed, reporter)
+            reporter.say(f"Written: {settings['video']}")
         else:
             returns = _rolled_out(agent, task, settings, seed, reporter)
             episodes = len(next(iter(returns.values())))

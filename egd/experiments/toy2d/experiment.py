@@ -69,6 +69,11 @@ class Toy2d:
             table += [{**row, "omega": label(omega)} for row in rows(config.task, seed, summarise(result))]
         return table
 
+    def measured(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a summary for ``egd report``."""
+        named = summary["results"].items()
+        return [{"estimator": name, "beta": float(beta), **row} for name, by_beta in named for beta, row in by_beta.items()]
+
     def components(self) -> dict[str, dict[str, str]]:
         """Kind -> name -> the first line of its docstring."""
         return {"data set": {name: summary_line(s.draw) for name, s in DATA_SETS.items()}}
