@@ -29,6 +29,7 @@ from egd.cli.main import console, show, user_errors
 from egd.config.base import ComponentConfig
 from egd.errors import UserError
 from egd.metrics import energy_distance
+from egd.networks.mlp import mlp
 from egd.runs.progress import Reporter
 from rl.data.episodes import data_return, load_episodes, to_offline_data
 from rl.data.transitions import Batch, OfflineData, drawn
@@ -36,7 +37,6 @@ from rl.online.choice import make_generator
 from rl.online.generators.base import GeneratorContext
 from rl.online.replay import Replay, joined
 from rl.online.transition_codec import TransitionCodec
-from rl.parts.actors import mlp
 from rl.tasks import Task, find_task
 
 SAMPLES = 2000  # in a measurement

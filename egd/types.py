@@ -108,8 +108,8 @@ class Sampler(Protocol):
 class Objective(Protocol):
     """A loss for the network of an intermediate energy; see ``egd.objectives``.
 
-    Optional: ``targets`` (``HasTargets``), ``dimensionless`` (``Dimensionless``), ``grouped`` (``Grouped``) and
-    ``loss_networks`` (``HasLossNetworks``).
+    Optional: ``targets`` (``HasTargets``), ``dimensionless`` (``Dimensionless``), ``grouped`` (``Grouped``),
+    ``loss_networks`` (``HasLossNetworks``), and a network of its own (``BringsNetwork``).
     """
 
     def loss(
@@ -181,6 +181,23 @@ class Grouped(Protocol):
     """An objective that compares ``samples`` of one context side by side (``egd.objectives.base.is_grouped``)."""
 
     grouped: bool
+
+
+@runtime_checkable
+class BringsNetwork(Protocol):
+    """An objective with a network of its own, of several outputs, say: its ``loss`` is given that network
+    (``egd.objectives.base.energy_network``).
+
+    Both methods may use the objective's settings, ``beta`` and ``schedule``: its other parts need not be there yet.
+    """
+
+    def network(self, event: tuple[int, ...], context: int) -> nn.Module:
+        """Make it, fresh, a module of (x_t, t, c), for events of this shape and contexts of so many entries a row."""
+        ...
+
+    def timed_energy(self, network: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context) -> Tensor:
+        """Read the estimate of E_t from the network: (B, ...), (B,), c -> (B,)"""
+        ...
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from egd.config.components import Spec, build, validate, wanted_parts
 from egd.config.parts import ENERGY_PARTS
 from egd.config.trial import Trial
 from egd.networks.mlp import EnergyMLP
+from egd.objectives.base import energy_network
 from egd.schedules import VPLinear
 from egd.training.learners import EnergyLearner, Fit, train
 from egd.types import Context, Denoiser, Objective, Sample, Schedule, TimedEnergy
@@ -99,7 +101,7 @@ def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Train
     objective: Objective = build(OBJECTIVES, Spec.of(spec, "estimator"), parts, "estimator")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = EnergyMLP(dim, width=settings.width, layers=settings.layers)
+        network = energy_network(objective, (dim,), 0, partial(EnergyMLP, dim, width=settings.width, layers=settings.layers))
     fit = Fit(network, lr=settings.lr, steps=settings.steps, decay=True)
     schedule: Schedule = parts["schedule"]
     learner = EnergyLearner(fit, schedule, _single(sample), _Single(objective), batch=settings.batch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from egd.config.components import Registry, Spec, validate
+from egd.config.components import Registry, Spec, build, validate
+from egd.errors import UserError
+from egd.types import Schedule
 
 SCHEDULES = Registry("schedule", "egd.schedules", ("alpha",))
 POSTERIORS = Registry("posterior", "egd.posteriors", ("__call__",), 3)
@@ -42,3 +44,12 @@ def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
     if spec.name not in known and ":" not in spec.name:
         raise ENERGIES.unknown(spec.name, key, known)
     return validate(energy_registry(spec.name, key), spec, parts, key)
+
+
+def make_schedule(spec: Spec) -> Schedule:
+    """Make a recipe's schedule. UserError for one that does not exist or settings that it does not take."""
+    try:
+        schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
+    except (ValueError, UserError) as error:
+        raise UserError(str(error), key=getattr(error, "key", None) or "schedule") from None
+    return schedule

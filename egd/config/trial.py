@@ -17,10 +17,11 @@ from egd.config.components import Spec, build
 from egd.contracts import ContractError, check_like, check_rows, denoised, guided_score, name_of, posterior_at, timed_values
 from egd.energies.base import prepare
 from egd.errors import UserError
+from egd.objectives.base import ObjectiveNetwork
 from egd.posteriors import IsotropicGaussian
 from egd.posteriors.moments import calibrate
-from egd.tensors import expand, map_context, value_and_grad
-from egd.types import Context, Sampler, Schedule
+from egd.tensors import expand, flat_context, map_context, value_and_grad
+from egd.types import BringsNetwork, Context, Sampler, Schedule
 
 TIMES = (0.1, 0.5, 0.9)
 
@@ -148,7 +149,12 @@ class Trial:
     def _loss(self, objective: Any) -> None:
         x, times = self._noised(0.5)
         weight = torch.ones((), requires_grad=True)
-        network = lambda x, t, c: weight * x.flatten(1).sum(1)  # noqa: E731
+        network: Any = lambda x, t, c: weight * x.flatten(1).sum(1)  # noqa: E731
+        if isinstance(objective, BringsNetwork):
+            entries = sum(v.shape[1] for v in flat_context(self._context))
+            made = ObjectiveNetwork(objective, self.event, entries)
+            timed_values(made, x.clone().requires_grad_(), times, self._context)
+            network = made.network
         loss, _ = objective.loss(network, torch.ones_like(x), x, times, self._context, torch.Generator())
         if loss.shape or not loss.requires_grad:
             raise ContractError(f"{name_of(objective)} has a loss that is no single number, or that does not see the network")

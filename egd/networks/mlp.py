@@ -49,6 +49,14 @@ class LastLinear(nn.Linear):
             return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
+def mlp(inputs: int, outputs: int, *, width: int, layers: int, activation: str, layer_norm: bool = False) -> nn.Sequential:
+    """``layers`` hidden layers of one width, the last layer in float32: (B, inputs) -> (B, outputs)."""
+    parts: list[nn.Module] = []
+    for a, b in pairwise([inputs] + [width] * layers):
+        parts += [nn.Linear(a, b), *([LayerNorm(b)] if layer_norm else []), ACTIVATIONS[activation]()]
+    return nn.Sequential(*parts, LastLinear(width if layers else inputs, outputs))
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
     (B,) -> (B, dim).

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from egd.contracts import energy_values
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
 from egd.networks.mlp import EnergyNetwork
-from egd.objectives.base import is_dimensionless
+from egd.objectives.base import ObjectiveNetwork, is_dimensionless
 from egd.runs.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.training.precision import Computing
 from egd.training.times import UNIFORM, Times
@@ -317,7 +317,8 @@ class EnergyLearner(StepLearner):
         """The objective's, in squares of the network's output scale where it has a unit."""
         x0, c, t, noise = drawn
         x = diffuse(self.schedule, x0, t, noise)
-        network = at_unit_scale(self.fit.module, self.schedule)
+        module = self.fit.module
+        network = at_unit_scale(module.network if isinstance(module, ObjectiveNetwork) else module, self.schedule)
         loss, metrics = self.objective.loss(network, x0, x, t, c, self._generator)
         if not is_dimensionless(self.objective):
             loss = loss / self.scale**2

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from egd.config.base import ComponentConfig
+from egd.config.catalogue import make_schedule
 from egd.errors import UserError
 from egd.samplers import differentiable
 from egd.training.learners import Metrics
@@ -18,7 +19,7 @@ from rl.agents.base import Agent
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
-from rl.parts.behaviour import Behaviour, check_sampling, make_schedule
+from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
 from rl.parts.diffusion_actor import ActorCritic, DiffusionActor, DiffusionActorConfig, Noised, normalised_q_loss
 from rl.parts.policies import AgentPolicy

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,18 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from egd.networks.mlp import ACTIVATIONS, LastLinear, LayerNorm
+from egd.networks.mlp import mlp
 
 if TYPE_CHECKING:
     from rl.runs.config import ActorConfig
-
-
-def mlp(inputs: int, outputs: int, *, width: int, layers: int, activation: str, layer_norm: bool = False) -> nn.Sequential:
-    """``layers`` hidden layers of one width, the last layer in float32: (B, inputs) -> (B, outputs)."""
-    parts: list[nn.Module] = []
-    for a, b in pairwise([inputs] + [width] * layers):
-        parts += [nn.Linear(a, b), *([LayerNorm(b)] if layer_norm else []), ACTIVATIONS[activation]()]
-    return nn.Sequential(*parts, LastLinear(width if layers else inputs, outputs))
 
 
 class Actor(nn.Module, ABC):

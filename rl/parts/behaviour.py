@@ -10,29 +10,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from egd.config.catalogue import SCHEDULES
-from egd.config.components import Spec, build
+from egd.config.catalogue import make_schedule
+from egd.config.components import Spec
 from egd.config.trial import Trial
 from egd.denoisers import NetworkDenoiser
 from egd.errors import UserError
 from egd.networks.mlp import NoiseMLP
 from egd.schedules import time_grid
 from egd.training.learners import DenoiserLearner, Fit
-from egd.types import Denoiser, Schedule
+from egd.types import Denoiser
 from egd.wrappers import Clip
 from rl.parts.base import Part, RunContext
 from rl.parts.guided_policy import ActionSampler, Choice, Randomness
 from rl.parts.policies import Sampled
 from rl.runs.config import DenoiserConfig, DiffusionConfig
-
-
-def make_schedule(spec: Spec) -> Schedule:
-    """The recipe's schedule. UserError for one that does not exist or settings that it does not take."""
-    try:
-        schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
-    except (ValueError, UserError) as error:
-        raise UserError(str(error), key=getattr(error, "key", None) or "schedule") from None
-    return schedule
 
 
 def check_sampling(config: DiffusionConfig) -> None:

@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from egd.config.catalogue import OBJECTIVES, POSTERIORS
 from egd.config.components import build
+from egd.config.trial import Trial, names_code
 from egd.networks.mlp import EnergyMLP, EnergyNetwork
-from egd.objectives.base import is_dimensionless
+from egd.objectives.base import energy_network, is_dimensionless
 from egd.runs.safe_names import module_name
 from egd.training import batched
 from egd.training.learners import EnergyLearner, Fit, Metrics
@@ -63,7 +64,9 @@ class TrainedEnergy(Part):
         self.settings = {"network": e.model_dump(mode="json"), **guidance.model_dump(mode="json", include=OF_NETWORK)}
         if "support" in component_parts(guidance):  # drawn at every step
             self.settings |= config.model_dump(mode="json", include={"sampler"})
-        made = context.fresh(f"energy/{owner}", network or partial(energy_mlp, config, context))
+        default = network or partial(energy_mlp, config, context)
+        own = own_network_of(guidance, calibration, context.states)
+        made = context.fresh(f"energy/{owner}", lambda: energy_network(own, behaviour.sampler.event, context.states, default))
         self.fit = Fit(made, lr=e.lr, steps=self.steps, decay=e.decay)
         self.beta = nn.ParameterDict({"beta": torch.tensor(guidance.beta)}).requires_grad_(False).to(context.device)
         grouped = (behaviour if support is None else support).grouped
@@ -85,6 +88,18 @@ def energy_mlp(config: GuidedConfig, context: RunContext) -> EnergyMLP:
     """Make the network of a recipe's ``energy_network``, for actions given states."""
     e = config.energy_network
     return EnergyMLP(context.actions, context.states, width=e.width, layers=e.layers, activation=e.activation)
+
+
+def own_network_of(guidance: GuidanceConfig, calibration: AdvantageCalibration, states: int) -> object:
+    """Make a user's objective for the sake of its network, before a calibration: with its settings, beta and schedule, and
+    stand-ins for its other parts. None where the objective is the library's, of which none brings one.
+    """
+    spec, behaviour = guidance.energy.spec, calibration.behaviour
+    if not names_code(spec):
+        return None
+    trial = Trial(behaviour.sampler.event, behaviour.schedule, torch.zeros(1, states))
+    made: object = build(OBJECTIVES, spec, trial.parts | {"beta": guidance.beta}, "guidance.energy")
+    return made
 
 
 class CalibratedObjective:

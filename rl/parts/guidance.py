@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from egd.config import catalogue
-from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry
+from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry, make_schedule
 from egd.config.components import Registry, Spec, build, parameters, validate, wanted_parts
 from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS
 from egd.config.trial import Trial
@@ -16,7 +16,6 @@ from egd.energies.base import takes_context
 from egd.errors import UserError
 from egd.objectives.base import is_grouped
 from rl.critics.choice import needs_support
-from rl.parts.behaviour import make_schedule
 from rl.runs.config import GuidanceConfig, GuidedConfig
 
 OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}

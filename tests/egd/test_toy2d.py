@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from egd.experiments.toy2d import DATA_SETS, DataSet, Draws, find_data_set
 from egd.experiments.toy2d.figure import samples_figure
 from tests.processes import exit_code, start_egd
 
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(DATA_SETS)
 RECIPE = """
 experiment: toy2d
@@ -318,3 +320,24 @@ def test_a_seed_gives_the_same_in_another_process_however_often_it_logs_and_save
     assert results == again and weights.keys() == others.keys() and len(weights) > 2
     for name, tensors in weights.items():
         assert all(torch.equal(tensor, others[name][key]) for key, tensor in tensors.items() if key.startswith("learner."))
+
+
+# -- an objective with a network of its own -------------------------------------------------------------------------
+
+TWO_HEADS = re.search(
+    r'^```python title="my_network.py"\n(.*?)^```$', (ROOT / "docs" / "extending.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+def test_an_objective_trains_its_own_network_of_two_outputs(
+    recipe: Path, egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TWO_HEADS is not None
+    monkeypatch.chdir(tmp_path)
+    Path("my_network.py").write_text(TWO_HEADS[1])
+    tree = yaml.safe_load(recipe.read_text()) | {"estimators": {"mine": "my_network.py:SecondCumulant"}, "tasks": ["moons"]}
+    recipe.write_text(yaml.safe_dump(tree))
+    result = egd("run", recipe, "--out", "out", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    trained = next(Path("out").rglob("checkpoints/energy_mine_beta3.safetensors"))
+    assert any(tuple(tensor.shape) == (2, 64) for tensor in load_file(trained).values())

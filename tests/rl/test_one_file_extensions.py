@@ -27,6 +27,7 @@ KINDS = {
     "An energy",
     "A guidance rule",
     "A trained objective",
+    "An energy with a network of its own",
     "A critic",
     "A method",
     "A dataset",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from egd.config import catalogue
-from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, SCHEDULES
+from egd.config.catalogue import ENERGIES, OBJECTIVES, POSTERIORS, RULES, make_schedule
 from egd.config.components import Registry, Spec, build, validate
 from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS, RULE_PARTS
 from egd.config.sections import check_titles
@@ -21,6 +22,7 @@ from egd.experiments.toy2d.config import Toy2dConfig
 from egd.experiments.toy2d.data import DataSet
 from egd.guidance import guide
 from egd.networks.mlp import EnergyMLP, NoiseMLP
+from egd.objectives.base import energy_network
 from egd.posteriors.moments import Moments
 from egd.runs.labels import label
 from egd.runs.phases import Phase, seed_of
@@ -52,7 +54,7 @@ def registry_of(name: str) -> Registry:
 
 def check_components(config: Toy2dConfig) -> None:
     """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
-    schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+    schedule = make_schedule(config.schedule.spec)
     try:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
@@ -80,7 +82,7 @@ class Toy2dModel:
 
     def __init__(self, config: Toy2dConfig, data: DataSet, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
-        self.schedule: Schedule = build(SCHEDULES, config.schedule.spec, {}, "schedule")
+        self.schedule: Schedule = make_schedule(config.schedule.spec)
         s = config.sampler
         self.denoiser_fit = self._denoiser_fit("denoiser")
         self.calibration = RangeCalibration(self)
@@ -148,9 +150,10 @@ class Toy2dModel:
 
     def _energy_phase(self, name: str, spec: Spec, beta: float) -> Phase:
         phase, e = f"energy_{name}_beta{label(beta)}", self.config.energy_network
-        network = self._fresh(phase, lambda: EnergyMLP(2, width=e.width, layers=e.layers, activation=e.activation))
         own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, f"{phase}/support"))
         objective = build(OBJECTIVES, spec, self.parts(beta, own), f"estimators.{name}")
+        default = partial(EnergyMLP, 2, width=e.width, layers=e.layers, activation=e.activation)
+        network = self._fresh(phase, lambda: energy_network(objective, (2,), 0, default))
         fit = Fit(network, lr=e.lr, steps=e.steps, decay=e.decay)
         self.networks[name, beta] = network
         return Phase(phase, e.steps, EnergyLearner(fit, self.schedule, self.data.sample, objective, batch=e.batch))
