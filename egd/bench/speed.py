@@ -113,8 +113,19 @@ class Row:
 
 
 def find_pieces(setup: Setup) -> list[Piece]:
-    """Those of all installed domains. UserError when there are none."""
-    pieces = [piece for entry in found(GROUP).values() for piece in entry.load()(setup)]
+    """List those of all installed domains. UserError when there are none, or only the name of a package that is not here."""
+    pieces: list[Piece] = []
+    for entry in found(GROUP).values():
+        try:
+            offered = entry.load()
+        except ModuleNotFoundError as error:
+            if error.name != entry.module.partition(".")[0]:
+                raise
+            raise UserError(
+                f"what is measured lies in the folder {error.name}/ of the repository, which is not installed with the package: "
+                "clone the repository, and pip install -e . there"
+            ) from error
+        pieces += offered(setup)
     if not pieces:
         raise UserError(f"no installed package offers pieces to measure (entry points of the group {GROUP})")
     return pieces

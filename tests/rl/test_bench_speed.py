@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -129,6 +130,15 @@ def test_a_missing_domain_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench()
     assert result.exit_code == 2
     assert "egd.bench.pieces" in result.output
+
+
+def test_an_installation_without_the_repository_says_where_the_pieces_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.pieces", raising=False)
+    result = bench()
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert "the folder benchmarks/ of the repository" in said and "pip install -e ." in said and "Traceback" not in said
 
 
 # -- the roofline ------------------------------------------------------------------------------------------------
