@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -79,3 +80,40 @@ def test_a_package_imports_only_those_below_it(graph: Mapping[str, set[str]], pa
     assert own
     allowed = MAY_IMPORT[package]
     assert {m: found for m, names in own.items() if (found := {n for n in names if n.partition(".")[0] not in allowed})} == {}
+
+
+def room(module: str) -> str:
+    """The folder or file below the package that a module lies in; the package itself for its ``__init__``."""
+    return ".".join(module.split(".")[:2])
+
+
+def rooms_of(text: str, package: str) -> set[str]:
+    return {f"{package}.{name}" for name in re.findall(r"`(\w+)`", text)}
+
+
+def map_of_rooms(package: str) -> dict[str, set[str]]:
+    """Room -> rooms of the package that it may import, as CONTRIBUTING.md has them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition(f"| rooms of `{package}` |")[2].partition("\n\n")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    groups = [rooms_of(names, package) for names, _, _ in lines]
+    every = set().union(*groups)
+    allowed: dict[str, set[str]] = {}
+    for (_, _, may), own in zip(lines, groups, strict=True):
+        named = rooms_of(may, package)
+        if may.startswith("all"):
+            named = every - named
+        if "mathematics" in may:
+            named |= groups[0] | groups[1]
+        if "the first line" in may:
+            named |= groups[0]
+        allowed |= dict.fromkeys(own, own | named)
+    return allowed
+
+
+@pytest.mark.parametrize("package", ["egd", "rl"])
+def test_the_map_of_rooms_is_right(graph: Mapping[str, set[str]], package: str) -> None:
+    allowed = map_of_rooms(package)
+    own = {module: names for module, names in graph.items() if module.startswith(f"{package}.")}
+    assert {room(module) for module in own} == set(allowed)
+    found = {(module, name) for module, names in own.items() for name in names if name.startswith(f"{package}.")}
+    assert sorted((m, n) for m, n in found if room(n) not in allowed[room(m)]) == []
