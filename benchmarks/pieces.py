@@ -19,7 +19,8 @@ from egd.training.batched import BatchedLearner
 from egd.training.learners import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.deploy.export import has_onnx_runtime
-from rl.deploy.policy import Compile, Policy, PolicyModule
+from rl.deploy.module import PolicyModule
+from rl.deploy.policy import Compile, Policy
 from rl.envs.maze2d import make_env
 from rl.evaluation.rollouts import Arm, Player, rollouts
 from rl.parts.guided_policy import BehaviourSupport

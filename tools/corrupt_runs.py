@@ -360,7 +360,7 @@ def _same_or_damaged(one: Path, other: Path) -> bool:
 def act(arguments: list[str]) -> None:
     """``egd act RUN``, of this campaign alone: what the trained policy does in two states."""
     from egd.cli.main import user_errors
-    from rl.deploy.policy import load_module
+    from rl.deploy.module import load_module
 
     with user_errors():
         module = load_module(arguments[0])

@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
     from rl.deploy.export import check_target, write
-    from rl.deploy.policy import load_module
+    from rl.deploy.module import load_module
 
     with user_errors():
         check_target(to)

@@ -12,16 +12,14 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from egd.errors import UserError
 from egd.runs.files import write_atomic
-
-if TYPE_CHECKING:
-    from rl.deploy.policy import PolicyModule
+from rl.deploy.module import PolicyModule
 
 
 def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.experiments.images.data import ImageSet, digits, folder
+from egd.experiments.images.data import ImageSet, digits, folder, make_context
 from egd.experiments.images.energies import Brightness, ClassProbability, Inpainting
-from egd.experiments.images.evaluation import Weighted, make_context
+from egd.experiments.images.evaluation import Weighted
 from egd.experiments.images.figure import mosaic
 from egd.experiments.images.model import shown
 

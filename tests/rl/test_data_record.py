@@ -16,7 +16,7 @@ from egd.runs.folder import RunFolder
 from rl.data.episodes import Episodes
 from rl.data.record import Record, begin, fingerprint, of_run, place
 from rl.data.transitions import Batch, OfflineData
-from rl.deploy.policy import load_module
+from rl.deploy.module import load_module
 
 DATASET = "egd/maze2d/umaze-replaced-v0"
 TINY = """

@@ -20,7 +20,8 @@ from egd.errors import UserError
 from egd.runs.summaries import signed
 from egd.samplers import ancestral
 from rl.cli.export import export
-from rl.deploy.policy import Compile, Policy, PolicyModule, load_module
+from rl.deploy.module import PolicyModule, load_module
+from rl.deploy.policy import Compile, Policy
 from rl.parts.guided_policy import GivenNoise
 from rl.runs.job import Run
 

@@ -20,7 +20,7 @@ from rl.agents.diffuser import Diffuser, DiffuserConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.trajectories import Windows, consecutive
 from rl.data.transitions import OfflineData
-from rl.deploy.policy import PolicyModule
+from rl.deploy.module import PolicyModule
 from rl.parts.guided_policy import GivenNoise
 from rl.parts.trajectories import Reward
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl.deploy.policy import load_module
+from rl.deploy.module import load_module
 
 VARIANTS = "{beta0: {energy: {name: analytic}, beta: 9}, beta0.5: {energy: {name: analytic}, beta: 0.5}, keys: {omega: 2}}"
 

@@ -188,3 +188,19 @@ def _square(picture: Any, size: int, channels: int) -> Any:
     if deep:  # grey, and nothing keeps floating pixels in range
         return array.clip(-1, 1)[:, :, None].repeat(channels, 2)
     return array.reshape(size, size, channels) / 127.5 - 1
+
+
+def make_context(test: ImageSet, n: int) -> dict[str, Tensor]:
+    """Row i wants class i modulo their number, and was measured from a test image (of that class): ``label``, ``image``."""
+    rows = torch.arange(n, device=test.images.device)
+    if test.labels is None:
+        return {"image": test.images[rows % len(test)]}
+    labels = rows % len(test.classes)
+    pick = [_of_class(test.labels, int(label), i // len(test.classes), i) for i, label in enumerate(labels)]
+    return {"label": labels, "image": test.images[pick]}
+
+
+def _of_class(labels: Tensor, label: int, nth: int, otherwise: int) -> int:
+    """The nth image of a class, round and round; another where the class has none."""
+    members = torch.where(labels == label)[0]
+    return int(members[nth % len(members)]) if len(members) else otherwise % len(labels)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from egd.contracts import name_of
 from egd.errors import UserError
-from egd.experiments.images.data import ImageSet
+from egd.experiments.images.data import make_context
 from egd.experiments.images.model import DATA_ROW, UNGUIDED, ImagesModel
 from egd.metrics import sliced_wasserstein
 from egd.runs.experiment import Row
@@ -70,22 +70,6 @@ def evaluate(
                 results.append(about | {"estimator": column} | scorer(x) | watch.metrics() | {"seconds": seconds})
                 advance(1)
     return Evaluation(cells, results)
-
-
-def make_context(test: ImageSet, n: int) -> dict[str, Tensor]:
-    """Row i wants class i modulo their number, and was measured from a test image (of that class): ``label``, ``image``."""
-    rows = torch.arange(n, device=test.images.device)
-    if test.labels is None:
-        return {"image": test.images[rows % len(test)]}
-    labels = rows % len(test.classes)
-    pick = [_of_class(test.labels, int(label), i // len(test.classes), i) for i, label in enumerate(labels)]
-    return {"label": labels, "image": test.images[pick]}
-
-
-def _of_class(labels: Tensor, label: int, nth: int, otherwise: int) -> int:
-    """The nth image of a class, round and round; another where the class has none."""
-    members = torch.where(labels == label)[0]
-    return int(members[nth % len(members)]) if len(members) else otherwise % len(labels)
 
 
 @dataclass(frozen=True)

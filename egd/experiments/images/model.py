@@ -19,7 +19,7 @@ from egd.contracts import energy_values, name_of
 from egd.errors import UserError
 from egd.experiments.images.classifier import Classifier, ClassifierLearner
 from egd.experiments.images.config import EstimatorConfig, ImagesConfig
-from egd.experiments.images.data import ImageSet
+from egd.experiments.images.data import ImageSet, make_context
 from egd.runs.phases import Phase, seed_of
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
@@ -123,8 +123,6 @@ class ImagesModel:
 
     def _try_energies(self) -> None:
         """UserError for an energy that fails on two images: before anything is trained, not after."""
-        from egd.experiments.images.evaluation import make_context
-
         parts = {"classifier": self.classifiers["classifier"].fit.model} if self.classifiers else {}
         for name, target in self.config.targets.items():
             key = f"targets.{name}.energy"

@@ -1,0 +1,130 @@
+"""A policy of a trained agent as a function of tensors, which can be traced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from egd.config.base import read_yaml
+from egd.config.trust import trusting
+from egd.errors import UserError, nearest
+from egd.runs.folder import RunFolder
+from egd.runs.recipe import pick_device
+from egd.runs.summaries import Summary
+from egd.tracing import Folding, trace
+from rl.agents.base import Agent
+from rl.parts.guided_policy import GivenNoise
+from rl.runs.loading import read_config, restore
+
+
+class PolicyModule(nn.Module):
+    """One arm of a trained agent as a function of tensors: the code that evaluates it, with its noise given from outside.
+
+    ``arm`` is one of the agent's, the headline's unless given (``guided``, a variant, ``behaviour``; ``policy`` of an agent
+    without guidance); ``omega`` its guidance scale, the recipe's unless given. ``draws`` (M)
+    is how many normal draws a state takes: one for each action it samples (``candidates``), and one for each support sample.
+    UserError for an arm that does not exist, a negative scale, or an arm that draws random numbers of another kind.
+    """
+
+    def __init__(self, agent: Agent, arm: str | None = None, omega: float | None = None) -> None:
+        super().__init__()
+        self.arm = agent.headline.partition("@")[0] if arm is None else arm
+        self.omega = _scale(agent, self.arm, omega)
+        self._agent = (agent,)  # in a tuple, as it is no module
+        self.networks = nn.ModuleDict(agent.modules())
+        self.observations, self.actions = len(agent.data.state_mean), len(agent.data.action_low)
+        self.entries = agent.entries
+        self.draws = self._draws()
+
+    @property
+    def agent(self) -> Agent:
+        """Whose arm it is."""
+        return self._agent[0]
+
+    @torch.no_grad()
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Observations (N, S) as the environment gives them, standard normal noise (N, M, E) -> actions (N, A), within the
+        range of the data's. E is the agent's ``entries``: A, but for plans."""
+        return self._act(observation, GivenNoise(noise)).clamp(self.agent.data.action_low, self.agent.data.action_high)
+
+    def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
+        scales = [] if self.agent.policies()[self.arm] is None else [self.omega]
+        act = self.agent.policy(self.arm, scales, noise)
+        which = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
+        return act(self.agent.data.standardise(observation), which)
+
+    @torch.no_grad()
+    def _draws(self) -> int:
+        device = self.agent.device
+        endless = GivenNoise(torch.zeros(1, 1, self.entries, device=device).expand(1, 1_000_000_000, self.entries))
+        with _naming(self.arm), Folding():
+            self._act(torch.zeros(1, self.observations, device=device), endless)
+        return endless.used
+
+    def inputs(self, batch: int) -> dict[str, Tensor]:
+        """Zeros in the shapes of the inputs, by name, for a batch of that size."""
+        shapes = {"observation": (batch, self.observations), "noise": (batch, self.draws, self.entries)}
+        return {name: torch.zeros(shape, device=self.agent.device) for name, shape in shapes.items()}
+
+    def graph(self, batch: int, decompositions: Mapping[Any, Any] | None = None) -> fx.GraphModule:
+        """``forward`` for a fixed batch size as one flat graph, with a copy of the weights. UserError for an arm that decides
+        by its values what to compute, as ``second_order`` does.
+        """
+        with _naming(self.arm):
+            return trace(self, self.inputs(batch), decompositions)
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        remedy = "take another arm; the agent's policy() runs every one as it is"
+        raise UserError(f"arm '{arm}' cannot be one graph: {error}; {remedy}", key="--arm") from error
+
+
+def _scale(agent: Agent, arm: str, omega: float | None) -> float:
+    arms = agent.policies()
+    if arm not in arms:
+        raise UserError(f"the run has no arm '{arm}'; {nearest(arm, arms)}", key="--arm")
+    own = arms[arm]
+    if own is None:
+        if omega:
+            raise UserError(f"'{arm}' has no guidance scale; leave it out, or choose another arm", key="--omega")
+        return 0.0
+    if omega is not None and not 0 <= omega < math.inf:
+        raise UserError(f"{omega:g} is no guidance scale: it is finite and not negative", key="--omega")
+    return own if omega is None else omega
+
+
+def load_module(
+    run: Path | str,
+    arm: str | None = None,
+    omega: float | None = None,
+    device: str = "cpu",
+    *,
+    trust_code: bool = False,
+) -> PolicyModule:
+    """An arm of a complete run, from its folder OUT/<task>/seed-<n>; its data set must be at hand. UserError where the folder
+    is none or the run is not complete, where its settings name code of a stranger and not ``trust_code``, and as
+    ``PolicyModule``.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.config.exists():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml; give OUT/<task>/seed-<n>")
+    tree = read_yaml(folder.config)
+    if tree.get("experiment") != "offline_rl":
+        raise UserError(f"{run} is a run of '{tree.get('experiment')}'; only those of offline_rl have policies")
+    if folder.read_summary(Summary) is None:
+        raise UserError(f"{run} is not complete; finish it with egd run --resume")
+    chosen = torch.device(pick_device(device))
+    with trusting(trust_code, folder.path):
+        config = read_config(folder).model_copy(update={"device": chosen.type})
+        agent, _ = restore(config, folder, chosen)
+        return PolicyModule(agent, arm, omega)
