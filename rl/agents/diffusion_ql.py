@@ -21,7 +21,7 @@ from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
-from rl.parts.diffusion_actor import ActorCritic, DiffusionActor, DiffusionActorConfig, Noised, normalised_q_loss
+from rl.parts.diffusion_actor import ActorCritic, DiffusionActor, DiffusionActorConfig, NoisedTransitions, normalised_q_loss
 from rl.parts.policies import AgentPolicy
 from rl.runs.config import SamplerConfig
 
@@ -69,7 +69,9 @@ class DiffusionQL(Agent):
     def parts(self) -> Sequence[Part]:
         return [self.actor_critic] if self.config.on_policy else [self.critic_part, self.policy_part]
 
-    def improvement_loss(self, noised: Noised, x: Tensor, output: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+    def improvement_loss(
+        self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
         """-E Q_i(s, a) / E |Q_j(s, a)|, a sampled by the policy, its graph through every step of the sampler."""
         state = noised.batch.state
         return normalised_q_loss(self.critic, state, self.sampled(state, generator), noised.member)

@@ -23,7 +23,7 @@ from rl.parts.diffusion_actor import (
     DiffusionActor,
     DiffusionActorConfig,
     ImprovementConfig,
-    Noised,
+    NoisedTransitions,
     normalised_q_loss,
 )
 from rl.parts.policies import AgentPolicy
@@ -75,12 +75,16 @@ class EDP(Agent):
     def parts(self) -> Sequence[Part]:
         return [self.actor_critic] if self.config.on_policy else [self.critic_part, self.policy_part]
 
-    def q_loss(self, noised: Noised, x: Tensor, output: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+    def q_loss(
+        self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
         """-E Q_i(s, a) / E |Q_j(s, a)|, a the action approximation."""
         actions = self.approximated(x, noised.t, output)
         return normalised_q_loss(self.critic, noised.batch.state, actions, noised.member)
 
-    def awr_loss(self, noised: Noised, x: Tensor, output: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+    def awr_loss(
+        self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
         """E w(s, a_0) |a - a_0|^2 / 2, a_0 the data's action and a its approximation."""
         batch, actions = noised.batch, self.approximated(x, noised.t, output)
         weight = self.advantage_weight(batch)

@@ -75,7 +75,7 @@ class DiffusionActorConfig(DiffusionConfig):
         return beside_policy(self.critic, steps=self.denoiser.steps, batch=self.denoiser.batch)
 
 
-class Noised(NamedTuple):
+class NoisedTransitions(NamedTuple):
     """Transitions, times t (B,) and noise (B, A) of the denoising loss, and ``member`` (1,), a member of the critic."""
 
     batch: Batch
@@ -84,7 +84,7 @@ class Noised(NamedTuple):
     member: Tensor
 
 
-ImprovementLoss: TypeAlias = Callable[[Noised, Tensor, Tensor, torch.Generator], tuple[Tensor, Metrics]]
+ImprovementLoss: TypeAlias = Callable[[NoisedTransitions, Tensor, Tensor, torch.Generator], tuple[Tensor, Metrics]]
 """(noised, x_t (B, A), the network's prediction at x_t (B, A), generator) -> the loss () by which a critic improves the policy,
 and metrics."""
 
@@ -110,16 +110,16 @@ class DiffusionActor(Part, StepLearner):
         self.generator = torch.Generator()
 
     @override
-    def draw(self, generator: torch.Generator) -> Noised:
+    def draw(self, generator: torch.Generator) -> NoisedTransitions:
         self.generator = generator
         batch = self.behaviour.data.sample(self.config.denoiser.batch, generator)
         t = random_times(len(batch), T_MIN, generator)
         noise = torch.randn(batch.action.shape, generator=generator, device=t.device)
         member = torch.randint(self.critic.values.q.members, (1,), generator=generator, device=t.device)
-        return Noised(batch, t, noise, member)
+        return NoisedTransitions(batch, t, noise, member)
 
     @override
-    def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
+    def loss(self, drawn: NoisedTransitions) -> tuple[Tensor, Metrics]:
         batch, t, noise, _ = drawn
         schedule, prediction, eta = self.behaviour.schedule, self.config.denoiser.prediction, self.config.improvement.eta
         x = diffuse(schedule, batch.action, t, noise)
