@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from egd.bounds import Batch, Layers, Rate, Steps, Width
-from egd.config.base import Strict
+from egd.bounds import (
+    Batch,
+    Candidates,
+    Decay,
+    Every,
+    Grid,
+    Layers,
+    Positive,
+    Rate,
+    SamplerSteps,
+    Samples,
+    Seed,
+    Steps,
+    Threads,
+    Width,
+)
+from egd.config.base import ComponentConfig, Strict, Tree, merge
 from egd.config.components import Spec
+from egd.denoisers import Prediction
 from egd.errors import UserError
 from egd.networks.mlp import ActivationName
+from egd.samplers import choose
+from egd.schedules import Spacing
+from egd.types import Sampler
 
 
 class ChosenConfig(Strict):
@@ -47,6 +66,92 @@ class NetworkConfig(Strict):
     lr: Rate = 3e-4
     decay: bool = True
     """The learning rate falls to 0, by a cosine."""
+
+
+class EnergyNetworkConfig(NetworkConfig):
+    """The network E_Theta of trained energies."""
+
+
+class DenoiserConfig(Strict):
+    """The network of a denoiser."""
+
+    prediction: Prediction = "epsilon"
+    width: Width = 256
+    blocks: Layers = 7
+    steps: Steps = 600_000
+    batch: Batch = 256
+    lr: Rate = 3e-4
+    decay: bool = True
+    ema: Decay = 0.995
+
+
+class CalibrationConfig(Strict):
+    """Posterior variances on a grid of times."""
+
+    grid: Grid = 50
+    samples: Samples = 8192
+
+
+class SamplerConfig(ChosenConfig):
+    """The reverse process; a sampler's own settings stand beside."""
+
+    name: str = "dpm_solver_pp_2m"
+    steps: SamplerSteps = 15
+    spacing: Spacing = "log_snr"
+    end: Decay = 1e-3
+
+    def chosen(self) -> Sampler:
+        """Find the sampler with its settings. UserError where it does not exist or does not have them."""
+        return choose(self.spec, "sampler", others=type(self).model_fields)
+
+
+class SampleEvaluationConfig(Strict):
+    """Guided samples against exact ones, or against data weighted by exp(-beta E)."""
+
+    samples: Samples = 2000
+    reference: Samples = 20_000
+    """Samples to measure distances to."""
+    draws: Samples = 1_000_000
+    """Points of the data that are weighted, at most."""
+    projections: Candidates = 128
+
+
+class RunSettings(Strict):
+    """What a run of every experiment has: one task, one seed. ``config.yaml`` of a run folder holds the whole."""
+
+    experiment: str
+    task: str
+    seed: Seed = 0
+    device: str = "cpu"
+    threads: Threads = 1
+    """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
+    checkpoint_every: Every = 5000
+    checkpoint_minutes: Positive = 5.0
+    """A checkpoint too whenever the last one is so old. Changes no result."""
+    log_every: Every = 500
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        return cls.completed(value) if isinstance(value, Mapping) else value
+
+    @classmethod
+    def completed(cls, tree: Mapping[str, Any]) -> Tree:
+        """Complete sections for which this experiment has other defaults than the library: a recipe that says some of a section
+        keeps the rest.
+        """
+        own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
+        said = {key: set_here for key, default in own.items() if (set_here := _set_in(default))}
+        return dict(tree) | {
+            key: merge(set_here, tree.get(key, {}), kept=type(own[key]).model_fields)
+            for key, set_here in said.items()
+            if isinstance(tree.get(key, {}), Mapping)
+        }
+
+
+def _set_in(default: BaseModel) -> Tree:
+    """What a default sets; of a component its name, since its settings go with it."""
+    return {"name": default.name} if isinstance(default, ComponentConfig) else default.model_dump(exclude_unset=True)
 
 
 def check_titles(estimators: Iterable[str], taken: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from egd.bounds import Grid, Steps
 from egd.config.base import ComponentConfig, Strict
-from egd.config.sections import NetworkConfig
+from egd.config.sections import DenoiserConfig, EnergyNetworkConfig, NetworkConfig
 from egd.errors import UserError
 from egd.networks.temporal import TemporalEnergy, TemporalUNet
 from rl.agents.base import Agent
@@ -29,7 +29,7 @@ from rl.parts.guided import Guidance
 from rl.parts.guided_policy import Randomness
 from rl.parts.policies import Act, AgentPolicy
 from rl.parts.trajectories import PlanModel, PlanValue, Reward
-from rl.runs.config import CalibrationConfig, DenoiserConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
+from rl.runs.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedConfig
 from rl.tasks import Task
 
 
@@ -70,7 +70,7 @@ class DiffuserConfig(GuidedConfig):
     reward: RewardConfig = RewardConfig()
     denoiser: DenoiserConfig = DenoiserConfig(prediction="sample", width=32, blocks=3, batch=64)
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig(width=32, layers=3, activation="mish", batch=64)
-    calibration: CalibrationConfig = CalibrationConfig(grid=20, samples=1024)
+    calibration: AdvantageCalibrationConfig = AdvantageCalibrationConfig(grid=20, samples=1024)
     guidance: GuidanceConfig = GuidanceConfig(energy=ComponentConfig(name="mse"), energy_scale="advantage_std")
 
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import make_schedule
+from egd.config.sections import SamplerConfig
 from egd.errors import UserError
 from egd.samplers import differentiable
 from egd.training.learners import Metrics
@@ -23,7 +24,6 @@ from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
 from rl.parts.diffusion_actor import ActorCritic, DiffusionActor, DiffusionActorConfig, NoisedTransitions, normalised_q_loss
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import SamplerConfig
 
 
 class DiffusionQLConfig(DiffusionActorConfig):

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from egd.config.base import ComponentConfig
+from egd.config.sections import EnergyNetworkConfig
 from egd.errors import UserError
 from rl.agents.base import Agent
 from rl.critics.choice import check_critic
@@ -23,7 +24,7 @@ from rl.parts.guidance import check_guidance, support_actions, trained_guidances
 from rl.parts.guided import Guidance
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import drawn_from
-from rl.runs.config import CriticConfig, EnergyNetworkConfig, GuidanceConfig, GuidedConfig
+from rl.runs.config import CriticConfig, GuidanceConfig, GuidedConfig
 from rl.tasks import Task
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from egd.bounds import Layers, Rate, SamplerSteps, Steps
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import make_schedule
+from egd.config.sections import DenoiserConfig, SamplerConfig
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
 from egd.networks.mlp import NoiseMLP
@@ -28,7 +29,6 @@ from rl.online.replay import Replay
 from rl.online.replay_mixture import ReplayMixture
 from rl.online.transition_codec import TerminalModel, TransitionCodec
 from rl.parts.base import Part
-from rl.runs.config import DenoiserConfig, SamplerConfig
 from rl.tasks import Task
 
 ROWS = 2048  # sampled at a time

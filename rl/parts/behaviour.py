@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from egd.config.catalogue import make_schedule
 from egd.config.components import Spec
+from egd.config.sections import DenoiserConfig
 from egd.config.trial import Trial
 from egd.denoisers import NetworkDenoiser
 from egd.errors import UserError
@@ -23,7 +24,7 @@ from egd.wrappers import Clip
 from rl.parts.base import Part, RunContext
 from rl.parts.guided_policy import ActionSampler, Choice, Randomness
 from rl.parts.policies import Sampled
-from rl.runs.config import DenoiserConfig, DiffusionConfig
+from rl.runs.config import DiffusionConfig
 
 
 def check_sampling(config: DiffusionConfig) -> None:

@@ -15,7 +15,7 @@ from egd.types import Energy
 from rl.critics.base import MinusAdvantage, ValueFunction
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
-from rl.runs.config import CalibrationConfig
+from rl.runs.config import AdvantageCalibrationConfig
 
 
 class AdvantageCalibration(Part, nn.Module):
@@ -32,7 +32,7 @@ class AdvantageCalibration(Part, nn.Module):
         self,
         behaviour: Behaviour,
         value: ValueFunction,
-        config: CalibrationConfig,
+        config: AdvantageCalibrationConfig,
         device: torch.device,
         *,
         after: Sequence[Part] = (),

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from egd.bounds import Beta, Candidates, NotNegative
 from egd.config.base import Strict
+from egd.config.sections import DenoiserConfig
 from egd.denoisers import at_unit_scale, diffuse, prediction_target, random_times
 from egd.runs.checkpoint import group, prefixed
 from egd.selection import best_of
@@ -24,7 +25,7 @@ from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
 from rl.parts.guided_policy import Choice
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import CriticConfig, DenoiserConfig, DiffusionConfig
+from rl.runs.config import CriticConfig, DiffusionConfig
 
 T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
 

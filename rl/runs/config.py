@@ -21,32 +21,30 @@ from egd.bounds import (
     Environments,
     Episodes,
     Every,
-    Grid,
     Layers,
     Members,
     Number,
     Omega,
-    Positive,
     PositiveShare,
     ProperShare,
     Rate,
-    SamplerSteps,
-    Samples,
-    Seed,
     Steps,
     Temperature,
-    Threads,
     Width,
     Workers,
 )
-from egd.config.base import ComponentConfig, Strict, Tree, merge
-from egd.config.sections import ChosenConfig, NetworkConfig
-from egd.denoisers import Prediction
+from egd.config.base import ComponentConfig, Strict
+from egd.config.sections import (
+    CalibrationConfig,
+    ChosenConfig,
+    DenoiserConfig,
+    EnergyNetworkConfig,
+    NetworkConfig,
+    RunSettings,
+    SamplerConfig,
+)
 from egd.networks.mlp import ActivationName
-from egd.samplers import choose
-from egd.schedules import Spacing
 from egd.training.precision import Computing, Precision
-from egd.types import Sampler
 from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task, find_task
 
@@ -92,19 +90,6 @@ class DataConfig(Strict):
         return RewardTransform(scale, task.reward.shift if self.reward_shift == "task" else self.reward_shift)
 
 
-class DenoiserConfig(Strict):
-    """The network of the behaviour policy (AEPO Algorithm 1)."""
-
-    prediction: Prediction = "epsilon"
-    width: Width = 256
-    blocks: Layers = 7
-    steps: Steps = 600_000
-    batch: Batch = 256
-    lr: Rate = 3e-4
-    decay: bool = True
-    ema: Decay = 0.995
-
-
 class CriticConfig(ChosenConfig):
     """Q and V, on the same networks whatever they are regressed on; a critic's own settings, as ISQL's ``beta``, stand beside
     these.
@@ -136,16 +121,10 @@ class ActorConfig(NetworkConfig):
     layer_norm: bool = False
 
 
-class CalibrationConfig(Strict):
-    """Posterior variances on a grid of times; ``every`` matters in joint training only."""
+class AdvantageCalibrationConfig(CalibrationConfig):
+    """Posterior variances and the spread of the advantages; ``every`` so many steps anew, in joint training only."""
 
-    grid: Grid = 50
-    samples: Samples = 8192
     every: Every = 1000
-
-
-class EnergyNetworkConfig(NetworkConfig):
-    """The network E_Theta of trained energies."""
 
 
 Selection = Literal["best", "softmax", "smc"]
@@ -189,19 +168,6 @@ class GuidanceConfig(Strict):
         return omega > 0 or self.candidates > 1 or self.temperature != 1
 
 
-class SamplerConfig(ChosenConfig):
-    """The reverse process; a sampler's own settings stand beside."""
-
-    name: str = "dpm_solver_pp_2m"
-    steps: SamplerSteps = 15
-    spacing: Spacing = "log_snr"
-    end: Decay = 1e-3
-
-    def chosen(self) -> Sampler:
-        """The sampler with its settings. UserError where it does not exist or does not have them."""
-        return choose(self.spec, "sampler", others=type(self).model_fields)
-
-
 class EvaluationConfig(Strict):
     """Rollouts in the task's environment."""
 
@@ -225,50 +191,27 @@ class SupportConfig(Strict):
     """Keep the denoiser's x_0 within the range of the data's actions."""
 
 
-class RunConfig(Strict):
-    """What every run has: one task, one seed, whatever the agent. ``config.yaml`` of a run folder holds the whole."""
+class RunConfig(RunSettings):
+    """What every run of offline RL has, whatever the agent."""
 
-    experiment: str
-    task: str
     agent: str = "aepo"
-    """The agent, of ``rl.agents``."""
+    """One of ``rl.agents``, or ``path/to/file.py:Name``."""
     method: str = ""
     """What a table calls it: the name under ``methods``, or else its agent."""
-    seed: Annotated[Seed, VARIES] = 0
-    device: str = "cpu"
-    threads: Threads = 1
-    """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
     precision: Precision = "float32"
     """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
     compile: bool = False
     """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint_every: Every = 5000
-    checkpoint_minutes: Positive = 5.0
-    """A checkpoint too whenever the last one is so old. Changes no result."""
-    log_every: Every = 500
 
     @model_validator(mode="before")
     @classmethod
-    def _called(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+    def _filled(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
             return value
         method = value.get("method") or value.get("agent") or cls.model_fields["agent"].default
         return {**cls.completed(value), "method": method}
-
-    @classmethod
-    def completed(cls, tree: Mapping[str, Any]) -> Tree:
-        """The tree with what this kind of run has by default in sections that the library has other defaults for: a recipe that
-        says some of a section keeps the rest.
-        """
-        own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
-        said = {key: set_here for key, default in own.items() if (set_here := default.model_dump(exclude_unset=True))}
-        return dict(tree) | {
-            key: merge(set_here, tree.get(key, {}), kept=type(own[key]).model_fields)
-            for key, set_here in said.items()
-            if isinstance(tree.get(key, {}), Mapping)
-        }
 
     def found_task(self) -> Task:
         """Its task, with the time limit that the recipe gives it."""
@@ -294,7 +237,7 @@ class ValuedConfig(DiffusionConfig):
 
     critic: CriticConfig = CriticConfig()
     support: SupportConfig = SupportConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: AdvantageCalibrationConfig = AdvantageCalibrationConfig()
 
 
 class GuidedConfig(ValuedConfig):

@@ -251,7 +251,7 @@ def test_the_recipe_of_the_repository_runs_at_the_smoke_budget(egd: Any, tmp_pat
         (["--set", "estimators.support_samples.sample=3"], ["support_samples", "samples"]),
         (["--set", "posterior=residul"], ["posterior", "residual"]),
         (["--set", "rule=rescale"], ["rule", "rescaled"]),
-        (["--set", "sampler.name=ddmi"], ["sampler.name", "ddim"]),
+        (["--set", "sampler.name=ddmi"], ["sampler", "ddim"]),
         (["--set", "betas=[-1]"], ["betas", "-1"]),
         (["--set", "estimators.exact=dps"], ["estimators.exact", "a row of its own"]),
         (["--set", "evaluation.draws=0"], ["evaluation.draws"]),

@@ -13,7 +13,7 @@ from egd.posteriors import calibrate
 from egd.runs.checkpoint import prefixed
 from egd.schedules import VPLinear
 from rl.parts.calibration import AdvantageCalibration
-from rl.runs.config import CalibrationConfig
+from rl.runs.config import AdvantageCalibrationConfig
 
 NONE: Any = SimpleNamespace(schedule=None, sample=None)
 """Neither a behaviour policy nor a critic is asked."""
@@ -30,7 +30,7 @@ def state(grid: int) -> dict[str, Tensor]:
 
 
 def test_a_calibration_comes_back_as_it_was() -> None:
-    calibration = AdvantageCalibration(NONE, NONE, CalibrationConfig(grid=4), torch.device("cpu"))
+    calibration = AdvantageCalibration(NONE, NONE, AdvantageCalibrationConfig(grid=4), torch.device("cpu"))
     calibration.load(state(4))
     assert {name: float(value.sum()) for name, value in calibration.state().items()} == {
         name: float(value.sum()) for name, value in state(4).items()
@@ -47,6 +47,6 @@ def test_a_calibration_comes_back_as_it_was() -> None:
     ],
 )
 def test_a_calibration_of_other_settings_or_types_is_refused(wrong: dict[str, Tensor], word: str) -> None:
-    calibration = AdvantageCalibration(NONE, NONE, CalibrationConfig(grid=4), torch.device("cpu"))
+    calibration = AdvantageCalibration(NONE, NONE, AdvantageCalibrationConfig(grid=4), torch.device("cpu"))
     with pytest.raises(ValueError, match=word):
         calibration.load(wrong)

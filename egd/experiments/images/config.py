@@ -12,21 +12,17 @@ from egd.bounds import (
     Candidates,
     Decay,
     Every,
-    Grid,
     Layers,
     NotNegative,
     Omega,
-    Positive,
     ProperShare,
     Rate,
     SamplerSteps,
-    Samples,
-    Seed,
     Steps,
-    Threads,
     Width,
 )
 from egd.config.base import ComponentConfig, Strict
+from egd.config.sections import CalibrationConfig, RunSettings, SampleEvaluationConfig
 
 
 class UNetConfig(Strict):
@@ -54,11 +50,9 @@ class ClassifierConfig(Strict):
     """Standard deviation of noise on its training images: a smoother classifier."""
 
 
-class CalibrationConfig(Strict):
-    """Posterior covariances on a grid of times."""
+class ImageCalibrationConfig(CalibrationConfig):
+    """Posterior covariances on a grid of times, some images at a time."""
 
-    grid: Grid = 25
-    samples: Samples = 512
     batch: Batch = 64
 
 
@@ -85,27 +79,16 @@ class EstimatorConfig(Strict):
         return self.clip_x0 if isinstance(self.clip_x0, bool) else self.clip_x0.model_dump()
 
 
-class EvaluationConfig(Strict):
+class ImageEvaluationConfig(SampleEvaluationConfig):
     """Guided samples against data weighted by exp(-beta E)."""
 
-    samples: Samples = 100
-    reference: Samples = 2000
-    """Weighted data to measure distances to."""
-    draws: Samples = 5000
-    """At most so many images are weighted."""
-    projections: Candidates = 128
     shown: Candidates = 10
     """Images of every cell of the figure."""
 
 
-class ImagesConfig(Strict):
-    """One run: one set of images, one seed. ``config.yaml`` of a run folder holds exactly this."""
+class ImagesConfig(RunSettings):
+    """One run: one set of images, one seed."""
 
-    experiment: str
-    task: str
-    seed: Seed = 0
-    device: str = "cpu"
-    threads: Threads = 1
     data: ComponentConfig = ComponentConfig(name="digits")
     test_share: ProperShare = 0.2
     """Images that nothing is trained on."""
@@ -117,11 +100,9 @@ class ImagesConfig(Strict):
     """Of the scheduler."""
     unet: UNetConfig = UNetConfig()
     classifier: ClassifierConfig = ClassifierConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: ImageCalibrationConfig = ImageCalibrationConfig(grid=25, samples=512)
     targets: dict[str, TargetConfig] = Field(min_length=1, max_length=100)
     estimators: dict[str, EstimatorConfig] = Field(min_length=1, max_length=100)
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: ImageEvaluationConfig = ImageEvaluationConfig(samples=100, reference=2000, draws=5000)
     checkpoint_every: Every = 1000
-    checkpoint_minutes: Positive = 5.0
-    """A checkpoint too whenever the last one is so old. Changes no result."""
     log_every: Every = 100

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egd.config.base import Tree, read_yaml, validate
+from egd.config.base import Tree, read_yaml, sections_of, validate
 from egd.errors import UserError
 from egd.experiments.images.config import ImagesConfig
 from egd.experiments.images.evaluation import ImagesSummary, rows
@@ -27,6 +27,7 @@ from egd.training.precision import set_up
 class Images:
     """The entry point ``images`` of the group ``egd.experiments``. A task is a name for a set of images and its settings."""
 
+    sections = sections_of(ImagesConfig)
     caption = "what the energy is about, and the sliced W2 to reweighted data where there is enough of it"
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
@@ -44,7 +45,7 @@ class Images:
     def _job(self, recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation) -> ImagesJob:
         options = variation.options
         with blaming(options):
-            tree = without_nulls(resolve(recipe, task, over, options), "targets", "estimators")
+            tree = without_nulls(resolve(recipe, task, over, options, self.sections), "targets", "estimators")
             config = validate(ImagesConfig, tree, options.source, given(options))
             check_names(config)
             check_components(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from egd.config.base import Tree, read_yaml, validate
+from egd.config.base import Tree, read_yaml, sections_of, validate
 from egd.errors import UserError
 from egd.experiments.toy2d.config import Toy2dConfig
 from egd.experiments.toy2d.data import DATA_SETS, find_data_set
@@ -29,6 +29,7 @@ from egd.training.precision import set_up
 class Toy2d:
     """The entry point ``toy2d`` of the group ``egd.experiments``."""
 
+    sections = sections_of(Toy2dConfig)
     caption = "sliced W2 to exact samples, and the mean energy"
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
@@ -43,7 +44,7 @@ class Toy2d:
         options = variation.options
         find_data_set(task, "--task" if options.tasks else "tasks")
         with blaming(options):
-            tree = without_nulls(resolve(recipe, task, over, options), "estimators")
+            tree = without_nulls(resolve(recipe, task, over, options, self.sections), "estimators")
             config = validate(Toy2dConfig, tree, options.source, given(options))
             check_names(config)
             check_components(config)

@@ -27,7 +27,6 @@ from egd.posteriors.moments import Moments
 from egd.runs.labels import label
 from egd.runs.phases import Phase, seed_of
 from egd.samplers import initial_noise
-from egd.samplers.choice import choose
 from egd.schedules import time_grid
 from egd.selection import Weights, energy_weights
 from egd.training.calibration import Calibration
@@ -59,12 +58,11 @@ def check_components(config: Toy2dConfig) -> None:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
         raise UserError(str(error), key="sampler") from None
-    sampler = Spec(config.sampler.name, {})
-    walk = choose(sampler, "sampler.name")
+    walk = config.sampler.chosen()
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, RULE_PARTS, "rule")
     trial = Trial((2,), schedule)
-    trial.sampler(sampler, walk, "sampler.name")
+    trial.sampler(config.sampler.spec, walk, "sampler.name")
     trial.posterior(config.posterior.spec, "posterior")
     trial.rule(config.rule.spec, "rule")
     check_titles(config.estimators, (EXACT, UNGUIDED))
@@ -177,7 +175,7 @@ class Toy2dModel:
             rule = build(RULES, self.config.rule.spec, {"omega": omega}, "rule")
             timed = self.timed_energy(name, beta, generator)
             denoiser = self._clipped(guide(denoiser, timed, rule, self.schedule))
-        sampler = choose(Spec(self.config.sampler.name, {}), "sampler.name")
+        sampler = self.config.sampler.chosen()
         return sampler(denoiser, self.schedule, noise, self.times, generator=generator)
 
 
