@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from egd.runs.phases import Phase, key_of
 from egd.runs.summaries import HOW
 from egd.training.learners import HasComputing
 from rl.data.transitions import OfflineData
-from rl.parts.base import Made, Part, RunContext
+from rl.parts.base import Part, RunContext
 from rl.parts.guided_policy import ActionSampler, Randomness
 from rl.parts.policies import Act, AgentPolicy
 from rl.runs.config import RunConfig, varying
@@ -131,10 +131,6 @@ class Agent(ABC):
         """Make the policies usable in the middle of a phase."""
         for part in self.parts():
             part.prepare(phase, generator)
-
-    def fresh(self, name: str, make: Callable[[], Made]) -> Made:
-        """Make a network with initial weights that depend on the run's seed and its own name alone."""
-        return self.context.fresh(name, make)
 
     def _phase(self, part: Part) -> Phase:
         for each in (*part.after, part):

@@ -48,7 +48,7 @@ class CalQLAgent(Agent):
         super().__init__(config, data, device)
         self.offline = CQLAgent(config, data, device)
         self.critic, self.actor = self.offline.critic, self.offline.actor
-        context = GeneratorContext(data, config.found_task(), self.explore, self.fresh)
+        context = GeneratorContext(data, config.found_task(), self.explore, self.context.fresh)
         self.online = make_online_learner(self, config.online, context, seed=config.seed)
 
     @classmethod

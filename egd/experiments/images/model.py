@@ -20,7 +20,7 @@ from egd.errors import UserError
 from egd.experiments.images.classifier import Classifier, ClassifierLearner
 from egd.experiments.images.config import EstimatorConfig, ImagesConfig
 from egd.experiments.images.data import ImageSet, make_context
-from egd.runs.phases import Phase, seed_of
+from egd.runs.phases import Phase, fresh, seed_of
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
 from egd.training.calibration import Calibration
@@ -90,10 +90,8 @@ class ImagesModel:
         self.calibration = Calibration(denoisers, self.schedule, self.sample_data, **per_time)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
-        """A network with initial weights that depend on the run's seed and its own name alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
-            return make().to(self.device)
+        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        return fresh(self.config.seed, f"init/{name}", make).to(self.device)
 
     def _classifier(self, name: str, images: ImageSet) -> ClassifierLearner:
         c = self.config.classifier

@@ -25,7 +25,7 @@ from egd.networks.mlp import EnergyMLP, NoiseMLP
 from egd.objectives.base import energy_network
 from egd.posteriors.moments import Moments
 from egd.runs.labels import label
-from egd.runs.phases import Phase, seed_of
+from egd.runs.phases import Phase, fresh, seed_of
 from egd.samplers import initial_noise
 from egd.schedules import time_grid
 from egd.selection import Weights, energy_weights
@@ -89,10 +89,8 @@ class Toy2dModel:
         self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
-        """A network with initial weights that depend on the run's seed and its own name alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.config.seed, f"init/{name}"))
-            return make().to(self.device)
+        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        return fresh(self.config.seed, f"init/{name}", make).to(self.device)
 
     def _denoiser_fit(self, name: str) -> Fit:
         d = self.config.denoiser
