@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +20,9 @@ COPIES = 6
 """Of a network's weights in training: themselves, gradients, Adam's two moments, an average, a target."""
 KEPT = 4
 """Of these, in a checkpoint."""
-SIMULATOR = 10_000_000  # bytes of an environment
 ROW = 100  # bytes of a transition
-ROWS = 10_000  # of a dataset of unknown size
 Sizes = dict[str, int]
 """The keys that make something large -> bytes."""
-
-
-def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str) -> None:
-    """UserError where a job, given by the settings of the runs that it trains together, needs more than the memory of this
-    machine, or where all checkpoints need more than is free on the disk of ``out``.
-    """
-    total = sum(check_memory(runs, source) * KEPT // COPIES for runs in jobs)
-    free = _free(out)
-    if total > free:
-        count = sum(map(len, jobs))
-        remedy = "choose another folder, or fewer or smaller runs"
-        why = f"checkpoints of {count:,} runs take about {_gb(total)}, and {_gb(free)} are free"
-        raise UserError(f"{why}; {remedy}", key="--out")
-
-
-def check_memory(runs: Sequence[Mapping[str, Any]], source: str, known: Mapping[str, int] | None = None) -> int:
-    """UserError where runs that are trained together, or one that is evaluated, need more memory than this machine has. The
-    bytes of their networks in training. ``known`` are sizes, by key, that need not be estimated any more.
-    """
-    most = memory_limit()
-    networks = dict[str, int]()
-    for tree in runs:
-        for key, size in of_networks(tree).items():
-            networks[key] = networks.get(key, 0) + COPIES * size
-    needed = networks | of_arrays(runs[0]) | dict(known or {})
-    if (bytes_needed := sum(needed.values())) > most:
-        remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
-        together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""
-        why = f"about {_gb(bytes_needed)} of memory are needed{together}, and this machine has {_gb(most)}"
-        raise UserError(f"{_largest(needed)}: {why}; {remedy}", key=source)
-    return sum(networks.values())
 
 
 def memory_limit() -> int:
@@ -72,69 +40,101 @@ def memory_limit() -> int:
     return there
 
 
-def of_networks(tree: Mapping[str, Any]) -> Sizes:
-    """Weights, by the keys that decide their number."""
+def of_networks(tree: Mapping[str, Any], convolutional: Collection[str] = ()) -> Sizes:
+    """Count weights, by the keys that decide their number; a ``convolutional`` section doubles its channels every level."""
     sizes: Sizes = {}
-    for path, section in _sections(tree):
+    for path, section in sections_in(tree):
         depth = next((name for name in ("blocks", "layers") if name in section), None)
         if "width" in section and ("name" not in section or "steps" in section):
-            width, levels, convolutional = _number(section["width"]), _depth(section), path in _temporal(tree)
-            if convolutional:  # twice the channels every level
+            width, levels = whole(section["width"]), _depth(section)
+            if path in convolutional:
                 width = width << min(levels - 1, 60)
-            weights = width * width * (10 if convolutional else levels) * section.get("ensemble", 1)
+            weights = width * width * (10 if path in convolutional else levels) * section.get("ensemble", 1)
             sizes[f"{path}.width" + (f", {path}.{depth}" if depth else "")] = 4 * weights
         elif "widths" in section:
             sizes[f"{path}.widths"] = 4 * 20 * section.get("layers", 1) * sum(width * width for width in section["widths"])
     return sizes
 
 
-def of_arrays(tree: Mapping[str, Any]) -> Sizes:
-    """What is computed and kept beside networks, by the keys that decide its size."""
+def of_arrays(tree: Mapping[str, Any], rows: int | None = None, besides: tuple[str, ...] = ()) -> Sizes:
+    """Size what is computed and kept beside networks, by the keys that decide it. ``rows`` are sampled at once, those of the
+    evaluation if not said; components in the sections ``besides`` draw no samples for each of them.
+    """
     evaluation = tree.get("evaluation", {})
-    arms = [tree.get("guidance") or {}, *(tree.get("variants") or {}).values()]
-    scales = 1 + sum(1 + len(arm.get("omegas", ())) for arm in arms)
-    at_once = min(evaluation.get("envs", 0), evaluation.get("episodes", 0)) * scales
-    rows = at_once or evaluation.get("samples", 1)
-    sizes = {"evaluation.envs": at_once * SIMULATOR}
-    for path, section in _sections(tree):
+    at_once = evaluation.get("samples", 1) if rows is None else rows
+    sizes: Sizes = {}
+    for path, section in sections_in(tree):
         if "width" in section and "batch" in section:
-            each = 12 * _number(section["width"]) * _depth(section) * section.get("ensemble", 1)
-            sizes[f"{path}.batch, {path}.width"] = each * _number(section["batch"])
+            each = 12 * whole(section["width"]) * _depth(section) * section.get("ensemble", 1)
+            sizes[f"{path}.batch, {path}.width"] = each * whole(section["batch"])
         elif "widths" in section:
             sizes[f"{path}.batch, {path}.widths"] = 400 * section.get("batch", 1) * sum(section["widths"])
-        if "name" in section and "samples" in section and not path.startswith(("data", "online")):
-            sizes[f"{path}.samples"] = 16 * rows * _number(section["samples"])
-        if "candidates" in section:
-            sizes[f"{path}.candidates"] = 1000 * max(1, at_once // scales) * section["candidates"]
-    generator = (tree.get("data") or {}).get("generator") or {}
-    steps = _number(generator.get("steps")) or ROWS
-    sizes["data.generator.steps"] = ROW * steps
-    sizes["support.actions"] = 32 * steps * (tree.get("support") or {}).get("actions", 0)
-    sizes["online.steps"] = ROW * (tree.get("online") or {}).get("steps", 0)
+        if "name" in section and "samples" in section and path.partition(".")[0] not in besides:
+            sizes[f"{path}.samples"] = 16 * at_once * whole(section["samples"])
     sizes["evaluation.draws"] = 40 * evaluation.get("draws", 0)
     sizes["evaluation.samples, evaluation.reference"] = 100 * (evaluation.get("samples", 0) + evaluation.get("reference", 0))
-    calibration = tree.get("calibration") or {}
-    sizes["calibration.samples"] = ROW * calibration.get("samples", 0)
+    sizes["calibration.samples"] = ROW * (tree.get("calibration") or {}).get("samples", 0)
     return sizes
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """How the settings of an experiment's runs become bytes: weights, and what is kept beside them."""
+
+    networks: Callable[[Mapping[str, Any]], Sizes] = of_networks
+    arrays: Callable[[Mapping[str, Any]], Sizes] = of_arrays
+
+
+GENERAL = Estimates()
+
+
+def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str, estimates: Estimates = GENERAL) -> None:
+    """UserError where a job, given by the settings of the runs that it trains together, needs more than the memory of this
+    machine, or where all checkpoints need more than is free on the disk of ``out``.
+    """
+    total = sum(check_memory(runs, source, estimates=estimates) * KEPT // COPIES for runs in jobs)
+    free = _free(out)
+    if total > free:
+        count = sum(map(len, jobs))
+        remedy = "choose another folder, or fewer or smaller runs"
+        why = f"checkpoints of {count:,} runs take about {_gb(total)}, and {_gb(free)} are free"
+        raise UserError(f"{why}; {remedy}", key="--out")
+
+
+def check_memory(
+    runs: Sequence[Mapping[str, Any]], source: str, known: Mapping[str, int] | None = None, *, estimates: Estimates = GENERAL
+) -> int:
+    """UserError where runs that are trained together, or one that is evaluated, need more memory than this machine has. The
+    bytes of their networks in training. ``known`` are sizes, by key, that need not be estimated any more.
+    """
+    most = memory_limit()
+    networks = dict[str, int]()
+    for tree in runs:
+        for key, size in estimates.networks(tree).items():
+            networks[key] = networks.get(key, 0) + COPIES * size
+    needed = networks | estimates.arrays(runs[0]) | dict(known or {})
+    if (bytes_needed := sum(needed.values())) > most:
+        remedy = "lower these, or state the memory that there is with EGD_MEMORY_GB"
+        together = f" ({len(runs)} runs at once)" if len(runs) > 1 else ""
+        why = f"about {_gb(bytes_needed)} of memory are needed{together}, and this machine has {_gb(most)}"
+        raise UserError(f"{_largest(needed)}: {why}; {remedy}", key=source)
+    return sum(networks.values())
+
+
 def _depth(section: Mapping[str, Any]) -> int:
-    return _number(section.get("layers", section.get("blocks", 4)))
+    return whole(section.get("layers", section.get("blocks", 4)))
 
 
-def _temporal(tree: Mapping[str, Any]) -> tuple[str, ...]:
-    """Sections of networks along the steps of a plan."""
-    return ("denoiser", "energy_network") if "plan" in tree else ()
-
-
-def _sections(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def sections_in(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Walk the sections at every depth, each with its dotted key."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield head + key, value
-            yield from _sections(value, f"{head}{key}.")
+            yield from sections_in(value, f"{head}{key}.")
 
 
-def _number(value: Any) -> int:
+def whole(value: Any) -> int:
+    """Read a whole number, as text too; 0 for what is none."""
     with suppress(TypeError, ValueError, OverflowError):
         return int(float(value))
     return 0

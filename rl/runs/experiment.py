@@ -36,6 +36,7 @@ from rl.runs.loading import check_generated, read_config, restore
 from rl.runs.old_keys import refuse_old_keys, refuse_old_options
 from rl.runs.recipe import SECTIONS, check_sections, for_method, listed_methods, task_settings, typed
 from rl.runs.run import Planned
+from rl.runs.sizes import ESTIMATES
 from rl.tasks import Task, find_task
 
 
@@ -68,7 +69,9 @@ class OfflineRL:
         jobs = [job for task, method in pairs for job in self._jobs(recipe, task, method, options)]
         planned = [run for job in jobs for run in job.planned]
         check_sections({run.method or run.config.agent: set(type(run.config).model_fields) for run in planned}, options)
-        resources.check([[run.config.model_dump() for run in job.planned] for job in jobs], options.out, options.source)
+        resources.check(
+            [[run.config.model_dump() for run in job.planned] for job in jobs], options.out, options.source, ESTIMATES
+        )
         return list(jobs)
 
     def _jobs(

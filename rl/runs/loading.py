@@ -24,6 +24,7 @@ from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
 from rl.runs.config import RunConfig
 from rl.runs.recipe import typed
+from rl.runs.sizes import ESTIMATES
 from rl.tasks import Task
 
 
@@ -50,7 +51,9 @@ def check_room(configs: Sequence[RunConfig], data: Episodes | OfflineData) -> No
     replayed = sum((tree.get("online") or {}).get("steps", 0) for tree in trees)
     known = {"data.datasets": row_bytes(states, actions, LOADING) * rows, "data.generator.steps": 0}
     known |= {"support.actions": 4 * actions * support * rows, "online.steps": row_bytes(states, actions) * replayed}
-    resources.check_memory(trees, ", ".join(configs[0].data.datasets or configs[0].found_task().datasets), known)
+    resources.check_memory(
+        trees, ", ".join(configs[0].data.datasets or configs[0].found_task().datasets), known, estimates=ESTIMATES
+    )
 
 
 def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> None:
@@ -84,7 +87,7 @@ def read_config(folder: RunFolder) -> RunConfig:
     """
     with trusting(False, folder.path):
         config = typed(read_yaml(folder.config), str(folder.config))
-    resources.check_memory([config.model_dump()], str(folder.config))
+    resources.check_memory([config.model_dump()], str(folder.config), estimates=ESTIMATES)
     return config
 
 
