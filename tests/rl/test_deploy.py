@@ -87,7 +87,7 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
         ("best_of_4", 4),
         ("guided_best", 3),
         pytest.param("curved", 1, marks=pytest.mark.slow),
-        ("blended", 1025),
+        pytest.param("blended", 1025, marks=pytest.mark.slow),
     ],
 )
 def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws: int) -> None:

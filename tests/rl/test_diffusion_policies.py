@@ -148,7 +148,9 @@ COARSE = {"steps": 4, "spacing": "time"}
 FINE = {"name": "dpm_solver_pp_2m", "steps": 15, "end": 1e-3, "spacing": "log_snr"}
 
 
-@pytest.mark.parametrize(("kind", "sampler"), [("diffusion_ql", {}), ("diffusion_ql", FINE), ("edp", FINE)])
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [("diffusion_ql", {}), pytest.param("diffusion_ql", FINE, marks=pytest.mark.slow), ("edp", FINE)]
+)
 def test_without_a_critic_the_policy_is_the_behaviour_policy(kind: str, sampler: dict[str, Any]) -> None:
     """As the sampler draws it: five steps of DDPM make a Gaussian of 0.25 one of 0.11."""
     made = agent(kind, gaussian(), **fit(700, "epsilon"), improvement={"eta": 0}, acting={"candidates": 1}, sampler=sampler)
@@ -272,6 +274,7 @@ def test_targets_ask_the_average_and_the_best_of_several() -> None:
     torch.testing.assert_close(made.critic.q(state, first), q.amax(1))
 
 
+@pytest.mark.slow
 def test_the_critic_learns_the_value_of_the_policy_itself() -> None:
     """r = a, gamma 0.5, a policy that imitates: Q(s, a) = a + 0.5 E[a] / (1 - 0.5) whatever the state."""
     torch.manual_seed(1)

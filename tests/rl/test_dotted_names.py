@@ -14,7 +14,8 @@ from rl.deploy.module import load_module
 VARIANTS = "{beta0: {energy: {name: analytic}, beta: 9}, beta0.5: {energy: {name: analytic}, beta: 0.5}, keys: {omega: 2}}"
 
 
-@pytest.mark.parametrize("training", ["phased", pytest.param("joint", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("training", ["phased", "joint"])
 def test_a_variant_with_a_dot_in_its_name_is_a_variant(egd: Any, recipe: Path, tmp_path: Path, training: str) -> None:
     lines = recipe.read_text(encoding="utf-8").splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("variants:"))

@@ -109,6 +109,7 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- together as apart ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_runs_of_seeds_and_a_grid_are_those_of_their_own_and_rows_tell_them_apart(egd: Any, tiny: Path, tmp_path: Path) -> None:
     together, alone = tmp_path / "together", tmp_path / "alone"
     result = egd("run", tiny, "--out", together, "--seeds", "0,3", "--grid", "guidance.beta=1,3")

@@ -53,6 +53,7 @@ def write(section: str, recipe: Path) -> list[str]:
             tree = snippet
         else:
             tree = merge({key: value for key, value in tree.items() if key != "tasks" or key not in snippet}, snippet)
+            tree |= {"variants": {}, "evaluation": {"episodes": 1, "envs": 1}}
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     words = [word for command in COMMAND.findall(section) for word in shlex.split(command)]
     pairs = zip(words[::2], words[1::2], strict=True)

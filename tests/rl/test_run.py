@@ -75,6 +75,7 @@ def test_a_run_leaves_the_folder_it_promises(egd: Any, recipe: Path, tmp_path: P
     assert [r["step"] for r in steps if r["phase"] == "critic"] == [7, 10, 14, 20, 21, 28, 30]
 
 
+@pytest.mark.slow
 def test_the_resolved_config_repeats_the_run(egd: Any, recipe: Path, tmp_path: Path) -> None:
     assert egd("run", recipe, "--out", tmp_path / "a", "--set", "evaluation.every=15").exit_code == 0
     result = egd("run", tmp_path / "a" / SEED0 / "config.yaml", "--out", tmp_path / "b")
@@ -208,15 +209,20 @@ def test_an_environment_that_does_not_fit_stops_the_run_before_it_trains(
     "guidance",
     [
         "energy: first_order",
-        "energy: {name: first_order, variance: false}",
+        pytest.param("energy: {name: first_order, variance: false}", marks=pytest.mark.slow),
         "energy: dps, rule: rescaled, omega: 3",
-        "energy: {name: monte_carlo, samples: 4}, posterior: posterior2",
+        pytest.param("energy: {name: monte_carlo, samples: 4}, posterior: posterior2", marks=pytest.mark.slow),
         "energy: mse, omega: 0.5",
-        "energy: {name: analytic, expand_at: mean, variance: false}, energy_scale: advantage_std",
+        pytest.param(
+            "energy: {name: analytic, expand_at: mean, variance: false}, energy_scale: advantage_std", marks=pytest.mark.slow
+        ),
         "omega: 0, candidates: 4",
-        "energy: dps}, schedule: vp_cosine, sampler: {spacing: log_snr, steps: 4",
+        pytest.param("energy: dps}, schedule: vp_cosine, sampler: {spacing: log_snr, steps: 4", marks=pytest.mark.slow),
         "energy: dps}, schedule: flow_matching, denoiser: {prediction: flow}, sampler: {name: heun, steps: 3",
-        "energy: mse}, schedule: ve, denoiser: {prediction: sample}, sampler: {name: ancestral, spacing: karras, steps: 4",
+        pytest.param(
+            "energy: mse}, schedule: ve, denoiser: {prediction: sample}, sampler: {name: ancestral, spacing: karras, steps: 4",
+            marks=pytest.mark.slow,
+        ),
         "omega: 1}, schedule: {name: diffusers, scheduler: DDPMScheduler}, sampler: {name: ddim, eta: 0.5, steps: 3",
     ],
 )

@@ -225,6 +225,7 @@ def train(made: Agent) -> None:
                 phase.learner.update(generator)
 
 
+@pytest.mark.slow
 def test_qipo_learns_the_tilted_policy_of_two_modes_once_more_in_each_round() -> None:
     beta, n, means, std = 0.8, 1000, torch.tensor([-0.5, 0.5]), 0.2
     noise = torch.randn(n, 1, generator=torch.Generator().manual_seed(0))

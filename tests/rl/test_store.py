@@ -170,6 +170,7 @@ def test_a_damaged_entry_is_replaced(run: Any, kept: Path) -> None:
     assert reused(run("third")) == PHASES
 
 
+@pytest.mark.slow
 def test_a_truncated_log_in_the_store_ends_no_sweep(egd: Any, recipe: Path, tmp_path: Path, kept: Path) -> None:
     sweep = ("sweep", recipe, "--seeds", "0,1", "--out")
     assert egd(*sweep, tmp_path / "first").exit_code == 0
