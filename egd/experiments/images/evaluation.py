@@ -181,7 +181,7 @@ def _row(task: str, result: Mapping[str, Any]) -> Row:
         own = f"none: weights of {result['ess']:.1f} images"
     return {
         "task": f"{task} {result['target']}, beta {label(result['beta'])}",
-        "policy": result["estimator"],
+        "estimator": result["estimator"],
         "result": own if result["finite"] == 1 else "diverged",
         "energy": _number(result, "energy", 2),
         "W2": _number(result, "w2", 3),
