@@ -51,7 +51,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (OBJECTIVES, "my.py", "name the energy in it: my.py:Learned, my.py:Heir"),
         (SCHEDULES, "my.py", "name the schedule in it: my.py:Heir, my.py:Grid"),
         (SAMPLERS, "my.py", "name the sampler in it: my.py:push, my.py:walk, my.py:Mine, "),
-        (RULES, "empty.py", "write a class with __call__(self, score, gradient, t) in it, and name it empty.py:NAME"),
+        (RULES, "empty.py", "write a class with __call__(self, score, grad, t) in it, and name it empty.py:NAME"),
         (ENERGIES, "broken.py", "write a class with __call__(self, x, t, c) in it, and name it broken.py:NAME"),
         (ENERGIES, "no.py", "no such file: no.py; what is in a file is named file.py:NAME"),
         (ENERGIES, "my_package.mine", "(what is in a module is named my_package.mine:NAME)"),
