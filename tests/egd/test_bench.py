@@ -211,6 +211,7 @@ def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
     assert [row.sliced_w2 for row in rows] == sorted(row.sliced_w2 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_network_that_reads_the_denoiser_is_trained_for_each_and_a_built_ins_name_replaces_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,8 @@ def test_exact_guidance_leads_to_the_target(moved: Problem) -> None:
     assert energy_distance(target, moved.q.sample(400, torch.Generator().manual_seed(9))) > 0.4
 
 
-@pytest.mark.parametrize("estimator", [pytest.param("noised discriminator", marks=pytest.mark.slow), "CEP, exact w"])
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["noised discriminator", "CEP, exact w"])
 def test_learned_energies_point_to_the_target(moved: Problem, estimator: str) -> None:
     (row,) = ratios.run(moved, [estimator], QUICK)
     assert row.cosine[LEVELS.index(2.0)] > 0.85

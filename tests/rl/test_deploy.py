@@ -81,7 +81,7 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
 @pytest.mark.parametrize(
     ("arm", "draws"),
     [
-        ("guided", 5),
+        pytest.param("guided", 5, marks=pytest.mark.slow),
         ("literal", 1),
         ("behaviour", 1),
         ("best_of_4", 4),

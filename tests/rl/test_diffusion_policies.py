@@ -149,7 +149,12 @@ FINE = {"name": "dpm_solver_pp_2m", "steps": 15, "end": 1e-3, "spacing": "log_sn
 
 
 @pytest.mark.parametrize(
-    ("kind", "sampler"), [("diffusion_ql", {}), pytest.param("diffusion_ql", FINE, marks=pytest.mark.slow), ("edp", FINE)]
+    ("kind", "sampler"),
+    [
+        pytest.param("diffusion_ql", {}, marks=pytest.mark.slow),
+        pytest.param("diffusion_ql", FINE, marks=pytest.mark.slow),
+        ("edp", FINE),
+    ],
 )
 def test_without_a_critic_the_policy_is_the_behaviour_policy(kind: str, sampler: dict[str, Any]) -> None:
     """As the sampler draws it: five steps of DDPM make a Gaussian of 0.25 one of 0.11."""

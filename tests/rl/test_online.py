@@ -77,7 +77,10 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm == "cal-ql")) for arm in ARMS])
+QUICK = ("edis", "resampled")
+
+
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in QUICK)) for arm in ARMS])
 def test_an_arm_stopped_online_ends_as_one_never_stopped(
     egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
 ) -> None:
