@@ -13,7 +13,7 @@ from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
 
 
-def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> Guided:
+def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> GuidedDenoiser:
     """The denoiser whose score is rule(s, grad E_t, t): a sampler never hears of guidance.
 
     s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the
@@ -22,11 +22,11 @@ def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule:
     (``SamplingWarning``) when x_0 leaves the data's scale or is not finite.
     """
     last = 1.0 if float(schedule.alpha(torch.ones(()))) > 0 else 0.999
-    return Guided(denoiser, energy, rule, schedule, last)
+    return GuidedDenoiser(denoiser, energy, rule, schedule, last)
 
 
 @dataclass(frozen=True)
-class Guided:
+class GuidedDenoiser:
     """What ``guide`` makes; ``last`` is the greatest time that the energy is asked about."""
 
     denoiser: Denoiser

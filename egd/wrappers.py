@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from egd.bounds import Number, Positive, PositiveShare
+from egd.guidance import GuidedDenoiser
 from egd.tensors import expand, inpaint, map_context
 from egd.types import Context, Denoiser
 
@@ -19,9 +20,8 @@ __all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"]
 
 
 def _to_be_bounded(denoiser: Denoiser) -> Denoiser:
-    """A guided denoiser that does not warn of an x_0 which will not stay so large."""
-    bounded: Denoiser = getattr(denoiser, "bounded", denoiser)
-    return bounded
+    """Make a guided denoiser one that does not warn of an x_0 which will not stay so large."""
+    return denoiser.bounded if isinstance(denoiser, GuidedDenoiser) else denoiser
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -52,6 +53,8 @@ def of_components(found: list[Any]) -> Iterator[tuple[str, Any]]:
     registries = {registry for module in found for registry in vars(module).values() if isinstance(registry, Registry)}
     for registry in registries:
         for name, component in registry.names().items():
+            if not (inspect.isclass(component) or inspect.isfunction(component)):  # a data set of an experiment's, say
+                continue
             hints = get_type_hints(component.__init__ if isinstance(component, type) else component, include_extras=True)
             wanted = [p for p in parameters(component) if (registry.kind, p) not in SUPPLIED]
             yield from ((f"{registry.kind} {name}.{p}", each) for p in wanted for each in numbers(hints[p]))

@@ -18,7 +18,7 @@ from egd.objectives.base import energy_network, is_dimensionless
 from egd.runs.safe_names import module_name
 from egd.training import batched
 from egd.training.learners import EnergyLearner, Fit, Metrics
-from egd.types import Context, TimedEnergy
+from egd.types import Context, HasTargets, TimedEnergy
 from rl.parts.base import Part, RunContext
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guidance import OF_NETWORK, component_parts, group_size
@@ -121,7 +121,7 @@ class CalibratedObjective:
         self._built: tuple[int, torch.Generator, Any] | None = None
         component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
         self.dimensionless: bool = is_dimensionless(component)
-        if hasattr(component, "targets"):
+        if isinstance(component, HasTargets):
             self.targets = self._targets
 
     def loss_networks(self) -> dict[str, nn.Module]:
