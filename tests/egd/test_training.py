@@ -54,8 +54,8 @@ def test_a_denoiser_learns_a_mixture(generator: torch.Generator) -> None:
         (VPCosine(), "v_prediction"),
         (VPLinear(), "sample"),
         (FlowMatching(), "flow"),
-        (EDM(sigma_max=20.0), "v_prediction"),
-        (VE(), "v_prediction"),
+        pytest.param(EDM(sigma_max=20.0), "v_prediction", marks=pytest.mark.slow),
+        pytest.param(VE(), "v_prediction", marks=pytest.mark.slow),
     ],
     ids=["cosine-v", "linear-sample", "flow", "edm-v", "ve-v"],
 )

@@ -145,7 +145,7 @@ def bandit_data() -> OfflineData:
     return to_offline_data(Episodes(states, list(action[:, None]), rewards, ends), 0)
 
 
-@pytest.mark.parametrize(("alpha", "wanted"), [(0.0, 0.0), (2.5, 0.339), (100.0, 0.588)])
+@pytest.mark.parametrize(("alpha", "wanted"), [pytest.param(0.0, 0.0, marks=pytest.mark.slow), (2.5, 0.339), (100.0, 0.588)])
 def test_td3_bc_goes_from_the_mean_of_the_data_to_the_best_action(alpha: float, wanted: float) -> None:
     """Its optimum a solves a = w (0.6 - a), w = alpha / Q(a)."""
     settings = {"alpha": alpha, "steps": 500, "batch": 128, "lr": 1e-2}

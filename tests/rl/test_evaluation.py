@@ -190,7 +190,7 @@ def maze_agent(seed: int, workers: int = 0) -> AEPO:
     return made
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_agents_together_score_what_they_score_apart(workers: int) -> None:
     task = replace(find_task("maze2d-umaze-dense"), max_steps=15)
     omegas = [{"behaviour": [], "guided": [1.0]}, {"behaviour": [], "guided": [0.5, 2.0]}]

@@ -252,7 +252,9 @@ def test_a_damaged_summary_costs_a_sweep_no_other_run(egd: Any, tiny: Path, pair
     assert summary(path.parent) == before
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError("a remedy"), 2), (ZeroDivisionError("a defect"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("a remedy"), 2), pytest.param(ZeroDivisionError("a defect"), 1, marks=pytest.mark.slow)]
+)
 def test_a_run_that_fails_in_its_evaluation_costs_no_other_summary(
     egd: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:
