@@ -25,12 +25,12 @@ def list_entries() -> None:
     with user_errors():
         store = _store()
         entries = store.entries()
-        table = listing("finished phases", "key", "phase", "task", "kind", "seed", "size", "unused for")
+        table = listing("finished phases", "key", "phase", "task", "agent", "seed", "size", "unused for")
         for entry in entries:
             about = entry.about()
             cache_key = about.get("cache_key")
             phase = cache_key.get("phase") if isinstance(cache_key, dict) else None
-            facts = [phase, *(about.get(key) for key in ("task", "kind", "seed"))]
+            facts = [phase, *(about.get(key) for key in ("task", "agent", "seed"))]
             cells = [entry.key, *("-" if fact is None else str(fact) for fact in facts), _size(entry.size), _age(entry)]
             table.add_row(*map(literal, cells))
         console.print(table)

@@ -57,7 +57,7 @@ def _folder(path: Path) -> Path:
 def _about(folder: RunFolder) -> dict[str, Any]:
     """For people: the run that an entry comes from."""
     config = read_yaml(folder.config) if folder.config.exists() else {}
-    return {key: config[key] for key in ("task", "kind", "seed") if key in config}
+    return {key: config[key] for key in ("task", "agent", "seed") if key in config}
 
 
 @dataclass(frozen=True)
