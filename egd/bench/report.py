@@ -33,7 +33,8 @@ def table(rows: Sequence[Row]) -> Table:
     )
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
-        out.add_column(heading, justify="left" if heading == "estimator" else "right", no_wrap=True)
+        named = heading == "estimator"  # names may take two lines, numbers are never cut
+        out.add_column(heading, justify="left" if named else "right", no_wrap=not named)
     for row in rows:
         out.add_row(*map(literal, cells(row)))
     return out

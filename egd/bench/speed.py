@@ -122,8 +122,8 @@ def find_pieces(setup: Setup) -> list[Piece]:
             if error.name != entry.module.partition(".")[0]:
                 raise
             raise UserError(
-                f"what is measured lies in the folder {error.name}/ of the repository, which is not installed with the package: "
-                "clone the repository, and pip install -e . there"
+                f"what is measured lies in the folder {error.name}/ of the repository, which is not installed with the "
+                "package: clone the repository, and pip install -e . there"
             ) from error
         pieces += offered(setup)
     if not pieces:

@@ -114,7 +114,7 @@ def metrics(report: Report) -> Figure:
     logs = {run.path: _metrics(run) for run in report.runs}
     names = sorted({name for log in logs.values() for name in log})
     if not names:
-        raise _needs("metrics", "metrics.jsonl in the run folders, which every run writes while it trains")
+        raise _needs("metrics", "two lines of a phase in a run's metrics.jsonl: run longer, or with --set log_every=10, say")
     size = (max(5.0, 2.7 * len(report.tasks)), 1.6 * len(names) + 1)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(names), len(report.tasks), squeeze=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from egd.cli.main import TrustCode, say, user_errors
+from egd.cli.main import TrustCode, console, say, user_errors
 
 
 def export(
@@ -21,11 +21,13 @@ def export(
     trust_code: TrustCode = False,
 ) -> None:
     """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
+    from egd.runs.progress import Reporter
     from rl.deploy.export import check_target, write
     from rl.deploy.module import load_module
 
     with user_errors():
         check_target(to)
-        about = write(load_module(run, arm, omega, trust_code=trust_code), to, batch)
+        with Reporter(console).notices():
+            about = write(load_module(run, arm, omega, trust_code=trust_code), to, batch)
     inputs = ", ".join(f"{name} {shape}" for name, shape in about["inputs"].items())
     say(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}")

@@ -39,15 +39,15 @@ def check_target(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise UserError(f"'{path}' does not end in {' or '.join(FORMATS)}, by which the format is chosen", key="--to")
     if path.suffix == ".onnx":
-        _need("onnx", "onnxscript")
+        _need("onnx", "onnxscript", instead="write a .pt2")
 
 
 RUNTIME = ("onnx", "onnxscript", "onnxruntime")
 
 
-def _need(*packages: str) -> None:
+def _need(*packages: str, instead: str = "do without ONNX") -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise UserError(f"{missing[0]} is not installed; pip install {' '.join(RUNTIME)}, or do without ONNX", key="ONNX")
+        raise UserError(f"{missing[0]} is not installed; pip install {' '.join(RUNTIME)}, or {instead}", key="ONNX")
 
 
 def has_onnx_runtime() -> bool:

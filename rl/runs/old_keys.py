@@ -43,6 +43,8 @@ def refuse_old_options(settings: Sequence[str], option: str) -> None:
             own = parse_or_text(value, key)
             named = own if isinstance(own, Mapping) else {"KEY": "VALUE"}
             new = [f"critic.{name}={_flow(each)}" for name, each in named.items()]
+        elif key in ("critic", "actor") and (found := dict(_rewritten({key: parse_or_text(value, key)}))):
+            new, key = [f"{key}={_flow(found[key])}"], "kind" if "kind" in value else "settings"
         else:
             continue
         written = " ".join(f"{option} {_quoted(each)}" for each in new)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from egd.bench.cases import KINDS, Case, cases
 from egd.bench.cli import app
 from egd.bench.energies import Counted, Row, Settings, _problem, run, smoke
 from egd.bench.estimators import all_estimators, reads_denoiser
+from egd.bench.report import table
 from egd.mixtures import Quadratic
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
@@ -95,6 +98,29 @@ def test_the_exact_energy_has_no_error_and_leads_to_the_target() -> None:
     assert fitted.grad_rel_error < 0.1 and fitted.sliced_w2 < 2 * fitted.noise_floor
     assert first.grad_rel_error > 1 and first.sliced_w2 > 5 * first.noise_floor  # design.md 1.3: the wrong way
     assert first.mean_energy > 2 * first.exact_mean_energy
+
+
+def test_a_table_of_80_columns_cuts_no_number() -> None:
+    row = Row(
+        "ring-2d-linear",
+        10.0,
+        "trained",
+        "first_order, posterior1",
+        12345.0,
+        0.5,
+        12345.0,
+        12345.0,
+        0.1,
+        None,
+        0.1,
+        120.0,
+        1000.0,
+    )
+    console = Console(width=80, file=StringIO())
+    with console.capture() as printed:
+        console.print(table([row]))
+    text = printed.get()
+    assert "…" not in text and text.count("1.2e+04") == 3 and "diverged" in text and "1000.0" in text
 
 
 def test_a_jacobian_is_paid_for() -> None:

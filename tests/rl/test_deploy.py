@@ -280,7 +280,8 @@ def test_onnx_says_what_to_install(egd: Any, run: Path, tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     result = egd("export", run, "--to", tmp_path / "policy.onnx")
     assert result.exit_code == 2
-    assert "pip install onnx" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    assert "pip install onnx" in said and "write a .pt2" in said
 
 
 def test_a_sampler_that_draws_is_refused(run: Path) -> None:

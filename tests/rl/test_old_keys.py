@@ -43,6 +43,10 @@ def test_the_message_fits_a_screen() -> None:
         (["--set", "critic.kind=cql"], "--set critic.name=cql"),
         (["--set", "critic.settings.gap=5"], "--set critic.gap=5"),
         (["--set", "critic.settings={gap: 5, alpha: 1}"], "--set critic.gap=5 --set critic.alpha=1"),
+        (
+            ["--set", "critic={kind: cql, gap: 5}"],
+            "'kind' is a key of earlier versions; write --set \"critic={name: cql, gap: 5}\"",
+        ),
         (["--grid", "critic.kind=iql,isql"], "--grid critic.name=iql,isql"),
     ],
 )
