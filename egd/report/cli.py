@@ -62,6 +62,8 @@ def report(
             return
         tables, lacking = page.write(result, out)
     console.print(terminal(tables[-1]))
+    for note in (note for note in tables[0].notes if note.startswith("* ")):  # what the star at a task stands for
+        console.print(markup(note), highlight=False, soft_wrap=True)
     for reason in lacking:
         console.print(f"[dim]Not drawn:[/] {markup(reason)}", highlight=False, soft_wrap=True)
     say(f"Written: {out}/index.html; tables and figures beside it")

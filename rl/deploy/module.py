@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from egd.errors import UserError, nearest
 from egd.runs.folder import RunFolder
 from egd.runs.recipe import pick_device
 from egd.runs.summaries import Summary
+from egd.samplers.watching import SamplingWarning
 from egd.tracing import Folding, trace
 from rl.agents.base import Agent
 from rl.parts.guided_policy import GivenNoise
@@ -63,7 +65,8 @@ class PolicyModule(nn.Module):
     def _draws(self) -> int:
         device = self.agent.device
         endless = GivenNoise(torch.zeros(1, 1, self.entries, device=device).expand(1, 1_000_000_000, self.entries))
-        with _naming(self.arm), Folding():
+        with _naming(self.arm), Folding(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamplingWarning)  # of equal noises: support samples that coincide push nowhere
             self._act(torch.zeros(1, self.observations, device=device), endless)
         return endless.used
 

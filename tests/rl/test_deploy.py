@@ -231,6 +231,7 @@ def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path
     file = tmp_path / f"policy{suffix}"
     result = egd("export", run, "--to", file, "--arm", arm, "--batch", batch)
     assert result.exit_code == 0, result.output
+    assert "never pushed" not in result.output  # what is tried at equal noises says nothing
     policy = Policy(load_module(run, arm))
     observation, noise = observations(policy.module, batch), policy.noise(batch)
     about = json.loads(file.with_name(file.name + ".json").read_text())
