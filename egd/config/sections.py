@@ -23,7 +23,7 @@ from egd.bounds import (
     Threads,
     Width,
 )
-from egd.config.base import ComponentConfig, Strict, Tree, merge
+from egd.config.base import Strict, Tree, merge
 from egd.config.components import Spec
 from egd.denoisers import Prediction
 from egd.errors import UserError
@@ -141,17 +141,12 @@ class RunSettings(Strict):
         keeps the rest.
         """
         own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
-        said = {key: set_here for key, default in own.items() if (set_here := _set_in(default))}
+        said = {key: set_here for key, default in own.items() if (set_here := default.model_dump(exclude_unset=True))}
         return dict(tree) | {
             key: merge(set_here, tree.get(key, {}), kept=type(own[key]).model_fields)
             for key, set_here in said.items()
             if isinstance(tree.get(key, {}), Mapping)
         }
-
-
-def _set_in(default: BaseModel) -> Tree:
-    """What a default sets; of a component its name, since its settings go with it."""
-    return {"name": default.name} if isinstance(default, ComponentConfig) else default.model_dump(exclude_unset=True)
 
 
 def check_titles(estimators: Iterable[str], taken: Iterable[str]) -> None:

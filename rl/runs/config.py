@@ -28,6 +28,7 @@ from egd.bounds import (
     PositiveShare,
     ProperShare,
     Rate,
+    Seed,
     Steps,
     Temperature,
     Width,
@@ -198,6 +199,7 @@ class RunConfig(RunSettings):
     """One of ``rl.agents``, or ``path/to/file.py:Name``."""
     method: str = ""
     """What a table calls it: the name under ``methods``, or else its agent."""
+    seed: Annotated[Seed, VARIES] = 0
     precision: Precision = "float32"
     """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
     compile: bool = False
