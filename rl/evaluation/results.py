@@ -44,8 +44,14 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             **run,
             "policy": key.partition("@")[0],
             "omega": key.partition("@")[2] or ("0" if key == "behaviour" else "-"),
-            "score ± s.e.": f"{s['mean']:.1f} ± {s.get('std', 0.0) / s['episodes'] ** 0.5:.1f}",
+            "score ± s.e.": _with_error(s),
             "n": str(s["episodes"]),
         }
         for key, s in summary["policies"].items()
     ]
+
+
+def _with_error(statistics: Mapping[str, Any]) -> str:
+    """Write a mean score and its standard error; of one episode the mean alone, which has none."""
+    mean, episodes = f"{statistics['mean']:.1f}", statistics["episodes"]
+    return mean if episodes < 2 else f"{mean} ± {statistics['std'] / episodes**0.5:.1f}"

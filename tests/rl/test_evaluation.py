@@ -24,7 +24,7 @@ from egd.schedules import VPLinear
 from rl.agents.aepo import AEPO
 from rl.data.episodes import Episodes, to_offline_data
 from rl.evaluation.evaluator import Evaluator, evaluate_together, watched
-from rl.evaluation.results import statistics
+from rl.evaluation.results import rows, statistics
 from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
 from rl.runs.config import GuidedConfig
 from rl.tasks import TASKS, find_task
@@ -240,3 +240,14 @@ def test_reference_scores_are_d4rls() -> None:
     assert find_task("egd/maze2d/umaze-v3").score(42.0) == pytest.approx(42)
     assert len([t for t in TASKS.values() if t.family == "adroit"]) == 12
     assert find_task("D4RL/door/human-v2") is TASKS["door-human"]
+
+
+@pytest.mark.parametrize(("scores", "shown"), [([3.0], "3.0"), ([1.0, 3.0], "2.0 ± 1.0")])
+def test_one_episode_has_no_standard_error(scores: list[float], shown: str) -> None:
+    own = {
+        "mean": float(np.mean(scores)),
+        "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
+        "episodes": len(scores),
+    }
+    (row,) = rows({"task": "t", "method": "m", "seed": 0, "policies": {"policy": own}})
+    assert row["score ± s.e."] == shown
