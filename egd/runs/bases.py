@@ -14,14 +14,15 @@ from egd.runs import experiment as experiments
 
 KEY = "base"
 LAYERS = ("tasks", "methods", "budgets")
-"""Sections whose entries have the keys of the recipe itself."""
+"""Sections of a recipe whose entries have the same keys as a recipe."""
 LONGEST = 10
-"""At most so many recipes build on each other."""
+"""The largest number of recipes in one chain of bases."""
 
 
 def read_recipe(path: Path, *, load: bool = True) -> Tree:
-    """Read a recipe with all that it has from its base, from the base of that, and so on. UserError for a base that is missing,
-    builds on this recipe, or is the ``config.yaml`` of a run. Without ``load`` no experiment is asked how its components merge.
+    """Read a recipe and merge it into its base, the base's own base, and so on. Raises UserError where a base is missing,
+    builds on this recipe, or is the ``config.yaml`` of a run. Without ``load`` the experiment is not imported, and its rules
+    for merging components are not applied.
     """
     first, *others = _chain(path)
     if not others:
@@ -36,7 +37,9 @@ def read_recipe(path: Path, *, load: bool = True) -> Tree:
 
 
 def _chain(path: Path) -> list[Tree]:
-    """The recipe, its base, the base's base ..., each without its key ``base``."""
+    """Read the recipe, its base, the base's base, and so on. Returns their settings in this order, each without the key
+    ``base``.
+    """
     trees, seen = [read_yaml(path)], [path.resolve()]
     while KEY in trees[-1]:
         base = trees[-1].pop(KEY)
@@ -58,7 +61,9 @@ def _chain(path: Path) -> list[Tree]:
 
 
 def merge_recipes(base: Mapping[str, Any], over: Mapping[str, Any], sections: Sections) -> Tree:
-    """Merge recipes, or their tasks, methods or budgets, ``over`` winning. A list of tasks chooses among those of the base."""
+    """Merge two recipes, or two entries of their tasks, methods or budgets; ``over`` wins. A list of tasks in ``over`` selects
+    from the tasks of the base.
+    """
     below, above = ({key: value for key, value in tree.items() if key not in LAYERS} for tree in (base, over))
     result = merge(below, above, sections)
     for layer in LAYERS:
@@ -79,8 +84,8 @@ def _entry(old: Any, new: Any, sections: Sections) -> Any:
 
 
 def matching(name: str, known: Sequence[str], key: str) -> list[str]:
-    """Those of the known names that a shell pattern matches; the name itself where it is no pattern. UserError for a pattern
-    that matches none.
+    """Return the known names that match a shell pattern, or the name itself where it is known or not a pattern. Raises
+    UserError for a pattern that matches none.
     """
     if name in known or not any(sign in name for sign in "*?["):
         return [name]

@@ -1,4 +1,6 @@
-"""Checkpoints: safetensors files written atomically, with a digest of all they hold. Loading one never executes code."""
+"""Checkpoints: safetensors files, written atomically with a digest of their content. Loading a checkpoint never executes
+code.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,25 @@ from egd.runs.files import regular, write_atomic
 
 
 class Damaged(UserError):
-    """A file that is not what was written."""
+    """A file whose content differs from what was written."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Flat tensors and JSON-able ``meta`` to one safetensors file."""
+    """Write named tensors and the JSON-serialisable ``meta`` to one safetensors file."""
     write_atomic(path, as_bytes(tensors, meta))
 
 
 def as_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
-    """What ``save_checkpoint`` writes."""
+    """Return the content of the file that ``save_checkpoint`` writes."""
     flat = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     text = json.dumps(meta, allow_nan=False)
     return save(flat, {"egd": text, "digest": _digest(flat, text)})
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The inverse of ``save_checkpoint``. Damaged when the file is not one, or not as it was written."""
+    """Load the tensors and ``meta`` that ``save_checkpoint`` wrote. Raises Damaged where the file is not a checkpoint, or its
+    digest does not match.
+    """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = file.metadata() or {}
@@ -46,7 +50,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dic
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's ``meta`` alone, as it stands there. Damaged when the file is no checkpoint."""
+    """Read a checkpoint's ``meta`` without its tensors; the digest is not checked. Raises Damaged where the file is not a
+    checkpoint.
+    """
     with _opened(path) as file:
         meta: dict[str, Any] = json.loads((file.metadata() or {})["egd"])
     return meta
@@ -62,7 +68,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Of names, types, shapes and bytes, and of the text that comes with them."""
+    """Digest the tensors' names, types, shapes and bytes together with the text of ``meta``."""
     whole = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         whole.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -71,24 +77,26 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put a group of tensors under a prefix."""
+    """Add a prefix to the name of every tensor."""
     return {f"{prefix}.{name}": t for name, t in tensors.items()}
 
 
 def group(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the group under a prefix out again."""
+    """Select the tensors with a prefix, and remove the prefix from their names."""
     head = prefix + "."
     return {name.removeprefix(head): t for name, t in tensors.items() if name.startswith(head)}
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's tensors, flat: '<parameter index>.<name>'. Its settings come from the recipe, not from here."""
+    """Return an optimiser's tensors under the names ``<parameter index>.<name>``. Its settings are not among them: the recipe
+    gives these.
+    """
     state = optimiser.state_dict()["state"]
     return {f"{i}.{name}": torch.as_tensor(v) for i, slots in state.items() for name, v in slots.items()}
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """The inverse of ``optimiser_state``. ValueError for what does not fit the parameters."""
+    """Load what ``optimiser_state`` returned. Raises ValueError where it does not fit the optimiser's parameters."""
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         index, _, name = key.partition(".")

@@ -1,8 +1,8 @@
-"""Which code a result rests on, found from the objects that are at work, never from a list.
+"""Digests of the code that a result depends on, found from the objects in use rather than from a list kept by hand.
 
-Code has three kinds. What lies in egd and in the package that trains is one digest of all source that training can reach by
-imports. What is installed beside them is named with its version. Everything else is a user's own, and is named by the digest of
-its files: a class keeps its name in another process or folder, and loses it with the first change.
+There are three kinds of code. The source in egd and in the package that trains, as far as training reaches it by imports, has
+one digest together. Installed packages are identified by name and version. All other code is the user's own, and is identified
+by the digest of its files: the name of a class is the same in another process or folder, and changes with every edit.
 """
 
 from __future__ import annotations
@@ -28,40 +28,43 @@ from egd.config.components import loaded
 
 
 class UnknownCode(Exception):
-    """A class or a function whose source is in no file, as in a notebook: nothing can tell when it changes."""
+    """A class or a function without a source file, as in a notebook: a change of it could not be detected."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The code of a package that trains. ``job`` is the module that everything in training is reached from by imports."""
+    """The source code of a package that trains. ``job`` is the module from which imports reach all training code."""
 
     job: str
 
     @property
     def packages(self) -> frozenset[str]:
-        """The packages that are known by one digest."""
+        """The packages whose training code has one digest together."""
         return frozenset({_top(self.job), _top(__name__)})
 
     def digest(self) -> str:
-        """Digest the packages' training code: a change of any of it, but for comments and docstrings, is another digest."""
+        """Return the digest of the packages' training code. Comments and docstrings do not affect it."""
         return _digest(self.job, self.packages)
 
     def names(self, *things: object, apart_from: tuple[object, ...] = ()) -> list[str]:
-        """Name every class and function that these things are made of. UnknownCode for one that is in no file.
+        """Return the names of all classes and functions that these objects are built from. Raises UnknownCode for code without
+        a file.
 
-        Attributes, closures, partial arguments and containers are followed; tensors, settings and what is ``apart_from`` them,
-        an object or all of a class, are not.
+        Attributes, closures, arguments of partial functions and containers are followed; tensors and settings are not, nor are
+        the objects, and the instances of the classes, in ``apart_from``.
         """
         found = {self.name(each.__module__ or "builtins", each.__qualname__) for each in _reached(things, apart_from)}
         return sorted(name for name in found if name is not None)
 
     def outside(self, *things: object) -> list[str]:
-        """Those of the names whose code is not in the packages."""
+        """Return the names, as in ``names``, of the code outside the packages."""
         inside = {f"{module}:" for module in _closure(self.job, self.packages)}
         return [name for name in self.names(*things) if name.partition(":")[0] + ":" not in inside]
 
     def settings(self, value: Any) -> Any:
-        """Put the name of the code in place of every text in the settings that names some, ``my_file.py:Name``."""
+        """Replace every text in the settings that names code, such as ``my_file.py:Name``, by the name of that code with its
+        digest.
+        """
         if isinstance(value, str):
             found = loaded(value)
             return value if found is None else self.name(*found) or value
@@ -70,7 +73,9 @@ class Sources:
         return [self.settings(item) for item in value] if isinstance(value, list | tuple) else value
 
     def name(self, module: str, qualified: str) -> str | None:
-        """Name something of a module. None for the standard library; UnknownCode where the module has no file."""
+        """Return the name, with a version or digest, of a class or function in a module. Returns None for the standard library.
+        Raises UnknownCode where the module has no file.
+        """
         top = _top(module)
         if module == "builtins":
             raise UnknownCode(qualified)  # run by exec, in a namespace without a name
@@ -88,7 +93,7 @@ class Sources:
 # -- from objects to classes and functions -----------------------------------------------------------------------------
 
 Component = type | FunctionType
-WRITTEN = 1 << 9  # of a type's flags: made by a class statement, not a part of the interpreter
+WRITTEN = 1 << 9  # flag of a type that a class statement made, unlike those built into the interpreter
 VALUES = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.Generator, pydantic.BaseModel, ModuleType)
 
 
@@ -136,14 +141,16 @@ def _content(cell: CellType) -> Any:
 
 @cache
 def _digest(module: str, packages: frozenset[str]) -> str:
-    """Digest a module and all that it imports. Files count by their names and content, not by where they are."""
+    """Digest a module and all that it imports. Files count by name and content, not by location."""
     content = sorted((path.name, code) for path, code in _closure(module, packages).values())
     return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
 
 @cache
 def _closure(module: str, packages: frozenset[str]) -> Mapping[str, tuple[Path, str]]:
-    """Map every module that this one imports, directly or not, to its file and code; without what is installed."""
+    """Return the file and the code of every module that this module imports, directly or not. Installed packages are left
+    out.
+    """
     found: dict[str, tuple[Path, str]] = {}
     waiting, seen = {module}, set[str]()
     while waiting:
@@ -165,7 +172,7 @@ def _top(module: str) -> str:
 
 @cache
 def _installed(top: str) -> bool:
-    """Whether a package is of the standard library, or was installed rather than written here."""
+    """Return whether a package belongs to the standard library or is installed in site-packages."""
     if top in sys.stdlib_module_names:
         return True
     folders = _folders(top)
@@ -183,7 +190,9 @@ def _version(top: str) -> str:
 
 @cache
 def _file(module: str) -> Path | None:
-    """Find a module's file. None for what is no module, as a class that is imported from one. Nothing is imported for it."""
+    """Return a module's file without importing it. Returns None where the name is not a module's, such as that of an imported
+    class.
+    """
     place = getattr(sys.modules.get(module), "__file__", None)
     if place is None:
         above, _, name = module.rpartition(".")
@@ -194,7 +203,7 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _folders(module: str) -> list[Path]:
-    """Find the folders of a package's modules; [] for what is no package."""
+    """Return the folders that hold a package's modules, [] where the name is not a package's."""
     places = getattr(sys.modules.get(module), "__path__", None)
     if places is None and module not in sys.modules:
         above, _, name = module.rpartition(".")
@@ -205,7 +214,7 @@ def _folders(module: str) -> list[Path]:
 
 @cache
 def _read(path: Path, module: str) -> tuple[str, frozenset[str]]:
-    """Read a file's code, and the names of all that it imports."""
+    """Return a file's code without docstrings, and the names of all modules that it imports."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
@@ -223,7 +232,9 @@ def _is_text(line: ast.stmt) -> bool:
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """Name what a module imports, and what a text in it names of the same package, which may be imported by that name."""
+    """Yield the names of all imported modules, and the texts that name modules of the same package: these may be imported by
+    name.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

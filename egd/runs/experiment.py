@@ -1,6 +1,6 @@
-"""What a domain offers to the command line: it plans jobs from a recipe.
+"""The interface between a domain and the command line: an experiment plans jobs from a recipe.
 
-A recipe names an installed one by its entry point in the group ``egd.experiments``, or a class in a file by its path.
+A recipe names an installed experiment by its entry point in the group ``egd.experiments``, or a class in a file by its path.
 """
 
 from __future__ import annotations
@@ -27,86 +27,92 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a recipe."""
+    """The options of the command line that apply to a recipe."""
 
     out: Path
     tasks: Sequence[str] = ()
     methods: Sequence[str] = ()
-    """Those of a recipe that compares several."""
+    """The selected methods of a recipe that compares several."""
     budget: str | None = None
     seed: int | None = None
     seeds: Sequence[int] = ()
-    """Many runs that differ in their seed."""
+    """Seeds of several runs, which else have the same settings."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Key -> values: a run for every combination of them."""
+    """Key -> values; every combination of them is a run."""
     device: str = "auto"
     resume: bool = False
     fresh: bool = False
-    """Train every phase, also those that another run has finished."""
+    """Whether phases are trained that the store has from an earlier run."""
     settings: Sequence[str] = field(default_factory=tuple)
     source: str = "recipe"
 
 
 class Job(Protocol):
-    """One run: one task and seed, one folder. Or several that share their work: such a job has a further member ``runs``,
-    how many, and raises ``egd.runs.grid.RunsFailed`` when some of them fail.
+    """One run of one task and seed in its own folder, or several runs that are trained together. A job of several runs also has
+    a member ``runs``, their number, and raises ``egd.runs.grid.RunsFailed`` when some of them fail.
     """
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name of the job in the terminal."""
         ...
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Do it (or go on with it) and return its rows of the results table. UserError where the user can help."""
+        """Execute or resume the run, and return its rows of the results table. Raises UserError where the user can correct the
+        cause.
+        """
         ...
 
 
 class Experiment(Protocol):
-    """A domain: from a recipe to jobs, and from a finished run to fresh evaluations.
+    """A domain: it plans jobs from a recipe, and evaluates finished runs again.
 
-    An experiment with more to list has a further method ``listings``, one whose evaluations take more options a further
-    member ``evaluates``, those of click; see ``further``. One whose sections have keys beside a component's own settings
-    has a further member ``sections``; see ``egd.config.base.merge``. One whose runs measure samples has their numbers in a list
-    ``results`` of ``summary.json``, a row a mapping, or a further method ``measured`` that makes such rows of a summary: text,
-    beta and omega say which row it is, other numbers were measured. ``egd report`` tabulates and draws them.
+    Four further members are optional. ``listings`` is a method that offers more to ``egd list`` (see ``listings``).
+    ``evaluates`` holds the further click options of ``egd eval`` (see ``further``). ``sections`` names the sections whose keys
+    are not all settings of a component (see ``egd.config.base.merge``). ``measured`` is a method that makes rows of
+    measurements from a summary, where its list ``results`` does not hold them already. Each such row is a mapping: its texts,
+    beta and omega identify the row, its other numbers are measurements, and ``egd report`` tabulates and draws them.
     """
 
     @property
     def caption(self) -> str:
-        """What the numbers of its results table are."""
+        """Description of the numbers in the results table."""
         ...
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
-        """The jobs of a recipe. UserError naming the key for whatever is wrong with it."""
+        """Return the jobs of a recipe. Raises UserError, naming the key, for every mistake in it."""
         ...
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
-        """Evaluate the checkpoints of a run again; ``settings``: omegas, episodes, seed, device."""
+        """Evaluate the checkpoints of a run again. The keys of ``settings`` are omegas, episodes, seed and device."""
         ...
 
     def components(self) -> dict[str, dict[str, str]]:
-        """Kind -> name -> one line, for ``egd list``; what the domain adds to the library's own."""
+        """Return the components that the domain adds to the library's, for ``egd list``: kind -> name -> one line of
+        description.
+        """
         ...
 
 
 Listing = Callable[[bool], Iterable[Any]]
-"""Of ``--wide``: what to print, one after the other (anything that Rich prints, such as a table)."""
+"""A function from ``--wide`` to what is printed in turn: any objects that Rich prints, such as tables."""
 
 
 def listings(experiment: Experiment) -> dict[str, Listing]:
-    """Name -> what ``egd list NAME`` prints, of an experiment that has a method ``listings``; else {}."""
+    """Return the listings of an experiment, {} where it has no method ``listings``: name -> what ``egd list NAME`` prints."""
     method = getattr(experiment, "listings", None)
     return {} if method is None else dict(method())
 
 
 def sections(experiment: Experiment) -> Sections:
-    """Sections of the experiment's recipes that name a component, with the keys that all their components share."""
+    """Return the recipe sections of an experiment that choose a component, with the keys that all components of each section
+    share.
+    """
     return dict(getattr(experiment, "sections", {}))
 
 
 def further(experiment: Experiment, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Read the options of ``egd eval`` that only runs of this experiment take. UserError for one that they do not."""
+    """Parse the options of ``egd eval`` that only this experiment's runs take. Raises UserError for an unknown option."""
     options = list(getattr(experiment, "evaluates", ()))
     command = click.Command("eval", params=options, add_help_option=False)
     try:
@@ -119,7 +125,7 @@ def further(experiment: Experiment, name: str, arguments: Sequence[str]) -> dict
 
 
 def found(group: str = GROUP) -> dict[str, EntryPoint]:
-    """The installed entry points of a group by name."""
+    """Return the installed entry points of a group by name."""
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
@@ -127,7 +133,9 @@ FILES = Registry("experiment", "egd.experiments", ("plan",))
 
 
 def load(name: Any, source: str) -> Experiment:
-    """Find the experiment that a recipe names: an installed one, or ``path/to/file.py:Name``. UserError where there is none."""
+    """Load the experiment that a recipe names, an installed one or ``path/to/file.py:Name``. Raises UserError where there is
+    none.
+    """
     known = found()
     if name is None:
         raise UserError(f"experiment: missing; {nearest(str(name), known)}", key=source)

@@ -1,5 +1,5 @@
-"""Files that are whole or not there: written beside their place and moved into it, so that neither a kill nor a full disk
-leaves half of one.
+"""Atomic files: each is written beside its place and then moved there, so that a kill or a full disk never leaves half a
+file.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from itertools import count
 from pathlib import Path
 
 SCRATCH = ".part-"
-"""What the name of a file begins with that is being written."""
+"""Prefix of the name of a file that is being written."""
 
 _numbers = count()
 
 
 def read_regular(path: Path, largest: int) -> bytes:
-    """The content of a file, as ``regular``."""
+    """Read a regular file. Raises OSError as ``regular`` does."""
     with regular(path, largest).open("rb") as file:
         return file.read(largest)
 
 
 def regular(path: Path, largest: int = 2**63) -> Path:
-    """The path itself. OSError for what is no file (a folder, a pipe, a device: reading one may never end), and for one of more
-    bytes than ``largest``.
+    """Return the path of a regular file. Raises OSError for a folder, a pipe or a device, since reading one may never end, and
+    for a file of more than ``largest`` bytes.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -39,7 +39,9 @@ def regular(path: Path, largest: int = 2**63) -> Path:
 
 
 def no_file_below(folder: Path) -> Path | None:
-    """The first thing below a folder that is neither a file nor a folder: a link, a pipe, a device. None where all are."""
+    """Return the first entry below a folder that is neither a file nor a folder, such as a link, a pipe or a device; None
+    without one.
+    """
     for place, folders, names in os.walk(folder):
         for name in sorted([*folders, *names]):
             mode = (path := Path(place) / name).lstat().st_mode
@@ -49,18 +51,18 @@ def no_file_below(folder: Path) -> Path | None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that a reader, or a run after a power cut, finds the old content or the new, never half of it."""
+    """Write a file so that a reader, or a run after a power cut, finds either the old or the new content."""
     with replacing(path) as scratch:
         write_to_disk(scratch, data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same of text, in UTF-8."""
+    """Write text in UTF-8, as ``write_atomic`` does."""
     write_atomic(path, text.encode())
 
 
 def write_to_disk(path: Path, data: bytes) -> None:
-    """Make a file, and wait until it is on the disk."""
+    """Create a file, and wait until its content is on the disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -69,9 +71,9 @@ def write_to_disk(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in place of ``path``, with the same suffix; it takes that place at the end, and is removed where the
-    writing fails. Its name is short, whatever the length of the other. OSError where a device or a pipe is of that name: it
-    would be gone.
+    """Yield the path of a scratch file that replaces ``path`` when the with-block ends, and is removed where the block fails.
+    The scratch file has the suffix of ``path`` and a short name. Raises OSError where ``path`` is a device or a pipe, which
+    replacing would destroy.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "It is no file that could be replaced", str(path))
@@ -90,8 +92,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove what killed processes have left half-written in a folder and below. For one whose lock is held, as nobody else
-    writes there; else with an age in seconds that no file takes to be written.
+    """Remove the half-written files of killed processes from a folder and all folders below. Without ``older_than`` the caller
+    must hold the folder's lock, so that no other process writes there; else files older than ``older_than`` seconds are
+    removed, an age that no file in writing reaches.
     """
     for scratch in [*folder.rglob(f"{SCRATCH}*"), *folder.rglob("*.part")]:
         with suppress(OSError):  # gone meanwhile, or not ours to remove

@@ -1,4 +1,4 @@
-"""The run folder: config, metrics, checkpoints, figures and summary, each written so that a kill loses nothing."""
+"""The run folder: settings, metrics, checkpoints, figures and summary, each written so that a kill loses none of them."""
 
 from __future__ import annotations
 
@@ -23,48 +23,50 @@ from egd.runs.summaries import BYTES, HOW, Frozen, agree, digest_of, flatten, re
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``summary.json`` below one path."""
+    """The files of one run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``figures/`` and ``summary.json``."""
 
     path: Path
     root: Path | None = None
-    """What the user has named with ``--out``, where it is a folder above."""
+    """The folder that the user named with ``--out``, where it lies above ``path``."""
 
     @property
     def config(self) -> Path:
-        """The fully resolved recipe: ``egd run`` on it repeats the run."""
+        """Path of the fully resolved recipe; ``egd run`` on it repeats the run."""
         return self.path / "config.yaml"
 
     @property
     def summary(self) -> Path:
-        """The result, written when the run is complete."""
+        """Path of the result, which is written when the run is complete."""
         return self.path / "summary.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """Path of the metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def figures(self) -> Path:
-        """PNG files."""
+        """Path of the folder of figures, PNG files."""
         return self.path / "figures"
 
     def checkpoint(self, name: str) -> Path:
-        """Where the checkpoint of a phase lies."""
+        """Return the path of a phase's newest checkpoint."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def previous(self, name: str) -> Path:
-        """Where the one before it lies."""
+        """Return the path of a phase's checkpoint before the newest."""
         return self.path / "previous" / f"{name}.safetensors"
 
     def checkpoints(self) -> Iterator[Path]:
-        """Of all phases, the newest and those before them."""
+        """Yield the paths of all phases' checkpoints: the newest first, then those before them."""
         for kind in ("checkpoints", "previous"):
             yield from sorted((self.path / kind).glob("*.safetensors"))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Nobody else writes to the folder in the with-block; a complete run is only read. UserError where somebody does."""
+        """Hold the folder's lock in the with-block, so that no other process writes to it. A complete run is only read and
+        needs no lock. Raises UserError where another process holds it.
+        """
         if self.summary.exists():
             if (left := self.path / ".lock").exists():  # by a process that was killed when all was done
                 with suppress(OSError, UserError), locked(left, str(self.path), "--out"):
@@ -78,8 +80,8 @@ class RunFolder:
             yield
 
     def _check_files(self) -> None:
-        """UserError where the run would write through a link, or into a pipe or a device: nobody but a stranger puts one there.
-        What the user names with ``--out`` may be a link, and lie below one.
+        """Raise UserError where the run would write through a link, or into a pipe or a device, which only a stranger puts
+        there. The folder that the user names with ``--out`` may be a link, and lie below one.
         """
         way = takewhile(lambda path: path != self.root, [self.path, *self.path.parents] if self.root else [])
         if found := next(filter(Path.is_symlink, way), None) or no_file_below(self.path):
@@ -90,9 +92,10 @@ class RunFolder:
             )
 
     def open(self, config: Tree, *, resume: bool) -> None:
-        """Create the folder, or go on in it. UserError when it holds another run, or one and ``resume`` is off.
+        """Create the folder, or resume the run in it. Raises UserError where it holds another run, or a run without ``resume``.
 
-        A run that goes on with another device or another number of threads (``HOW``) says so in its config from then on.
+        The keys in ``HOW``, such as the device and the number of threads, may change when a run resumes; the config then
+        records them.
         """
         begun = self._begun()
         if begun and not resume:
@@ -112,11 +115,13 @@ class RunFolder:
             self.figures.mkdir(parents=True, exist_ok=True)
 
     def _begun(self) -> bool:
-        """Whether anything was trained or evaluated: a config.yaml alone is what a run leaves that was refused at its start."""
+        """Return whether anything was trained or evaluated. A config.yaml alone does not count: a run that is refused at its
+        start leaves it.
+        """
         return any(path.exists() for path in (self.summary, self.metrics)) or any(self.checkpoints())
 
     def _made_with(self, config: Tree) -> None:
-        """UserError where a checkpoint was made with other settings, as when config.yaml has been edited or lost."""
+        """Raise UserError where a checkpoint was made with other settings, as when config.yaml has been edited or lost."""
         for path in self.checkpoints():
             try:
                 settings = read_meta(path).get("settings")
@@ -130,7 +135,7 @@ class RunFolder:
                 )
 
     def settings(self) -> str:
-        """The digest of ``config.yaml`` less what says how to compute it; empty where there is none."""
+        """Return the digest of ``config.yaml`` without the keys in ``HOW``; an empty text where the file is missing."""
         return digest_of(read_yaml(self.config)) if self.config.exists() else ""
 
     def _same(self, old: Tree, new: Tree) -> None:
@@ -144,7 +149,7 @@ class RunFolder:
             )
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to the metrics. UserError for a number that is not finite."""
+        """Append one line to the metrics. Raises UserError for a number that is not finite."""
         if bad := not_finite(row):
             raise UserError(f"{', '.join(bad)} is not finite", key=str(row.get("phase", self.metrics)))
         self._check_log()
@@ -152,32 +157,32 @@ class RunFolder:
             size = file.seek(0, os.SEEK_END)
             line = (json.dumps(row) + "\n").encode()
             try:
-                while line:  # a disk may take but a part
+                while line:  # a nearly full disk takes only a part
                     line = line[file.write(line) :]
             except OSError:
                 file.truncate(size)  # half a line would be damage
                 raise
 
     def _check_log(self) -> None:
-        """UserError where the metrics are no file of the run's own."""
+        """Raise UserError where the metrics are a link or not a regular file."""
         if self.metrics.is_symlink() or (self.metrics.exists() and not self.metrics.is_file()):
             raise UserError(f"{self.metrics} is a link, or no file: nothing is written there; remove it", key="--out")
 
     def metrics_lines(self) -> list[bytes]:
-        """The lines so far; what a kill has left of another is not one."""
+        """Return the complete lines of the metrics; a last line that a kill cut short is left out."""
         self._check_log()
         content = read_regular(self.metrics, BYTES) if self.metrics.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
     def rewrite_metrics(self, lines: Sequence[bytes]) -> None:
-        """These lines alone."""
+        """Replace the metrics by these lines."""
         content = b"".join(lines)
         if self.metrics.exists() and self.metrics.read_bytes() != content:
             write_atomic(self.metrics, content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Atomically, with a digest of it and of the run's settings. A number that is not finite is written as null, and its
-        key named.
+        """Write the summary atomically, with its digest and the digest of the run's settings. A number that is not finite is
+        written as null, and its key is listed under ``not_finite``.
         """
         found, settings = not_finite(summary), self.settings()
         summary = {**summary, **({"settings": settings} if settings else {})}
@@ -185,7 +190,9 @@ class RunFolder:
         write_atomic(self.summary, (json.dumps(signed(whole), indent=2, allow_nan=False) + "\n").encode())
 
     def read_summary(self, schema: type[Frozen] = Frozen) -> dict[str, Any] | None:
-        """None where the run is not complete. UserError where the file is damaged, another run's or of another form."""
+        """Read the summary; None where the run is not complete. Raises Damaged, a UserError, where the file is damaged, belongs
+        to another run or does not fit the schema.
+        """
         if not self.summary.exists():
             return None
         tree = read_summary(self.summary, schema)[0]
@@ -196,7 +203,7 @@ class RunFolder:
 
 
 def not_finite(tree: Any, key: str = "") -> list[str]:
-    """The dotted keys of the numbers in a JSON value that are not finite."""
+    """Return the dotted keys of the numbers in a JSON value that are not finite."""
     return [name for name, value in _leaves(tree, key) if isinstance(value, float) and not math.isfinite(value)]
 
 
@@ -212,7 +219,7 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_nulls(tree: Any) -> Any:
-    """The same with null for a number that is not finite, and keys as JSON has them."""
+    """Replace numbers that are not finite by null, and convert keys to text, as JSON requires."""
     if isinstance(tree, Mapping):
         return {str(name): _with_nulls(value) for name, value in tree.items()}
     if isinstance(tree, Sequence) and not isinstance(tree, str):

@@ -1,4 +1,4 @@
-"""Many runs at once: the seeds and the grid of a command line, and what tells their runs apart."""
+"""Many runs in one command: the seeds and the grid of a command line, and the labels that distinguish the runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from egd.runs.experiment import Options, Row
 from egd.runs.safe_names import apart, folder_of_cell
 
 Cell = Mapping[str, str]
-"""A run's place in the grid: key -> value, for the keys that have several."""
+"""A run's position in the grid: key -> value, for the keys with several values."""
 
 ELSEWHERE = {
     "experiment": "take another recipe",
@@ -32,21 +32,23 @@ ELSEWHERE = {
     "seed": "use --seed or --seeds",
     "device": "use --device",
 }
-"""Keys that are chosen elsewhere than in --set and --grid, and what to do."""
+"""Keys that --set and --grid cannot set, each with the way to choose it."""
 RUNS = 10_000
-"""At most so many runs in one command."""
+"""The largest number of runs in one command."""
 SEED = 2**32 - 1
 
 
 def refuse_key(key: str, option: str, chosen: Mapping[str, bool]) -> None:
-    """UserError for a key that this option cannot set; a seed and a device it can, unless they are ``chosen`` already."""
+    """Raise UserError for a key that this option cannot set. The seed and the device can be set unless ``chosen`` says that
+    their own options already set them.
+    """
     section = key.partition(".")[0]
     if section in ELSEWHERE and chosen.get(section, True):
         raise UserError(f"'{key}' cannot be set here; {ELSEWHERE[section]}", key=option)
 
 
 def check_count(options: Options, tasks: int = 1, methods: int = 1) -> None:
-    """UserError where the tasks, methods, values and seeds make more runs than one command may have."""
+    """Raise UserError where tasks, methods, grid values and seeds make more runs than one command may have."""
     axes = {f"--grid {key}": len(values) for key, values in options.grid.items()}
     counts = {"tasks": tasks, "methods": methods, **axes, "--seeds": max(1, len(options.seeds))}
     if (total := math.prod(counts.values())) > RUNS:
@@ -55,7 +57,9 @@ def check_count(options: Options, tasks: int = 1, methods: int = 1) -> None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``0-7`` or ``0,2,5``, each seed once. UserError for anything else, and for more than ``RUNS``."""
+    """Parse ``0-7`` or ``0,2,5`` into a list without repetitions. Raises UserError for any other form, and for more than
+    ``RUNS`` seeds.
+    """
     seeds: dict[int, None] = {}
     for part in text.split(","):
         found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip())
@@ -73,8 +77,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_grid(axes: Iterable[str]) -> dict[str, list[str]]:
-    """``a.b=1,3`` -> key and values, as written. UserError for another form, a key or a value given twice, or a key that
-    another option chooses.
+    """Parse each ``a.b=1,3`` into a key and its values as text. Raises UserError for another form, a repeated key or value, and
+    a key that another option chooses.
     """
     grid: dict[str, list[str]] = {}
     for axis in axes:
@@ -92,7 +96,7 @@ def parse_grid(axes: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """Values are YAML, so that one may hold commas: ``a.b=[1, 2],[3]``."""
+    """Parse one axis of the grid. Values are YAML, so that a value may contain commas: ``a.b=[1, 2],[3]``."""
     key, _, listed = text.partition("=")
     try:
         values = items(listed, f"the values of {key.strip()}")
@@ -117,7 +121,9 @@ def _repeated(values: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Variation:
-    """One run of ``--seeds`` and ``--grid``: its options, its folder below the task's (that of its seed apart), its cell."""
+    """One run of ``--seeds`` and ``--grid``: its options, its folder below the task's folder (without the seed), and its
+    cell.
+    """
 
     options: Options
     folder: Path
@@ -125,7 +131,7 @@ class Variation:
 
 
 def variations(options: Options) -> Iterator[Variation]:
-    """Every combination of the grid with every seed; the one run of the options where there is neither."""
+    """Yield a run for every combination of the grid with every seed; a single run where neither is given."""
     for key, values in options.grid.items():
         apart({str(value): folder_of_cell(key, str(value)) for value in values}, "--grid")
     for values in product(*options.grid.values()):
@@ -139,12 +145,14 @@ def variations(options: Options) -> Iterator[Variation]:
 
 
 def run_label(task: str, cell: Cell, seed: int) -> str:
-    """For people."""
+    """Return the label of a run for the terminal: task, cell and seed."""
     return " ".join([task, *(f"{key}={value}" for key, value in cell.items()), f"seed {seed}"])
 
 
 def runs_label(task: str, runs: Sequence[tuple[Cell, int]]) -> str:
-    """For people: what differs among several runs, each given by its cell and its seed."""
+    """Return the label of several runs for the terminal: the keys and all their values. Each run is given by its cell and its
+    seed.
+    """
     if len(runs) == 1:
         return run_label(task, *runs[0])
     chosen = [{**cell, "seed": str(seed)} for cell, seed in runs]
@@ -154,12 +162,12 @@ def runs_label(task: str, runs: Sequence[tuple[Cell, int]]) -> str:
 
 
 def in_cell(rows: Iterable[Row], cell: Cell) -> list[Row]:
-    """Rows of a results table with the cell's columns behind the first, so that cells can be told apart."""
+    """Insert the cell's columns behind the first column of every row of a results table."""
     return [{**dict([*row.items()][:1]), **cell, **dict([*row.items()][1:])} for row in rows]
 
 
 class RunsFailed(Exception):
-    """Some runs of a job failed: ``failures`` by the runs' labels, and the ``rows`` of those that did not."""
+    """Some runs of a job failed: ``failures`` maps labels to exceptions, and ``rows`` are the results of the other runs."""
 
     def __init__(self, rows: list[Row], failures: Mapping[str, Exception]) -> None:
         super().__init__("; ".join(f"{label}: {error}" for label, error in failures.items()))
@@ -168,7 +176,7 @@ class RunsFailed(Exception):
 
 @contextmanager
 def kept(failures: dict[str, Exception], label: str) -> Iterator[None]:
-    """What goes wrong with the run of this label is kept, so that the others go on."""
+    """Catch an exception of the run with this label and store it in ``failures``, so that the other runs go on."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,9 @@
-"""Numbers in names: of policies, of results, of files."""
+"""Numbers in the names of policies, results and files."""
 
 from __future__ import annotations
 
 
 def label(number: float) -> str:
-    """The shortest text that is this number and no other: 1, 1.5, 1.0000001."""
+    """Return the shortest text that reads back as exactly this number: 1, 1.5, 1.0000001."""
     short = f"{number:g}"
     return short if float(short) == number else repr(float(number))

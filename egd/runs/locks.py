@@ -1,4 +1,6 @@
-"""One process at a time: a lock that the operating system takes back when its holder dies, with a note of who that is."""
+"""Locks between processes: the operating system releases a lock when its holder dies, and a note in the file names the
+holder.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,16 @@ from egd.errors import UserError
 from egd.runs.files import read_regular
 
 FAR = 1 << 30
-"""Where Windows locks a byte, so that the note before it can be read."""
+"""Offset of the byte that is locked on Windows, beyond the note, which so stays readable."""
 
 
 @contextmanager
 def locked(path: Path, what: str, key: str) -> Iterator[None]:
-    """Hold the lock in the file ``path`` for the length of the with-block; the file is gone after it.
+    """Hold the lock in the file ``path`` for the with-block; the file is removed afterwards.
 
-    UserError, naming ``key`` and ``what`` is locked, where another process holds it, or where one on another host may: a lock
-    of that host's system is not seen from here everywhere. What a dead process of this host has left is taken over.
+    Raises UserError, naming ``key`` and the locked thing ``what``, where another process holds the lock. It also does so where
+    the file is of another host, whose locks are not visible from here on every file system. The file of a dead process of this
+    host is taken over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     number = _taken(path, what, key)
@@ -32,7 +35,7 @@ def locked(path: Path, what: str, key: str) -> Iterator[None]:
         if (holder := _note(path)).get("host", _host()) != _host():
             remedy = f"if it has ended, remove {path}"
             raise UserError(f"{what} is in use by {_who(holder)}; {remedy}", key=key)
-        try:  # a disk without room for the note leaves no lock either
+        try:  # where the disk has no room for the note, the lock's file is removed, too
             os.ftruncate(number, 0)
             os.lseek(number, 0, os.SEEK_SET)
             os.write(number, json.dumps({"pid": os.getpid(), "host": _host(), "since": time.time()}).encode())
@@ -48,7 +51,7 @@ def locked(path: Path, what: str, key: str) -> Iterator[None]:
 
 
 def _taken(path: Path, what: str, key: str) -> int:
-    """An open file that this process has locked, and that is still the one of that name."""
+    """Open and lock the file, and return its descriptor once the file of that name is the locked one."""
     while True:
         number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
@@ -61,11 +64,11 @@ def _taken(path: Path, what: str, key: str) -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(number), os.stat(path)):
                 return number
-        os.close(number)  # its holder has removed it just now
+        os.close(number)  # the earlier holder has just removed the file
 
 
 def _lock(number: int) -> None:
-    """OSError where another process has."""
+    """Lock the open file. Raises OSError where another process has locked it."""
     if sys.platform == "win32":
         import msvcrt
 

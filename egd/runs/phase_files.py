@@ -1,4 +1,4 @@
-"""What a run folder keeps of a phase: its newest checkpoint, the one before, and its rows of the metrics."""
+"""The files of a phase in a run folder: its newest checkpoint, the previous one, and its rows of the metrics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from egd.runs.folder import RunFolder
 
 
 class Meta(BaseModel):
-    """What stands beside the tensors. ``metrics`` is the digest of the phase's first ``rows`` rows, ``settings`` that of the
-    run's; ``counts`` says how many steps are in every mean that the next row will hold; ``store`` is the key in the store of a
-    phase that was taken from there, ``made`` that of what was trained from the first step on.
+    """Metadata of a phase's checkpoint. ``rows`` is the number of the phase's rows in the metrics, and ``metrics`` their
+    digest; ``settings`` is the digest of the run's settings. ``counts`` holds the number of steps in every mean that the next
+    row will hold. ``store`` is the key of a phase that was taken from the store, ``made`` the key of a phase that was trained
+    with the same cache key from its first step on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -40,7 +41,7 @@ class Meta(BaseModel):
 
 
 def rows_of(name: str, lines: Sequence[bytes]) -> list[bytes]:
-    """The lines of the metrics that are a phase's."""
+    """Return the lines of the metrics that belong to a phase."""
     return [line for line in lines if _phase_of(line) == name]
 
 
@@ -54,12 +55,12 @@ def _phase_of(line: bytes) -> str | None:
 
 
 def digest_of_rows(lines: Sequence[bytes]) -> str:
-    """Of lines of the metrics."""
+    """Return the digest of lines of the metrics."""
     return hashlib.blake2b(b"".join(lines), digest_size=16).hexdigest()
 
 
 def save_phase(folder: RunFolder, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a checkpoint of the phase; that which was the newest is from now on the one before."""
+    """Write a checkpoint of the phase; its newest checkpoint becomes the previous one."""
     own = rows_of(name, folder.metrics_lines())
     meta = Meta.model_validate({**about, "tensors": len(tensors), "rows": len(own), "metrics": digest_of_rows(own)})
     newest, previous = folder.checkpoint(name), folder.previous(name)
@@ -71,7 +72,7 @@ def save_phase(folder: RunFolder, name: str, tensors: Mapping[str, Tensor], abou
 
 
 def load_phase(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Meta]:
-    """A checkpoint that ``save_phase`` has written. Damaged where it is another."""
+    """Load a checkpoint that ``save_phase`` wrote. Raises Damaged where the file is no such checkpoint."""
     tensors, meta = load_checkpoint(path, device)
     try:
         found = Meta.model_validate(meta)
@@ -85,13 +86,13 @@ def load_phase(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str
 
 
 def not_finite_in(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor with an entry that is not finite."""
+    """Return the name of the first tensor with an entry that is not finite, None without one."""
     return next((name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
 
 
 def settle(folder: RunFolder, say: Callable[[str], None] = print) -> None:
-    """Make a run folder, which nobody else writes to, ready to go on: of every phase the newest checkpoint that is whole, of
-    the metrics the rows that it knows of. What is lost is said; UserError where the run cannot go on as it was.
+    """Prepare a run folder, which no other process writes to, for resuming: keep every phase's newest undamaged checkpoint, and
+    the rows of the metrics that it counts. Losses are reported through ``say``. Raises UserError where the run cannot resume.
     """
     sweep(folder.path)
     names = dict.fromkeys(path.stem for path in folder.checkpoints())

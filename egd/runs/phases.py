@@ -1,4 +1,4 @@
-"""Training a learner for a number of steps, so that a kill at any point costs only the steps since the last checkpoint."""
+"""Training a learner for a number of steps; a kill at any point costs only the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNFIT = (
 )
 REMEDY = "lower the phase's lr, or look for outliers in the data"
 GENERATOR_STATES = ((16,), (5056,))
-"""Shapes of the state of a random number generator: of GPUs, of CPUs."""
+"""Shapes of the state of a random number generator on a GPU and on a CPU."""
 
 Hook = Callable[[int], dict[str, Any]]
 Made = TypeVar("Made")
@@ -43,11 +43,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Phase:
-    """``learner`` for ``steps`` updates under a name of its own; ``hook(step)`` runs every ``hook_every`` steps and its
-    results are kept. ``cache_key`` is all that decides the outcome, as a JSON value: another run's phase that is made
-    of the same can stand in for it (``egd.runs.store``); None where none may. ``checkpoint_every`` so many steps where
-    checkpoints are large; 0: as often as those of all others. ``hook_first``: the hook runs before the first step too.
-    ``vitals`` are looked at whenever such a checkpoint is due.
+    """Training of ``learner`` for ``steps`` updates, under a name that is unique in the run.
+
+    ``hook(step)`` is called every ``hook_every`` steps, before the first step too with ``hook_first``, and its results are
+    kept. ``cache_key`` is a JSON value of all that determines the outcome: a phase of another run with an equal key can replace
+    this one (``egd.runs.store``); None forbids that. ``checkpoint_every`` is the interval of checkpoints in steps where they
+    are large; 0 means the interval of all phases. ``vitals`` are checked whenever a checkpoint is due by its step.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Phase:
     vitals: Vitals | None = None
 
     def note_at(self, step: int) -> bool:
-        """Whether the hook runs at this step."""
+        """Return whether the hook is called at this step."""
         if self.hook is None or step == 0:
             return self.hook is not None and self.hook_first
         return self.hook_every > 0 and step % self.hook_every == 0
@@ -69,27 +70,27 @@ class Phase:
 
 @dataclass
 class Progress:
-    """How far a phase is; what its checkpoint holds beside tensors."""
+    """Progress of a phase: what its checkpoint holds beside tensors."""
 
     step: int = 0
     seconds: float = 0.0
     notes: list[dict[str, Any]] = field(default_factory=list)
     made: str = ""
-    """The key of what the phase is made of; empty where it began as another."""
+    """The digest of the phase's cache key; empty where the phase began under another key."""
 
 
 def key_of(cache_key: Any) -> str:
-    """The digest of a JSON value, whatever the order of its keys."""
+    """Return the digest of a JSON value; the order of keys does not matter."""
     return hashlib.blake2b(json.dumps(cache_key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A seed for one named part of a run: parts do not depend on how many random numbers others drew."""
+    """Derive the seed of a named part of a run, which does not depend on how many random numbers other parts draw."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
 def fresh(seed: int, name: str, make: Callable[[], Made]) -> Made:
-    """Make something with random numbers of its own, a network say, that no other part's draws change."""
+    """Make an object, such as a network, with random numbers that depend on the seed and the name alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, name))
         return make()
@@ -106,9 +107,10 @@ def run_phase(
     log_every: int,
     checkpoint_minutes: float = MINUTES,
 ) -> Progress:
-    """Train to the end, from the phase's checkpoint where there is one; bit-identical to a run that was never killed
-    (on a CPU). A checkpoint comes every ``checkpoint_every`` steps and whenever the last is ``checkpoint_minutes`` old; what a
-    run learns and logs depends on neither. A process that is told to end saves what it has, and Stopped is raised.
+    """Train a phase to its end, from its checkpoint where there is one, and return its progress. On a CPU the result is
+    bit-identical to that of a run that was never killed. Checkpoints are written every ``checkpoint_every`` steps and whenever
+    the last is ``checkpoint_minutes`` old; neither affects what a run learns and logs. Raises Stopped, after a checkpoint,
+    where the process is told to end.
     """
     run = PhaseRun(phase, folder, seed)
     every = {"checkpoint_every": checkpoint_every, "log_every": log_every}
@@ -120,7 +122,7 @@ def run_phase(
 
 @dataclass(frozen=True)
 class PhaseRun:
-    """A phase of one run."""
+    """A phase of one run, with the run's folder and seed."""
 
     phase: Phase
     folder: RunFolder
@@ -136,9 +138,11 @@ def run_phases(
     log_every: int,
     checkpoint_minutes: float = MINUTES,
 ) -> list[Progress | Exception]:
-    """The same phase of many runs: those at the same step all at once where their learners allow it, else one after the
-    other. Every run keeps its own checkpoint and metrics, those of a run of its own. One that fails, by a metric that is not
-    finite for one, does not stop the others: what went wrong stands in place of its progress.
+    """Train the same phase of many runs, and return the progress of each, or the exception that ended it.
+
+    Runs at the same step are trained together where their learners allow it, the others in turn. Every run has its own
+    checkpoints and metrics, as if it had been trained alone. A run that fails, as by a metric that is not finite, does not stop
+    the others.
     """
     states = [_Run.restore(run, device) for run in runs]
     unfinished = [s for s in states if s.error is None and not s.finished]
@@ -148,7 +152,9 @@ def run_phases(
 
 
 def _groups(states: Sequence[_Run]) -> Iterator[tuple[list[_Run], BatchedLearner | None]]:
-    """Those that take their steps together, and what takes them; made when their turn comes."""
+    """Yield groups of runs that take their steps together, each with its batched learner, and single runs with None. A learner
+    is made when its group's turn comes.
+    """
     alike: dict[tuple[int, int], list[_Run]] = {}
     for state in states:
         alike.setdefault((state.phase.steps, state.progress.step), []).append(state)
@@ -158,7 +164,7 @@ def _groups(states: Sequence[_Run]) -> Iterator[tuple[list[_Run], BatchedLearner
 
 
 def _title(together: Sequence[_Run], all_of_them: Sequence[_Run]) -> str:
-    """Which runs a bar is about."""
+    """Return the title of a progress bar: the phase, and its runs where there are several."""
     name, count = together[0].phase.name, len(all_of_them)
     if count == 1:
         return name
@@ -168,7 +174,7 @@ def _title(together: Sequence[_Run], all_of_them: Sequence[_Run]) -> str:
 
 def _stacked(states: Sequence[_Run]) -> BatchedLearner | None:
     compiled = any(computing_of(s.phase.learner).compile for s in states)
-    many = len(states) > 1 and states[0].generator.device.type == "cuda"  # a CPU gains by it only when compiled
+    many = len(states) > 1 and states[0].generator.device.type == "cuda"  # on a CPU only a compiled batch is faster
     if many or compiled:
         with suppress(NotBatchable):
             return BatchedLearner([s.phase.learner for s in states], [s.generator for s in states])
@@ -194,7 +200,7 @@ def _train(
         ending = False
         step = progress.step
         while step < phase.steps and not ending and any(s.error is None for s in states):
-            learner = _step(states, learner)  # one of a group that failed stays in its stack: there it costs the others nothing
+            learner = _step(states, learner)  # a failed run stays in the stack, where it does not affect the others
             step += 1
             planned = phase.note_at(step) or step == phase.steps
             planned = planned or step % (phase.checkpoint_every or checkpoint_every) == 0
@@ -208,7 +214,7 @@ def _train(
                     with _failing(state):
                         state.progress.seconds = seconds + (time.perf_counter() - started) / len(states)
                         _book(state, bar, reporter, log=log, look=planned, save=save)
-            for state in states if save else ():  # all are saved: a run that ends in one's hook repeats no other's steps
+            for state in states if save else ():  # all are saved by now: where a hook is interrupted, no run repeats steps
                 with _failing(state):
                     _note_if_due(state)
             saved = time.monotonic() if save else saved
@@ -222,7 +228,7 @@ def _book(state: _Run, bar: Bar, reporter: Reporter, *, log: bool, look: bool, s
 
 
 def _note_if_due(state: _Run) -> None:
-    """Run the hook where it is time and it has not been run."""
+    """Call the hook where this step is due and has no result yet, and save its result."""
     phase, progress = state.phase, state.progress
     if state.error is None and phase.note_at(progress.step) and all(note["step"] != progress.step for note in progress.notes):
         with at_once():
@@ -241,7 +247,7 @@ def _note(state: _Run) -> None:
 
 @contextmanager
 def _failing(*states: _Run) -> Iterator[None]:
-    """What goes wrong ends these runs, not others."""
+    """Record an exception as the error of these runs, so that other runs go on."""
     try:
         yield
     except Exception as error:
@@ -250,14 +256,16 @@ def _failing(*states: _Run) -> Iterator[None]:
 
 
 def _step(states: list[_Run], learner: BatchedLearner | None) -> BatchedLearner | None:
-    """One step of all; what takes the next, which is each on its own from the first step on that fails for all together."""
+    """Update all runs by one step. Returns the learner for the next step: where the batched step fails, its runs repeat the
+    step one by one, and None is returned, since they stay separate from then on.
+    """
     before = [] if learner is None else [s.generator.get_state() for s in states]
     try:
         if learner is not None:
             for state, own in zip(states, learner.update(), strict=True):
                 state.took(own)
             return learner
-    except Exception:  # of one of them: those with which nothing is wrong take this step again, alone
+    except Exception:  # caused by any one run: each repeats this step alone, and only the faulty run fails
         assert learner is not None
         learner.unstack()
         for state, saved in zip(states, before, strict=True):
@@ -270,8 +278,8 @@ def _step(states: list[_Run], learner: BatchedLearner | None) -> BatchedLearner 
 
 
 def load_trained(phase: Phase, folder: RunFolder, device: torch.device | str) -> None:
-    """Give a phase's learner what a run has trained. UserError where the run has not finished the phase, or with settings that
-    are not those of its config.yaml.
+    """Load what a run has trained into a phase's learner. Raises UserError where the run has not finished the phase, or
+    finished it with settings other than those in its config.yaml.
     """
     path = folder.checkpoint(phase.name)
     finish = f"finish it with egd run --resume, after {folder.summary} is removed if there is one"
@@ -287,7 +295,7 @@ def load_trained(phase: Phase, folder: RunFolder, device: torch.device | str) ->
 
 @dataclass(eq=False)
 class _Run:
-    """A phase of one run, as far as it is."""
+    """State of one run's phase in training."""
 
     run: PhaseRun
     generator: torch.Generator
@@ -298,7 +306,7 @@ class _Run:
     warned: set[str] = field(default_factory=set)
 
     def took(self, metrics: Metrics) -> None:
-        """A step, with these metrics."""
+        """Record one step with these metrics."""
         self.recent.add(metrics)
         self.progress.step += 1
 
@@ -340,7 +348,9 @@ def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device:
 
 
 def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: int, path: str) -> None:
-    """Its state; ``seed`` where that was saved on another kind of device, whose random numbers this one cannot continue."""
+    """Restore the generator's state. The generator is seeded with ``seed`` where the state is of another kind of device, whose
+    random numbers cannot be continued here.
+    """
     if saved is None or saved.dtype != torch.uint8 or saved.shape not in GENERATOR_STATES:
         raise _unfit(path, "it holds no state of a random number generator")
     if saved.shape != generator.get_state().shape:
@@ -353,7 +363,7 @@ def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: i
 
 
 def check_fits(phase: Phase, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """UserError, with the learner as it was, where a checkpoint is not one of the phase."""
+    """Raise UserError, leaving the learner unchanged, where a checkpoint does not fit the phase."""
     before = {name: tensor.detach().clone() for name, tensor in phase.learner.state().items()}
     try:
         _fill(phase, tensors, str(path))
@@ -364,8 +374,8 @@ def check_fits(phase: Phase, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _fill(phase: Phase, tensors: Mapping[str, Tensor], path: str) -> None:
-    """Load the learner, which must then say of itself what the tensors say: names, types, shapes and values. UserError where
-    they do not fit, or are not finite.
+    """Load the learner, and check that its state then equals the tensors in names, types, shapes and values. Raises UserError
+    where it does not, or where a tensor is not finite.
     """
     if bad := not_finite_in(tensors):
         raise UserError(f"{path} is of no use: its tensor {bad} is not finite; remove it and run again", key=phase.name)
@@ -414,7 +424,9 @@ def _log(state: _Run, bar: Bar, vitals: Mapping[str, float]) -> None:
 
 
 def _looked_at(state: _Run, reporter: Reporter) -> dict[str, float]:
-    """The phase's vitals. UserError for one beyond its limit; people are warned of one once."""
+    """Return the phase's vitals. Raises UserError for one beyond its limit, and warns once of each that is beyond its warning
+    level.
+    """
     phase, step = state.phase, state.progress.step
     found = largest_weight(phase.learner.state())
     if phase.vitals is not None:
@@ -434,7 +446,7 @@ def _looked_at(state: _Run, reporter: Reporter) -> dict[str, float]:
 
 
 def _last_good(state: _Run) -> str:
-    """Where one can go on from, for people."""
+    """Describe the checkpoint from which training can go on, for an error message."""
     path = state.run.folder.checkpoint(state.phase.name)
     if not path.exists():
         return "there is no checkpoint of this phase yet"
@@ -442,8 +454,8 @@ def _last_good(state: _Run) -> str:
 
 
 class _Recent:
-    """Means of the metrics since last asked, of each over the steps that had it; summed on the device, so that a step never
-    waits for the host.
+    """Means of the metrics since the last call of ``take``, each over the steps that had it. Sums are kept on the device, so
+    that no step waits for the host.
     """
 
     def __init__(self) -> None:
@@ -456,8 +468,8 @@ class _Recent:
         self.counts.update(metrics.keys())
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
-        """Go on with what was saved, in the order in which the metrics came: a file of tensors sorts them. ValueError where the
-        sums and the counts are not of the same metrics.
+        """Restore saved sums in the order of ``counts``, in which the metrics first came: a file of tensors sorts them. Raises
+        ValueError where sums and counts are not of the same metrics.
         """
         if sums.keys() != counts.keys():
             raise ValueError(f"sums of {sorted(sums)} and counts of {sorted(counts)} are not of the same metrics")

@@ -1,4 +1,4 @@
-"""Progress on a terminal: bars with rate and time left."""
+"""Progress bars on a terminal, with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from egd.errors import Notice
 from egd.runs.safe_names import literal, printable
 
 WIDE = 100
-"""Columns of a terminal from which a bar is as long as it likes to be; on a narrower one the note needs the room."""
+"""Columns from which a terminal counts as wide; on a narrower one the bar is shorter, so that the note has room."""
 
 
 def rate(task: Task) -> float:
-    """Steps a second since the bar began: neither those done before, nor results that come all at once, make it faster."""
+    """Return the steps a second since the bar began; steps of an earlier process are not counted."""
     done = task.completed - task.fields["before"]
     return done / task.elapsed if task.elapsed else 0.0
 
@@ -36,7 +36,7 @@ class _Rate(ProgressColumn):
 
 
 class _Left(ProgressColumn):
-    """Time left at the rate so far; what it took, once finished."""
+    """The remaining time at the present rate; the time taken, once finished."""
 
     max_refresh = 0.5
 
@@ -55,22 +55,22 @@ def _clock(seconds: float, style: str) -> Text:
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing under way."""
+    """A progress bar of one task."""
 
     progress: Progress
     task: TaskID
 
     @property
     def done(self) -> int:
-        """Steps so far."""
+        """The number of steps done."""
         return int(self.progress.tasks[0].completed)
 
     def advance(self, steps: int, note: str | None = None) -> None:
-        """Some steps further; ``note`` is shown behind the bar from now on."""
+        """Advance by some steps; ``note`` is shown behind the bar from now on."""
         self.at(self.done + steps, note)
 
     def at(self, done: int, note: str | None = None, *, total: int | None = None) -> None:
-        """So many steps are done, of ``total`` where that is known better by now."""
+        """Set the number of steps done, and ``total`` where a better value is known by now."""
         self.progress.update(self.task, completed=done, total=total)
         if note is not None:
             self.progress.update(self.task, note=printable(note))
@@ -78,14 +78,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where a job tells people how it goes; ``clock`` gives the time in seconds."""
+    """Messages and progress bars of a job on the terminal; ``clock`` gives the time in seconds."""
 
     console: Console = field(default_factory=Console)
     clock: Callable[[], float] = time.monotonic
 
     @contextmanager
     def bar(self, label: str, total: int | None, done: int = 0) -> Iterator[Bar]:
-        """A bar for the length of a with-block; finished bars stay on the screen."""
+        """Show a progress bar for the with-block; finished bars stay on the screen."""
         wide = self.console.width >= WIDE
         note = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
@@ -101,7 +101,9 @@ class Reporter:
 
     @contextmanager
     def notices(self) -> Iterator[None]:
-        """Show what is warned of in a with-block (``Notice``) as ``warn`` does, each text once; other warnings as ever."""
+        """Show every ``Notice`` that is warned of in the with-block through ``warn``, each text once. Other warnings are shown
+        as usual.
+        """
         told: set[str] = set()
         with warnings.catch_warnings():
             otherwise = warnings.showwarning
@@ -117,9 +119,9 @@ class Reporter:
             yield
 
     def say(self, text: str) -> None:
-        """Say a line, names in it as they are."""
+        """Print a line without interpreting markup in it."""
         self.console.print(literal(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Say what people should look at, names in it as they are."""
+        """Print a warning in yellow without interpreting markup in it."""
         self.console.print(literal(text, "yellow"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What domains share when they plan jobs from a recipe: its tasks, its budgets, the device."""
+"""Steps that all domains share when they plan jobs from a recipe: its tasks, its budgets, the device."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from egd.runs.experiment import Options
 from egd.runs.grid import refuse_key
 
 RECIPE_KEYS = ("description", "tasks", "methods", "budgets", "default_budget")
-"""The keys of a recipe that choose between settings; all others are settings."""
+"""The keys of a recipe that choose between settings; all other keys are settings."""
 
 
 def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callable[[str], str] = str) -> dict[str, Tree]:
-    """Task -> its overrides in the recipe, for those of ``--task``, names or shell patterns, where given. A resolved config is
-    a recipe of one ``task``.
+    """Return the recipe's tasks with their overrides, or those that ``--task`` selects by name or shell pattern. A resolved
+    config is a recipe with one ``task``.
 
-    ``canonical`` maps what a user may call a task to its name. UserError when there is none.
+    ``canonical`` maps a user's name for a task to the task's name. Raises UserError where the recipe names no task.
     """
     table = recipe.get("tasks")
     listed: dict[str, Tree] = {recipe["task"]: {}} if "task" in recipe else {}
@@ -43,7 +43,9 @@ def listed_tasks(recipe: Mapping[str, Any], options: Options, canonical: Callabl
 
 
 def mappings(tree: Mapping[str, Any], key: str, source: str) -> dict[str, Tree]:
-    """A section with a mapping, or nothing, under every name; {} where it is not there. UserError for one of another form."""
+    """Return a section whose values are mappings or null; {} where the recipe has no such section. Raises UserError for another
+    form.
+    """
     table = tree.get(key) or {}
     if not isinstance(table, Mapping):
         raise UserError(f"{key}: got {table!r}; write 'name: {{setting: value}}' lines", key=source)
@@ -54,13 +56,13 @@ def mappings(tree: Mapping[str, Any], key: str, source: str) -> dict[str, Tree]:
 
 
 def without_nulls(tree: Mapping[str, Any], *keys: str) -> Tree:
-    """Less the entries of these sections that are null: how --set, a budget or a method leaves one out."""
+    """Remove the null entries from these sections: --set, a budget or a method leaves an entry out by null."""
     tables = {key: tree[key] for key in keys if isinstance(tree.get(key), Mapping)}
     return {**tree, **{key: {name: v for name, v in table.items() if v is not None} for key, table in tables.items()}}
 
 
 def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
-    """The overrides of ``--budget``, or of the recipe's ``default_budget``. UserError for one that does not exist."""
+    """Return the overrides of ``--budget``, or of the recipe's ``default_budget``. Raises UserError for an unknown budget."""
     budgets = mappings(recipe, "budgets", options.source)
     name = options.budget or recipe.get("default_budget")
     if name is None:
@@ -72,8 +74,8 @@ def chosen_budget(recipe: Mapping[str, Any], options: Options) -> Tree:
 
 
 def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], options: Options, sections: Sections = NONE) -> Tree:
-    """The settings of one task: the recipe's, then the budget's, the budget's for tasks of such names, the task's, ``--set``,
-    ``--seed`` and ``--device``; ``sections`` as in ``merge``.
+    """Return the settings of one task. Later layers win: the recipe, the budget, the budget's entries for matching tasks, the
+    task's overrides, ``--set``, ``--seed`` and ``--device``. ``sections`` are as in ``merge``.
     """
     for setting in options.settings:
         key = setting.partition("=")[0].strip()
@@ -94,14 +96,14 @@ def resolve(recipe: Mapping[str, Any], task: str, over: Mapping[str, Any], optio
 
 
 def given(options: Options) -> dict[str, str]:
-    """The dotted keys that the command line sets -> the option that does."""
+    """Return the dotted keys that the command line sets, each with the option that sets it."""
     keys = {setting.partition("=")[0].strip(): "--set" for setting in options.settings}
     return keys | dict.fromkeys(options.grid, "--grid")
 
 
 @contextmanager
 def blaming(options: Options) -> Iterator[None]:
-    """A complaint about a key that the command line sets names the option, too."""
+    """Add the option to a UserError about a key that the command line set."""
     try:
         yield
     except UserError as error:
@@ -113,7 +115,7 @@ def blaming(options: Options) -> Iterator[None]:
 
 
 def pick_device(name: Any) -> str:
-    """``auto`` is a GPU where there is one. UserError for a device that is not there."""
+    """Return the device's name; ``auto`` is a GPU where there is one. Raises UserError for a device that is not available."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
@@ -124,5 +126,5 @@ def pick_device(name: Any) -> str:
 
 
 def summary_line(component: Any) -> str:
-    """The first paragraph of a docstring in one line, for ``egd list``."""
+    """Return the first paragraph of a component's docstring in one line, for ``egd list``."""
     return " ".join((component.__doc__ or "").strip().split("\n\n")[0].split())

@@ -1,6 +1,6 @@
-"""What runs will take of memory and disk, estimated from their settings before anything is allocated.
+"""Memory and disk space that runs will need, estimated from their settings before anything is allocated.
 
-Estimates are right to a factor of a few, which is enough to tell a slip of the pen from a run.
+Estimates are right to a factor of a few, which suffices to detect a mistyped number.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any
 from egd.errors import UserError
 
 COPIES = 6
-"""Of a network's weights in training: themselves, gradients, Adam's two moments, an average, a target."""
+"""Copies of a network's weights in training: weights, gradients, Adam's two moments, an average, a target."""
 KEPT = 4
-"""Of these, in a checkpoint."""
+"""How many of these copies a checkpoint holds."""
 ROW = 100  # bytes of a transition
 Sizes = dict[str, int]
 """The keys that make something large -> bytes."""
 
 
 def memory_limit() -> int:
-    """Bytes: what ``EGD_MEMORY_GB`` says, else what the machine has, or the container. UserError where that is no number."""
+    """Return the bytes of memory that ``EGD_MEMORY_GB`` states, or that the machine or the container has. Raises UserError
+    where the variable is not a number.
+    """
     if said := os.environ.get("EGD_MEMORY_GB"):
         try:
             return int(float(said) * 1e9)
@@ -41,7 +43,9 @@ def memory_limit() -> int:
 
 
 def of_networks(tree: Mapping[str, Any], convolutional: Collection[str] = ()) -> Sizes:
-    """Count weights, by the keys that decide their number; a ``convolutional`` section doubles its channels every level."""
+    """Estimate the bytes of all weights, by the keys that determine their number. A ``convolutional`` section doubles its
+    channels every level.
+    """
     sizes: Sizes = {}
     for path, section in sections_in(tree):
         depth = next((name for name in ("blocks", "layers") if name in section), None)
@@ -57,8 +61,9 @@ def of_networks(tree: Mapping[str, Any], convolutional: Collection[str] = ()) ->
 
 
 def of_arrays(tree: Mapping[str, Any], rows: int | None = None, besides: tuple[str, ...] = ()) -> Sizes:
-    """Size what is computed and kept beside networks, by the keys that decide it. ``rows`` are sampled at once, those of the
-    evaluation if not said; components in the sections ``besides`` draw no samples for each of them.
+    """Estimate the bytes of arrays beside the networks, by the keys that determine them. ``rows`` is the number of rows sampled
+    at once, by default the evaluation's number of samples. Components in the sections ``besides`` draw no samples for every
+    row.
     """
     evaluation = tree.get("evaluation", {})
     at_once = evaluation.get("samples", 1) if rows is None else rows
@@ -79,7 +84,7 @@ def of_arrays(tree: Mapping[str, Any], rows: int | None = None, besides: tuple[s
 
 @dataclass(frozen=True)
 class Estimates:
-    """How the settings of an experiment's runs become bytes: weights, and what is kept beside them."""
+    """The functions that estimate the bytes of an experiment's runs: of weights, and of arrays beside them."""
 
     networks: Callable[[Mapping[str, Any]], Sizes] = of_networks
     arrays: Callable[[Mapping[str, Any]], Sizes] = of_arrays
@@ -89,8 +94,8 @@ GENERAL = Estimates()
 
 
 def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str, estimates: Estimates = GENERAL) -> None:
-    """UserError where a job, given by the settings of the runs that it trains together, needs more than the memory of this
-    machine, or where all checkpoints need more than is free on the disk of ``out``.
+    """Raise UserError where a job needs more memory than this machine has, or all checkpoints together need more than is free
+    on the disk of ``out``. Each job is given by the settings of the runs that it trains together.
     """
     total = sum(check_memory(runs, source, estimates=estimates) * KEPT // COPIES for runs in jobs)
     free = _free(out)
@@ -104,8 +109,8 @@ def check(jobs: Sequence[Sequence[Mapping[str, Any]]], out: Path, source: str, e
 def check_memory(
     runs: Sequence[Mapping[str, Any]], source: str, known: Mapping[str, int] | None = None, *, estimates: Estimates = GENERAL
 ) -> int:
-    """UserError where runs that are trained together, or one that is evaluated, need more memory than this machine has. The
-    bytes of their networks in training. ``known`` are sizes, by key, that need not be estimated any more.
+    """Return the bytes of the runs' networks in training. Raises UserError where runs that are trained together, or one that is
+    evaluated, need more memory than this machine has. ``known`` maps keys to sizes that need not be estimated.
     """
     most = memory_limit()
     networks = dict[str, int]()
@@ -126,7 +131,7 @@ def _depth(section: Mapping[str, Any]) -> int:
 
 
 def sections_in(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Walk the sections at every depth, each with its dotted key."""
+    """Yield the sections at every depth, each with its dotted key."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield head + key, value
@@ -134,7 +139,7 @@ def sections_in(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, 
 
 
 def whole(value: Any) -> int:
-    """Read a whole number, as text too; 0 for what is none."""
+    """Convert a number, or its text, to an int; 0 where it is not a number."""
     with suppress(TypeError, ValueError, OverflowError):
         return int(float(value))
     return 0
@@ -152,7 +157,7 @@ def _gb(size: int) -> str:
 
 
 def _free(path: Path) -> int:
-    """Bytes of the disk that a folder to be is on."""
+    """Return the free bytes of the disk on which a folder will be created."""
     here = path.resolve()
     while not here.exists() and here != here.parent:
         here = here.parent

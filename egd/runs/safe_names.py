@@ -1,7 +1,7 @@
-"""Names that people choose, or strangers: made safe for paths, the terminal, Markdown, CSV, LaTeX and figures.
+"""Names from people or strangers, made safe for paths, the terminal, Markdown, CSV, LaTeX and figures.
 
-Methods, tasks, variants, descriptions and paths may hold anything. Whatever prints, draws or writes one goes through here;
-HTML is escaped by Jinja.
+Methods, tasks, variants, descriptions and paths may contain any characters. All that prints, draws or writes one uses this
+module; Jinja escapes HTML.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rich.text import Text
 from egd.errors import UserError
 
 BYTES = 200
-"""The longest name: file systems take 255, and files of a run are called after it with more behind."""
+"""The longest name. File systems allow 255 bytes, and some files of a run are named by it and a suffix."""
 GRID_BYTES = 255
 
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-"""Names that Windows has taken."""
+"""Names that Windows reserves."""
 
 
 def folder_name(name: str, key: str) -> str:
-    """The name itself. UserError (naming ``key``) for one that a file system should not hold: it would lead elsewhere, or not
-    be possible everywhere.
+    """Return the name where it is safe as a folder's. Raises UserError, naming ``key``, where it would lead to another folder,
+    or is impossible on some file system.
     """
     if problem := _problem(name):
         raise UserError(f"{_short(name)} cannot be the name of a folder: {problem}; choose another", key=key)
@@ -35,14 +35,16 @@ def folder_name(name: str, key: str) -> str:
 
 
 def folder_of_task(task: str, key: str) -> str:
-    """The same for a task, which may be a dataset's id of several parts: ``D4RL/door/human-v2`` is ``D4RL-door-human-v2``."""
+    """Return the folder of a task. A task may be a dataset's id of several parts: ``D4RL/door/human-v2`` becomes
+    ``D4RL-door-human-v2``. Raises UserError as ``folder_name``.
+    """
     for part in task.split("/"):
         folder_name(part, key)
     return folder_name(task.replace("/", "-"), key)
 
 
 def folder_of_cell(key: str, value: str) -> str:
-    """``key=value`` of a grid, slashes as dashes. UserError where that is no folder."""
+    """Return the folder ``key=value`` of a grid value, with slashes as dashes. Raises UserError where it cannot be a folder."""
     folder, size = f"{key}={value}".replace("/", "-"), len(f"{key}={value}".encode(errors="replace"))
     if folder != printable(folder):
         raise UserError(f"{_short(folder)} has characters that cannot be the name of a folder", key="--grid")
@@ -53,7 +55,7 @@ def folder_of_cell(key: str, value: str) -> str:
 
 
 def check_names(settings: BaseModel) -> None:
-    """UserError where something that the user has named, such as a variant, could not be the name of a file."""
+    """Raise UserError where a name in the settings that the user chose, such as a variant's, cannot be a file's."""
     for key in type(settings).model_fields:
         value = getattr(settings, key)
         if isinstance(value, Mapping) and all(isinstance(own, BaseModel) for own in value.values()):
@@ -62,7 +64,7 @@ def check_names(settings: BaseModel) -> None:
 
 
 def apart(folders: Mapping[str, str], key: str) -> None:
-    """UserError where two names, of ``folders`` name -> folder, would share one."""
+    """Raise UserError where two names would share a folder; ``folders`` maps names to folders."""
     first: dict[str, str] = {}
     for name, folder in folders.items():
         if first.setdefault(folder, name) != name:
@@ -92,7 +94,9 @@ def _encodable(name: str) -> bool:
 
 
 def module_name(name: str) -> str:
-    """For a module or a group of tensors: PyTorch takes a dot for a step into another module. Other names stay as they are."""
+    """Escape dots for the name of a module or a group of tensors, since PyTorch reads a dot as a submodule. Other names stay
+    unchanged.
+    """
     return name.replace("%", "%25").replace(".", "%2E")
 
 
@@ -102,45 +106,47 @@ def _short(name: str, length: int = 60) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Characters that are no mark on the screen (control, direction, half of a pair) as escapes, but for those of ``keep``."""
+    """Escape control characters, changes of direction and lone surrogates, except those in ``keep``."""
     if text.isprintable():
         return text
     return "".join(c if _is_mark(c) or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_mark(c: str) -> bool:
-    return c.isprintable() or unicodedata.category(c) == "Zs" or c in "\u200c\u200d"  # spaces; joiners within words
+    return c.isprintable() or unicodedata.category(c) == "Zs" or c in "\u200c\u200d"  # spaces, and joiners within words
 
 
 def literal(text: object, style: str = "") -> Text:
-    """For Rich: as it is, no markup and no control characters; lines stay lines."""
+    """Return text that Rich prints unchanged: without markup or control characters, with its line breaks."""
     return Text(printable(str(text), keep="\n"), style)
 
 
 def markup(text: object) -> str:
-    """The same, as a part of a string with markup."""
+    """Escape text for use inside a string with Rich markup."""
     return escape(printable(str(text), keep="\n"))
 
 
 def markdown(text: str) -> str:
-    """One cell of a table, or a line: no HTML, no link, no code, no further column."""
+    """Escape one line, or a cell of a table, so that it contains no HTML, link, code or further column."""
     line = re.sub(r"([\\`*|])", r"\\\1", printable(text))
     return line.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def csv_cell(value: object) -> object:
-    """Text that a spreadsheet does not take for a formula; numbers as they are."""
+    """Quote text that a spreadsheet would take for a formula; numbers stay unchanged."""
     if not isinstance(value, str):
         return value
     return f"'{printable(value)}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else printable(value)
 
 
 def csv_rows(rows: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-    """All cells of rows."""
+    """Apply ``csv_cell`` to all cells of the rows."""
     return [{key: csv_cell(value) for key, value in row.items()} for row in rows]
 
 
 def figure_text(text: str) -> str:
-    """For Matplotlib: dollars are dollars, and a leading underscore does not hide a line from the legend. Lines stay lines."""
+    """Escape text for Matplotlib: dollars are shown, and a leading underscore does not hide a line from the legend. Line breaks
+    stay.
+    """
     shown = printable(text, keep="\n").replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

@@ -1,4 +1,4 @@
-"""How a run ends when it is told to: by Ctrl-C, or by SIGTERM, as a cluster's scheduler sends it."""
+"""Ending a run in good order on Ctrl-C, or on SIGTERM, which a cluster's scheduler sends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from types import FrameType
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end; not an error, so that nothing takes it for the failure of a run."""
+    """The process was told to end. It is no Exception, so that it does not count as the failure of a run."""
 
 
 @dataclass
 class _Told:
-    """The signal that came, if one did, and whether the program looks after it by itself."""
+    """The signal that came, if any, and whether the program itself chooses when to end."""
 
     by: int | None = None
     later: bool = False
@@ -29,8 +29,8 @@ _told = _Told()
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """In the with-block the first Ctrl-C or SIGTERM raises Stopped, or waits where ``between_steps`` is; the second ends the
-    process at once, as if nobody had looked after it.
+    """Raise Stopped on the first Ctrl-C or SIGTERM in the with-block, at once or at the end of ``between_steps``. The second
+    signal ends the process at once by the system's default.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -58,7 +58,7 @@ def _take(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def between_steps() -> Iterator[None]:
-    """In the with-block a signal only makes ``told`` true; at its end, Stopped is raised if one came."""
+    """Make a signal in the with-block only set ``told``; raise Stopped at the block's end if one came."""
     before, _told.later = _told.later, True
     try:
         yield
@@ -70,7 +70,9 @@ def between_steps() -> Iterator[None]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Within ``between_steps``, for what takes long and can be done again: a signal, also one that came before, ends it."""
+    """Let a signal end the with-block at once although it lies within ``between_steps``, also a signal that came before. For
+    work that takes long and can be repeated.
+    """
     before, _told.later = _told.later, False
     try:
         if told():
@@ -81,10 +83,10 @@ def at_once() -> Iterator[None]:
 
 
 def told() -> bool:
-    """Whether the process was told to end."""
+    """Return whether the process was told to end."""
     return _told.by is not None
 
 
 def exit_code() -> int:
-    """What shells expect of a process that a signal has ended: 143 for SIGTERM, 130 for Ctrl-C."""
+    """Return the exit code that shells expect of a process that a signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
     return 128 + (_told.by or signal.SIGINT)

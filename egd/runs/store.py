@@ -1,4 +1,6 @@
-"""Finished phases, kept under a digest of all that they depend on, so that no run trains what another has trained."""
+"""The store of finished phases, each under a digest of all that it depends on, so that no run trains what another has
+trained.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ KEY = re.compile("[0-9a-f]{32}")
 
 
 def default_store() -> Store | None:
-    """In ``EGD_STORE``, none if that is empty; else in the user's cache folder, ``~/.cache/egd/phases``. It holds at most
-    ``EGD_STORE_GB`` (20) gigabytes. UserError where that is no size, or the folder is none.
+    """Return the store in the folder ``EGD_STORE``, by default ``~/.cache/egd/phases``; None where the variable is empty. Its
+    limit is ``EGD_STORE_GB`` (20) gigabytes. Raises UserError where that is not a size, or the path is not a folder.
     """
     chosen = os.environ.get("EGD_STORE")
     limit = os.environ.get("EGD_STORE_GB", GIGABYTES)
@@ -47,7 +49,7 @@ def default_store() -> Store | None:
 
 
 def _folder(path: Path) -> Path:
-    with suppress(OSError):  # of a place that may not be looked into: said when it is written to, or listed
+    with suppress(OSError):  # no permission to look there: the error is shown when the store is used
         if path.exists() and not path.is_dir():
             remedy = "name a folder for finished phases, or set it to nothing to do without"
             raise UserError(f"'{path}' is not a folder; {remedy}", key="EGD_STORE")
@@ -55,23 +57,24 @@ def _folder(path: Path) -> Path:
 
 
 def _about(folder: RunFolder) -> dict[str, Any]:
-    """For people: the run that an entry comes from."""
+    """Describe the run that an entry comes from, for ``egd store list``."""
     config = read_yaml(folder.config) if folder.config.exists() else {}
     return {key: config[key] for key in ("task", "agent", "seed") if key in config}
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with, for each finished phase, its checkpoint, its metrics and, for people, what it was made of. Beyond
-    ``limit`` bytes it forgets those that were not asked for the longest.
+    """A folder of finished phases: for each the checkpoint, the metrics and a readable cache key. Beyond ``limit`` bytes it
+    removes the least recently used.
     """
 
     path: Path
     limit: float = GIGABYTES * 1e9
 
     def take(self, phase: Phase, folder: RunFolder, say: Callable[[str], None] = print) -> str | None:
-        """Give the run the finished phase, as if it had trained it; the key, or None where the store does not have it, or the
-        run has begun the phase. A run that goes on has its key again. What is damaged is said, and forgotten.
+        """Copy a finished phase into the run's folder as if the run had trained it. Returns its key, or None where the store
+        does not have it or the run has already begun the phase itself; a run that resumes gets the same key again. A damaged
+        entry is reported through ``say`` and removed.
         """
         if phase.cache_key is None:
             return None
@@ -87,7 +90,7 @@ class Store:
                 raise Damaged(f"{stored} is of step {meta.step} of {phase.steps}")
             check_fits(phase, tensors, stored)
             os.utime(stored)
-        except (UserError, OSError) as error:  # trained anew, it is put in its place
+        except (UserError, OSError) as error:  # the phase is trained anew, and then replaces this entry
             reason = str(error).removesuffix(f"; {UNFIT}").removesuffix("; remove it and run again")
             say(f"{reason}; phase '{phase.name}' is trained anew")
             with suppress(OSError):
@@ -100,8 +103,8 @@ class Store:
         return key
 
     def put(self, phase: Phase, folder: RunFolder) -> None:
-        """Keep a phase that the run has finished, not one that began as another: a run may go on with other code, or on another
-        device. OSError where the folder cannot be written.
+        """Copy a phase that the run has finished into the store. A phase that began under another cache key is not stored,
+        since a run may resume with other code or on another device. Raises OSError where the folder cannot be written.
         """
         if phase.cache_key is None:
             return
@@ -114,27 +117,27 @@ class Store:
         content = folder.checkpoint(phase.name).read_bytes()
         rows, meta = rows_of(phase.name, folder.metrics_lines()), read_meta(folder.checkpoint(phase.name))
         if digest_of_rows(rows) != meta["metrics"] or meta["made"] != key:
-            return  # lost, or edited: nothing for other runs
+            return  # rows were lost or edited, or the phase began under another key
         write_atomic(self.path / f"{key}.jsonl", b"".join(rows))
         write_text(self.path / f"{key}.json", json.dumps(_about(folder) | {"cache_key": phase.cache_key}, indent=2) + "\n")
         write_atomic(stored, content)
         self.keep(self.limit)
 
     def entries(self) -> list[Entry]:
-        """All that is there, what was asked for last first."""
+        """Return all entries, the most recently used first."""
         files: dict[str, list[Path]] = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.suffix in SUFFIXES and KEY.fullmatch(path.stem):
                 files.setdefault(path.stem, []).append(path)
         found = []
         for key, paths in files.items():
-            with suppress(FileNotFoundError):  # another run forgets too
+            with suppress(FileNotFoundError):  # another run may have removed it just now
                 sizes = [path.stat() for path in paths]
                 found.append(Entry(key, self.path, sum(s.st_size for s in sizes), max(s.st_mtime for s in sizes)))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def keep(self, size: float) -> list[Entry]:
-        """Remove what was not asked for the longest, until no more bytes are left than that; what was removed."""
+        """Remove the least recently used entries until at most ``size`` bytes are left, and return the removed ones."""
         total, removed = 0, []
         for entry in self.entries():
             total += entry.size
@@ -146,7 +149,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished phase in a store: bytes, and when it was asked for last, in seconds since 1970."""
+    """A finished phase in a store: its size in bytes, and when it was last used, in seconds since 1970."""
 
     key: str
     folder: Path
@@ -154,7 +157,7 @@ class Entry:
     used: float
 
     def about(self) -> dict[str, Any]:
-        """What its run was, and ``cache_key``; {} where that is lost."""
+        """Return the description of its run with ``cache_key``; {} where the file is lost."""
         try:
             found = json.loads((self.folder / f"{self.key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -162,7 +165,9 @@ class Entry:
         return found if isinstance(found, dict) else {}
 
     def whole(self) -> tuple[dict[str, Tensor], Meta, list[bytes]]:
-        """The phase and its rows of the metrics. Damaged where they are not what was put there, or no numbers."""
+        """Return the phase's tensors, metadata and rows of the metrics. Raises Damaged where they differ from what was stored,
+        or are not finite.
+        """
         path, log = self.folder / f"{self.key}.safetensors", self.folder / f"{self.key}.jsonl"
         tensors, meta = load_phase(path)
         rows = log.read_bytes().splitlines(keepends=True) if log.exists() else []
@@ -173,6 +178,6 @@ class Entry:
         return tensors, meta, rows
 
     def remove(self) -> None:
-        """All its files."""
+        """Remove all files of the entry."""
         for suffix in SUFFIXES:
             (self.folder / f"{self.key}{suffix}").unlink(missing_ok=True)

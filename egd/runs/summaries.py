@@ -1,4 +1,4 @@
-"""What ``summary.json`` and ``metrics.jsonl`` hold, and whether a file is one: read here and nowhere else."""
+"""The content of ``summary.json`` and ``metrics.jsonl``, and its validation: this module alone reads these files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from egd.runs.checkpoint import Damaged
 from egd.runs.files import read_regular
 
 BYTES = 2**28
-"""More than any summary or log of a run has."""
+"""Upper limit of the size of a summary or a log."""
 
 REMEDY = "remove it, and egd run --resume writes it anew from the run's checkpoints"
 
 
 class Frozen(BaseModel):
-    """What is read of a summary; further keys are left alone."""
+    """Base of the schemas of a summary; further keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Stats(Frozen):
-    """Scores of one policy of one run, every episode's among them where they are kept."""
+    """Scores of one policy of one run, with every episode's return where these are kept."""
 
     mean: FiniteFloat
     std: FiniteFloat = 0.0
@@ -44,7 +44,7 @@ class Stats(Frozen):
 
 
 class Point(Frozen):
-    """One evaluation in training."""
+    """One evaluation during training."""
 
     phase: str
     step: NonNegativeInt
@@ -52,7 +52,7 @@ class Point(Frozen):
 
 
 class Common(Frozen):
-    """What every experiment's summary has."""
+    """The keys in every experiment's summary."""
 
     task: str
     seed: NonNegativeInt
@@ -60,27 +60,27 @@ class Common(Frozen):
     versions: dict[str, str] = {}
     device: str = ""
     settings: str = ""
-    """The digest of those of its run; empty where that has no config.yaml."""
+    """The digest of the run's settings; empty where the run has no config.yaml."""
 
 
 class Summary(Common):
-    """Of a run that ends with scores of policies."""
+    """The summary of a run that ends with scores of policies."""
 
     algorithm: str = ""
-    """What the method is, whatever a table calls it."""
+    """The algorithm, whatever label the tables give the method."""
     method: str
     normalised: bool = True
     dataset_score: FiniteFloat | None = None
     policies: dict[str, Stats]
-    """Empty where there was no environment to evaluate in."""
+    """Scores by policy; empty where there was no environment to evaluate in."""
     headline: str
     best: Point | None = None
     evaluations: tuple[Point, ...] = ()
     reused: dict[str, Any] = {}
     action_ms: FiniteFloat | None = None
-    """Milliseconds of one action, where the run measured it."""
+    """Milliseconds per action, where the run measured them."""
     remarks: tuple[str, ...] = ()
-    """Sentences that belong under every table with this task."""
+    """Sentences to print under every table with this task."""
 
     @model_validator(mode="after")
     def _headline_exists(self) -> Summary:
@@ -90,30 +90,30 @@ class Summary(Common):
 
 
 class Measured(Summary):
-    """Of a run that ends with numbers measured on samples, and scores no policy."""
+    """The summary of a run that ends with measurements on samples, and scores no policy."""
 
     policies: dict[str, Stats] = {}
     headline: str = ""
     rows: tuple[dict[str, str | FiniteFloat | None], ...]
-    """Text, beta and omega say which row it is; other numbers were measured."""
+    """Rows of measurements: texts, beta and omega identify a row, its other numbers are measurements."""
 
 
 S = TypeVar("S", bound=Frozen)
 
 
 def digest(tree: Mapping[str, Any]) -> str:
-    """Of a JSON value, whatever the order of its keys."""
+    """Return the digest of a JSON value; the order of keys does not matter."""
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def signed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The value with its own digest, as a summary is written."""
+    """Add the value's own digest, as summaries are written."""
     return {**tree, "digest": digest(tree)}
 
 
 def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
-    """All of the file, less its digest, and what the schema reads of it. Damaged, with the remedy, where it is not what was
-    written, or has no digest to tell by.
+    """Return the content of the file without its digest, and the part that the schema reads. Raises Damaged, with the remedy,
+    where the content was changed since it was written, or has no digest.
     """
     try:
         tree = json.loads(read_regular(path, BYTES).decode("utf-8"), parse_constant=_refuse)
@@ -129,7 +129,9 @@ def read_summary(path: Path, schema: type[S]) -> tuple[dict[str, Any], S]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, none where there is no file. Damaged, with the remedy, where one is damaged."""
+    """Return the rows of a run's metrics, [] where there is no file. Raises Damaged, with the remedy, where a line is
+    damaged.
+    """
     rows: list[dict[str, Any]] = []
     try:
         lines = read_regular(path, BYTES).decode("utf-8").splitlines() if path.exists() else []
@@ -153,7 +155,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people."""
+    """Describe an error in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
@@ -163,7 +165,7 @@ def _reason(error: Exception) -> str:
 
 
 def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
-    """How a run's settings and its result contradict each other; None where they do not."""
+    """Describe how a run's settings and its summary contradict each other; None where they agree."""
     for key in ("task", "seed"):
         if key in summary and config.get(key) != summary[key]:
             return f"config.yaml has {key} {config.get(key)!r}, summary.json {summary[key]!r}"
@@ -173,16 +175,16 @@ def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
 
 
 HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
-"""Keys that say how a run is computed, not what: a run may go on with other values of them."""
+"""Keys that affect how a run is computed, not its result; they may change when a run resumes."""
 
 
 def digest_of(config: Mapping[str, Any]) -> str:
-    """Of settings, less ``HOW``."""
+    """Return the digest of settings without the keys in ``HOW``."""
     return digest({key: value for key, value in flatten(config).items() if key not in HOW})
 
 
 def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
+    """Flatten a nested mapping to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""What a sweep has found so far."""
+"""The results of a sweep so far."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from egd.runs.summaries import Common, Summary, read_summary
 
 @dataclass(frozen=True)
 class Means:
-    """Rows of means over seeds, a cell of the grid a row and policy, and why damaged runs have no part in them."""
+    """Means over seeds, a row for every cell of the grid and policy, and the errors of damaged runs, which are left out."""
 
     rows: Sequence[Mapping[str, str]]
     damaged: Sequence[str]
 
 
 def means_below(out: Path) -> Means:
-    """Of all complete runs in the folder that have scores of policies."""
+    """Compute the means of all complete runs below a folder that have scores of policies."""
     summaries: list[Summary] = []
     cells: list[Mapping[str, str]] = []
     damaged: list[str] = []
@@ -37,7 +37,9 @@ def means_below(out: Path) -> Means:
 
 
 def cell_of(path: Path, method: str) -> dict[str, str]:
-    """The grid's keys and values, as folders of a run are named after them; the method's own may have the same form."""
+    """Return the grid's keys and values from the names of a run's folders. The folder of the method is skipped, since a
+    method's name may contain ``=``, too.
+    """
     parts = [*path.parts]
     if method in parts:
         parts.remove(method)
