@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from typing_extensions import override
 from rl.agents.base import Agent
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
-from rl.evaluation import diagnostics
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.calibration import AdvantageCalibration
@@ -23,7 +21,6 @@ from rl.parts.joint import Joint
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import drawn_from
 from rl.runs.config import GuidedConfig
-from rl.tasks import Task
 
 
 class AEPOConfig(GuidedConfig):
@@ -41,6 +38,8 @@ class AEPO(Agent):
 
     Config: ClassVar[type[AEPOConfig]] = AEPOConfig
     config: GuidedConfig
+    calibration: AdvantageCalibration
+    guidance: Guidance
 
     def __init__(self, config: GuidedConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
@@ -84,22 +83,3 @@ class AEPO(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return self.guidance.policies()
-
-    @property
-    @override
-    def headline(self) -> str:
-        return self.guidance.own("guided")
-
-    @override
-    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        return diagnostics.of_guidance(self.guidance, self.critic, generator)
-
-    @override
-    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
-        return self.guidance.warnings(diagnostics)
-
-    @override
-    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
-        from rl.evaluation import figures  # matplotlib is not needed to act
-
-        figures.draw_guided(self.guidance, self.critic, folder, title, task, rollouts)

@@ -16,7 +16,10 @@ from egd.runs.phases import Phase, key_of
 from egd.runs.summaries import HOW
 from egd.training.learners import HasComputing
 from rl.data.transitions import OfflineData
+from rl.evaluation import diagnostics
 from rl.parts.base import Part, RunContext
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.guided import Guidance
 from rl.parts.guided_policy import ActionSampler, Randomness
 from rl.parts.policies import Act, AgentPolicy
 from rl.runs.config import RunConfig, varying
@@ -40,6 +43,10 @@ class Agent(ABC):
     Config: ClassVar[type[RunConfig]]
     learns_online: ClassVar[bool] = False
     """Whether training needs the environment."""
+    calibration: AdvantageCalibration | None = None
+    """The part that knows the behaviour model's variances and the critic's advantages, where there is one."""
+    guidance: Guidance | None = None
+    """The guided policies, where there are any."""
 
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
@@ -68,18 +75,26 @@ class Agent(ABC):
     @property
     def headline(self) -> str:
         """The policy that stands for the method, ``name`` or ``name@scale``."""
-        return "policy"
+        return "policy" if self.guidance is None else self.guidance.own("guided")
 
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        """Measure for ``summary.json`` what tells a sound run from an unsound one."""
-        return {}
+        """Measure for ``summary.json`` what tells a sound run from an unsound one, by the calibration and the guidance."""
+        if self.guidance is not None:
+            return diagnostics.of_guidance(self.guidance, generator)
+        return {} if self.calibration is None else diagnostics.of_values(self.calibration, generator)
 
     def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
         """Say what people should look at."""
-        return []
+        return [] if self.guidance is None else self.guidance.warnings(diagnostics)
 
-    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:  # noqa: B027
+    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
         """Draw figures into the folder, from the rollouts of the evaluation."""
+        from rl.evaluation import figures  # matplotlib is not needed to act
+
+        if self.guidance is not None:
+            figures.draw_guided(self.guidance, folder, title, task, rollouts)
+        elif self.calibration is not None:
+            figures.draw(self.calibration, folder, title, task, rollouts)
 
     # -- acting --------------------------------------------------------------------------------------------------
 
@@ -108,6 +123,9 @@ class Agent(ABC):
 
     def modules(self) -> dict[str, nn.Module]:
         """Name the modules that its policies read and that are not the same in all runs of a recipe."""
+        own = [policy.networks() for policy in self.named_policies().values()]
+        if all(own):
+            return {name: module for networks in own for name, module in networks.items()}
         return {name: module for part in self.parts() for name, module in part.networks().items()}
 
     # -- training ------------------------------------------------------------------------------------------------

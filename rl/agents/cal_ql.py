@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from egd.bounds import NotNegative
@@ -95,7 +95,3 @@ class CalQLAgent(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return {"policy": Direct(self.online, self.actor)}
-
-    @override
-    def modules(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from typing_extensions import override
 
 from egd.errors import UserError
@@ -57,7 +56,3 @@ class CQLAgent(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return {"policy": Direct(self.critic_part, self.actor)}
-
-    @override
-    def modules(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +29,6 @@ from rl.parts.guided_policy import Randomness
 from rl.parts.policies import Act, AgentPolicy
 from rl.parts.trajectories import PlanModel, PlanValue, Reward
 from rl.runs.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedConfig
-from rl.tasks import Task
 
 
 class PlanConfig(Strict):
@@ -85,6 +83,8 @@ class Diffuser(Agent):
 
     Config: ClassVar[type[DiffuserConfig]] = DiffuserConfig
     config: DiffuserConfig
+    calibration: AdvantageCalibration
+    guidance: Guidance
 
     def __init__(self, config: DiffuserConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
@@ -143,11 +143,6 @@ class Diffuser(Agent):
 
     @property
     @override
-    def headline(self) -> str:
-        return self.guidance.own("guided")
-
-    @property
-    @override
     def entries(self) -> int:
         return prod(self.windows.event)
 
@@ -165,13 +160,3 @@ class Diffuser(Agent):
             "posterior_clamped_share": diagnostics.clamped_shares(self.calibration),
             "plans": {name: {"advantage": float(-energy(plan, states).mean())} for name, plan in plans.items()},
         }
-
-    @override
-    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
-        return self.guidance.warnings(diagnostics)
-
-    @override
-    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
-        from rl.evaluation import figures  # matplotlib is not needed to act
-
-        figures.draw_guided(self.guidance, self.critic, folder, title, task, rollouts)

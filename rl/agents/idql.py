@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from typing_extensions import override
 from rl.agents.base import Agent
 from rl.critics.choice import check_critic, needs_support
 from rl.data.transitions import OfflineData
-from rl.evaluation import diagnostics
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.calibration import AdvantageCalibration
@@ -20,7 +18,6 @@ from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
 from rl.parts.selection import SelectingConfig, check_selections, selecting_policies
 from rl.parts.support_actions import drawn_from
-from rl.tasks import Task
 
 
 class IDQLConfig(SelectingConfig):
@@ -38,6 +35,7 @@ class IDQL(Agent):
 
     Config: ClassVar[type[SelectingConfig]] = IDQLConfig
     config: SelectingConfig
+    calibration: AdvantageCalibration
 
     def __init__(self, config: SelectingConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
@@ -64,13 +62,3 @@ class IDQL(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return selecting_policies(self.config, self.calibration, self.critic_part)
-
-    @override
-    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        return diagnostics.of_values(self.calibration, self.critic, generator)
-
-    @override
-    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
-        from rl.evaluation import figures  # matplotlib is not needed to act
-
-        figures.draw(self.calibration, self.critic, folder, title, task, rollouts)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from egd.errors import UserError
@@ -103,7 +103,3 @@ class IQLOnline(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return {"policy": Direct(self.online, self.actor)}
-
-    @override
-    def modules(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}

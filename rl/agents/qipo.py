@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +17,6 @@ from egd.training.learners import DenoiserLearner, Noised
 from rl.agents.base import Agent
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
-from rl.evaluation import diagnostics
 from rl.parts.base import Part, RunContext
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.calibration import AdvantageCalibration
@@ -26,7 +24,6 @@ from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import SupportTable, drawn_from
 from rl.runs.config import ValuedConfig
-from rl.tasks import Task
 
 
 class WeightedPolicyConfig(Strict):
@@ -124,6 +121,7 @@ class QIPO(Agent):
 
     Config: ClassVar[type[QIPOConfig]] = QIPOConfig
     config: QIPOConfig
+    calibration: AdvantageCalibration
 
     def __init__(self, config: QIPOConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
@@ -155,13 +153,3 @@ class QIPO(Agent):
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         clip = self.config.policy.clip_x0
         return {"behaviour": self.behaviour.policy(clip), "policy": self.rounds[-1].policy(clip)}
-
-    @override
-    def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        return diagnostics.of_values(self.calibration, self.critic, generator)
-
-    @override
-    def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
-        from rl.evaluation import figures  # matplotlib is not needed to act
-
-        figures.draw(self.calibration, self.critic, folder, title, task, rollouts)

@@ -172,7 +172,3 @@ class SRPO(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return {"policy": Direct(self.policy_part, self.actor)}
-
-    @override
-    def modules(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}

@@ -153,7 +153,3 @@ class TD3BC(Agent):
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
         return {"policy": Direct(self.learner, self.actor)}
-
-    @override
-    def modules(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor}

@@ -12,27 +12,26 @@ from egd.denoisers import at_unit_scale, diffuse, random_times
 from egd.posteriors.moments import KINDS
 from egd.tensors import norm, value_and_grad
 from egd.types import HasTargets
-from rl.critics.base import Critic
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.energies import TrainedEnergy
 from rl.parts.guided import Guidance
 
 
 def of_values(
-    calibration: AdvantageCalibration, critic: Critic, generator: torch.Generator, *, states: int = 512, candidates: int = 16
+    calibration: AdvantageCalibration, generator: torch.Generator, *, states: int = 512, candidates: int = 16
 ) -> dict[str, Any]:
     """Measure critic and behaviour policy for ``summary.json``; every entry is explained in docs/diagnostics.md."""
     return {
-        "critic": _critic(calibration, critic, generator, states),
+        "critic": _critic(calibration, generator, states),
         "posterior_clamped_share": clamped_shares(calibration),
         "behaviour": _behaviour(calibration, generator, states, candidates),
     }
 
 
-def of_guidance(guidance: Guidance, critic: Critic, generator: torch.Generator, *, states: int = 512) -> dict[str, Any]:
+def of_guidance(guidance: Guidance, generator: torch.Generator, *, states: int = 512) -> dict[str, Any]:
     """Measure the same, and the energy networks' targets."""
     calibration = guidance.calibration
-    values = of_values(calibration, critic, generator, states=states)
+    values = of_values(calibration, generator, states=states)
     targets = {name: _targets(energy, calibration, generator, states) for name, energy in guidance.energies.items()}
     return {**values, "targets": targets}
 
@@ -46,7 +45,7 @@ def clamped_shares(calibration: AdvantageCalibration) -> dict[str, float]:
     }
 
 
-def _critic(calibration: AdvantageCalibration, critic: Critic, generator: torch.Generator, states: int) -> dict[str, float]:
+def _critic(calibration: AdvantageCalibration, generator: torch.Generator, states: int) -> dict[str, float]:
     """Spread of the advantage against what its gradient, taken at face value over the spread of the actions, would make
     of it.
     """
@@ -57,7 +56,7 @@ def _critic(calibration: AdvantageCalibration, critic: Critic, generator: torch.
         "advantage_std": float(values.std()),
         "gradient_norm": float(norm(grad).mean()),
         "linear_spread": float(norm(grad).mean() * spread / batch.action.shape[1] ** 0.5),
-        "q_mean": float(critic.q(batch.state, batch.action).detach().mean()),
+        "q_mean": float(calibration.value.q(batch.state, batch.action).detach().mean()),
     }
 
 

@@ -15,7 +15,7 @@ from egd.drawing import Figure, plain
 from egd.posteriors.moments import KINDS
 from egd.runs.files import replacing
 from egd.runs.safe_names import figure_text
-from rl.critics.base import Critic
+from rl.critics.base import ValueFunction
 from rl.data.transitions import OfflineData
 from rl.evaluation.results import by_scale, statistics
 from rl.evaluation.rollouts import Rollouts
@@ -35,14 +35,14 @@ def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: boo
     return figure, list(axes)
 
 
-def draw(calibration: AdvantageCalibration, critic: Critic, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+def draw(calibration: AdvantageCalibration, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
     """Draw posterior variances, and paths through a maze."""
     posterior_figure(calibration, folder / "posterior_variance.png", title)
     if task.family == "maze2d":
-        _draw_paths(calibration, critic, folder, task, rollouts, {name: name for name in rollouts.returns})
+        _draw_paths(calibration, folder, task, rollouts, {name: name for name in rollouts.returns})
 
 
-def draw_guided(guidance: Guidance, critic: Critic, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
+def draw_guided(guidance: Guidance, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
     """Draw the same, and scores over omega."""
     calibration, guidances = guidance.calibration, guidance.config.guidances
     posterior_figure(calibration, folder / "posterior_variance.png", title)
@@ -52,18 +52,18 @@ def draw_guided(guidance: Guidance, critic: Critic, folder: Path, title: str, ta
     if task.family == "maze2d":
         titles = {guidance.own(name): f"{name} ({own.energy.name})" for name, own in guidances.items()}
         named = {"behaviour": "behaviour", **{key: name for key, name in titles.items() if key != "behaviour"}}
-        _draw_paths(calibration, critic, folder, task, rollouts, named)
+        _draw_paths(calibration, folder, task, rollouts, named)
 
 
 def _draw_paths(
-    calibration: AdvantageCalibration, critic: Critic, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]
+    calibration: AdvantageCalibration, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]
 ) -> None:
     """Draw those of the policies that have any, under these names."""
     chosen = {key: name for key, name in named.items() if key in rollouts.paths}
     paths = {key: [np.array(walk) for walk in rollouts.paths[key] if walk] for key in chosen}
     scores = {key: statistics(task, rollouts.returns[key])["mean"] for key in chosen}
     titles = {key: f"{name}: score {scores[key]:.1f}" for key, name in chosen.items()}
-    value = partial(_value_map, calibration.behaviour.data, critic)
+    value = partial(_value_map, calibration.behaviour.data, calibration.value)
     maze_figure(value, task.env_kwargs["map_name"], paths, titles, folder / "maze.png")
 
 
@@ -141,7 +141,7 @@ def maze_figure(
 
 
 def _value_map(
-    data: OfflineData, critic: Critic, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20
+    data: OfflineData, critic: ValueFunction, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20
 ) -> Array:
     """V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
     xs = (np.arange(2 * half_x * resolution) + 0.5) / resolution - half_x

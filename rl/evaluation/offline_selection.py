@@ -346,8 +346,9 @@ def temperature(agent: Agent) -> tuple[float, float] | None:
     beta = getattr(arm, "beta", None)
     if beta is None:
         return None
-    scaled = getattr(arm, "energy_scale", "raw") == "advantage_std"
-    return float(beta), float(agent.calibration.advantage_std) if scaled else 1.0  # type: ignore[attr-defined]
+    if agent.calibration is None or getattr(arm, "energy_scale", "raw") == "raw":
+        return float(beta), 1.0
+    return float(beta), float(agent.calibration.advantage_std)
 
 
 def _judged(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.types import Denoiser
@@ -32,6 +32,10 @@ class AgentPolicy(ABC):
         """
         return []
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Name the networks that it reads; {}: it may read those of all parts."""
+        return {}
+
     @abstractmethod
     def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
         """Make the function that acts, row i of its states at its own one of ``scales``."""
@@ -42,6 +46,10 @@ class Direct(AgentPolicy):
 
     def __init__(self, part: Part, actor: Actor) -> None:
         self.part, self.actor = part, actor
+
+    @override
+    def networks(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor}
 
     @override
     def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
