@@ -1,7 +1,7 @@
-"""egd: energy-guided diffusion. Schedules, denoisers, posteriors, intermediate energies, guidance rules and samplers that
-know of nothing but tensors.
+"""Energy-guided diffusion: schedules, denoisers, posteriors, intermediate energies, guidance rules and samplers.
 
-The names are listed in ``__init__.pyi``, and imported on first use: ``egd --help`` need not wait for torch.
+They work on tensors of any shape and know of no application. ``__init__.pyi`` lists the public names. Each name is imported on
+first use, so that ``egd --help`` does not wait for torch.
 """
 
 import lazy_loader as lazy

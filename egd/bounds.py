@@ -1,7 +1,7 @@
-"""What the numbers of a recipe may be: types with bounds that are generous and real, for sections and for components' settings.
+"""Types for the numbers of a recipe, each with generous bounds, for sections and for components' settings.
 
-Each refuses truth values, infinity and what is not a number. A field that is none of these types fails a test
-(``tests/rl/test_bounds.py``).
+Every type refuses truth values, infinity and values that are no numbers. ``tests/rl/test_bounds.py`` fails for a numeric field
+that has none of these types.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 
 def no_truth(value: Any) -> Any:
-    """The value. A validation error for true and false, which are numbers to Python and to nobody else."""
+    """Return the value, and raise a validation error for true and false, which Python takes for numbers."""
     if isinstance(value, bool):
         raise PydanticCustomError("number", "input should be a number, not true or false")
     return value
@@ -22,22 +22,22 @@ def no_truth(value: Any) -> Any:
 _NUMBER = BeforeValidator(no_truth)
 
 Steps = Annotated[int, Field(ge=0, le=10**9), _NUMBER]
-"""Of training, of an environment."""
+"""Number of steps of training or of an environment."""
 Every = Annotated[int, Field(ge=1, le=10**9), _NUMBER]
-"""Steps between two events."""
+"""Number of steps between two events."""
 Batch = Annotated[int, Field(ge=1, le=10**6), _NUMBER]
 Width = Annotated[int, Field(ge=1, le=2**16), _NUMBER]
 Layers = Annotated[int, Field(ge=1, le=1000), _NUMBER]
 Members = Annotated[int, Field(ge=1, le=1000), _NUMBER]
 Grid = Annotated[int, Field(ge=2, le=10_000), _NUMBER]
-"""Points of time."""
+"""Number of points of a grid of times, or of steps of a trajectory."""
 SamplerSteps = Annotated[int, Field(ge=1, le=10_000), _NUMBER]
-"""Steps of a sampler, of a plan."""
+"""Number of steps of a sampler."""
 Samples = Annotated[int, Field(ge=1, le=10**7), _NUMBER]
 Candidates = Annotated[int, Field(ge=1, le=10**5), _NUMBER]
-"""Samples for every row."""
+"""Number of samples for every row."""
 Points = Annotated[int, Field(ge=0, le=10**5), _NUMBER]
-"""The same, or none."""
+"""Number of samples for every row, or 0."""
 Rounds = Annotated[int, Field(ge=1, le=10_000), _NUMBER]
 Episodes = Annotated[int, Field(ge=1, le=10**6), _NUMBER]
 Environments = Annotated[int, Field(ge=1, le=10_000), _NUMBER]
@@ -51,16 +51,16 @@ Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False), _NUMBER]
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), _NUMBER]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), _NUMBER]
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), _NUMBER]
-"""Of learning."""
+"""Learning rate."""
 Beta = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NUMBER]
-"""An inverse temperature."""
+"""Inverse temperature."""
 BetaOrZero = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _NUMBER]
 Omega = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), _NUMBER]
-"""A guidance scale."""
+"""Guidance scale."""
 Temperature = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), _NUMBER]
-"""Of a sampler's noise."""
+"""Factor of the noise that a sampler starts from."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _NUMBER]
 PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
 ProperShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _NUMBER]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NUMBER]
-"""Of an average, of a return; the least time of a sampler."""
+"""Decay of a moving average, discount of a return, or last time of a sampler."""

@@ -1,4 +1,4 @@
-"""matplotlib for all figures here, which look the same whatever settings lie in the current folder: a stranger's, perhaps."""
+"""matplotlib for all figures, with the same look whatever settings lie in the current folder, which may be a stranger's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 with ExitStack() as elsewhere:
-    if "matplotlib" not in sys.modules:  # at its import it reads ./matplotlibrc, ends in a traceback where that is damaged
-        with suppress(OSError):  # of a current folder that is gone
+    if "matplotlib" not in sys.modules:  # its import reads ./matplotlibrc, and ends in a traceback where that file is damaged
+        with suppress(OSError):  # the current folder may be gone
             elsewhere.enter_context(chdir(Path(__file__).parent))
     import matplotlib as mpl
     import matplotlib.style
@@ -21,6 +21,8 @@ __all__ = ["Figure", "mpl", "plain"]
 
 @contextmanager
 def plain(style: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Within it, or within a function that it decorates, figures are drawn and saved by matplotlib's defaults and ``style``."""
+    """Draw and save figures by matplotlib's defaults and ``style`` within a with-block, or within a function that it
+    decorates.
+    """
     with mpl.style.context(["default", dict(style or {})]):
         yield

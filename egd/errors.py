@@ -1,4 +1,4 @@
-"""What the user can put right: shown on one screen, without a traceback, with exit code 2."""
+"""Errors that the user can put right: shown on one screen, without a traceback, with exit code 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input. ``message`` names the value and the remedy, ``key`` the place in the recipe (dotted)."""
+    """Error in the user's input. ``message`` names the value and the remedy, ``key`` the place in the recipe (dotted)."""
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
@@ -21,12 +21,12 @@ class UserError(Exception):
 
 
 class Notice(UserWarning):
-    """What people should look at: in Python a warning, on a terminal a line of the ``Reporter``."""
+    """Warning of something that people should look at; a terminal shows it as a line of the ``Reporter``."""
 
 
 @contextmanager
 def writable(key: str) -> Iterator[None]:
-    """UserError in place of what the operating system says when the folder of that option cannot be written."""
+    """Raise UserError in place of the operating system's error when the folder of the option ``key`` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def writable(key: str) -> Iterator[None]:
 
 
 def missing(error: ModuleNotFoundError) -> UserError:
-    """Name the extra of egd that brings a module which is not installed. The error itself is raised where none does."""
+    """Return an error that names the extra of egd with the missing module. Raises ``error`` itself where no extra has it."""
     wanted = (error.name or "").partition(".")[0]
     for line in requires("egd") or ():
         found = re.match(r"""([\w.-]+).*extra == ['"](\w+)['"]""", line)
@@ -56,7 +56,9 @@ REMEDIES = {
 
 
 def of_the_system(error: OSError, key: str | None = None) -> UserError:
-    """What the operating system says of files, with the remedy. The error itself is raised where it is about something else."""
+    """Return an operating system's error about files with its remedy. Raises ``error`` itself where it is about something
+    else.
+    """
     if error.errno not in REMEDIES:
         raise error
     place = f"{error.filename}: " if error.filename else ""
@@ -64,7 +66,7 @@ def of_the_system(error: OSError, key: str | None = None) -> UserError:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'did you mean X?' where a known name is near, else the list of known names."""
+    """Return 'did you mean X?' where a known name is near, else the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
@@ -73,6 +75,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """In a message: what fits on a line."""
+    """Format a value for a message, shortened to one line."""
     text = reprlib.repr(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""The one place where a denoiser, an intermediate energy and a rule meet."""
+"""Guided denoisers: a denoiser, an intermediate energy and a guidance rule in one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
 
 
 def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule: Schedule) -> GuidedDenoiser:
-    """The denoiser whose score is rule(s, grad E_t, t): a sampler never hears of guidance.
+    """Make the denoiser whose score is rule(s, grad E_t, t); samplers need not know of guidance.
 
-    s = (alpha D - x) / sigma^2, and back D = (x + sigma^2 s) / alpha. Exact (AEPO Eq. 31) for the exact E_t and the
-    additive rule at omega = 1. Where alpha_1 = 0 (flow matching), x_1 knows nothing of x_0 and grad E_1 = 0 while the guided
-    x_0 is not the plain one: the limit is taken at t = 0.999. Called outside the library's samplers it warns once
-    (``SamplingWarning``) when x_0 leaves the data's scale or is not finite.
+    The score is s = (alpha D - x) / sigma^2, and a score s is turned back into D = (x + sigma^2 s) / alpha. The result is exact
+    (AEPO Eq. 31) for the exact E_t and the additive rule at omega = 1. Where alpha_1 = 0 (flow matching), x_1 holds nothing
+    about x_0 and grad E_1 = 0, although the guided x_0 differs from the unguided one: the limit is taken at t = 0.999. Outside
+    the library's samplers the denoiser warns once (``SamplingWarning``) when x_0 leaves the data's scale or is not finite.
     """
     last = 1.0 if float(schedule.alpha(torch.ones(()))) > 0 else 0.999
     return GuidedDenoiser(denoiser, energy, rule, schedule, last)
@@ -27,7 +27,7 @@ def guide(denoiser: Denoiser, energy: TimedEnergy, rule: GuidanceRule, schedule:
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """What ``guide`` makes; ``last`` is the greatest time that the energy is asked about."""
+    """Denoiser that ``guide`` makes; ``last`` is the greatest time at which the energy is evaluated."""
 
     denoiser: Denoiser
     energy: TimedEnergy
@@ -37,11 +37,11 @@ class GuidedDenoiser:
     lookout: Lookout = field(default_factory=Lookout, compare=False, repr=False)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...)"""
+        """Return the guided x_0: (B, ...), (B,), c -> (B, ...)."""
         return self._x0(x, t, c, bounded=False)
 
     def bounded(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """The same for a wrapper that bounds x_0, whose size is no cause for a warning then."""
+        """Return the guided x_0 for a wrapper that bounds it, without a warning of its size."""
         return self._x0(x, t, c, bounded=True)
 
     def _x0(self, x: Tensor, t: Tensor, c: Context, *, bounded: bool) -> Tensor:
@@ -55,9 +55,9 @@ class GuidedDenoiser:
 
 
 def apply_rule(denoised: Tensor, grad: Tensor, rule: GuidanceRule, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
-    """The guided x_0, D + sigma^2 / alpha (rule(s) - s), from the unguided one and grad E_t, both at x (B, ...), t (B,).
+    """Compute the guided x_0, D + sigma^2 / alpha (rule(s) - s), from the unguided D and grad E_t at x (B, ...), t (B,).
 
-    Where alpha_t = 0 it is the unguided one: x_t holds nothing about x_0 there, and the gradient is 0.
+    Where alpha_t = 0, the guided x_0 is the unguided one: x_t holds nothing about x_0 there, and the gradient is 0.
     """
     alpha, var = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x) ** 2
     score = (alpha * denoised - x) / var

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int, generator: torch.Generator) -> Tensor:
-    """The sliced Wasserstein-2 distance of the empirical distributions of x (N, ...) and y (M, ...), shape ().
+    """Compute the sliced Wasserstein-2 distance of the empirical distributions of x (N, ...) and y (M, ...): ().
 
-    sqrt of the mean over random unit directions u of W_2^2(<u, x>, <u, y>), where in one dimension
-    W_2^2 = int_0^1 (F_x^-1(s) - F_y^-1(s))^2 ds; the quantile functions are step functions, integrated exactly, so N and M
-    may differ. Events are flattened. Two samples of one distribution are not at distance 0: compare with that floor.
-    ValueError for an empty set, different event shapes or no projection.
+    The distance is the square root of the mean over random unit directions u of W_2^2(<u, x>, <u, y>), where in one dimension
+    W_2^2 = int_0^1 (F_x^-1(s) - F_y^-1(s))^2 ds. The quantile functions are step functions and are integrated exactly, so that
+    N and M may differ. Events are flattened. Two samples of one distribution are not at distance 0: compare with that floor.
+    Raises ValueError for an empty set, different event shapes or no projection.
     """
     if projections < 1:
         raise ValueError(f"projections is 1 or more; got {projections}")
@@ -28,17 +28,19 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int, generator: torch.
 
 
 def _common_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the quantile functions of n and of m points are both constant: the ranks of the two points, and the width."""
+    """Return the ranks i and j of the points where both quantile functions (of n and of m points) are constant, and the
+    widths.
+    """
     both = [m * torch.arange(n + 1, device=device), n * torch.arange(1, m, device=device)]  # in units of 1 / (n m)
     cuts: Tensor = torch.unique(torch.cat(both))
     return cuts[:-1] // m, cuts[:-1] // n, cuts.diff().double() / (n * m)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples x (N, ...), y (M, ...), shape (): 0 in expectation for samples of one
-    distribution, and may come out negative; positive for any other. Szekely and Rizzo (2013).
+    """Compute 2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples x (N, ...), y (M, ...): () (Szekely and Rizzo, 2013).
 
-    Events are flattened. ValueError for sets of fewer than two or of different event shapes.
+    The estimate is unbiased: 0 in expectation for samples of one distribution, where it may come out negative, and positive for
+    any others. Events are flattened. Raises ValueError for sets of fewer than two or of different event shapes.
     """
     if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(f"needs two sets of two or more of one event shape, got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -48,5 +50,5 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """All ||x_i - y_j||, (N, M), from the differences: |x|^2 + |y|^2 - 2 x y loses all digits where points lie far from 0."""
+    """Compute ||x_i - y_j||, (N, M), from differences: |x|^2 + |y|^2 - 2 x y loses all digits where points lie far from 0."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""What is in a user's file that could be named in a recipe, read without running it: for messages alone."""
+"""Names in a user's file that a recipe could give, read without running the file; for messages alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from egd.runs.files import read_regular
 
 LARGEST = 2**20
 FREE = ("object", "ABC", "Protocol")
-"""Bases that bring no methods."""
+"""Base classes without methods that a subclass could inherit."""
 
 
 def defined(file: str, methods: Sequence[str], arguments: int | None = None) -> list[str]:
-    """The public classes of a Python file that have one of these methods, called with so many ``arguments`` where it is
-    ``__call__``, or that may have inherited it; all classes and functions where no method is asked for. None of a file that
-    cannot be read.
+    """List the public classes of a Python file that have, or may have inherited, one of these methods.
+
+    ``__call__`` must take so many ``arguments``. Where no method is asked for, all public classes and functions are listed. The
+    list is empty for a file that cannot be read.
     """
     with suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         tree = ast.parse(read_regular(Path(file).expanduser(), LARGEST))

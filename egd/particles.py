@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo along the sampler: guided proposals, corrected by weights."""
+"""Sequential Monte Carlo along the sampler: guided proposals with importance weights."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ __all__ = ["Particles", "smc", "transition"]
 
 @dataclass(frozen=True)
 class Particles:
-    """Weighted samples of the target, K a row, and how they came about."""
+    """Weighted samples of the target, K for each row, with diagnostics of the run."""
 
     samples: Tensor
-    """(B, K, ...)"""
+    """Particles (B, K, ...)."""
     log_weights: Tensor
-    """(B, K), the weights of a row summing to 1"""
+    """Log-weights (B, K); the weights of a row sum to 1."""
     log_evidence: Tensor
-    """(B,): log of an unbiased estimate of E_q[exp(-beta E(x_0))], q the law of unguided samples"""
+    """Log of an unbiased estimate of E_q[exp(-beta E(x_0))], q the distribution of unguided samples: (B,)."""
     ess: Tensor
-    """(N + 1, B): effective share of the particles, 1 / (K sum w^2), at every time"""
+    """Effective sample size as a share of the particles, 1 / (K sum w^2), at every time: (N + 1, B)."""
     resampled: Tensor
-    """(N, B): whether the row was resampled at that time, before the step"""
+    """Whether a row was resampled at a time, before the step: (N, B)."""
 
     def draw(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """n samples a row by their weights, with replacement: (B, n, ...)."""
+        """Draw n particles for each row by their weights, with replacement: (B, n, ...)."""
         index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         return self.samples[torch.arange(len(index), device=index.device)[:, None], index]
 
     def mean(self) -> Tensor:
-        """The weighted mean of every row: (B, ...)."""
+        """Compute the weighted mean of every row: (B, ...)."""
         return torch.einsum("bk,bk...->b...", self.log_weights.exp(), self.samples)
 
 
 def transition(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b, v of q(x_s | x_t, x_0) = N(a x_t + b x_0, v I) for s < t, each shaped like t. DDPM (arXiv:2006.11239) Eq. 6 and 7.
+    """Compute a, b, v of q(x_s | x_t, x_0) = N(a x_t + b x_0, v I) for s < t, each shaped like t.
 
-    With r = SNR_t / SNR_s: a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2, b = alpha_s (1 - r), v = sigma_s^2 (1 - r).
+    DDPM (arXiv:2006.11239) Eq. 6 and 7. With r = SNR_t / SNR_s: a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2, b = alpha_s (1 -
+    r), v = sigma_s^2 (1 - r).
     """
     alpha_t, alpha_s, sigma_t, sigma_s = schedule.alpha(t), schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
     root = alpha_t * sigma_s / (alpha_s * sigma_t)  # sqrt(r)
@@ -74,23 +75,23 @@ def smc(
     ess_threshold: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Particles:
-    """The twisted diffusion sampler (arXiv:2306.17775): guided ancestral steps, weighted by what they get wrong.
+    """Sample by the twisted diffusion sampler (arXiv:2306.17775): guided ancestral steps with importance weights.
 
         x_s ~ N(a x_t + b D'(x_t), v),   D' the denoiser guided by ``timed_energy`` and ``rule`` (default: additive)
         w  *= exp(E_t(x_t) - E_s(x_s)) N(x_s; a x_t + b D, v) / N(x_s; a x_t + b D', v)
 
-    with beta E(x_0) for E_s at the last step. As K -> infinity the particles are exact samples of q(x_0) exp(-beta E(x_0)),
-    q the law of unguided ancestral samples, *whatever* the timed energy and the rule: these decide how many particles it
-    takes. A row is resampled (systematically) when its effective share falls below ``ess_threshold``; 0: never, which
-    leaves plain importance sampling.
+    At the last step beta E(x_0) takes the place of E_s. As K -> infinity the particles are exact samples of q(x_0) exp(-beta
+    E(x_0)), where q is the distribution of unguided ancestral samples, *whatever* the timed energy and the rule: these decide
+    only how many particles are needed. A row is resampled (systematically) when its effective sample size falls below the share
+    ``ess_threshold`` of the particles. At 0 it is never resampled, which is plain importance sampling.
 
-    ``variance`` (B,) -> (B,) is that of x_0 given x_t, such as ``MomentPosterior.variance``: v then has b^2 times it added,
-    the step of Analytic-DPM (arXiv:2201.06503). Without it, v is DDPM's smaller one, and with few steps q is too
-    narrow.
+    ``variance`` (B,) -> (B,) is the variance of x_0 given x_t, such as ``MomentPosterior.variance``. b^2 times it is added to
+    v, which gives the step of Analytic-DPM (arXiv:2201.06503). Without ``variance``, v is the smaller one of DDPM's two, and
+    with few steps q is too narrow.
 
-    x (B, K, ...) is the noise of K particles a row, of standard deviation sigma at times[0]; c has B rows; a rule or energy
-    with a value for each row sees B * K of them. One denoiser call and one gradient of the timed energy a particle and
-    step; a last step without noise, to time 0, is unguided. ValueError unless times decrease and c has B rows.
+    x (B, K, ...) is the noise of K particles for each row, of standard deviation sigma at times[0]; c has B rows. A rule or an
+    energy with a value for each row sees B * K rows. A step takes one denoiser call and one gradient of the timed energy for
+    each particle. A last step without noise, to time 0, is unguided. Raises ValueError unless times decrease and c has B rows.
     """
     check_times(times)
     _check_rows(x, c)
@@ -100,7 +101,7 @@ def smc(
     timed = prepare(timed_energy, c)
 
     def look(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """E_t(x_t) and its gradient; at the end beta E."""
+        """Return E_t(x_t) and its gradient, and at the last time beta E and 0."""
         if t == times[-1]:
             return beta * energy_values(energy, x, c), torch.zeros_like(x)
         return value_and_grad(lambda x: timed_values(timed, x, t.expand(len(x)), c), x)
@@ -133,6 +134,7 @@ def smc(
 
 
 def _check_rows(x: Tensor, c: Context) -> None:
+    """Raise ValueError unless the context has as many rows as x."""
     values = {} if c is None else {"c": c} if isinstance(c, Tensor) else {f"c['{name}']": value for name, value in c.items()}
     for name, value in values.items():
         if len(value) != len(x):
@@ -142,9 +144,9 @@ def _check_rows(x: Tensor, c: Context) -> None:
 def _propose(
     x: Tensor, x0: Tensor, guided: Tensor, step: tuple[Tensor, ...], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """A draw x_s of the guided transition, and log N(x_s; unguided) - log N(x_s; guided), (B,)."""
+    """Draw x_s from the guided transition, and return it with log N(x_s; unguided) - log N(x_s; guided), (B,)."""
     a, b, v = step
-    if v == 0:  # no noise left to hide a push in: the unguided step, of ratio 1
+    if v == 0:  # a step without noise has no density: it is unguided, with a ratio of 1
         return a * x + b * x0, torch.zeros(len(x), dtype=x.dtype, device=x.device)
     push = b * (guided - x0)
     jitter = v.sqrt() * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -153,7 +155,7 @@ def _propose(
 
 @dataclass(frozen=True)
 class _Cloud:
-    """K particles in each of B rows at one time, with what was found out about them there."""
+    """K particles in each of B rows at one time, with their energies, gradients and weights."""
 
     x: Tensor  # (B K, ...)
     value: Tensor  # E_t(x_t), (B K,)
@@ -161,15 +163,15 @@ class _Cloud:
     log_w: Tensor  # (B, K), since the row's last resampling
 
     def ess(self) -> Tensor:
-        """Effective share of a row's particles, (B,)."""
+        """Return the effective sample size of every row as a share of its particles: (B,)."""
         return 1 / (self.log_w.shape[1] * self.log_w.softmax(1).square().sum(1))
 
     def log_mean_weight(self) -> Tensor:
-        """(B,)"""
+        """Return the logarithm of every row's mean weight: (B,)."""
         return torch.logsumexp(self.log_w, 1) - math.log(self.log_w.shape[1])
 
     def resampled(self, rows: Tensor, generator: torch.Generator | None) -> _Cloud:
-        """Equal weights in those ``rows`` (B,), by systematic resampling (one uniform number a row); the others as they are."""
+        """Resample the ``rows`` (B,) systematically, with one uniform number for each, to equal weights; keep the others."""
         n, k = self.log_w.shape
         ladder = torch.arange(k, device=rows.device)
         u = torch.rand(n, 1, generator=generator, dtype=self.x.dtype, device=rows.device)

@@ -1,4 +1,4 @@
-"""Small tensor helpers that keep event shapes free: everything is batch first."""
+"""Tensor helpers for events of any shape; the batch is the first axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from egd.types import Context
 
 TILED_ROWS = {False: 256, True: 32_768}
-"""Up to so many rows, by whether they are on a GPU, one pass over d copies of a batch takes less time than d passes over it."""
+"""Number of rows, by whether they are on a GPU, up to which one pass over d copies of a batch is faster than d passes."""
 
 
 def expand(v: Tensor, like: Tensor) -> Tensor:
@@ -19,24 +19,25 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of a * b over the event dimensions: (B, ...), (B, ...) -> (B,)."""
+    """Sum a * b over the event dimensions: (B, ...), (B, ...) -> (B,)."""
     return (a * b).flatten(1).sum(1)
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm over the event dimensions: (B, ...) -> (B,)."""
+    """Compute the Euclidean norm over the event dimensions: (B, ...) -> (B,)."""
     length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return length
 
 
 def spread(values: Tensor) -> Tensor:
-    """The standard deviation of a sample (B,): (); 0 of a single value, where torch has none."""
+    """Compute the standard deviation of a sample (B,): (); it is 0 for a single value, where torch gives nan."""
     return values.std(correction=min(1, len(values) - 1))
 
 
 def inpaint(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-    """x with the k entries of the event that ``mask`` marks replaced: x (B, ...), mask (...) of booleans, values (B, k) in the
-    event's order. x keeps its gradient elsewhere.
+    """Replace the entries of x (B, ...) that ``mask`` (...) marks by values (B, k) in the event's order.
+
+    ``mask`` holds booleans, of which k are true. The result keeps the gradient by x elsewhere.
     """
     index = (mask.flatten().cumsum(0) - 1).clamp(min=0)
     return torch.where(mask, values[:, index].reshape(len(values), *mask.shape), x)
@@ -55,21 +56,21 @@ def repeat_context(c: Context, times: int) -> Context:
 
 
 def transformed() -> bool:
-    """Whether this is a call under a transform of ``torch.func``: no tensor made in it may outlive it."""
+    """Tell whether this is a call under a transform of ``torch.func``: no tensor made in it may outlive it."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def differentiated_again() -> bool:
-    """Whether this is a call under a forward-mode derivative of ``torch.func``, or under two of its derivatives."""
+    """Tell whether this is a call under a forward-mode derivative of ``torch.func``, or under two of its derivatives."""
     kinds = torch._C._functorch.TransformType
     levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
     return kinds.Jvp in levels or levels.count(kinds.Grad) > 1
 
 
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """f(x) (B,) and its gradient by x (B, ...). Rows are independent, so one backward pass serves all.
+    """Return f(x) (B,) and its gradient by x (B, ...). Rows are independent, so that one backward pass serves all.
 
-    With ``create_graph`` both stay differentiable by whatever x itself depends on. Composes with ``torch.func``.
+    With ``create_graph`` both stay differentiable by whatever x itself depends on. The function composes with ``torch.func``.
     """
     if create_graph or transformed():
         return _functional_value_and_grad(f, x, create_graph)
@@ -91,7 +92,7 @@ def _functional_value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, create_
 
 
 def flat_context(c: Context) -> list[Tensor]:
-    """The tensors of a context, each flattened to (B, -1), in a stable order; [] for None."""
+    """List the tensors of a context, each flattened to (B, -1), in a stable order; [] for None."""
     if c is None:
         return []
     values = [c] if isinstance(c, Tensor) else [c[key] for key in sorted(c)] if isinstance(c, Mapping) else []
@@ -99,9 +100,9 @@ def flat_context(c: Context) -> list[Tensor]:
 
 
 def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:
-    """(df/dx) v_k in forward mode for directions v (K, d) of the flattened event: (K, B, d).
+    """Compute (df/dx) v_k in forward mode for directions v (K, d) of the flattened event: (K, B, d).
 
-    All K directions go through f as one batch of K * B rows; rows must be independent.
+    All K directions pass through f as one batch of K * B rows; rows must be independent.
     """
     points, times, context, directions = _tiled(x, t, c, v)
     _, out = torch.func.jvp(lambda p: f(p, times, context), (points,), (directions,))  # type: ignore[misc]
@@ -110,7 +111,10 @@ def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, 
 
 
 def jacobian_rows(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:
-    """v_k^T (df/dx) in reverse mode, as ``jacobian_columns``; differentiable where gradients are on."""
+    """Compute v_k^T (df/dx) in reverse mode for directions v (K, d): (K, B, d); differentiable where gradients are on.
+
+    As in ``jacobian_columns``, f sees one batch of K * B independent rows.
+    """
     points, times, context, directions = _tiled(x, t, c, v)
     _, pull = torch.func.vjp(lambda p: f(p, times, context), points)  # type: ignore[misc]
     rows: Tensor = pull(directions)[0]
@@ -118,7 +122,7 @@ def jacobian_rows(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: 
 
 
 def _tiled(x: Tensor, t: Tensor, c: Context, v: Tensor) -> tuple[Tensor, Tensor, Context, Tensor]:
-    """K copies of a batch of B rows one below the other, each with its own direction of v (K, d) for all its rows."""
+    """Stack K copies of a batch of B rows; copy k has direction v_k of v (K, d) for all its rows."""
     k, n = len(v), len(x)
 
     def copies(a: Tensor) -> Tensor:
@@ -129,8 +133,9 @@ def _tiled(x: Tensor, t: Tensor, c: Context, v: Tensor) -> tuple[Tensor, Tensor,
 
 
 def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c: Context) -> tuple[Tensor, Tensor, Tensor]:
-    """f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; rows are independent. Differentiable
-    where gradients are on. Composes with ``torch.func``.
+    """Compute f(x, c) (B,), its gradient (B, d) and its Hessian (B, d, d) by the flattened x; rows are independent.
+
+    The results are differentiable where gradients are on. The function composes with ``torch.func``.
     """
     n, d = len(x), x[0].numel()
     eye = torch.eye(d, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""A function of tensors as one flat graph of tensor operations, with everything that no input decides computed beforehand."""
+"""Tracing of a function into one flat graph of tensor operations; what depends on no input is computed beforehand."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from egd.errors import UserError
 aten = torch.ops.aten
 NO_OPS = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 SHAPE_ONLY = {aten.empty_like, aten.full_like, aten.ones_like, aten.zeros_like, aten.new_zeros, aten.new_ones, aten.new_full}
-"""Operations that look at the shape of a tensor and not at its values."""
+"""Operations that depend on the shape of a tensor and not on its values."""
 
 
 def trace(
     f: Callable[..., Tensor], inputs: Mapping[str, Tensor], decompositions: Mapping[Any, Any] | None = None
 ) -> fx.GraphModule:
-    """The graph of f(*inputs) for inputs of these shapes, gradients inside f included. What no input decides (times, the
-    schedule, time embeddings) is a constant of it; weights are copied. Nothing is changed in place.
+    """Trace f(*inputs) into a graph for inputs of these shapes, gradients inside f included.
 
-    UserError where the values of the inputs decide which operations are done, or where f draws random numbers.
+    What depends on no input (times, the schedule, time embeddings) is a constant of the graph, and weights are copied. The
+    graph changes nothing in place. Raises UserError where the values of the inputs decide which operations are done, or where f
+    draws random numbers.
     """
 
     def folded(*inputs: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def trace(
 
     with torch.no_grad():
         try:
-            # functional, for a constant that is changed in place would be another one at the next call
+            # functional, because a constant that is changed in place would have another value at the next call
             graph = make_fx(torch.func.functionalize(folded), dict(decompositions or {}))(*inputs.values())
         except RuntimeError as error:
             if "tracing tensor" not in str(error):
@@ -46,13 +47,15 @@ def trace(
 
 
 class Folding(TorchDispatchMode):
-    """While tracing, computes what depends on no input, and refuses random numbers but those of a generator made inside."""
+    """Mode of tracing that computes what depends on no input, and refuses random numbers but those of generators made
+    inside.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operation's result."""
+        """Return the operation's result."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
             raise UserError(f"it draws random numbers besides the noise that it is given ({func})")
@@ -63,14 +66,14 @@ class Folding(TorchDispatchMode):
 
 
 def _traced(arguments: Any) -> bool:
-    """Whether an input had a part in one of them."""
+    """Tell whether one of the arguments depends on an input."""
     mode = get_proxy_mode()
     tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
     return mode is not None and any(has_proxy_slot(tensor, mode.tracer) for tensor in tensors)
 
 
 def _tidy(graph: fx.GraphModule) -> fx.GraphModule:
-    """Without what has no effect; every constant is there once, as a buffer."""
+    """Remove what has no effect, and keep every constant once, as a buffer."""
     known: dict[tuple[Any, ...], fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.target in NO_OPS:
@@ -88,7 +91,7 @@ def _tidy(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _one_row(graph: fx.Graph, node: fx.Node, value: Tensor) -> Tensor:
-    """Of a constant whose rows are all the same, one row, which the graph then expands."""
+    """Return a constant, or one row of it where all rows are the same; the graph then expands that row."""
     if value.ndim == 0 or len(value) < 2 or not bool((value == value[:1]).all()):
         return value
     with graph.inserting_after(node):

@@ -1,4 +1,4 @@
-"""The contracts every other module speaks, named once (shapes: B batch, ``...`` any event shape)."""
+"""Contracts between the modules, each named once (shapes: B batch, ``...`` any event shape)."""
 
 from __future__ import annotations
 
@@ -12,83 +12,83 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Part:
-    """Marks a contract that a recipe may fill by a component's name, and says in which package the names live."""
+    """Annotation of a contract that a recipe may fill by a component's name; ``package`` is where the names live."""
 
     kind: str
     package: str
     makes: tuple[str, ...] = ("__call__",)
-    """Methods of which what is made has one at least."""
+    """Methods; a component has at least one of them."""
     arguments: int = 3
-    """How many ``__call__`` is given."""
+    """Number of arguments of ``__call__``."""
 
 
 Context: TypeAlias = Tensor | Mapping[str, Tensor] | None
-"""What a sample is conditioned on: a tensor (B, ...), a dict of such tensors, or nothing."""
+"""Condition of a sample: a tensor (B, ...), a dict of such tensors, or None."""
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Context], Tensor]
-"""(x_t (B, ...), t (B,), c) -> E[x_0 | x_t, c], shaped like x_t."""
+"""Denoiser: (x_t (B, ...), t (B,), c) -> E[x_0 | x_t, c], shaped like x_t."""
 
 Energy: TypeAlias = Callable[[Tensor, Context], Tensor]
-"""(x_0 (B, ...), c) -> (B,): the user's function, low where samples are wanted."""
+"""Energy, the user's function, low where samples are wanted: (x_0 (B, ...), c) -> (B,)."""
 
 TimedEnergy: TypeAlias = Annotated[
     Callable[[Tensor, Tensor, Context], Tensor], Part("energy", "egd.energies", ("__call__", "loss"))
 ]
-"""(x_t (B, ...), t (B,), c) -> (B,): an estimate of E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t], AEPO Eq. 11."""
+"""Estimate of E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t] (AEPO Eq. 11): (x_t (B, ...), t (B,), c) -> (B,)."""
 
 GuidanceRule: TypeAlias = Annotated[Callable[[Tensor, Tensor, Tensor], Tensor], Part("guidance rule", "egd.rules")]
-"""(score, grad E_t, t) -> guided score; the first two and the result (B, ...), t (B,)."""
+"""Guidance rule: (score (B, ...), grad E_t (B, ...), t (B,)) -> guided score (B, ...)."""
 
 Support: TypeAlias = Callable[[Context, int], Tensor]
-"""(c, K) -> (B, K, ...): K samples of q(. | c) for every row of c (B = 1 where c is None)."""
+"""Support samples, K of q(. | c) for every row of c (B = 1 where c is None): (c, K) -> (B, K, ...)."""
 
 
 Sample: TypeAlias = Callable[[int, torch.Generator], tuple[Tensor, Context]]
-"""(n, generator) -> n data points (n, ...) and their contexts."""
+"""Draw of n data points (n, ...) and their contexts: (n, generator) -> (x_0, c)."""
 
 
 class Schedule(Protocol):
-    """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), t in (0, 1], data at t = 0. AEPO Eq. 5.
+    """Noise schedule: q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), t in (0, 1], data at t = 0. AEPO Eq. 5.
 
     Optional: ``time`` (``HasTime``) and ``input_scale`` (``ScalesInput``).
     """
 
     def alpha(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return alpha_t: (B,) -> (B,)."""
         ...
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return sigma_t: (B,) -> (B,)."""
         ...
 
 
 class Gaussian(Protocol):
-    """A Gaussian over x_0, one per row; how its covariance is stored is its own affair."""
+    """Gaussian over x_0 for each row; the class decides how it stores the covariance Sigma."""
 
     @property
     def mean(self) -> Tensor:
-        """(B, ...)"""
+        """Mean (B, ...)."""
         ...
 
     def quadratic(self, g: Tensor) -> Tensor:
-        """g^T Sigma g per row: (B, ...) -> (B,)"""
+        """Compute g^T Sigma g for each row: (B, ...) -> (B,)."""
         ...
 
     def root(self) -> Tensor:
-        """A matrix R with R R^T = Sigma for the flattened event of d entries: (B, d, d)."""
+        """Return a matrix R with R R^T = Sigma for the flattened event of d entries: (B, d, d)."""
         ...
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + Sigma^(1/2) noise, for noise (K, B, ...) -> (K, B, ...)"""
+        """Return mean + Sigma^(1/2) noise: noise (K, B, ...) -> (K, B, ...)."""
         ...
 
 
 Posterior: TypeAlias = Annotated[Callable[[Tensor, Tensor, Context], Gaussian], Part("posterior", "egd.posteriors")]
-"""(x_t (B, ...), t (B,), c) -> the Gaussian that stands for q(x_0 | x_t, c)."""
+"""Gaussian approximation of q(x_0 | x_t, c): (x_t (B, ...), t (B,), c) -> ``Gaussian``."""
 
 
 class Sampler(Protocol):
-    """A walk from noise to data that asks only for a denoiser; one is chosen by its name, see ``egd.samplers``."""
+    """Sampler from noise to data that needs only a denoiser; a recipe chooses it by name (``egd.samplers``)."""
 
     def __call__(
         self,
@@ -100,110 +100,120 @@ class Sampler(Protocol):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """x (B, ...) at times[0], ``times`` (N + 1,) decreasing -> (B, ...) at times[-1]; the deterministic ones
-        leave ``generator`` alone."""
+        """Sample: x (B, ...) at times[0], ``times`` (N + 1,) decreasing -> (B, ...) at times[-1].
+
+        Deterministic samplers do not use ``generator``.
+        """
         ...
 
 
 class Objective(Protocol):
-    """A loss for the network of an intermediate energy; see ``egd.objectives``.
+    """Loss for the network of an intermediate energy; see ``egd.objectives``.
 
-    Optional: ``targets`` (``HasTargets``), ``dimensionless`` (``Dimensionless``), ``grouped`` (``Grouped``),
-    ``loss_networks`` (``HasLossNetworks``), and a network of its own (``BringsNetwork``).
+    Optional: ``targets`` (``HasTargets``), ``dimensionless`` (``Dimensionless``), ``grouped`` (``Grouped``), ``loss_networks``
+    (``HasLossNetworks``), and a network of its own (``BringsNetwork``).
     """
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the loss () and its metrics; x0 and x (B, ...), t (B,). Its random numbers come from ``generator``, which a
-        killed run restores."""
+        """Compute the loss () and its metrics: x0 and x (B, ...), t (B,).
+
+        Random numbers come from ``generator``, which a killed run restores.
+        """
         ...
 
 
-# -- what a component may have beyond its contract: each of these is asked for in one place ---------------------------
+# -- optional members of components; each is looked up in one place ---------------------------------------------------
 
 
 @runtime_checkable
 class HasTime(Protocol):
-    """A schedule that knows the time of a log-SNR: for grids that are uniform in it, log-normal times, and Heun's churn."""
+    """Schedule that knows the time of a log-SNR, for grids that are uniform in it, log-normal times, and Heun's churn."""
 
     def time(self, lam: Tensor) -> Tensor:
-        """The t at which log(alpha_t / sigma_t) = lam: (B,) -> (B,)"""
+        """Return the t at which log(alpha_t / sigma_t) = lam: (B,) -> (B,)."""
         ...
 
 
 @runtime_checkable
 class ScalesInput(Protocol):
-    """A schedule whose x_t outgrows unit scale: networks see it scaled (``egd.denoisers.at_unit_scale``)."""
+    """Schedule whose x_t outgrows unit scale: networks see it scaled (``egd.denoisers.at_unit_scale``)."""
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """The factor of x_t: (B,) -> (B,)"""
+        """Return the factor of x_t: (B,) -> (B,)."""
         ...
 
 
 @runtime_checkable
 class Preparable(Protocol):
-    """A timed energy with work to do once for a batch of contexts, such as drawing support samples
-    (``egd.energies.base.prepare``)."""
+    """Timed energy with work to do once for a batch of contexts, such as drawing support samples
+    (``egd.energies.base.prepare``).
+    """
 
     def prepare(self, c: Context) -> TimedEnergy:
-        """Bind the energy to these contexts."""
+        """Return the energy bound to these contexts."""
         ...
 
 
 @runtime_checkable
 class TakesContext(Protocol):
-    """A timed energy that says whether it takes a context; any other is taken to (``egd.energies.base.takes_context``)."""
+    """Timed energy that says whether it takes a context; any other energy is assumed to
+    (``egd.energies.base.takes_context``).
+    """
 
     conditional: bool
 
 
 @runtime_checkable
 class HasTargets(Protocol):
-    """An objective with values whose location and spread E_Theta is expected to have: an ``EnergyNetwork`` takes its output
-    scale from them."""
+    """Objective with targets of the mean and spread that E_Theta will have; an ``EnergyNetwork`` takes its output scale from
+    them.
+    """
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """(B, ...), (B, ...), (B,), c -> (B,)"""
+        """Compute the targets: x0 (B, ...), x (B, ...), t (B,), c -> (B,)."""
         ...
 
 
 @runtime_checkable
 class Dimensionless(Protocol):
-    """An objective whose loss has no unit; any other loss is taken for a square of energies
-    (``egd.objectives.base.is_dimensionless``)."""
+    """Objective whose loss has no unit; any other loss is taken for a square of energies
+    (``egd.objectives.base.is_dimensionless``).
+    """
 
     dimensionless: bool
 
 
 @runtime_checkable
 class Grouped(Protocol):
-    """An objective that compares ``samples`` of one context side by side (``egd.objectives.base.is_grouped``)."""
+    """Objective that compares ``samples`` of one context side by side (``egd.objectives.base.is_grouped``)."""
 
     grouped: bool
 
 
 @runtime_checkable
 class BringsNetwork(Protocol):
-    """An objective with a network of its own, of several outputs, say: its ``loss`` is given that network
+    """Objective with a network of its own, which ``loss`` is given; it may have several outputs
     (``egd.objectives.base.energy_network``).
 
-    Both methods may use the objective's settings, ``beta`` and ``schedule``: its other parts need not be there yet.
+    Both methods may use the objective's settings, ``beta`` and ``schedule``. Its other parts may not exist yet when they are
+    called.
     """
 
     def network(self, event: tuple[int, ...], context: int) -> nn.Module:
-        """Make it, fresh, a module of (x_t, t, c), for events of this shape and contexts of so many entries a row."""
+        """Make a fresh network, a module of (x_t, t, c), for events of this shape and contexts of so many entries a row."""
         ...
 
     def timed_energy(self, network: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """Read the estimate of E_t from the network: (B, ...), (B,), c -> (B,)"""
+        """Return the estimate of E_t from the network: (B, ...), (B,), c -> (B,)."""
         ...
 
 
 @runtime_checkable
 class HasLossNetworks(Protocol):
-    """An objective whose loss reads networks that are not the same in all runs (``egd.training.batched``)."""
+    """Objective whose loss uses networks that differ between runs (``egd.training.batched``)."""
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """Name -> network."""
+        """Return the networks by name."""
         ...

@@ -1,5 +1,5 @@
-"""Denoisers made of denoisers: a bound on x_0, a part of it that is known, or two contexts in one. They stack, and a sampler
-never hears of them.
+"""Denoisers around denoisers: a bound on x_0, known entries of x_0, or two contexts combined. They stack, and samplers need not
+know of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "Inpaint"]
 
 
 def _to_be_bounded(denoiser: Denoiser) -> Denoiser:
-    """Make a guided denoiser one that does not warn of an x_0 which will not stay so large."""
+    """Return the denoiser; a guided one without its warning of a large x_0, which the wrapper will bound."""
     return denoiser.bounded if isinstance(denoiser, GuidedDenoiser) else denoiser
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A denoiser whose x_0 stays within [low, high], the data's own range: what clipping of samples amounts to.
+    """Denoiser whose x_0 is clamped to [low, high], the data's range.
 
-    A clamped x_0 has no derivative by x_t, so energies that look through the denoiser (DPS, first order) do not push where
-    x_0 is out of range. With ``straight_through`` they do: values are clamped, derivatives are those of the bare denoiser.
-    Raises ValueError unless low < high, where they are numbers.
+    A clamped x_0 has no derivative by x_t, so energies that are evaluated through the denoiser (DPS, first order) have no
+    gradient where x_0 is out of range. With ``straight_through`` they have one: values are clamped, and derivatives are those
+    of the bare denoiser. Raises ValueError unless low < high, where they are numbers.
     """
 
     denoiser: Denoiser
@@ -44,7 +44,7 @@ class Clip:
             raise ValueError(f"need low < high, got {self.low} and {self.high}: all of x_0 would be {self.high}")
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...)"""
+        """Return the clamped x_0: (B, ...), (B,), c -> (B, ...)."""
         x0 = _to_be_bounded(self.denoiser)(x, t, c)
         clamped = x0.clamp(min=self.low).clamp(max=self.high)
         return clamped.detach() + (x0 - x0.detach()) if self.straight_through else clamped
@@ -52,11 +52,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """clamp(x_0, -s, s) bound / s,  s = max(bound, the quantile of |x_0| over a sample's entries). Imagen (arXiv:2205.11487)
-    section 2.3.
+    """Denoiser with dynamic thresholding (Imagen, arXiv:2205.11487, section 2.3): clamp(x_0, -s, s) bound / s, where s =
+    max(bound, quantile of |x_0| over a sample's entries).
 
-    For data in [-bound, bound] under strong guidance: a sample with many entries out of range is shrunk, where ``Clip``
-    would saturate it. Needs events of many entries, such as images. Raises ValueError unless 0 < quantile <= 1 and bound > 0.
+    It suits data in [-bound, bound] under strong guidance: a sample with many entries out of range is shrunk, where ``Clip``
+    would saturate it. Events need many entries, as images have. Raises ValueError unless 0 < quantile <= 1 and bound > 0.
     """
 
     denoiser: Denoiser
@@ -68,7 +68,7 @@ class DynamicThreshold:
             raise ValueError(f"need 0 < quantile <= 1 and bound > 0, got {self.quantile} and {self.bound}")
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...)"""
+        """Return the thresholded x_0: (B, ...), (B,), c -> (B, ...)."""
         x0 = _to_be_bounded(self.denoiser)(x, t, c)
         s = expand(torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(min=self.bound), x0)
         return torch.maximum(torch.minimum(x0, s), -s) * (self.bound / s)
@@ -76,16 +76,16 @@ class DynamicThreshold:
 
 @dataclass(frozen=True)
 class Inpaint:
-    """A denoiser whose x_0 has known values where ``mask`` (...), an event of booleans, is true; k entries are.
+    """Denoiser whose x_0 has known values in the k entries that ``mask`` (...), an event of booleans, marks.
 
-    ``known`` (k,) or (B, k), in the event's order, or a function from c to that; unless given, the context itself is it. Along
-    a deterministic sampler the known part of x_t is alpha_t known + sigma_t noise at every t, the noise being that which the
-    walk started from ("replacement" conditioning), and at t = 0 the known values themselves. Wrap what the sampler is handed,
-    guidance included: the known entries then hold whatever a rule does.
+    ``known`` is (k,) or (B, k), in the event's order, or a function from c to such a tensor; without it the context itself
+    holds the values. Along a deterministic sampler the known part of x_t is alpha_t known + sigma_t noise at every t, with the
+    noise that the sampler started from ("replacement" conditioning), and at t = 0 the known values themselves. Wrap the
+    denoiser that the sampler is given, guidance included: no rule then changes the known entries.
 
-    Exact when the denoiser is that of the unknown entries given the known ones, which it reads from c as ``TemporalUNet`` does
-    with ``given``, or when the two parts are independent. A denoiser that was trained without a condition sees the known part
-    through its noise only: the unknown entries then depend on it less than they should.
+    The samples are exact when the denoiser is that of the unknown entries given the known ones, which it reads from c as
+    ``TemporalUNet`` does with ``given``, or when the two parts are independent. A denoiser that was trained without a condition
+    sees the known part through its noise only: the unknown entries then depend on it less than they should.
     """
 
     denoiser: Denoiser
@@ -93,7 +93,10 @@ class Inpaint:
     known: Tensor | Callable[[Context], Tensor] | None = None
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...). ValueError where there are not as many values as known entries."""
+        """Return x_0 with the known entries: (B, ...), (B,), c -> (B, ...).
+
+        Raises ValueError unless there are as many values as known entries.
+        """
         known = self.known(c) if callable(self.known) else c if self.known is None else self.known
         if not isinstance(known, Tensor):
             raise ValueError(  # noqa: TRY004  # of the context's content, as below
@@ -106,18 +109,18 @@ class Inpaint:
 
     @cached_property
     def count(self) -> int:
-        """How many entries are known."""
+        """Number of known entries."""
         return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """D_null + scale (D_c - D_null): classifier-free guidance, arXiv:2207.12598 Eq. 6 with scale = 1 + w.
+    """Denoiser with classifier-free guidance, D_null + scale (D_c - D_null): arXiv:2207.12598 Eq. 6 with scale = 1 + w.
 
-    The same sum in x_0 as in eps or the score, since x_0 is affine in either. At scale 0 the unconditional denoiser, at 1
-    the conditional one; beyond, its samples follow no known density (not q(x_0) q(c | x_0)^scale). ``null`` is the context
-    that the network was trained to take for none: ``None``, or a row (1, ...), or a function from c to it. One call of
-    twice the batch, or two calls where the null context is ``None``.
+    The sum is the same in x_0 as in eps or the score, since x_0 is affine in either. At scale 0 it is the unconditional
+    denoiser, at 1 the conditional one; beyond 1 its samples follow no known density (not q(x_0) q(c | x_0)^scale). ``null`` is
+    the context that stands for no context in the network's training: ``None``, a row (1, ...), or a function from c to it. One
+    call takes twice the batch, or two calls are made where the null context is ``None``.
     """
 
     denoiser: Denoiser
@@ -125,7 +128,7 @@ class ClassifierFree:
     null: Context | Callable[[Context], Context] = None
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...); ``scale`` is a number or (B,)."""
+        """Return D_null + scale (D_c - D_null): (B, ...), (B,), c -> (B, ...); ``scale`` is a number or (B,)."""
         null = self.null(c) if callable(self.null) else self.null
         with_c, without = self._both(x, t, c, null)
         scale = expand(self.scale, x) if isinstance(self.scale, Tensor) else self.scale
@@ -140,7 +143,7 @@ class ClassifierFree:
 
 
 def _stacked(a: Context, b: Context) -> Context:
-    """Two contexts with the same entries, one below the other: (B, ...), (B, ...) -> (2 B, ...)."""
+    """Stack two contexts with the same entries: (B, ...), (B, ...) -> (2 B, ...)."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.cat([a, b])
     if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
