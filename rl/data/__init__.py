@@ -1,1 +1,1 @@
-"""Datasets: from Minari episodes and D4RL's files to transitions on the device."""
+"""Offline datasets: Minari episodes and D4RL files, read as transitions on the device."""

@@ -1,4 +1,4 @@
-"""What the arrays of an episode must be. Whatever is wrong goes to a ``Complain``: one that raises, or one that collects."""
+"""Checks of the arrays of an episode. Every problem goes to a ``Complain``, which raises or collects it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from egd.errors import UserError
 
 Array: TypeAlias = NDArray[Any]
 Complain: TypeAlias = Callable[[str], None]
-"""Takes a sentence that names array, episode and row. One that returns is called again for whatever else is wrong."""
+"""Takes a sentence that names array, episode and row. If it returns, the checks go on and report further problems."""
 
 LARGEST = 1e18
-"""Squares of larger numbers come near the end of float32."""
+"""Largest magnitude accepted: the square of a larger number nears the limit of float32."""
 REACH = 1.05
-"""Recorded actions overshoot [-1, 1] by rounding, up to this."""
+"""Largest magnitude of an action that is accepted: recorded actions overshoot [-1, 1] by rounding."""
 
 
 def refusing(name: str, key: str | None = "data.datasets") -> Complain:
-    """Raises UserError at the first thing that is wrong, and says how to see the rest."""
+    """Return a ``Complain`` that raises UserError at the first problem and names the command that lists all of them."""
 
     def complain(problem: str) -> None:
         raise UserError(f"{name}: {problem} ('egd data check {name}' lists all that is wrong)", key=key)
@@ -31,7 +31,7 @@ def refusing(name: str, key: str | None = "data.datasets") -> Complain:
 
 
 def numbers(values: Array, name: str, complain: Complain) -> Array | None:
-    """The array, where it holds finite numbers of a size that can be computed with."""
+    """Return the array if its entries are finite numbers of magnitude at most ``LARGEST``; else complain and return None."""
     if values.dtype.kind not in "biuf":
         complain(f"{name} has type {values.dtype}, not numbers")
         return None
@@ -47,7 +47,7 @@ def numbers(values: Array, name: str, complain: Complain) -> Array | None:
 
 
 def flags(values: Array, name: str, complain: Complain) -> NDArray[np.bool_] | None:
-    """The array as booleans, where it holds nothing but false and true, 0 and 1."""
+    """Return the array as booleans if it holds only 0 and 1 (or false and true); else complain and return None."""
     if (known := numbers(values, name, complain)) is None:
         return None
     if (bad := (known != 0) & (known != 1)).any():
@@ -58,7 +58,7 @@ def flags(values: Array, name: str, complain: Complain) -> NDArray[np.bool_] | N
 
 
 def column(values: Array, name: str, rows: int | None, complain: Complain) -> Array | None:
-    """(N,) from (N,) or (N, 1), where N is ``rows``, if that is known."""
+    """Return (N,) from (N,) or (N, 1), where N must be ``rows`` unless that is None; else complain and return None."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -71,7 +71,7 @@ def column(values: Array, name: str, rows: int | None, complain: Complain) -> Ar
 
 
 def table(values: Array, name: str, rows: int, shape: tuple[int, ...], complain: Complain) -> Array | None:
-    """(rows, *shape)"""
+    """Return the array if its shape is (rows, *shape); else complain and return None."""
     if values.shape[1:] != shape or values.ndim == 0:
         complain(f"{name} has shape {values.shape}, not ({rows}, {', '.join(map(str, shape))}) as its space says")
         return None
@@ -82,7 +82,7 @@ def table(values: Array, name: str, rows: int, shape: tuple[int, ...], complain:
 
 
 def check_reach(actions: Array, name: str, complain: Complain) -> None:
-    """Complain of actions beyond [-1, 1]."""
+    """Complain of actions beyond [-1, 1], up to rounding."""
     if actions.size and (reach := float(np.abs(actions).max())) > REACH:
         row = int(np.abs(actions).max(axis=tuple(range(1, actions.ndim))).argmax())
         complain(
@@ -91,19 +91,19 @@ def check_reach(actions: Array, name: str, complain: Complain) -> None:
 
 
 def check_ends(terminations: Array, name: str, complain: Complain) -> None:
-    """Complain of an episode that goes on after its terminal step."""
+    """Complain of an episode that continues after a terminal step."""
     if terminations[:-1].any():
         row = int(terminations.argmax())
         complain(f"{name}[{row}] is true, but {len(terminations) - 1 - row} more steps follow: cut the episode there")
 
 
 SHARE = 0.01
-"""Of an entry's spread: so much may rounding to float32 take from it."""
+"""Largest rounding error of float32 that is accepted in an entry, as a share of the entry's standard deviation."""
 
 
 @dataclass
 class Digits:
-    """Notes, of observations (T, S) episode by episode, what float32 takes from each entry and how far it spreads."""
+    """Rounding error of observations in float32, beside their spread, per entry; episodes (T, S) are added one by one."""
 
     lost: list[Array] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Digits:
     highs: list[Array] = field(default_factory=list)
 
     def add(self, rows: Array) -> Array:
-        """The rows in float32."""
+        """Record the rounding errors and moments of the rows, and return the rows in float32."""
         narrow = rows.astype(np.float32)
         if np.can_cast(rows.dtype, np.float32) or not rows.size:
             return narrow
@@ -127,7 +127,7 @@ class Digits:
         return narrow
 
     def check(self, name: str, complain: Complain) -> None:
-        """Complain of entries whose spread is lost in float32, in which networks compute. One that never changes has none."""
+        """Complain of entries whose spread is lost in float32, the precision of the networks; constant entries are ignored."""
         if not self.lost:
             return
         lost, changes = np.max(self.lost, 0), np.min(self.lows, 0) < np.max(self.highs, 0)

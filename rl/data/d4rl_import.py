@@ -1,15 +1,15 @@
-"""D4RL's HDF5 files as local Minari datasets.
+"""Import of D4RL's HDF5 files as local Minari datasets.
 
 A D4RL file is one long table: ``observations`` (N, obs), ``actions`` (N, act), ``rewards`` (N,), ``terminals`` (N,)
-and, in most files, ``timeouts`` (N,) and ``next_observations`` (N, obs). Everything else (``infos/*``,
-``metadata/*``) is left behind. Source: Fu et al. 2020, D4RL, and its ``qlearning_dataset``.
+and, in most files, ``timeouts`` (N,) and ``next_observations`` (N, obs). All other arrays (``infos/*``,
+``metadata/*``) are ignored. Source: Fu et al. 2020, D4RL, and its ``qlearning_dataset``.
 
-Arrays are stored in the dtype of the space they belong to: float32 without an environment, else what the
-environment's spaces say. Rewards are float32.
+Observations and actions are stored in the dtype of the environment's spaces, or in float32 without an environment.
+Rewards are float32.
 
-Of the benchmark's families, Gym-MuJoCo and Adroit files are taken as they are. Maze2D files are turned into PointMaze's
-coordinates (``rl.data.d4rl_mazes``) where the id is one of a maze2d task. AntMaze files are refused under the id of an antmaze
-task: they come from another ant.
+Gym-MuJoCo and Adroit files are stored unchanged. A Maze2D file is converted to PointMaze's coordinates
+(``rl.data.d4rl_mazes``) if the id belongs to a maze2d task. An AntMaze file is refused under the id of an antmaze task,
+because D4RL's ant differs from the one of the task's environment.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ TABLES = ("observations", "actions", "next_observations")
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import made: counts of what was stored, and of the transitions that could not be."""
+    """Result of an import: counts of stored episodes and steps, and of dropped transitions."""
 
     dataset_id: str
     episodes: int
     steps: int
     dropped: int
-    """Transitions left out because the file does not hold their next observation."""
+    """Number of transitions that are not stored because the file lacks their next observation."""
     mean_return: float
     """Mean undiscounted return of the stored episodes."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of a D4RL file: observations (N, obs), actions (N, act), the rest (N,)."""
+    """Rows of a D4RL file: observations (N, obs), actions (N, act), all other arrays (N,)."""
 
     observations: NDArray[Any]
     actions: NDArray[Any]
@@ -73,14 +73,14 @@ def import_hdf5(
     env_kwargs: dict[str, Any] | None = None,
     max_steps: int | None = None,
 ) -> ImportReport:
-    """Turn the D4RL file at ``path`` into the local Minari dataset ``dataset_id``.
+    """Convert the D4RL file at ``path`` to the local Minari dataset ``dataset_id``, and return counts of what was stored.
 
-    ``env_id`` (with ``env_kwargs``) names the environment to evaluate in: it gives the spaces, and
-    ``dataset.recover_environment()`` makes it again. ``max_steps`` is the length of an episode in rows, read only
-    where the file has no ``timeouts``; without it the step limit of the environment is used.
+    ``env_id`` (with ``env_kwargs``) names the environment for evaluation: it defines the spaces, and
+    ``dataset.recover_environment()`` creates it. ``max_steps`` is the length of an episode in rows; it is used only if the
+    file has no ``timeouts``, and defaults to the step limit of the environment.
 
-    Under the id of a maze2d task the file is one of D4RL's, and is turned into the coordinates of ``egd/Maze2D-v0``,
-    which is then the environment. Under any other id coordinates stay the file's.
+    If the id belongs to a maze2d task, the file's coordinates are converted to those of ``egd/Maze2D-v0``, which becomes
+    the environment. Under any other id the coordinates are stored unchanged.
     """
     check_new_id(dataset_id)
     task = _task(dataset_id)
@@ -105,7 +105,9 @@ def import_hdf5(
 
 
 def _task(dataset_id: str) -> Task | None:
-    """The benchmark task that the id belongs to, if any. UserError for one whose D4RL files are no data of its environment."""
+    """Return the benchmark task that the id belongs to, or None. Raise UserError for antmaze, whose D4RL files come from
+    another environment.
+    """
     if "/" not in dataset_id:
         return None
     task = find_task(dataset_id)
@@ -129,7 +131,7 @@ def _to_pointmaze(table: _Table, maze: str) -> _Table:
 
 
 def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple[EnvSpec | None, tuple[Box, Box] | None]:
-    """The spec and the (observation, action) spaces of the environment, or (None, None) without one."""
+    """Return the spec and the (observation, action) spaces of the environment, or (None, None) without one."""
     if env_id is None:
         if env_kwargs:
             raise UserError(f"env_kwargs {env_kwargs} without an env_id: name the environment or leave them out")
@@ -149,7 +151,7 @@ def _environment(env_id: str | None, env_kwargs: dict[str, Any] | None) -> tuple
 
 
 def _read(path: Path, spaces: tuple[Box, Box] | None) -> _Table:
-    """The file's rows, checked against each other and against the spaces."""
+    """Return the file's rows, checked against each other and against the environment's spaces."""
     raw = check_hdf5(path, refusing(str(path), key=None))
     obs_dtype, act_dtype = (np.dtype(np.float32),) * 2 if spaces is None else (spaces[0].dtype, spaces[1].dtype)
     _check_spaces(path, raw, spaces)
@@ -164,7 +166,7 @@ def _read(path: Path, spaces: tuple[Box, Box] | None) -> _Table:
 
 
 def check_hdf5(path: Path, complain: Complain) -> dict[str, NDArray[Any]]:
-    """Every array of the file that is used, as it is there, but for those that were complained of."""
+    """Return every valid array of the file that an import uses, unconverted, and complain of the invalid ones."""
     found: dict[str, NDArray[Any]] = {}
     with opened(path, complain) as reader:
         if reader is None:
@@ -197,7 +199,7 @@ def _has_rows(array: NDArray[Any] | None) -> bool:
 
 
 def _sound(key: str, array: NDArray[Any], rows: int | None, complain: Complain) -> NDArray[Any] | None:
-    """The array where it is numbers, one row a step."""
+    """Return the array if it has one row of numbers per step; else complain and return None."""
     name = f"'{key}'"
     if key not in TABLES:
         values = column(array, name, rows, complain)
@@ -219,7 +221,7 @@ def _sound(key: str, array: NDArray[Any], rows: int | None, complain: Complain) 
 
 
 def _check_spaces(path: Path, raw: dict[str, NDArray[Any]], spaces: tuple[Box, Box] | None) -> None:
-    """UserError where the environment's spaces are not those of the file."""
+    """Raise UserError where the shapes of the file's rows differ from the environment's spaces."""
     for key, space in zip(("observations", "actions"), spaces or (), strict=False):
         if raw[key].shape[1:] != space.shape:
             raise UserError(
@@ -229,19 +231,19 @@ def _check_spaces(path: Path, raw: dict[str, NDArray[Any]], spaces: tuple[Box, B
 
 
 def _step_limit(table: _Table, max_steps: int | None, spec: EnvSpec | None) -> int | None:
-    """Rows after which an episode ends by the clock, or None where the file marks it itself."""
+    """Return the number of rows after which an episode is truncated, or None where the file marks truncations itself."""
     if max_steps is not None and max_steps < 1:
         raise UserError(f"max_steps is {max_steps}: give 1 or more")
     if table.timeouts is not None:
         return None
     limit = max_steps or (spec.max_episode_steps if spec is not None else None)
-    if limit is None:  # to guess would join the end of one episode to the start of the next
+    if limit is None:  # a guess would join the end of one episode to the start of the next
         raise UserError("the file has no 'timeouts': give max_steps, the step limit it was recorded with")
     return limit
 
 
 def _episode_ends(table: _Table, limit: int | None) -> list[int]:
-    """The row after the last one of every episode, ascending; the last entry is N."""
+    """Return, for every episode, the row after its last one, ascending; the final entry is N."""
     marked = table.terminals if table.timeouts is None else table.terminals | table.timeouts
     bounds = sorted({*(np.flatnonzero(marked) + 1).tolist(), len(marked)} - {0})
     if limit is None:
@@ -253,11 +255,11 @@ def _episode_ends(table: _Table, limit: int | None) -> list[int]:
 
 
 def _episodes(table: _Table, ends: Sequence[int]) -> Iterator[EpisodeBuffer]:
-    """One buffer an episode that has at least one transition with a known next observation."""
+    """Yield one buffer for every episode with at least one transition whose next observation is known."""
     for start, end in pairwise([0, *ends]):
         terminal = bool(table.terminals[end - 1])
         final = _final_observation(table, end - 1, terminal)
-        # No final observation: the last row's serves as one, and its own transition is dropped.
+        # Without a final observation, the last row's observation takes its place and the last transition is dropped.
         steps = end - start - (final is None)
         if steps == 0:
             continue
@@ -271,9 +273,9 @@ def _episodes(table: _Table, ends: Sequence[int]) -> Iterator[EpisodeBuffer]:
 
 
 def _final_observation(table: _Table, row: int, terminal: bool) -> NDArray[Any] | None:
-    """(1, obs): what follows the last row of an episode, or None where the file does not tell.
+    """Return (1, obs): the observation after the last row of an episode, or None where the file lacks it.
 
-    After a terminal row the value is never bootstrapped from, so that any observation does.
+    After a terminal row any observation will do, because no value is bootstrapped from it.
     """
     if table.next_observations is not None:
         return table.next_observations[row : row + 1]
@@ -281,5 +283,5 @@ def _final_observation(table: _Table, row: int, terminal: bool) -> NDArray[Any] 
 
 
 def _box(rows: NDArray[Any], bound: float) -> Box:
-    """The Box(-bound, bound) of one row of ``rows`` (N, d)."""
+    """Return the Box(-bound, bound) of one row of ``rows`` (N, d)."""
     return Box(-bound, bound, shape=rows.shape[1:], dtype=np.float32)

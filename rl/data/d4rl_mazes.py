@@ -1,4 +1,4 @@
-"""D4RL's maze2d files in PointMaze's coordinates: the same ball and the same walls, seen from another side.
+"""Conversion of D4RL's maze2d files to PointMaze's coordinates; ball and walls are the same.
 
 D4RL (d4rl/pointmaze/maze_model.py) puts the wall of cell (i, j) at (i + 1, j + 1) and the ball at (1.2, 1.2) plus its
 joint positions, which are what a file holds: x runs along the rows of the maze, y along its columns. PointMaze has the
@@ -17,11 +17,11 @@ from rl.envs.mazes import free_cells, grid
 
 Array = NDArray[Any]
 OFFSET = 0.7
-"""D4RL's ball is at 1.2 plus its position, the outer edge of the first wall at 0.5."""
+"""1.2 - 0.5: D4RL's ball is at 1.2 plus its position, and the outer edge of the first wall is at 0.5."""
 
 
 def observations_to_pointmaze(observations: Array, maze: str) -> Array:
-    """(N, 4) position and velocity as D4RL has them -> as ``egd/Maze2D-v0`` has them."""
+    """Convert (N, 4) positions and velocities from D4RL's coordinates to those of ``egd/Maze2D-v0``."""
     rows = grid(maze)
     along_rows, along_columns, row_speed, column_speed = observations.T
     x = along_columns + OFFSET - len(rows[0]) / 2
@@ -30,12 +30,14 @@ def observations_to_pointmaze(observations: Array, maze: str) -> Array:
 
 
 def actions_to_pointmaze(actions: Array) -> Array:
-    """(N, 2): forces, turned in the same way."""
+    """Convert (N, 2) forces from D4RL's axes to those of ``egd/Maze2D-v0``."""
     return np.stack([actions[:, 1], -actions[:, 0]], axis=1).astype(actions.dtype)
 
 
 def check_file(observations: Array, actions: Array, maze: str) -> None:
-    """UserError unless the rows can be a D4RL file of this maze: 4 and 2 entries, every position in a free cell."""
+    """Raise UserError unless rows have 4 and 2 entries, as in D4RL's maze2d files, and every position is in a free cell of this
+    maze.
+    """
     if observations.shape[1:] != (4,) or actions.shape[1:] != (2,):
         raise UserError(
             f"rows of {observations.shape[1]} observations and {actions.shape[1]} actions are no maze2d data: it has 4 and 2; "

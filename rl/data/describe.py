@@ -1,4 +1,4 @@
-"""What is in a dataset, in numbers: sizes, returns, ends of episodes, ranges, and rewards before and after the transform."""
+"""Statistics of a dataset: sizes, returns, ends of episodes, ranges, and rewards before and after the transform."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from rl.tasks import Task
 
 Array = np.ndarray[Any, Any]
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
-"""In per cent."""
+"""Percentages of the quantiles that are reported."""
 EDGE = 0.99
-"""Entries of an action beyond this are at the edge of [-1, 1]."""
+"""Magnitude beyond which an entry of an action counts as saturated, in [-1, 1]."""
 
 
 def describe(task: Task, episodes: Episodes) -> dict[str, Any]:
-    """Facts about the data as it is stored, ready for JSON; ``trained_on`` has the rewards as the family's recipe makes them.
+    """Return facts about the stored data, ready for JSON; ``trained_on`` describes the rewards after the transform of the
+    family's recipe.
 
-    In ``returns.quantiles`` and ``scores.quantiles`` the key is the percentage. ``scores`` is missing without a reference, and
-    in mazes, whose stored returns are for other goals than the task's.
+    In ``returns.quantiles`` and ``scores.quantiles`` the key is the percentage. ``scores`` is absent if the task has no
+    reference returns, and in mazes, where the stored returns belong to other goals than the task's.
     """
     returns, lengths = episodes.returns.astype(np.float64), episodes.lengths
     states, actions = np.concatenate(episodes.observations), np.concatenate(episodes.actions)
@@ -55,7 +56,7 @@ def describe(task: Task, episodes: Episodes) -> dict[str, Any]:
 
 
 def _trained_on(task: Task, episodes: Episodes) -> dict[str, Any]:
-    """The rewards and ends that a recipe of the task's family learns from."""
+    """Return facts about the rewards and terminals that a recipe of the task's family learns from."""
     transform = task.reward
     if task.goal_reward:
         episodes = relabel(task, episodes)
@@ -85,7 +86,7 @@ def _quantiles(values: Array) -> dict[str, float]:
 
 
 def _ranges(rows: Array) -> dict[str, list[float]]:
-    """Of every entry of (N, d)."""
+    """Return minimum, maximum and standard deviation of every entry of (N, d)."""
     return {"min": rows.min(0).tolist(), "max": rows.max(0).tolist(), "std": rows.std(0, dtype=np.float64).tolist()}
 
 
@@ -96,7 +97,7 @@ def _rewards(rewards: Iterable[Array]) -> dict[str, float]:
 
 @plain()
 def returns_figure(returns: Array, task: Task, path: Path) -> None:
-    """A histogram of returns as an image; above it the normalised scores, where the task has a reference for them."""
+    """Save a histogram of returns as an image, with an axis of normalised scores where the task has reference returns."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axis = figure.subplots()
     axis.hist(returns, bins=30, color="#2e86ab")

@@ -1,4 +1,4 @@
-"""Offline data: Minari episodes as flat tensors on the device, sampled by index."""
+"""Loading of Minari episodes, and their conversion to flat tensors of transitions on the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Episodes:
-    """Raw episodes: observations (T + 1, S), actions (T, A), rewards (T,), terminations (T,), in the order stored."""
+    """Raw episodes in stored order: observations (T + 1, S), actions (T, A), rewards (T,), terminations (T,)."""
 
     observations: list[Array]
     actions: list[Array]
@@ -45,29 +45,31 @@ class Episodes:
 
     @property
     def lengths(self) -> Array:
-        """Steps of every episode."""
+        """Number of steps of every episode."""
         return np.array([len(r) for r in self.rewards])
 
 
 LOADING = 3
-"""Times the transitions' size: what takes memory while they are made of episodes."""
+"""Memory needed while transitions are made from episodes, in multiples of the transitions' own size."""
 
 
 def row_bytes(states: int, actions: int, copies: int = 1) -> int:
-    """Of a transition."""
+    """Return the bytes that a transition occupies in float32, times ``copies``."""
     return copies * 4 * (2 * states + actions + 2)
 
 
 def size_of(data: Episodes | OfflineData) -> tuple[int, int, int]:
-    """How many transitions there are, and how many entries states and actions have."""
+    """Return the number of transitions, of state entries and of action entries."""
     if isinstance(data, OfflineData):
         return len(data.transitions), len(data.state_mean), len(data.action_low)
     return int(data.lengths.sum()), data.observations[0].shape[1], data.actions[0].shape[1]
 
 
 def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, download: bool = True) -> Episodes:
-    """All episodes of the Minari datasets, one after the other. UserError when one is neither local nor to be downloaded, for
-    whatever is wrong with one first, and as soon as there are more than there is memory for, whatever the metadata say.
+    """Return all episodes of the Minari datasets, concatenated in order.
+
+    Raises UserError where a dataset is neither local nor downloadable, at the first problem in one, and as soon as the steps
+    read need more memory than there is, whatever the metadata claim.
     """
     episodes = Episodes([], [], [], [])
     steps, memory = 0, memory_limit()
@@ -99,8 +101,9 @@ def load_episodes(datasets: Sequence[str], keys: tuple[str, ...] = (), *, downlo
 
 
 def open_dataset(dataset_id: str, *, download: bool = True) -> Stored:
-    """A Minari dataset of the local store, fetched from the hub if it is not there. UserError naming the remedies when it is in
-    neither, for a folder with but a part of it, and for metadata that are not in order.
+    """Return a Minari dataset of the local store, downloaded from the hub if it is missing.
+
+    Raises UserError, which names remedies, for a dataset that cannot be had, for an incomplete folder and for invalid metadata.
     """
     if lack := lacking(dataset_id):
         raise UserError(f"{lack}\nRemedies: {'; '.join(_remedies(dataset_id))}", key="data.datasets")
@@ -112,9 +115,9 @@ def open_dataset(dataset_id: str, *, download: bool = True) -> Stored:
     return existing(dataset_id)
 
 
-@cache  # a hub that cannot be reached is asked once, not again for every method of a sweep
+@cache  # an unreachable hub is asked once, not again for every method of a sweep
 def _download(dataset_id: str) -> str:
-    """Fetch it from the hub; why that failed."""
+    """Download the dataset from the hub; return the reason of a failure, or an empty string."""
     with suppress(ImportError):
         importlib.import_module("huggingface_hub.utils.logging")  # sets its logger's level
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury the one message that matters
@@ -134,7 +137,7 @@ def _missing(dataset_id: str, reason: str) -> str:
 
 
 def _remedies(dataset_id: str) -> list[str]:
-    """Where it can be got."""
+    """Return the ways to obtain the dataset, as sentences for an error message."""
     own = find_task(dataset_id) if "/" in dataset_id else Task(dataset_id, "other", (dataset_id,))
     task = next((listed for listed in TASKS.values() if dataset_id in listed.datasets), own)
     remedies = ["set MINARI_DATASETS_PATH to the folder that has it"]
@@ -143,14 +146,16 @@ def _remedies(dataset_id: str) -> list[str]:
     if task.family == "maze2d":
         dense = " --dense" if task.env_kwargs["dense"] else ""
         remedies.append(f"egd data generate {dataset_id} --maze {task.env_kwargs['map_name']}{dense}")
-    if task.family != "antmaze":  # whose files are of another ant
+    if task.family != "antmaze":  # D4RL's antmaze files come from another ant
         remedies.append(f"egd data import FILE.hdf5 --id {dataset_id} for an original D4RL file")
     return remedies
 
 
 def relabel(task: Task, episodes: Episodes) -> Episodes:
-    """Rewards for the evaluation's one fixed goal: 1 where the next position, the first two entries, is as near to it as the
-    environment asks for (dense: exp(-distance)).
+    """Return the episodes with rewards for the one goal of the evaluation: 1 where the next position (the first two entries) is
+    within the environment's goal radius, or exp(-distance) for dense rewards.
+
+    In antmaze reaching the goal is terminal, as in D4RL; in maze2d the episode continues.
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """
@@ -173,7 +178,7 @@ def relabel(task: Task, episodes: Episodes) -> Episodes:
 
 
 def reward_factor(scale: RewardScale, returns: Array) -> float:
-    """``range``: 1000 / (largest - smallest episode return), the convention of IQL and QGPO; else the number itself."""
+    """Return 1000 / (largest - smallest episode return) for ``range``, as IQL and QGPO do; else the number itself."""
     if scale != "range":
         return float(scale)
     span = float(returns.max() - returns.min())
@@ -189,9 +194,11 @@ def to_offline_data(
     standardise: bool = True,
     device: torch.device | str = "cpu",
 ) -> OfflineData:
-    """Flat tensors. Rewards become (r + shift) * factor; states standardise by mean and std + 1e-3 (CORL's convention), both
-    taken in float64: in float32 a large offset would spoil them. UserError for actions beyond [-1, 1], for what is no
-    number, and for observations whose spread float32 cannot hold, wherever the episodes come from.
+    """Return the episodes as flat tensors of transitions.
+
+    Rewards become (r + shift) * factor. States are standardised by mean and std + 1e-3 (CORL's convention), both computed in
+    float64: in float32 a large offset would spoil them. Raises UserError for actions beyond [-1, 1], for values that are not
+    finite, and for observations whose spread float32 cannot hold.
     """
     factor = reward_factor(scale, episodes.returns)
     digits = Digits()
@@ -235,8 +242,10 @@ def _refuse(problem: str) -> None:
 
 
 def data_return(task: Task, episodes: Episodes) -> float:
-    """The mean return of the data's episodes up to the first terminal state or the task's step limit, comparable with an
-    evaluation's: human demonstrations may be longer than those.
+    """Return the mean return of the data's episodes up to the first terminal state or the task's step limit.
+
+    The cut makes it comparable with an evaluation's mean return, because human demonstrations may exceed the step limit. In
+    maze2d, whose episodes are pieces of one walk that never ends, it is the mean reward times the step limit.
 
     In maze2d, where episodes are pieces of one walk that never ends, the mean reward times the step limit.
     """

@@ -1,6 +1,6 @@
-"""HDF5 files of strangers: an array is read only after what the file declares about it has been looked at.
+"""Reader of untrusted HDF5 files: an array is read only after its declared properties have been checked.
 
-Such a file may point to other files of the host, be a small one that unpacks to terabytes, or be damaged anywhere.
+Such a file may link to other files of the host, unpack to terabytes from a small size, or be damaged anywhere.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FILTERS = {
     h5py.h5z.FILTER_SCALEOFFSET,
     h5py.h5z.FILTER_LZF,
 }
-"""Those of HDF5 and h5py themselves; another one is a plugin, code that HDF5 would look for on the host."""
+"""Filters built into HDF5 and h5py; any other filter is a plugin, whose code HDF5 would search for on the host."""
 FLOOR = 2**28
 RATIO = 100
-"""A file may unpack to so many times its size, or to ``FLOOR`` bytes where that is more."""
+"""A file may unpack to ``RATIO`` times its size, or to ``FLOOR`` bytes if that is more."""
 
 
 class Reader:
-    """An open file. What is not as it should be is complained of, and None returned for it."""
+    """Reader of an open HDF5 file. Its methods complain of an invalid entry and return None for it."""
 
     def __init__(self, file: h5py.File, path: Path, complain: Complain) -> None:
         self.root, self.complain = file, complain
@@ -45,13 +45,13 @@ class Reader:
         """Bytes that may still be read."""
 
     def names(self, group: h5py.Group) -> list[str]:
-        """Of all that the group holds."""
+        """Return the names of all entries of the group."""
         with self._told("the list of arrays"):
             return [str(name) for name in group]
         return []
 
     def entry(self, group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Dataset | None:
-        """What the group itself holds under that name, not what a link points to."""
+        """Return the entry of that name in the group itself; a link is not followed."""
         with self._told(where):
             links, encoded = group.id.links, name.encode()
             if "/" in name:  # HDF5 would take it for a path, and follow links on its way
@@ -68,7 +68,7 @@ class Reader:
         return None
 
     def group(self, group: h5py.Group, name: str, where: str) -> h5py.Group | None:
-        """The same where it must be a group."""
+        """Return the entry if it is a group; else complain and return None."""
         found = self.entry(group, name, where)
         if found is None or isinstance(found, h5py.Group):
             return found
@@ -76,7 +76,7 @@ class Reader:
         return None
 
     def array(self, group: h5py.Group, name: str, where: str) -> Array | None:
-        """The same where it must be an array of numbers, read."""
+        """Return the entry's values if it is a valid array of numbers; else complain and return None."""
         found = self.entry(group, name, where)
         if found is None:
             return None
@@ -90,13 +90,13 @@ class Reader:
         return None
 
     def attributes(self, group: h5py.Group, where: str) -> dict[str, Any]:
-        """All of the group's."""
+        """Return all attributes of the group."""
         with self._told(f"what is noted with {where}"):
             return dict(group.attrs)
         return {}
 
     def _flaws(self, array: h5py.Dataset) -> Iterator[str]:
-        """Why it is not to be read; one that has none is counted as read."""
+        """Yield the reasons why the array must not be read; an array without any is deducted from ``room``."""
         properties = array.id.get_create_plist()
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         if array.shape is None:
@@ -119,7 +119,7 @@ class Reader:
 
     @contextmanager
     def _told(self, where: str) -> Iterator[None]:
-        """A complaint in place of whatever HDF5 raises where a file is damaged; its documentation has no list of that."""
+        """Complain instead of raising, whatever HDF5 raises for a damaged file; its documentation does not list the errors."""
         try:
             yield
         except UserError:
@@ -129,7 +129,7 @@ class Reader:
 
 
 def _whole(array: h5py.Dataset, size: int) -> bool:
-    """Whether what is declared is there: HDF5 would make up the rest, however much that is."""
+    """Return whether the file holds all declared data: HDF5 would fill in the missing part, however large."""
     if array.chunks is None:
         return bool(array.id.get_storage_size() >= size)
     pieces = math.prod(-(-n // m) for n, m in zip(array.shape, array.chunks, strict=True))
@@ -139,7 +139,7 @@ def _whole(array: h5py.Dataset, size: int) -> bool:
 
 @contextmanager
 def opened(path: Path, complain: Complain) -> Iterator[Reader | None]:
-    """The file at ``path``, which must be one; None after a complaint."""
+    """Open the file at ``path`` and yield its reader, or None after a complaint."""
     try:
         file = h5py.File(regular(path), "r")
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def opened(path: Path, complain: Complain) -> Iterator[Reader | None]:
     try:
         yield Reader(file, path, complain)
     finally:
-        with suppress(Exception):  # of a damaged file
+        with suppress(Exception):  # a damaged file may fail to close
             file.close()
 
 
@@ -162,5 +162,5 @@ def _said(error: Exception) -> str:
 
 
 def _memory() -> int:
-    """Bytes of the machine, or of the container."""
+    """Return the memory of the machine, or of the container, in bytes."""
     return memory_limit()

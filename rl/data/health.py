@@ -1,4 +1,4 @@
-"""All that is wrong with a dataset, or with a D4RL file, at once: ``egd data check``."""
+"""Check of a dataset or of a D4RL file that lists all problems at once: ``egd data check``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from rl.tasks import Task, find_task
 
 
 def problems_of(name: str) -> dict[str, list[str]]:
-    """Problems by dataset, of a task's short name or a Minari id; or those of the D4RL file at a path. UserError for what is
-    not there.
+    """Return the problems of each dataset of a task's short name or Minari id, or those of the D4RL file at a path.
+
+    Raises UserError for a dataset that is not there.
     """
     if name.endswith((".hdf5", ".h5")):
         problems: list[str] = []
@@ -33,7 +34,7 @@ def problems_of(name: str) -> dict[str, list[str]]:
 def _task(name: str) -> Task:
     try:
         return find_task(name)
-    except UserError:  # an id without a namespace is no task, but may be a dataset
+    except UserError:  # an id without a namespace names no task, but may name a dataset
         if not is_local(name):
             raise
     return Task(name, "other", (name,))
@@ -42,11 +43,11 @@ def _task(name: str) -> Task:
 def _problems(dataset: str, task: Task) -> list[str]:
     problems: list[str] = []
     if not is_local(dataset) or lacking(dataset):
-        open_dataset(dataset, download=False)  # UserError that names the remedies
+        open_dataset(dataset, download=False)  # raises a UserError that names the remedies
     stored = check_all(dataset, task.observation_keys, problems.append)
     if stored is not None and task.env_id is None:
         try:
-            with suppress(NoEnvironment):  # then runs are trained, but not evaluated
+            with suppress(NoEnvironment):  # runs on such a task are trained but not evaluated
                 env = make_env(task)
                 env.close()
                 check_scale(env.action_space, stored.action_space, dataset)

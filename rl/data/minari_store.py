@@ -1,4 +1,4 @@
-"""Writing datasets to the local Minari store, so that a kill leaves nothing that looks complete."""
+"""Writing of datasets to the local Minari store. A killed process leaves nothing that looks like a complete dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rl.data.stored import lacking, place_of, store_root
 
 
 def check_new_id(dataset_id: str) -> Path:
-    """The folder ``dataset_id`` will be stored in; UserError where the id is malformed or taken."""
+    """Return the folder in which ``dataset_id`` will be stored. Raise UserError where the id is malformed or taken."""
     path = place_of(dataset_id)
     if lack := lacking(dataset_id):
         raise UserError(lack)
@@ -39,13 +39,14 @@ def check_new_id(dataset_id: str) -> Path:
 
 
 ROOM = 2**24
-"""Bytes that a disk must have left beside the data: HDF5 does not outlive a full one."""
+"""Bytes that must stay free on the disk beside the data: HDF5 crashes on a full one."""
 
 
 @contextmanager
 def making(dataset_id: str) -> Iterator[None]:
-    """Nobody else makes the dataset in the with-block. UserError where somebody does, and as ``check_new_id``; what killed
-    processes have left of it is removed.
+    """Lock the dataset's id against other processes within the with-block, and remove what killed processes left of it.
+
+    Raises UserError where another process is making the dataset, and as ``check_new_id`` does.
     """
     final = check_new_id(dataset_id)
     with ExitStack() as held:
@@ -54,7 +55,7 @@ def making(dataset_id: str) -> Iterator[None]:
             held.enter_context(locked(lock, f"dataset '{dataset_id}'", "dataset"))
         for left in final.parent.glob(f".{final.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
-        check_new_id(dataset_id)  # it may have been finished just now
+        check_new_id(dataset_id)  # another process may have finished it just now
         yield
 
 
@@ -79,9 +80,9 @@ def write_dataset(
 ) -> None:
     """Store ``buffers`` as a local dataset that appears under its name only when it is complete.
 
-    These are the steps of ``minari.create_dataset_from_buffers``, which writes the metadata first and in place: a
-    kill there leaves a folder that loads as a dataset. Here all is written to a hidden sibling folder, which Minari
-    does not list, and renamed at the end.
+    The steps are those of ``minari.create_dataset_from_buffers``, which writes the metadata first and in place, so that a
+    killed process leaves a folder that loads as a dataset. Here all files are written to a hidden sibling folder, which
+    Minari does not list, and the folder is renamed at the end.
     """
     final = check_new_id(dataset_id)
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
@@ -102,7 +103,7 @@ def write_dataset(
 
 
 def _with_room(buffers: Iterable[EpisodeBuffer], folder: Path) -> Iterator[EpisodeBuffer]:
-    """The same, as long as the disk has room for them."""
+    """Yield the buffers unchanged, after checking that the disk has room for them; raise OSError where it has not."""
     room = 0
     for buffer in buffers:
         wanted = 2 * _bytes(vars(buffer))
@@ -114,8 +115,9 @@ def _with_room(buffers: Iterable[EpisodeBuffer], folder: Path) -> Iterator[Episo
 
 
 def _check_room(folder: Path, wanted: int) -> None:
-    """Raise OSError unless the file of the data can grow by so many bytes. It is tried: the free space of a disk says nothing
-    of a user's quota, nor of a limit on the size of files.
+    """Raise OSError unless the data file can grow by ``wanted`` bytes.
+
+    The allocation is tried: the free space of a disk says nothing of a user's quota or of a limit on the size of files.
     """
     if shutil.disk_usage(folder).free < wanted + ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
@@ -129,7 +131,7 @@ def _allocate(file: int, start: int, size: int) -> None:
     try:
         os.posix_fallocate(file, start, size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # which say that a file system cannot tell
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # not supported there
             raise
 
 
@@ -140,7 +142,7 @@ def _bytes(value: Any) -> int:
 
 
 def _ensure_namespace(dataset_id: str) -> None:
-    """Minari wants a metadata file in every namespace folder."""
+    """Create the namespace of the id if it is new: Minari requires a metadata file in every namespace folder."""
     namespace = parse_dataset_id(dataset_id)[0]
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
@@ -154,7 +156,7 @@ def episode_buffer(
     terminal: bool = False,
     seed: int | None = None,
 ) -> EpisodeBuffer:
-    """Observations (T+1, obs), actions (T, act) and rewards (T,) as an episode that ends in its last step."""
+    """Return observations (T+1, obs), actions (T, act) and rewards (T,) as an episode that ends at its last step."""
     last = np.zeros(len(rewards), dtype=bool)
     last[-1] = True
     fields: dict[str, Any] = {  # arrays where Minari's annotations say lists: its storage takes both

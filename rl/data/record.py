@@ -1,4 +1,4 @@
-"""What a run keeps of its data: which they were, and the statistics without which its policy is another."""
+"""Record of a run's data: a fingerprint of the datasets, and the statistics that its policy depends on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARRAYS = ("observations", "actions", "rewards", "terminations")
 
 
 def fingerprint(datasets: Sequence[str], episodes: Episodes) -> dict[str, Any]:
-    """Tell episodes from others of the same datasets: counts, and a digest of every array as it was read."""
+    """Return counts and a digest of every array as it was read, which tell these episodes from others of the same datasets."""
     digests = {name: digest_of(*getattr(episodes, name)) for name in ARRAYS}
     counts = {"episodes": len(episodes.lengths), "transitions": int(episodes.lengths.sum())}
     return {"datasets": list(datasets), **counts, **digests}
@@ -57,7 +57,7 @@ def _absurd(vectors: Mapping[str, Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class Record:
-    """The file ``data.safetensors`` of a run folder."""
+    """Contents of the file ``data.safetensors`` of a run folder."""
 
     path: Path
     source: Mapping[str, Any]
@@ -66,7 +66,7 @@ class Record:
 
     @staticmethod
     def read(folder: RunFolder) -> Record | None:
-        """Read that of a run. None for a run from before there were any; UserError for a damaged one."""
+        """Read the record of a run. Return None for a run older than records; raise UserError for a damaged file."""
         path = place(folder)
         if not path.exists():
             return None
@@ -84,7 +84,7 @@ class Record:
         return Record(path, about.source, tensors, about.numbers.model_dump())
 
     def compare(self, found: Mapping[str, Any]) -> None:
-        """UserError where the data that are there now are not those of the run."""
+        """Raise UserError where the data found now differ from the data of the run."""
         changed = [name for name in found if found[name] != self.source.get(name)]
         if not changed:
             return
@@ -99,7 +99,7 @@ class Record:
         )
 
     def applied(self, data: OfflineData) -> OfflineData:
-        """The data standardised by the run's statistics, whatever this version makes of them."""
+        """Return the data standardised by the run's statistics instead of their own."""
         own = {name: tensor.to(data.state_mean.device) for name, tensor in self.vectors.items()}
         if bad := [name for name, vector in own.items() if vector.shape != getattr(data, name).shape]:
             raise UserError(
@@ -113,7 +113,7 @@ class Record:
         return replace(data, **changed, _digests={})
 
     def alone(self, device: torch.device) -> OfflineData:
-        """The statistics without a single transition: enough to act."""
+        """Return the statistics without any transitions, which suffice to act."""
         own: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.vectors.items()}
         states, actions = (own[name].new_zeros(0, len(own[name])) for name in ("state_mean", "action_low"))
         none = states.new_zeros(0)
@@ -124,13 +124,14 @@ COUNTED = ("episodes", "transitions")
 
 
 def place(folder: RunFolder) -> Path:
-    """Where the record of a run lies."""
+    """Return the path of a run's record."""
     return folder.path / "data.safetensors"
 
 
 def of_run(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> OfflineData:
-    """Give the data, which must be those of the run, the run's statistics. UserError where they are others; of a run from
-    before there were records that cannot be told, and is said.
+    """Return the data with the run's statistics. Raise UserError where they are not the data of the run.
+
+    For a run older than records this cannot be checked: the data are returned unchanged, and ``say`` gets a warning.
     """
     record = Record.read(folder)
     if record is None:
@@ -144,7 +145,10 @@ def of_run(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> 
 
 
 def begin(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> OfflineData:
-    """The same for a run that is to be trained; one that begins notes its data."""
+    """Return the data for training: with the run's statistics where the run has a record, else unchanged.
+
+    A run without a record writes one; where it already has checkpoints, ``of_run`` warns first.
+    """
     if place(folder).exists():
         return of_run(folder, data, say)
     if any((folder.path / "checkpoints").glob("*.safetensors")):

@@ -1,5 +1,6 @@
-"""Datasets of the local Minari store, read with suspicion: their metadata, spaces and episodes are checked before anything is
-made of them, and no code that they name is imported here.
+"""Reader of untrusted datasets of the local Minari store.
+
+Metadata, spaces and episodes are checked before anything is made from them, and no code that they name is imported here.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from rl.envs.spaces import check_actions, flat_paths, flatten_rows
 
 METADATA_BYTES = 2**26
 ENTRIES = 2**20
-"""Of a space: a larger one is no observation, and its bounds alone would fill the memory."""
+"""Largest number of entries of a space: the bounds of a larger one would fill the memory."""
 DEPTH = 16
-"""Of nested spaces."""
+"""Largest depth of nested spaces."""
 NAME_BYTES = 255
-"""Of a folder, on most file systems."""
+"""Longest name of a folder on most file systems."""
 
 
 class Metadata(BaseModel):
-    """What of ``metadata.json`` is read."""
+    """Fields of ``metadata.json`` that are used."""
 
     model_config = ConfigDict(strict=True)
     data_format: Literal["hdf5"]
@@ -54,7 +55,7 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class Stored:
-    """A dataset whose metadata is in order."""
+    """Stored dataset with valid metadata and spaces."""
 
     dataset_id: str
     folder: Path
@@ -64,14 +65,16 @@ class Stored:
 
     @property
     def total_episodes(self) -> int:
-        """How many there are."""
+        """Number of episodes."""
         return self.metadata.total_episodes
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One as it is stored, checked: ``observations`` (T + 1, ...) in a dict of dicts where the space is one, ``actions``
-    (T, A), the others (T,). ``seed`` and ``options`` are those of its reset.
+    """Stored episode, checked.
+
+    ``observations`` is (T + 1, ...), or a dict of dicts of such arrays for a Dict space; ``actions`` is (T, A), the other
+    arrays are (T,). ``seed`` and ``options`` are those of its reset.
     """
 
     observations: Any
@@ -84,7 +87,7 @@ class Episode:
 
 
 def store_root() -> Path:
-    """The folder of the local store. UserError for a setting that names none."""
+    """Return the folder of the local store. Raise UserError if MINARI_DATASETS_PATH does not name a folder."""
     named = os.environ.get("MINARI_DATASETS_PATH")
     if named is None:
         return Path.home() / ".minari" / "datasets"
@@ -101,7 +104,7 @@ def store_root() -> Path:
 
 
 def place_of(dataset_id: str) -> Path:
-    """The dataset's folder, within the store whatever the id. UserError for what is no id."""
+    """Return the dataset's folder, which is always inside the store. Raise UserError for a malformed id."""
     if not _is_id(dataset_id):
         raise UserError(
             f"{dataset_id[:100]!r} is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
@@ -118,10 +121,10 @@ def _is_id(text: str) -> bool:
 
 
 def is_local(dataset_id: str) -> bool:
-    """Whether the dataset is in the local Minari store, whole."""
+    """Return whether the local store has a folder of the dataset with metadata."""
     try:
         return (place_of(dataset_id) / "data" / "metadata.json").exists()
-    except OSError:  # a folder that may not be looked into
+    except OSError:  # a folder without read permission
         return False
 
 
@@ -129,13 +132,11 @@ PARTS = ("metadata.json", "main_data.hdf5")
 
 
 def lacking(dataset_id: str) -> str:
-    """What is missing of a dataset whose folder is there, in a sentence with the remedy; empty where nothing is, or where there
-    is no folder.
-    """
+    """Return a sentence that names the missing files of a dataset whose folder exists, and a remedy; else an empty string."""
     folder = place_of(dataset_id)
     try:
         missing = [f"data/{name}" for name in PARTS if not (folder / "data" / name).exists()] if folder.is_dir() else []
-    except OSError:  # a folder that may not be looked into
+    except OSError:  # a folder without read permission
         return ""
     if not missing:
         return ""
@@ -147,20 +148,20 @@ def lacking(dataset_id: str) -> str:
 
 
 def list_local() -> dict[str, dict[str, Any]]:
-    """Metadata, as they are in the files, by the ids of all local datasets. UserError where the store cannot be read."""
+    """Return the metadata of all local datasets by id, as stored. Raise UserError where the store cannot be read."""
     root = store_root()
     if not root.exists():
         return {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # folders that are no datasets
+            warnings.simplefilter("ignore")  # about folders that are no datasets
             return dict(minari.list_local_datasets())
-    except Exception as error:  # of folders that have no version in their names, that cannot be listed, ...
+    except Exception as error:  # a folder without a version in its name, an unreadable one, ...
         raise UserError(f"the datasets in {root} cannot be listed: {error}", key="MINARI_DATASETS_PATH") from error
 
 
 def find_stored(dataset_id: str, complain: Complain | None = None) -> Stored | None:
-    """The local dataset of that id, its metadata and spaces checked; None after a complaint."""
+    """Return the local dataset of that id with checked metadata and spaces, or None after a complaint."""
     complain = complain or refusing(dataset_id)
     folder = place_of(dataset_id) / "data"
     metadata = _metadata(folder / "metadata.json", complain)
@@ -174,14 +175,17 @@ def find_stored(dataset_id: str, complain: Complain | None = None) -> Stored | N
 
 
 def existing(dataset_id: str) -> Stored:
-    """The same, or UserError."""
+    """Return the local dataset of that id with checked metadata and spaces; raise UserError for an invalid one."""
     found = find_stored(dataset_id)
-    assert found is not None  # else UserError
+    assert found is not None  # find_stored raised UserError otherwise
     return found
 
 
 def check_spaces(stored: Stored, keys: tuple[str, ...], complain: Complain) -> bool:
-    """Whether policies can be learned in its spaces; of a Dict only the entries ``keys``, if any are named, are looked at."""
+    """Return whether policies can be learned in the dataset's spaces; complain otherwise.
+
+    Of a Dict space only the entries ``keys`` are checked, if any are named.
+    """
     sound = True
     checks = (lambda: flat_paths(stored.observation_space, keys), lambda: check_actions(stored.action_space))
     for check in checks:
@@ -196,9 +200,9 @@ def check_spaces(stored: Stored, keys: tuple[str, ...], complain: Complain) -> b
 def read_episodes(
     stored: Stored, complain: Complain | None = None, *, keys: tuple[str, ...] = (), indices: Iterable[int] | None = None
 ) -> Iterator[Episode]:
-    """The sound episodes in order, or those of these numbers; ``infos`` are never read.
+    """Yield the valid episodes in order, or those of the given ``indices``; ``infos`` are never read.
 
-    ``keys`` are the entries of a Dict observation that are wanted, all by default.
+    ``keys`` names the entries of a Dict observation to read, all by default.
     """
     complain = complain or refusing(stored.dataset_id)
     with opened(stored.folder / "main_data.hdf5", complain) as reader:
@@ -217,8 +221,10 @@ def read_episodes(
 
 
 def check_all(dataset_id: str, keys: tuple[str, ...], complain: Complain) -> Stored | None:
-    """Complain of all that is wrong with a local dataset: metadata, spaces, episodes, the actions' range, and observations
-    whose spread float32 cannot hold.
+    """Check a local dataset, and complain of all problems: metadata, spaces, episodes, range of actions, precision of
+    observations.
+
+    Returns the dataset, or None where its metadata or spaces are invalid.
     """
     stored = find_stored(dataset_id, complain)
     if stored is None or not check_spaces(stored, keys, complain):
@@ -265,7 +271,7 @@ def _space(text: str, name: str, complain: Complain) -> gym.Space[Any] | None:
 
 
 def _check_tree(tree: Any, depth: int) -> None:
-    """ValueError for a space that is too deep or too large to be made."""
+    """Raise ValueError for the description of a space that is nested too deeply or too large."""
     if depth == 0:
         raise ValueError(f"it is nested more than {DEPTH} deep")
     if tree["type"] in ("Dict", "Tuple"):
@@ -284,7 +290,7 @@ def _check_tree(tree: Any, depth: int) -> None:
 
 
 def _numbered(stored: Stored, reader: Reader, complain: Complain) -> list[int]:
-    """Numbers of the episodes that are there."""
+    """Return the numbers of the episodes in the file; complain where they differ from the metadata."""
     total, names = stored.total_episodes, set(reader.names(reader.root))
     found = [i for i in range(min(total, len(names))) if f"episode_{i}" in names]
     more = sum(name.startswith("episode_") for name in names)
@@ -296,7 +302,7 @@ def _numbered(stored: Stored, reader: Reader, complain: Complain) -> list[int]:
 
 
 def _episode(stored: Stored, reader: Reader, index: int, keys: tuple[str, ...], complain: Complain) -> Episode | None:
-    """None after complaints of all that is wrong with it."""
+    """Return the episode of this index, or None after complaints of all its problems."""
     name = f"episode {index}"
     group = reader.group(reader.root, f"episode_{index}", name)
     if group is None:
@@ -334,7 +340,7 @@ def _episode(stored: Stored, reader: Reader, index: int, keys: tuple[str, ...], 
 
 
 def _numbers(values: Array, real: bool, where: str, steps: int, complain: Complain) -> Array | None:
-    """One number a step, or one flag."""
+    """Return (T,) numbers if ``real``, else flags; complain and return None for anything else."""
     rows = column(values, where, steps, complain)
     return None if rows is None else numbers(rows, where, complain) if real else flags(rows, where, complain)
 
@@ -342,7 +348,7 @@ def _numbers(values: Array, real: bool, where: str, steps: int, complain: Compla
 def _entries(
     reader: Reader, group: h5py.Group, field: str, where: str, space: gym.Space[Any], rows: int, keys: tuple[str, ...]
 ) -> Any:
-    """The arrays of a space, those of a Dict as a dict of them."""
+    """Return the arrays of a space, as a nested dict for a Dict space; complain and return None where one is invalid."""
     if isinstance(space, gym.spaces.Dict):
         held = reader.group(group, field, where)
         if held is None:

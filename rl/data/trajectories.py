@@ -1,4 +1,4 @@
-"""Windows of consecutive transitions: what models of trajectories learn from."""
+"""Windows of consecutive transitions, the events of trajectory models."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rl.data.transitions import Batch, OfflineData
 
 
 def consecutive(rows: Batch) -> Tensor:
-    """Whether each transition goes on in the next row, (N,): its next state is that row's state, bit for bit, and it is not
-    terminal. A walk that was cut into episodes without a reset is one walk.
+    """Return, for each transition, whether the next row continues it, (N,): its next state equals that row's state bit for bit,
+    and it is not terminal.
+
+    A walk that was cut into episodes without a reset counts as one.
     """
     follows = torch.zeros(len(rows), dtype=torch.bool, device=rows.state.device)
     follows[:-1] = (rows.next_state[:-1] == rows.state[1:]).all(1) & (rows.terminal[:-1] == 0)
@@ -23,10 +25,10 @@ def consecutive(rows: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of H = ``horizon`` consecutive transitions, as events (H, S + A) of states and actions.
+    """Windows of H = ``horizon`` consecutive transitions, as events (H, S + A) of states and actions.
 
-    They are those of the data that lie within an episode whole: of one that ends early there is none in the last H - 1 states.
-    UserError, naming ``plan.horizon``, where there is no window at all.
+    Every window lies within one episode, so none starts in an episode's last H - 1 states. Raises UserError, naming
+    ``plan.horizon``, where there is no window at all.
     """
 
     data: OfflineData
@@ -42,7 +44,7 @@ class Windows:
 
     @cached_property
     def _lengths(self) -> Tensor:
-        """How many transitions follow on one another from each on, itself included, (N,)."""
+        """Number of consecutive transitions from each row on, the row included, (N,)."""
         ends = torch.nonzero(~consecutive(self.data.transitions)).squeeze(1)
         row = torch.arange(len(self.data.transitions), device=ends.device)
         return ends[torch.searchsorted(ends, row)] - row + 1
@@ -54,35 +56,35 @@ class Windows:
 
     @property
     def states(self) -> int:
-        """S."""
+        """Number of entries of a state, S."""
         return self.data.transitions.state.shape[1]
 
     @property
     def event(self) -> tuple[int, int]:
-        """(H, S + A)"""
+        """Shape of an event, (H, S + A)."""
         return self.horizon, self.states + self.data.transitions.action.shape[1]
 
     @cached_property
     def given(self) -> Tensor:
-        """Which entries of an event are those of its first state, (H, S + A)."""
+        """Mask of the entries of an event that belong to its first state, (H, S + A)."""
         mask = torch.zeros(self.event, dtype=torch.bool, device=self.starts.device)
         mask[0, : self.states] = True
         return mask
 
     @cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The range of the data in every entry but those of the first state, which have none: twice (H, S + A)."""
+        """Range of the data in every entry, lower and upper, each (H, S + A); infinite for the entries of the first state."""
         data, inf = self.data, torch.inf
         low = torch.cat([data.transitions.state.amin(0), data.action_low]).expand(self.event)
         high = torch.cat([data.transitions.state.amax(0), data.action_high]).expand(self.event)
         return low.masked_fill(self.given, -inf), high.masked_fill(self.given, inf)
 
     def rows(self, n: int, generator: torch.Generator) -> Tensor:
-        """Row numbers of n windows, uniformly with replacement: (n, H)"""
+        """Draw the row numbers of n windows, uniformly with replacement: (n, H)."""
         chosen = torch.randint(len(self.starts), (n,), generator=generator, device=generator.device)
         return self.starts[chosen][:, None] + torch.arange(self.horizon, device=self.starts.device)
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n windows (n, H, S + A) and their first states (n, S)."""
+        """Draw n windows (n, H, S + A), and return them with their first states (n, S)."""
         rows, t = self.rows(n, generator), self.data.transitions
         return torch.cat([t.state[rows], t.action[rows]], -1), t.state[rows[:, 0]]

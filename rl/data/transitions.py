@@ -1,4 +1,4 @@
-"""Transitions as flat tensors on the device, sampled by index: what critics and policies learn from."""
+"""Transitions as flat tensors on the device, sampled by index, from which critics and policies learn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Rows = TypeVar("Rows", Tensor, "Batch")
 class Batch:
     """Transitions: ``state`` and ``next_state`` (B, S) standardised, ``action`` (B, A), ``reward`` and ``terminal`` (B,).
 
-    ``terminal`` is 1 where the environment ended the episode, 0 at a time-limit truncation: that one must bootstrap.
+    ``terminal`` is 1 where the environment ended the episode, 0 at a time-limit truncation, after which values are
+    bootstrapped.
     """
 
     state: Tensor
@@ -37,21 +38,21 @@ class Batch:
         return Batch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on a device."""
+        """Return a copy on a device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-torch.export.register_dataclass(Batch)  # batches of many runs are stacked
+torch.export.register_dataclass(Batch)  # so that the batches of several runs can be stacked
 
 
 def drawn(rows: Rows, n: int, generator: torch.Generator) -> Rows:
-    """n of the rows of a tensor or of a batch, uniformly with replacement."""
+    """Draw n rows of a tensor or of a batch, uniformly with replacement."""
     return rows[torch.randint(len(rows), (n,), generator=generator, device=generator.device)]
 
 
 @dataclass(frozen=True)
 class OfflineData:
-    """What a run learns from: all transitions on the device, and how to standardise new states like them."""
+    """Training data of a run: all transitions on the device, and the statistics that standardise new states like them."""
 
     transitions: Batch
     state_mean: Tensor
@@ -62,31 +63,31 @@ class OfflineData:
     episodes: int
     reward_factor: float = 1.0
     reward_shift: float = 0.0
-    """The rewards here are (those of the environment + shift) times factor."""
+    """The rewards here are (environment reward + shift) times factor."""
     source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Which data they are: ``rl.data.record.fingerprint``."""
+    """Fingerprint of the episodes: ``rl.data.record.fingerprint``."""
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """n transitions, uniformly with replacement."""
+        """Draw n transitions, uniformly with replacement."""
         return self.transitions[self.index(n, generator)]
 
     def index(self, n: int, generator: torch.Generator) -> Tensor:
-        """n row numbers, (n,)."""
+        """Draw n row numbers, uniformly with replacement, (n,)."""
         return torch.randint(len(self.transitions), (n,), generator=generator, device=generator.device)
 
     def standardise(self, observation: Tensor) -> Tensor:
-        """(B, S) as the environment gives it -> (B, S) as the networks want it."""
+        """Standardise (B, S) observations of the environment, the networks' inputs."""
         return (observation - self.state_mean) / self.state_std
 
     def transformed(self, reward: float) -> float:
-        """A reward of the environment as those here are."""
+        """Transform a reward of the environment like the rewards of the data."""
         return (reward + self.reward_shift) * self.reward_factor
 
     def fingerprint(self, *names: str) -> str:
-        """Digest these members of the transitions; where none is named, all of them and what else is known of the data.
+        """Return a digest of the named members of the transitions, or, without names, of all data and statistics.
 
-        What was learned from the same ones can be used again.
+        Results learned from data of the same digest can be reused.
         """
         digest = hashlib.blake2b(digest_size=16)
         for name in names or tuple(Batch.__dataclass_fields__):
@@ -107,7 +108,7 @@ NUMBERS = ("dataset_return", "episodes", "reward_factor", "reward_shift")
 
 
 def digest_of(*arrays: Tensor | np.ndarray[Any, Any]) -> str:
-    """Digest the content, the shape and the type of every array."""
+    """Return a digest of the content, shape and type of every array."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         content = np.ascontiguousarray(array.cpu().numpy() if isinstance(array, Tensor) else array)

@@ -1,8 +1,8 @@
-"""Datasets made on the spot, by name: on the command line ``egd data generate ID --generator maze2d``, in a recipe
-``data.generator: {name: maze2d, map_name: umaze}``.
+"""Generators of datasets, by name: ``egd data generate ID --generator maze2d`` on the command line, or ``data.generator: {name:
+maze2d, map_name: umaze}`` in a recipe.
 
-A generator is a function ``(dataset_id, ..., progress)`` that writes the dataset. ``progress(done)`` tells the steps
-done so far. A stranger's is named ``path/to/file.py:name``.
+A generator is a function ``(dataset_id, ..., progress)`` that writes the dataset and calls ``progress(done)`` with the
+number of steps done so far. A user's own generator is named ``path/to/file.py:name``.
 """
 
 from __future__ import annotations
@@ -24,30 +24,35 @@ Progress: TypeAlias = Callable[[int], None]
 GENERATORS = Registry("generator", "rl.data.generators")
 GENERATOR_PARTS = {"dataset_id", "progress"}
 NO_PART = GENERATOR_PARTS | {"download"}
-"""Parameters of a generator that have no part in what its data are."""
+"""Parameters of a generator that do not influence its data."""
 
 
 def check_generator(spec: Spec, key: str) -> None:
-    """UserError, naming ``key``, for a generator that does not exist, is none, or has not these settings."""
+    """Raise UserError, naming ``key``, if the generator does not exist, takes no ``dataset_id``, or lacks one of these
+    settings.
+    """
     if "dataset_id" not in parameters(validate(GENERATORS, spec, GENERATOR_PARTS, key)):
         raise UserError(f"'{spec.name}' is no generator: it takes no dataset_id", key=key)
 
 
 def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
-    """Make the dataset by the generator of ``spec``, with a bar. UserError, naming ``key``, for what does not fit."""
+    """Make the dataset by the generator of ``spec``, with a progress bar. Raise UserError, naming ``key``, for an invalid
+    ``spec``.
+    """
     check_generator(spec, key)
     steps = _steps(spec, key)
     with making(dataset_id), reporter.bar(f"make {dataset_id}", steps) as bar:
         parts = {"dataset_id": dataset_id, "progress": lambda done: bar.advance(done - bar.done)}
         build(GENERATORS, spec, parts, key)
-        bar.at(steps or bar.done)  # the last steps need not have been told
+        bar.at(steps or bar.done)  # a generator need not report its last steps
         if is_local(dataset_id):
             write_atomic(_note(dataset_id), (json.dumps(_settled(spec, key), indent=2) + "\n").encode())
 
 
 def check_made_by(dataset_id: str, spec: Spec, key: str) -> None:
-    """UserError where the dataset was made by another generator than this, or with other settings. What came otherwise, by
-    import or download, has no note of that and is taken as it is.
+    """Raise UserError where the dataset was made by another generator or with other settings.
+
+    Imported and downloaded datasets have no note of a generator and are accepted.
     """
     note = _note(dataset_id)
     if not note.is_file():
@@ -74,7 +79,7 @@ def _note(dataset_id: str) -> Path:
 
 
 def _settled(spec: Spec, key: str) -> dict[str, Any]:
-    """All settings of a generator that decide its data, defaults too, as JSON values."""
+    """Return all settings of a generator that decide its data, including defaults, as JSON values."""
     known = parameters(GENERATORS.find(spec.name, key)).items()
     defaults = {name: p.default for name, p in known if p.default is not p.empty}
     found = {**defaults, **spec.settings, "name": spec.name}
@@ -85,7 +90,7 @@ def _settled(spec: Spec, key: str) -> dict[str, Any]:
 
 
 def _steps(spec: Spec, key: str) -> int | None:
-    """How many steps there will be, where the generator has a setting ``steps``."""
+    """Return the number of steps to be made, or None where the generator has no setting ``steps``."""
     if "steps" in spec.settings:
         return int(spec.settings["steps"])
     parameter = parameters(GENERATORS.find(spec.name, key)).get("steps")

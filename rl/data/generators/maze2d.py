@@ -1,4 +1,4 @@
-"""D4RL's maze2d data: one long walk through a maze to random goals, rewarded at the one goal of the task."""
+"""D4RL's maze2d data: one long walk through a maze to random goals, with rewards for the task's one goal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def maze2d(
     dataset_id: str,
     *,
     map_name: str = "umaze",
-    map: str | None = None,  # the word of the recipe and the command line
+    map: str | None = None,  # named as in recipes and on the command line
     steps: Steps = 100_000,
     noise: NotNegative = 0.5,
     seed: Seed = 0,
@@ -39,17 +39,17 @@ def maze2d(
     controller: Controller = "direct",
     progress: Progress | None = None,
 ) -> str:
-    """PointMaze walked to random goals by a waypoint controller, rewarded at one fixed goal: D4RL's maze2d.
+    """Record a PointMaze ball driven to random goals by a waypoint controller, rewarded at one fixed goal: D4RL's maze2d.
 
-    Stores ``steps`` steps as the local Minari dataset ``dataset_id``; returns the id. ``map`` is a maze of your own, a
-    drawing or a file with one (``rl.envs.mazes``), in place of ``map_name``. ``controller`` is ``direct`` (towards the next
-    cell's centre, cutting corners) or ``d4rl`` (D4RL's, from point to point); ``noise`` is the standard deviation of
-    what is added to its actions, as in D4RL's files.
+    Stores ``steps`` steps as the local Minari dataset ``dataset_id``; returns the id. ``map`` replaces ``map_name`` by a maze
+    of your own: a drawing, or a file with one (``rl.envs.mazes``). ``controller`` is ``direct`` (towards the next cell's
+    centre, cutting corners) or ``d4rl`` (D4RL's, from point to point). ``noise`` is the standard deviation of the Gaussian
+    noise added to its actions, as in D4RL's files.
 
-    One walk without a reset (d4rl: scripts/generation/generate_maze2d_datasets.py): an episode ends, truncated, when
-    the ball reaches its goal, or at the map's step limit, and the next goes on from there. Observations, actions and
-    rewards are float32; the rewards are those of the map's one goal, not of the goals walked to. ``seed`` also is
-    the seed of the environment's reset before the first episode: replaying all actions from there repeats the data.
+    The data are one walk without a reset (d4rl: scripts/generation/generate_maze2d_datasets.py): an episode is truncated
+    when the ball reaches its random goal, or at the map's step limit, and the next episode continues from there.
+    Observations, actions and rewards are float32; rewards are computed for the map's one goal, not for the random goals.
+    ``seed`` also seeds the environment's reset before the first episode, so that replaying all actions repeats the data.
     ``progress`` is called with the steps done so far.
     """
     check_new_id(dataset_id)
@@ -79,7 +79,7 @@ def maze2d(
 
 
 def _check_id(dataset_id: str, maze: str, dense: bool) -> None:
-    """UserError where the id is that of a maze2d task of another maze: its rewards would be computed for that one."""
+    """Raise UserError where the id belongs to a maze2d task of another maze, for which rewards would be recomputed."""
     task = find_task(dataset_id) if "/" in dataset_id else None
     if task is None or task.family != "maze2d":
         return
@@ -92,7 +92,7 @@ def _check_id(dataset_id: str, maze: str, dense: bool) -> None:
 
 
 def _spec(maze: str, dense: bool) -> EnvSpec | None:
-    """The registered environment with these arguments, as ``recover_environment`` makes it again."""
+    """Return the spec of the registered environment with these arguments, which ``recover_environment`` needs."""
     env = gym.make(ENV_ID, map_name=maze, dense=dense)
     env.close()
     return env.spec
@@ -101,7 +101,7 @@ def _spec(maze: str, dense: bool) -> EnvSpec | None:
 def _walk(
     env: Maze2DEnv, steps: int, noise: float, seed: int, controller: Controller, progress: Progress | None
 ) -> tuple[Array, Array, list[int]]:
-    """Observations (steps + 1, 4), actions (steps, 2), and the step after every episode's last, ascending."""
+    """Return observations (steps + 1, 4), actions (steps, 2), and the step after every episode's last, ascending."""
     rng = np.random.default_rng(seed)
     observations = np.empty((steps + 1, 4), dtype=np.float32)
     actions = np.empty((steps, 2), dtype=np.float32)
@@ -126,7 +126,7 @@ def _walk(
 
 
 def _random_goal(maze: str, rng: np.random.Generator) -> Points:
-    """(2,): a point near the centre of a random free cell, the map's own goal cell among them."""
+    """Draw a point (2,) near the centre of a random free cell; the cell of the map's own goal is one of them."""
     cells = free_cells(maze)
     cell = cells[int(rng.integers(len(cells)))]
     return centre(maze, cell) + rng.uniform(-POSITION_NOISE, POSITION_NOISE, 2)

@@ -1,4 +1,4 @@
-"""Datasets one after the other, whole or in part, as medium-expert is medium and expert."""
+"""Concatenation of datasets, whole or in part: medium-expert is one of medium and expert."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def mixed(
     download: bool = True,
     progress: Progress | None = None,
 ) -> str:
-    """A concatenation of datasets, or of random shares of their episodes, as medium-expert is one.
+    """Concatenate datasets, or random shares of their episodes, such as medium and expert to medium-expert.
 
-    ``parts`` maps Minari ids to the share of each one's episodes to take, in (0, 1]: ``round(share * episodes)`` of
-    them, drawn without replacement by ``seed`` and kept in their order. The environment is that of the first part.
-    With ``download`` a part that is not here is fetched from Minari's hub. Returns the id. UserError where a part is
-    missing, a share is out of range, or the parts do not fit together.
+    ``parts`` maps a Minari id to the share of its episodes to take, in (0, 1]: ``round(share * episodes)`` of them, drawn
+    without replacement by ``seed`` and kept in order. The environment is that of the first part. With ``download`` a part
+    that is not local is downloaded from Minari's hub. Returns the id. Raises UserError where a part is missing, a share is
+    out of range, or the spaces of the parts differ.
     """
     check_new_id(dataset_id)
     if not parts:

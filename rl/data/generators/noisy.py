@@ -1,4 +1,4 @@
-"""A noisy variant of a dataset: its actions, disturbed, played again in its environment."""
+"""Noisy variant of a dataset: its actions with noise, replayed in its environment."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ def noisy(
     download: bool = True,
     progress: Progress | None = None,
 ) -> str:
-    """A dataset's actions plus Gaussian noise, replayed in its environment; what came of them is recorded.
+    """Replay a dataset's actions with Gaussian noise in its environment, and record the transitions that result.
 
-    ``source`` is a Minari id, ``noise`` the standard deviation in units of the actions, which are clipped to their
-    range; ``seed`` is the noise's, ``episodes`` how many are replayed, from the first (all by default). With
-    ``download`` a source that is not here is fetched from Minari's hub.
+    ``source`` is a Minari id. ``noise`` is the standard deviation in units of the actions, which are clipped to their range;
+    ``seed`` seeds it. ``episodes`` is the number of episodes replayed, from the first (all by default). With ``download`` a
+    source that is not local is downloaded from Minari's hub.
 
-    Every episode starts from its recorded reset, and one without goes on from where the one before ended, as in maze2d.
-    It ends where the recorded one does, or earlier where the environment terminates it. Without noise the data repeats.
+    Every episode starts from its recorded reset; an episode without one continues from the end of the episode before, as in
+    maze2d. It ends where the recorded episode does, or earlier if the environment terminates it. Without noise the data
+    repeats.
 
-    The actions do not answer to the states they now meet: where a task is unstable, such as a hopper, noise ends
-    episodes early. UserError where the environment or the resets are not known. Returns the id.
+    The replay is open-loop: actions do not react to the changed states, so in an unstable task such as hopper noise ends
+    episodes early. Raises UserError where the environment or the resets are unknown. Returns the id.
     """
     check_new_id(dataset_id)
     if noise < 0:
@@ -93,7 +94,7 @@ def _environment(source: str, recorded: Stored) -> Env:
 
 
 def _replays(env: Env, recorded: Stored, space: Box, count: int, noise: float, seed: int) -> Iterator[EpisodeBuffer]:
-    """One buffer for every episode that can be played: none goes on from one that the environment terminated."""
+    """Yield one buffer for every episode that can be played; none continues an episode that the environment terminated."""
     at: Any = None
     last_recorded: Any = None
     for index, episode in enumerate(read_episodes(recorded, indices=range(count))):
@@ -115,7 +116,7 @@ def _replays(env: Env, recorded: Stored, space: Box, count: int, noise: float, s
 
 
 def _reset(env: Env, episode: Episode, name: str) -> Any:
-    """The first observation. UserError for a recorded seed or options that the environment does not take."""
+    """Reset the environment as recorded and return the first observation; UserError where it rejects the seed or options."""
     try:
         return env.reset(seed=episode.seed, options=episode.options)[0]
     except Exception as error:  # whatever a foreign environment raises
@@ -126,7 +127,7 @@ def _reset(env: Env, episode: Episode, name: str) -> Any:
 
 
 def _disturbed(actions: Array, noise: float, space: Box, rng: np.random.Generator) -> Array:
-    """(T, A) with noise, within the space."""
+    """Return the actions (T, A) with Gaussian noise, clipped to the space."""
     if noise == 0:
         return np.asarray(actions)
     disturbed = actions + noise * rng.standard_normal(actions.shape)
@@ -134,9 +135,9 @@ def _disturbed(actions: Array, noise: float, space: Box, rng: np.random.Generato
 
 
 def _replay(env: Env, first: Any, actions: Array, begun: Episode) -> EpisodeBuffer:
-    """The actions (T, A) played on from observation ``first`` until they end or the environment terminates.
+    """Play the actions (T, A) from observation ``first`` until they end or the environment terminates; return the episode.
 
-    Its truncations are not heeded: the recorded episode says how long to go on.
+    Truncations by the environment are ignored: the recorded episode decides the length.
     """
     observations, terminated = [first], False
     rewards: list[float] = []
@@ -172,7 +173,7 @@ def _row(observations: Any, index: int) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two observations are of one place; of a dict the goals are left out, which change without a step."""
+    """Return whether two observations are of one state; a dict's desired goal is ignored, for it changes without a step."""
     if isinstance(one, dict):
         return all(_same(one[key], other[key]) for key in one if key != "desired_goal")
     return bool(np.allclose(one, other, atol=1e-5))

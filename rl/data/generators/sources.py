@@ -1,4 +1,4 @@
-"""What generators of variants read: episodes of a stored dataset, whole, and how each began."""
+"""Access to stored datasets for generators of variants: whole episodes, with their reset's seed and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from rl.data.stored import Stored, read_episodes
 
 
 def find_source(dataset_id: str, key: str, *, download: bool) -> Stored:
-    """The dataset of that Minari id, from the hub only with ``download``. UserError naming ``key`` where there is none."""
+    """Return the dataset of this Minari id, downloaded only with ``download``. Raise UserError naming ``key`` if it cannot be
+    had.
+    """
     try:
         return open_dataset(dataset_id, download=download)
     except UserError as error:
@@ -21,7 +23,7 @@ def find_source(dataset_id: str, key: str, *, download: bool) -> Stored:
 
 
 def copies(source: Stored, indices: Sequence[int]) -> Iterator[EpisodeBuffer]:
-    """The episodes as they are, seeds and options with them. ``infos`` are left behind: no method reads them."""
+    """Yield copies of the episodes with their seeds and options; ``infos`` are left out because no method reads them."""
     for episode in read_episodes(source, indices=indices):
         fields: dict[str, Any] = {  # arrays where Minari's annotations say lists
             "observations": episode.observations,
