@@ -1,1 +1,1 @@
-"""Evaluation environments: made, solved by controllers, and stepped in vectors."""
+"""Evaluation environments: their making, controllers that solve mazes, and vectors of environments."""

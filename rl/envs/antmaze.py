@@ -1,4 +1,4 @@
-"""D4RL's antmaze for evaluation: start in one corner, one fixed goal, reward 1 and the end of the episode on reaching it."""
+"""D4RL's antmaze for evaluation: one start corner, one fixed goal, reward 1 and a terminal state on reaching it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rl.envs.robotics import gymnasium_robotics, maps
 
 ENV_ID = "egd/AntMaze-v0"
 GOAL_RADIUS = 0.45
-"""In metres; gymnasium-robotics', D4RL's is 0.5."""
+"""Radius of the goal in metres, gymnasium-robotics' value; D4RL's is 0.5."""
 
 
 def _fixed(walls: list[list[Any]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[Any]]:
-    """The maze with one reset cell and one goal cell (row, column)."""
+    """Return the maze with one reset cell and one goal cell, each given as (row, column)."""
     cells: list[list[Any]] = [[1 if cell == 1 else 0 for cell in row] for row in walls]
     cells[start[0]][start[1]], cells[goal[0]][goal[1]] = "r", "g"
     return cells
@@ -28,16 +28,18 @@ MAPS = {
 
 
 def make_env(map_name: str = "umaze", **kwargs: Any) -> gym.Env[Any, Any]:
-    """AntMaze with that map in version -v4, the data's; observations stay a dict with achieved_goal and desired_goal."""
+    """Return AntMaze-v4, the version of the data, with that map; observations stay a dict with achieved_goal and
+    desired_goal.
+    """
     gym.register_envs(gymnasium_robotics)
     env = gym.make("AntMaze_UMaze-v4", maze_map=MAPS[map_name], continuing_task=False, max_episode_steps=-1, **kwargs)
     maze: Any = env.unwrapped
-    maze.position_noise_range = 0.0  # else the goal, which no observation of a policy has, lies anywhere within a metre
+    maze.position_noise_range = 0.0  # else the goal, which policies do not observe, varies within a metre
     return env
 
 
 def goal_xy(map_name: str) -> Any:
-    """The centre of the goal cell, (2,), in metres."""
+    """Return the centre of the goal cell, (2,), in metres."""
     env = make_env(map_name)
     try:
         return env.unwrapped.maze.unique_goal_locations[0]  # type: ignore[attr-defined]
@@ -46,6 +48,6 @@ def goal_xy(map_name: str) -> Any:
 
 
 def register() -> None:
-    """Make ``egd/AntMaze-v0`` known to gymnasium."""
+    """Register ``egd/AntMaze-v0`` with gymnasium."""
     if ENV_ID not in gym.registry:
         gym.register(ENV_ID, entry_point="rl.envs.antmaze:make_env")

@@ -1,4 +1,4 @@
-"""Evaluation environments of tasks, their observations flattened to one vector."""
+"""Making of tasks' evaluation environments, whose observations are flattened to one vector."""
 
 from __future__ import annotations
 
@@ -28,33 +28,35 @@ Env = gym.Env[Any, Any]
 
 
 def register() -> None:
-    """Make the robotics environments and this package's own known to gymnasium."""
+    """Register the robotics environments and this package's own with gymnasium."""
     gym.register_envs(gymnasium_robotics)
     rl.envs.maze2d.register()
     rl.envs.antmaze.register()
 
 
 class Flat(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations as one float32 vector (S,), and nothing but numbers in and out: UserError for a NaN, whoever made it."""
+    """Wrapper whose observations are one float32 vector (S,); it raises UserError for a NaN in actions, rewards or
+    observations.
+    """
 
     def __init__(self, env: Env, paths: tuple[Path, ...], foreign: str = "") -> None:
         super().__init__(env)
         self.foreign = foreign
-        """The dataset whose metadata it was made by, if any."""
+        """Dataset whose metadata specified the environment, or an empty string."""
         inner = env.unwrapped
         self.name = f"the environment {inner.spec.id if inner.spec else type(inner).__name__}"
         self.paths, self.steps = paths, 0
         self.observation_space = Box(-np.inf, np.inf, (flat_size(env.observation_space, paths),), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """A new episode."""
+        """Start an episode, and return its first observation and info."""
         self.steps = 0
         with self._failing():
             observation, info = self.env.reset(seed=seed, options=options)
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """One action."""
+        """Take a step, and return observation, reward, terminated, truncated and info."""
         self.steps += 1
         self._check(action, "was given the action")
         with self._failing():
@@ -64,7 +66,9 @@ class Flat(gym.Wrapper[Any, Any, Any, Any]):
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """UserError for whatever an environment raises whose settings came with the data, and may fit nothing."""
+        """Raise UserError for any exception of an environment that was specified by a dataset's metadata, which may
+        be wrong.
+        """
         try:
             yield
         except Exception as error:
@@ -86,10 +90,11 @@ class Flat(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_env(task: Task, keys: tuple[str, ...] = (), *, spec: EnvSpec | None = None, **kwargs: Any) -> Env:
-    """The task's evaluation environment with flat float32 observations, its episodes of bounded length. UserError when it
-    cannot be made.
+    """Return the task's evaluation environment with flat float32 observations and a time limit.
 
-    ``spec`` is that of a task whose environment comes with its data, where it has been read and trusted before.
+    Raises UserError when it cannot be made.
+
+    ``spec`` is that of a task whose environment comes with its data, if it has already been read and trusted.
     """
     register()
     with warnings.catch_warnings():
@@ -112,7 +117,7 @@ def _make(task: Task, spec: EnvSpec | None, **kwargs: Any) -> Env:
 
 
 def _spec(task: Task) -> EnvSpec:
-    register()  # what is registered is trusted
+    register()  # registered environments are trusted
     return stored_spec(existing(task.datasets[0]))
 
 
@@ -123,7 +128,7 @@ def _paths(env: Env, task: Task, keys: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def _limited(env: Env, task: Task) -> Env:
-    """With a time limit: an evaluation without one may never end."""
+    """Return the environment with a time limit, without which an evaluation might never end."""
     found: Any = env
     while isinstance(found, gym.Wrapper):
         if isinstance(found, TimeLimit) and (task.max_steps is None or found._max_episode_steps <= task.max_steps):
@@ -139,8 +144,10 @@ def _limited(env: Env, task: Task) -> Env:
 
 
 def check_env(task: Task, state: int, action: int, dataset: str | None = None) -> None:
-    """Make the environment once, before hours of training: UserError when it cannot be made or does not fit the data, which
-    are ``state`` and ``action`` entries long, and in their order those of ``dataset``.
+    """Make the environment once, before hours of training, to check that it fits the data.
+
+    ``state`` and ``action`` are the numbers of entries in the data, ``dataset`` is the dataset whose entries and action scale
+    must match. Raises UserError when the environment cannot be made or does not fit.
     """
     env = make_env(task)
     try:
@@ -161,8 +168,9 @@ def check_env(task: Task, state: int, action: int, dataset: str | None = None) -
 
 
 def check_scale(space: gym.Space[Any], recorded: gym.Space[Any], dataset: str) -> None:
-    """UserError where a dataset's actions are on another scale than those of the environment that comes with it: a policy that
-    learned from them would be clumsy there, without a word.
+    """Raise UserError where a dataset's actions are on another scale than those of the environment that comes with it.
+
+    A policy learned from such actions would act on the wrong scale without any error.
     """
     if not (isinstance(space, Box) and isinstance(recorded, Box) and space.shape == recorded.shape):
         return
@@ -176,7 +184,7 @@ def check_scale(space: gym.Space[Any], recorded: gym.Space[Any], dataset: str) -
 
 
 def _check_entries(space: gym.Space[Any], recorded: gym.Space[Any], task: Task, dataset: str) -> None:
-    """UserError where a Dict that was recorded has other entries than the environment's: equal sizes do not make them equal."""
+    """Raise UserError where a recorded Dict has other entries than the environment's: equal sizes do not make them equal."""
     if not (isinstance(space, Dict) and isinstance(recorded, Dict)):
         return
     ours, theirs = ({"/".join(p): entry(s, p).shape for p in flat_paths(s)} for s in (space, recorded))
@@ -188,8 +196,10 @@ def _check_entries(space: gym.Space[Any], recorded: gym.Space[Any], task: Task, 
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Makes the environment of a task. For vectors of environments: it pickles, for those of worker processes, which are told
-    what this process trusts and has registered. ``render_mode`` as gymnasium has it.
+    """Factory of a task's environment, for vectors of environments.
+
+    It can be pickled for worker processes, which are told what this process trusts and has registered. ``render_mode`` is
+    gymnasium's.
     """
 
     task: Task
@@ -197,7 +207,7 @@ class EnvFactory:
     render_mode: str | None = None
 
     def __call__(self) -> Env:
-        """A new one."""
+        """Return a new environment."""
         return make_env(self.task, self.keys, **self._settings())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -213,5 +223,5 @@ def _partial(task: Task, keys: tuple[str, ...], settings: dict[str, Any]) -> Cal
 
 
 def env_factory(task: Task, keys: tuple[str, ...], *, render_mode: str | None = None) -> Callable[[], Env]:
-    """What makes the environment of the task."""
+    """Return a factory of the task's environment."""
     return EnvFactory(task, keys, render_mode)

@@ -1,7 +1,7 @@
-"""Mazes as grids: by D4RL's names, or drawn in text; and where their cells are.
+"""Mazes as grids, named as in D4RL or drawn in text, and the coordinates of their cells.
 
 Coordinates are PointMaze's: metres, origin in the middle of the maze, x along the columns, y against the rows.
-Everything here takes a ``maze``: a name of ``MAPS``, or the drawing of a maze, as D4RL writes it::
+A ``maze`` is a name of ``MAPS``, or the drawing of a maze, as D4RL writes it::
 
     #####
     #GOO#      # a wall, G the goal, O (or a space, or .) free
@@ -31,13 +31,13 @@ Cell: TypeAlias = tuple[int, int]
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 STEP_LIMITS = {"umaze": 300, "medium": 600, "large": 800}
-"""D4RL's ``max_episode_steps``."""
+"""D4RL's ``max_episode_steps``, by maze."""
 STEPS_A_MOVE = 50
-"""A drawn maze's step limit for every move of its longest shortest path: D4RL's limits are 50, 55 and 42 of those."""
+"""Step limit of a drawn maze, per move of its longest shortest path: D4RL's limits are 50, 55 and 42 steps per move."""
 
 
 def _with_goal(maze: list[list[int]], goal: Cell) -> MazeMap:
-    """``maze`` with 'g' in the goal cell and 'r', a start, in all other free ones."""
+    """Return ``maze`` with 'g' in the goal cell and 'r', a possible start, in all other free cells."""
     return [
         [1 if wall else maps.GOAL if (i, j) == goal else maps.RESET for j, wall in enumerate(row)] for i, row in enumerate(maze)
     ]
@@ -48,11 +48,13 @@ MAPS: dict[str, MazeMap] = {
     "medium": _with_goal(maps.MEDIUM_MAZE, (6, 6)),
     "large": _with_goal(maps.LARGE_MAZE, (7, 9)),
 }
-"""Mazes by name, the goal where D4RL's ``U_MAZE``, ``MEDIUM_MAZE`` and ``LARGE_MAZE`` have their 'G'."""
+"""Mazes by name, with the goal where D4RL's ``U_MAZE``, ``MEDIUM_MAZE`` and ``LARGE_MAZE`` have their 'G'."""
 
 
 def grid(maze: str) -> MazeMap:
-    """Rows of 1 (wall), 'g' (the goal) and 'r' (free, a possible start). UserError where it is no maze."""
+    """Return the maze's rows of 1 (wall), 'g' (the goal) and 'r' (free, a possible start). Raise UserError where it
+    is no maze.
+    """
     if maze in MAPS:
         return MAPS[maze]
     if not re.search(r"[#\\\n]", maze):
@@ -61,7 +63,7 @@ def grid(maze: str) -> MazeMap:
 
 
 def read_drawing(map_or_file: str) -> str:
-    """The drawing itself, or that in a text file. UserError where it is neither."""
+    """Return the drawing itself, or the one in a text file. Raise UserError where it is neither."""
     if re.search(r"[#\\\n]", map_or_file):
         return map_or_file
     try:
@@ -91,7 +93,7 @@ def _drawn(text: str) -> MazeMap:
 
 
 def _check_connected(found: MazeMap) -> None:
-    """UserError unless every free cell can be reached from the goal, and there is one to start in."""
+    """Raise UserError unless there is a free cell beside the goal, and every free cell can be reached from it."""
     goal = next((i, j) for i, row in enumerate(found) for j, kind in enumerate(row) if kind == maps.GOAL)
     free = {(i, j) for i, row in enumerate(found) for j, kind in enumerate(row) if kind != 1}
     if free == {goal}:
@@ -102,7 +104,7 @@ def _check_connected(found: MazeMap) -> None:
 
 
 def distances(free: set[Cell], start: Cell) -> dict[Cell, int]:
-    """Cell -> moves from ``start``, for all cells of ``free`` that can be reached."""
+    """Return the number of moves from ``start`` to every cell of ``free`` that can be reached."""
     found, edge = {start: 0}, [start]
     for cell in edge:
         for di, dj in MOVES:
@@ -114,7 +116,7 @@ def distances(free: set[Cell], start: Cell) -> dict[Cell, int]:
 
 
 def step_limit(maze: str) -> int:
-    """Steps of an episode: D4RL's for its mazes; for a drawn one ``STEPS_A_MOVE`` for every move of the longest way."""
+    """Return the steps of an episode: D4RL's limit, or ``STEPS_A_MOVE`` times the longest shortest path of a drawn maze."""
     if maze in STEP_LIMITS:
         return STEP_LIMITS[maze]
     free = set(cells(maze, maps.GOAL, maps.RESET))
@@ -122,27 +124,27 @@ def step_limit(maze: str) -> int:
 
 
 def cells(maze: str, *kinds: str) -> list[Cell]:
-    """The (row, column) of every cell of these kinds, row by row."""
+    """Return the (row, column) of every cell of these kinds, row by row."""
     return [(i, j) for i, row in enumerate(grid(maze)) for j, kind in enumerate(row) if kind in kinds]
 
 
 def free_cells(maze: str) -> list[Cell]:
-    """The (row, column) of every cell without a wall, the goal's too."""
+    """Return the (row, column) of every cell without a wall, the goal cell included."""
     return cells(maze, maps.GOAL, maps.RESET)
 
 
 def centre(maze: str, cell: Cell) -> Points:
-    """(2,): a cell's centre in metres; cells are 1 m wide. As PointMaze's ``cell_rowcol_to_xy``."""
+    """Return a cell's centre (2,) in metres, as PointMaze's ``cell_rowcol_to_xy``; cells are 1 m wide."""
     rows = grid(maze)
     return np.array([cell[1] + 0.5 - len(rows[0]) / 2, len(rows) / 2 - cell[0] - 0.5])
 
 
 def cell_at(maze: str, position: NDArray[Any]) -> Cell:
-    """The cell that holds ``position`` (2,). As PointMaze's ``cell_xy_to_rowcol``."""
+    """Return the cell that contains ``position`` (2,), as PointMaze's ``cell_xy_to_rowcol``."""
     rows = grid(maze)
     return math.floor(len(rows) / 2 - position[1]), math.floor(position[0] + len(rows[0]) / 2)
 
 
 def goal_xy(maze: str) -> Points:
-    """(2,): the centre of the maze's goal cell, metres."""
+    """Return the centre of the maze's goal cell, (2,), in metres."""
     return centre(maze, cells(maze, maps.GOAL)[0])

@@ -1,7 +1,7 @@
-"""gymnasium-robotics, imported without the notice it prints on stderr at every start.
+"""Import of gymnasium-robotics without the notice it prints on stderr at every start.
 
-The notice says that the Adroit -v1 rewards changed in 1.2.1; docs/data.md says so where results are read. With it comes
-MuJoCo, whose import fails where the rendering backend named by MUJOCO_GL is not there: a UserError.
+The notice says that the Adroit -v1 rewards changed in 1.2.1; docs/data.md says so where results are read. The import loads
+MuJoCo, which fails where the rendering backend named by MUJOCO_GL is not installed: a UserError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from egd.errors import UserError
 def _backend_checked() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # each backend has its own way to fail
+    except Exception as error:  # each backend raises an error of its own
         if (backend := os.environ.get("MUJOCO_GL")) is None:
             raise
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which spaces can be learned in, and the one order in which their entries become a vector."""
+"""Checks of observation and action spaces, and the order in which a nested observation becomes one vector."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from egd.errors import UserError
 
 Array = np.ndarray[Any, Any]
 Path: TypeAlias = tuple[str, ...]
-"""Where a Box stands in an observation: keys from the outside in; () where the observation is a Box itself."""
+"""Keys that lead to a Box within an observation, from the outside in; () where the observation is a Box itself."""
 
 
 def flat_paths(space: gym.Space[Any], keys: tuple[str, ...] = (), name: str = "the observation space") -> tuple[Path, ...]:
-    """The Boxes of an observation, in the order in which they become one vector. UserError, with ``name``, for what is none.
+    """Return the paths of an observation's Boxes, in the order in which they become one vector. Raise UserError, with ``name``,
+    for a space that policies cannot observe.
 
-    That order is ``keys``, else the alphabet, at every level of a nested Dict: Minari stores entries by the alphabet, whatever
-    order the environment has them in, and both must come to the same vector.
+    The order is that of ``keys``, else alphabetical at every level of a nested Dict: Minari stores entries alphabetically,
+    whatever their order in the environment, and both must give the same vector.
     """
     if not isinstance(space, Dict):
         _check_box(space, name)
@@ -44,7 +45,7 @@ def _check_box(space: gym.Space[Any], name: str) -> None:
 
 
 def check_actions(space: gym.Space[Any], name: str = "the action space") -> None:
-    """UserError, with ``name``, unless actions are vectors of real numbers within bounds."""
+    """Raise UserError, with ``name``, unless actions are vectors of real numbers within bounds."""
     scale = "scale actions to [-1, 1] and store the dataset anew"
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
         raise UserError(f"{name} is {space}: policies here act by real numbers, in a Box of floats only")
@@ -55,23 +56,23 @@ def check_actions(space: gym.Space[Any], name: str = "the action space") -> None
 
 
 def entry(observation: Any, path: Path) -> Any:
-    """What stands there."""
+    """Return the entry of a nested observation, or of a nested space, at ``path``."""
     for key in path:
         observation = observation[key]
     return observation
 
 
 def flat_size(space: gym.Space[Any], paths: tuple[Path, ...]) -> int:
-    """How long the vector is."""
+    """Return the length of the flattened observation."""
     return sum(int(np.prod(entry(space, path).shape)) for path in paths)
 
 
 def flatten_observation(observation: Any, paths: tuple[Path, ...]) -> Array:
-    """(S,) float32 from one observation."""
+    """Flatten one observation to (S,) in float32."""
     return np.concatenate([np.asarray(entry(observation, path), dtype=np.float32).reshape(-1) for path in paths])
 
 
 def flatten_rows(observations: Any, paths: tuple[Path, ...]) -> Array:
-    """(N, S) from N observations, stacked entry by entry, with all their digits."""
+    """Flatten N stacked observations to (N, S), in their own precision."""
     parts = [np.asarray(entry(observations, path)) for path in paths]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)

@@ -1,8 +1,8 @@
-"""Environments that are named by the metadata of a dataset, which may come from a stranger.
+"""Environments specified by the metadata of a dataset, which is not trusted.
 
-gymnasium makes whatever ``module:name`` such a specification gives as its entry point. Here it is made where it is what this
-process has registered, by gymnasium, gymnasium-robotics, this package or the user's own code; else only where the user said
-``--trust-code``, as for one that is made of a file that it names.
+gymnasium imports any ``module:name`` that a specification gives as its entry point. Here an environment is made if this
+process has registered that entry point (by gymnasium, gymnasium-robotics, this package or the user's own code). Any other,
+and an environment that reads a file, is made only if the user gave ``--trust-code``.
 """
 
 from __future__ import annotations
@@ -43,20 +43,22 @@ WRAPPERS = {
         wrappers.TimeLimit,
     )
 }
-"""gymnasium's own that touch nothing but what goes in and out."""
+"""gymnasium's own wrappers that only change observations, actions and rewards; they need no trust."""
 
 
 SCRIPTS = ("__main__", "__mp_main__")
 
 
 class NoEnvironment(UserError):
-    """A dataset comes without one that can be made: it can be learned from, but nothing can be evaluated."""
+    """Error of a dataset without a usable environment: policies can be trained on it, but not evaluated."""
 
 
 def stored_spec(stored: Stored, *, evaluation: bool = True) -> EnvSpec:
-    """The environment that comes with a dataset, as its metadata have it: the one for evaluations, if there is one and it is
-    for them. NoEnvironment where there is none, or none that can be made again; UserError where it cannot be read,
-    and where it is code that is not trusted.
+    """Return the specification of the environment that comes with a dataset, read from its metadata.
+
+    With ``evaluation`` the environment meant for evaluation is preferred, if there is one. Raises NoEnvironment where there is
+    none or where it cannot be made again; raises UserError where the specification cannot be read, or names code that is not
+    trusted.
     """
     metadata = stored.metadata
     text = (metadata.eval_env_spec if evaluation else None) or metadata.env_spec
@@ -72,7 +74,9 @@ def stored_spec(stored: Stored, *, evaluation: bool = True) -> EnvSpec:
 
 
 def recorded_spec(stored: Stored) -> EnvSpec | None:
-    """The environment that the dataset was recorded in, to be written down again: nothing of it is made."""
+    """Return the specification of the environment that the dataset was recorded in, to be stored again; nothing is made from
+    it.
+    """
     return None if stored.metadata.env_spec is None else _parsed(stored.metadata.env_spec, stored.dataset_id)
 
 
@@ -81,7 +85,7 @@ def _parsed(text: str, dataset_id: str) -> EnvSpec:
         text = text.replace(old, "")  # as Minari does for specifications of gymnasium before 1.0
     try:
         return EnvSpec.from_json(text)
-    except Exception as error:  # of json, of dataclasses, of gymnasium
+    except Exception as error:  # raised by json, by dataclasses or by gymnasium
         raise UserError(
             f"the environment that comes with {dataset_id} cannot be read: {' '.join(str(error).split())[:200]}", key=KEY
         ) from error
@@ -107,7 +111,7 @@ def _check_code(spec: EnvSpec, dataset_id: str) -> None:
 
 
 def _check_importable(entry_point: str, what: str, dataset_id: str) -> None:
-    """NoEnvironment for what is part of the script that recorded the dataset: here ``__main__`` is another one."""
+    """Raise NoEnvironment for code of the script that recorded the dataset: here ``__main__`` is another module."""
     module, _, name = entry_point.partition(":")
     if module in SCRIPTS:
         name = name[:100] or "Name"
@@ -121,7 +125,7 @@ def _check_importable(entry_point: str, what: str, dataset_id: str) -> None:
 
 
 def _files(value: Any) -> Iterator[str]:
-    """Texts among the settings of an environment that name a file, such as a model for MuJoCo."""
+    """Yield the strings among an environment's settings that name a file, such as a model for MuJoCo."""
     if isinstance(value, str):
         if "/" in value or re.match(r"[.~\\]|[A-Za-z]:", value):
             yield value
@@ -131,7 +135,7 @@ def _files(value: Any) -> Iterator[str]:
 
 
 def make_stored(spec: EnvSpec, dataset_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make it. UserError for whatever a foreign environment raises when it is made."""
+    """Return the environment of the specification. Raise UserError for any exception of its making."""
     try:
         env: gym.Env[Any, Any] = gym.make(spec, **kwargs)
     except UserError:

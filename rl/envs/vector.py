@@ -1,4 +1,4 @@
-"""Vectors of environments that are stepped in this process, or by worker processes while this one does something else."""
+"""Vectors of environments, stepped in this process, or by worker processes while this process does other work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """What n environments answer: observations (n, S), rewards (n,), and whether the episodes ended (n,), and how."""
+    """Results of a step of n environments: observations (n, S), rewards (n,), and flags of terminations and
+    truncations (n,).
+    """
 
     observation: Array
     reward: Array
@@ -36,23 +38,28 @@ class Step(NamedTuple):
 
 
 class EnvVectors:
-    """Several vectors of environments; a call on one starts its work, ``receive`` waits for it. Made by ``vectors``."""
+    """Several vectors of environments, made by ``vectors``: a call on one starts its work, and ``receive`` waits for the
+    result.
+    """
 
     def __init__(self, places: Sequence[Here | Worker]) -> None:
         self.places = places
         self.pending: dict[int, list[Future[Step]]] = {}
 
     def reset(self, vector: int, seeds: Sequence[int]) -> None:
-        """Start the first episodes of a vector from ``seeds``, one an environment."""
+        """Start the first episodes of a vector from ``seeds``, one per environment."""
         self._call("reset", vector, np.asarray(seeds))
 
     def step(self, vector: int, actions: Array) -> None:
-        """Send actions (n, A), clipped to the action space. An environment whose episode ended starts the next one instead."""
+        """Send actions (n, A), clipped to the action space. An environment whose episode ended starts its next
+        episode instead.
+        """
         self._call("step", vector, actions)
 
     def receive(self, vector: int) -> Step:
-        """The answer to the last call on this vector. UserError when a worker died; what an environment raised is raised
-        here, too.
+        """Return the result of the last call on this vector.
+
+        Raises UserError when a worker died, and raises here whatever an environment raised.
         """
         with _death_reported():
             parts = [future.result() for future in self.pending.pop(vector)]
@@ -66,10 +73,11 @@ class EnvVectors:
 
 @contextmanager
 def vectors(make_env: Callable[[], Env], sizes: Sequence[int], workers: int) -> Iterator[EnvVectors]:
-    """Vectors of ``sizes`` environments, each shared out among the workers (0: all are here). Closed at the end, come what may.
+    """Yield vectors of ``sizes`` environments, each shared among the workers (0: this process alone), and close them in the
+    end.
 
-    Workers are fresh interpreters, which ``make_env`` must reach by pickle; what an environment does depends on its seed and
-    actions alone, so their number changes no result.
+    Workers are fresh interpreters, so ``make_env`` must be picklable. What an environment does depends on its seed and actions
+    alone, so the number of workers changes no result.
     """
     count = min(workers, sum(sizes)) or 1
     shares = [[0] * len(sizes) for _ in range(count)]
@@ -86,13 +94,13 @@ def vectors(make_env: Callable[[], Env], sizes: Sequence[int], workers: int) -> 
 
 
 def _places_of(vector: int, places: Sequence[T]) -> list[T]:
-    """Each vector begins at another place, so that small vectors do not all fall to the first."""
+    """Rotate the places by the vector's number, so that small vectors do not all fall to the first place."""
     first = vector % len(places)
     return [*places[first:], *places[:first]]
 
 
 class Here:
-    """Some environments of every vector, stepped one after the other."""
+    """Share of every vector's environments that is stepped in this process, one environment after the other."""
 
     def __init__(self, make_env: Callable[[], Env], sizes: Sequence[int]) -> None:
         self.vectors = {
@@ -100,22 +108,22 @@ class Here:
         }
 
     def wait(self) -> None:
-        """They are made already."""
+        """Return at once, because the environments are made already."""
 
     def call(self, method: Method, vector: int, rows: Array) -> Future[Step]:
-        """Do it at once."""
+        """Call the method at once, and return a finished future."""
         done: Future[Step] = Future()
         done.set_result(self.reset(vector, rows) if method == "reset" else self.step(vector, rows))
         return done
 
     def reset(self, vector: int, seeds: Array) -> Step:
-        """Seeds (n,)"""
+        """Reset the environments of a vector with seeds (n,)."""
         observation, _ = self.vectors[vector].reset(seed=seeds.tolist())
         none = np.zeros(len(seeds), dtype=bool)
         return Step(observation, np.zeros(len(seeds)), none, none)
 
     def step(self, vector: int, actions: Array) -> Step:
-        """Actions (n, A)"""
+        """Step the environments of a vector with actions (n, A)."""
         envs = self.vectors[vector]
         space: Any = envs.single_action_space
         return Step(*envs.step(actions.clip(space.low, space.high))[:4])
@@ -127,33 +135,33 @@ class Here:
 
 
 class Worker:
-    """The same in a process of its own, an executor of one: it hands over calls, answers, exceptions and the news of death."""
+    """Share of every vector's environments that is stepped in another process, an executor with one worker."""
 
     def __init__(self, make_env: Callable[[], Env], sizes: Sequence[int]) -> None:
-        # spawned, for a fork would inherit the locks of torch's threads and, on a GPU, a context that it must not touch
+        # Spawned: a fork would inherit the locks of torch's threads and, on a GPU, a context that it must not touch.
         self.executor = ProcessPoolExecutor(1, get_context("spawn"), _end_with_the_parent)
         self.made = self.executor.submit(_make, CloudpickleWrapper(make_env), sizes)
 
     def wait(self) -> None:
-        """Until the environments are made; raises what making them raised."""
+        """Wait until the environments are made, and raise any error of their making."""
         self.made.result()
 
     def call(self, method: Method, vector: int, rows: Array) -> Future[Step]:
-        """Begin it; calls are answered in their order."""
+        """Start the call and return its future; calls are answered in order."""
         return self.executor.submit(_do, method, vector, rows)
 
     def close(self) -> None:
-        """Close the environments, end the process."""
+        """Close the environments and end the process."""
         with suppress(BrokenProcessPool):
             self.executor.submit(_close)
         self.executor.shutdown()
 
 
-_here: list[Here] = []  # in a worker: its environments
+_here: list[Here] = []  # the environments of a worker process
 
 
 def _end_with_the_parent() -> None:
-    """A worker leaves Ctrl-C to its parent, which closes it, and does not outlive a parent that was killed."""
+    """Ignore Ctrl-C in a worker, which its parent closes, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_the_parent, daemon=True).start()
 

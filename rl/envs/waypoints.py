@@ -1,11 +1,11 @@
-"""Controllers that walk a maze: a plan on the grid by value iteration, and PD control along it.
+"""Controllers that drive the ball through a maze: a plan on the grid by value iteration, and PD control along it.
 
 D4RL's maze2d data comes from such a controller (d4rl/pointmaze/waypoint_controller.py): gains 10 on metres and -1 on
 metres a second, force clipped to [-1, 1]. Two ways to follow the plan are offered:
 
-* ``waypoint_controller``: towards the centre of the cell next to the one the ball is in. Stateless, cuts corners.
-* ``D4RLController``: D4RL's. The way is planned once, its points are the cells' centres with a jitter, and the next
-  point is aimed at when the ball is within 0.1 m of the last one.
+* ``waypoint_controller`` aims at the centre of the plan's next cell after the ball's. It is stateless and cuts corners.
+* ``D4RLController`` is D4RL's. It plans the way once, as jittered centres of cells, and aims at the next point when the
+  ball is within 0.1 m of the current one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from rl.envs.mazes import MOVES, Cell, Points, cell_at, centre, free_cells, goal
 
 Array: TypeAlias = NDArray[np.float32]
 Policy: TypeAlias = Callable[[Array], Array]
-"""Observation (4,) -> action (2,) in [-1, 1]."""
+"""Maps an observation (4,) to an action (2,) in [-1, 1]."""
 
 P_GAIN, D_GAIN = 10.0, -1.0
 """Gains of D4RL's controller, on metres and on metres a second."""
 ARRIVAL_RADIUS = 0.1
-"""Metres at which a point of the way counts as reached: ``solve_thresh`` of D4RL's controller."""
+"""Distance in metres at which a point of the way counts as reached: ``solve_thresh`` of D4RL's controller."""
 WAYPOINT_JITTER = 0.1
-"""Half width, in metres, of the uniform jitter of a point between: D4RL subtracts up to 0.2 from points 0.1 off."""
+"""Half width, in metres, of the uniform jitter of intermediate points: D4RL subtracts up to 0.2 from points 0.1 off."""
 DISCOUNT = 0.99
 
 
 def value_iteration(free: NDArray[np.bool_], goal: Cell) -> Points:
-    """(rows, columns): the optimal values of a walk on the grid, 1 at the goal, 0 in walls, times 0.99 a move.
+    """Compute the optimal values (rows, columns) of a walk on the grid: 1 at the goal, 0 in walls, discounted by 0.99 per move.
 
-    D4RL plans so too (d4rl/pointmaze/q_iteration.py). Mazes are walled in, which is why a roll never wraps.
+    D4RL plans in the same way (d4rl/pointmaze/q_iteration.py). Mazes are walled in, so ``np.roll`` never wraps around.
     """
     values = np.zeros(free.shape)
     while True:
@@ -49,9 +49,9 @@ def value_iteration(free: NDArray[np.bool_], goal: Cell) -> Points:
         values = updated
 
 
-@lru_cache(maxsize=256)  # one a goal cell: 46 in the large maze
+@lru_cache(maxsize=256)  # one entry per goal cell: 46 in the large maze
 def next_cells(maze: str, goal: Cell) -> dict[Cell, Cell]:
-    """For every free cell but the goal, the neighbour of the highest value."""
+    """Return, for every free cell but the goal, the neighbour of the highest value."""
     free = np.array([[kind != 1 for kind in row] for row in grid(maze)])
     values = value_iteration(free, goal)
     return {
@@ -69,7 +69,7 @@ def _goal_cell(maze: str, goal: Points) -> Cell:
 
 
 def pd_force(observation: Array, target: Points) -> Points:
-    """(2,): the force towards ``target`` (2,), clipped to [-1, 1]."""
+    """Compute the force (2,) towards ``target`` (2,), clipped to [-1, 1]."""
     return np.clip(P_GAIN * (target - observation[:2]) + D_GAIN * observation[2:], -1.0, 1.0)
 
 
@@ -86,7 +86,8 @@ def waypoint_controller(
     noise: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Policy:
-    """Drives to ``goal`` (2,), the map's own by default: PD control towards the centre of the next cell of the plan.
+    """Return a policy that drives to ``goal`` (2,), by default the map's own, by PD control towards the centre of the plan's
+    next cell.
 
     ``noise`` is the standard deviation of the Gaussian added to the action before it is clipped to [-1, 1].
     """
@@ -102,10 +103,10 @@ def waypoint_controller(
 
 
 class D4RLController:
-    """D4RL's way of following the plan, from the cell of the first observation it sees; a policy, for one walk.
+    """Policy for one walk that follows the plan as D4RL does, from the cell of its first observation.
 
-    Not D4RL's: the last point is ``goal`` itself, where D4RL drives to a fixed point of the goal's cell; and the points
-    between lie around the cells' centres, where D4RL's lie around points 0.1 m off.
+    Differences from D4RL: the last point is ``goal`` itself, whereas D4RL drives to a fixed point of the goal's cell; and the
+    intermediate points lie around the cells' centres, whereas D4RL's lie around points 0.1 m off.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class D4RLController:
         self._way: list[Points] | None = None
 
     def __call__(self, observation: Array) -> Array:
-        """(4,) -> (2,): the force towards the next point of the way."""
+        """Return the force (2,) towards the next point of the way, from the observation (4,)."""
         if self._way is None:
             self._way = self._points(cell_at(self._map_name, observation[:2]))
         force = pd_force(observation, self._way[0])
@@ -132,7 +133,7 @@ class D4RLController:
         return _noisy(force, self._noise, self._rng)
 
     def _points(self, cell: Cell) -> list[Points]:
-        """The cells after ``cell``, jittered, and the goal."""
+        """Draw the points of the way: jittered centres of the cells after ``cell``, then the goal."""
         points: list[Points] = []
         while (cell := self._plan.get(cell, cell)) in self._plan:
             points.append(centre(self._map_name, cell) + self._rng.uniform(-WAYPOINT_JITTER, WAYPOINT_JITTER, 2))
