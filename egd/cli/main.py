@@ -1,4 +1,4 @@
-"""The command line ``egd``: domain-agnostic; experiments and further commands come by entry points."""
+"""The command line ``egd``. It knows no domain: experiments and further commands come by entry points."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ errors = Console(stderr=True)
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Show what the user can put right on one screen, with exit code 2; a full disk and the like are among it. What is told to
-    end leaves in good order, with exit code 143 or 130.
+    """Show errors that the user can correct, and those of the system such as a full disk, in one message with exit code 2. An
+    interrupted command ends with a message and exit code 143 or 130.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def resumable(how: str) -> Iterator[None]:
-    """Ctrl-C ends with exit code 130, SIGTERM with 143, and with a word on how to go on."""
+    """End with exit code 130 on Ctrl-C or 143 on SIGTERM, after saying how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -65,25 +65,25 @@ def resumable(how: str) -> Iterator[None]:
 
 
 def complain(error: UserError, where: str = "") -> None:
-    """One clear message: place, what is wrong, remedy."""
+    """Print an error in one message: its place, the problem and the remedy."""
     place = " ".join(part for part in (where, error.key or "") if part)
     head = f"[bold red]error[/] [bold]{markup(place)}[/]: " if place else "[bold red]error[/]: "
     errors.print(head + markup(error), highlight=False, soft_wrap=True)
 
 
 def say(text: str, style: str = "", to: Console | None = None) -> None:
-    """Print a line as it is, names in it too: no markup, no control characters."""
+    """Print a line without interpreting markup or control characters in it."""
     (to or console).print(literal(text, style), soft_wrap=True)
 
 
 def show(rows: Sequence[Any], title: str) -> None:
-    """A results table with whatever columns the rows have; on a narrow terminal, without those that are the same in all rows,
-    which the title then tells. Scores stay.
+    """Print a results table with all columns of its rows. On a narrow terminal, columns with the same value in all rows move
+    into the title; scores stay.
     """
     if not rows:
         return
     if console.width < WIDE:
-        places = rows[0] if len(rows) > 1 else ("task", "method")  # of a single row all is the same
+        places = rows[0] if len(rows) > 1 else ("task", "method")  # in a single row every column has but one value
         places = [key for key in places if key in rows[0] and not key.startswith("score")]
         same = {key: rows[0][key] for key in places if all(row.get(key) == rows[0][key] for row in rows)}
         rows = [{key: value for key, value in row.items() if key not in same} for row in rows]
@@ -91,7 +91,7 @@ def show(rows: Sequence[Any], title: str) -> None:
     table = Table()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
-        name = column in ("policy", "estimator", "energy")  # to be copied: never cut
+        name = column in ("policy", "estimator", "energy")  # users copy these names: they are never cut
         left = name or column == "task"
         table.add_column(literal(column), justify="left" if left else "right", overflow="fold", no_wrap=name)
     before = None
@@ -105,7 +105,7 @@ def show(rows: Sequence[Any], title: str) -> None:
 
 
 def listing(title: str, *columns: str) -> Table:
-    """An empty table whose first column, of names to be copied, is never cut; the others fold."""
+    """Return an empty table. Its first column holds names that users copy, and is never cut; the others wrap."""
     table = Table(title=literal(title), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0, overflow="fold")
@@ -190,7 +190,7 @@ def sweep(
 ) -> None:
     """Run every cell of a grid with every seed, and tabulate means over seeds.
 
-    The same again goes on where the last one stopped: finished runs are not run again, failed ones are tried again.
+    Repeating the command resumes the sweep: finished runs are not run again, failed ones are tried again.
     """
     from egd.runs.sweeps import means_below
 
@@ -212,7 +212,7 @@ def sweep(
 
 
 def left_out(damaged: Sequence[str]) -> None:
-    """Name runs whose files are damaged, and count them: what is shown is without them."""
+    """Name the runs that are left out because their files are damaged, and print their number."""
     for reason in damaged:
         errors.print(f"[yellow]left out[/] {markup(reason)}", highlight=False, soft_wrap=True)
     if damaged:
@@ -248,7 +248,7 @@ def _reporter() -> Reporter:
 
 
 def _conclude(out: Path, jobs: Sequence[Job], failed: Sequence[Failure]) -> None:
-    """Where the runs are, and which failed."""
+    """Print where the runs are and which failed, and exit with code 1 or 2 where any did."""
     say(f"Runs are in {out}/")
     if failed:
         count, total = sum(f.runs for f in failed), sum(map(_runs, jobs))
@@ -257,14 +257,14 @@ def _conclude(out: Path, jobs: Sequence[Job], failed: Sequence[Failure]) -> None
 
 
 def default_out(recipe: Path) -> Path:
-    """runs/<recipe>; a run's own config.yaml repeats into runs/<task>-repeat."""
+    """Return ``runs/<recipe>``, or ``runs/<task>-repeat`` where the recipe is a run's own config.yaml."""
     name = recipe.stem if recipe.name != "config.yaml" else f"{recipe.resolve().parent.parent.name}-repeat"
     return Path("runs") / name
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed, how many runs that is, and whether the fault is ours."""
+    """A failed job or run: its label, its number of runs, and whether the program is at fault rather than the user."""
 
     label: str
     runs: int
@@ -272,7 +272,7 @@ class Failure:
 
 
 def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failure]]:
-    """Rows of the results table, and what failed: a job or a run that does must not cost the others."""
+    """Run all jobs. Returns the rows of the results table and the failures; a failure does not stop the other jobs."""
     from egd.runs.grid import RunsFailed
 
     rows: list[Any] = []
@@ -295,7 +295,7 @@ def _runs(job: Any) -> int:
 
 
 def _reported(error: Exception, label: str, runs: int) -> Failure:
-    """Say what the user can put right; show the traceback of what the user cannot."""
+    """Print the message of an error that the user can correct, or the traceback of any other, and return the failure."""
     with suppress(OSError):
         if isinstance(error, OSError):
             error = of_the_system(error)
@@ -341,7 +341,7 @@ def evaluate(
 
 
 def numbers(text: str | None) -> list[float] | None:
-    """Guidance scales of an option: 0.1,1,3, each once. UserError for anything else."""
+    """Parse the guidance scales of an option, such as 0.1,1,3, without repetitions. Raises UserError for any other form."""
     from pydantic import TypeAdapter, ValidationError
 
     from egd.bounds import Omega
@@ -366,7 +366,7 @@ def list_all(
     folder: Annotated[Path, typer.Option(help="Where to look for recipes.")] = Path("recipes"),
     wide: Annotated[bool, typer.Option("--wide", help="All that is known, a line each, however narrow the terminal.")] = False,
 ) -> None:
-    """List experiments, components and recipes; or the one thing that is named, such as tasks."""
+    """List experiments, components and recipes; or only one kind, such as tasks."""
     from egd.errors import nearest
     from egd.runs import experiment as experiments
 
@@ -384,7 +384,7 @@ def list_all(
 
 
 def _component_tables(wide: bool) -> Iterator[Table]:
-    """Of the library, and of every installed experiment."""
+    """Yield the tables of components of the library and of every installed experiment."""
     from egd.config.catalogue import CATALOGUE
     from egd.runs import experiment as experiments
     from egd.runs.recipe import summary_line
@@ -396,7 +396,7 @@ def _component_tables(wide: bool) -> Iterator[Table]:
 
 
 def _installed() -> dict[str, Experiment]:
-    """Load the installed experiments; one whose extra is not installed is named, and left out."""
+    """Load the installed experiments. One whose optional dependencies are missing is reported and left out."""
     from egd.runs import experiment as experiments
 
     loaded = {}
@@ -409,7 +409,7 @@ def _installed() -> dict[str, Experiment]:
 
 
 def _option_table() -> Table:
-    """List the options of ``egd eval`` that only runs of one experiment take."""
+    """Return a table of the ``egd eval`` options that only one experiment's runs take."""
     table = listing("further options of egd eval", "option", "runs of", "what it does")
     for name, experiment in _installed().items():
         for option in getattr(experiment, "evaluates", ()):
@@ -430,7 +430,7 @@ def _recipe_table(folder: Path) -> Table:
 
 
 def _components(title: str, kinds: Mapping[str, Mapping[str, str]]) -> Table:
-    """Kind -> name -> one line, as a table."""
+    """Return a table of components, given as kind -> name -> one line of description."""
     table = listing(title, "name", "kind", "what it is")
     for kind, components in kinds.items():
         table.add_section()
@@ -441,7 +441,7 @@ def _components(title: str, kinds: Mapping[str, Mapping[str, str]]) -> Table:
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False) -> None:
-    """Energy-guided diffusion."""
+    """Show the version where the option asks for it; else the sub-command follows."""
     if version:
         from importlib.metadata import version as installed
 
@@ -456,7 +456,7 @@ def add_commands() -> None:
     for entry in entry_points(group="egd.commands"):
         try:
             sub: typer.Typer | Callable[..., Any] = entry.load()
-        except ImportError as error:  # of a package that is half installed: no reason to go without the others
+        except ImportError as error:  # its package is half installed; the other commands work without it
             say(f"egd {entry.name} is not there: {error}", "yellow", errors)
             continue
         if isinstance(sub, typer.Typer):
@@ -466,14 +466,15 @@ def add_commands() -> None:
 
 
 def keep_compiled() -> None:
-    """What torch.compile makes is kept where later runs find it, if the user has not said where; torch's own choice is a
-    folder for temporary files."""
+    """Keep what torch.compile makes in the user's cache folder, unless the user has chosen a folder. Torch's default is a
+    folder for temporary files, which later runs may not find.
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "egd" / "inductor"))
 
 
 def entry() -> None:
-    """The console script. What the terminal's encoding lacks is shown as an escape, and ends no command."""
+    """Run the console script. Characters that the terminal's encoding lacks are shown as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""``egd store``: the finished phases that later runs need not train. Heavy imports wait for the command."""
+"""``egd store``: the finished phases that later runs reuse. Heavy imports are delayed until the command runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY = 86400.0
 
 @app.command("list")
 def list_entries() -> None:
-    """List what is kept, what was asked for last first."""
+    """List the stored phases, the most recently used first."""
     with user_errors():
         store = _store()
         entries = store.entries()
@@ -48,7 +48,7 @@ def prune(
     damaged: Annotated[bool, typer.Option("--damaged", help="Remove what is not as it was put there.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Remove all of it.")] = False,
 ) -> None:
-    """Remove what is not needed: a run that asks for it trains it again."""
+    """Remove stored phases. A run that needs a removed phase trains it again."""
     with user_errors():
         if keep_gb is None and older_than is None and not damaged and not everything:
             raise UserError("say what to remove: --keep-gb, --older-than, --damaged or --all", key="egd store prune")

@@ -1,1 +1,1 @@
-"""Recipes as typed objects, and components by name."""
+"""Recipes as typed objects, and components selected by name."""

@@ -1,4 +1,4 @@
-"""Recipes: YAML in, typed and frozen objects out. Every complaint names the key, the value and the nearest valid name."""
+"""Recipes: YAML is read into typed, frozen objects. Every error names the key, the value and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Strict(BaseModel):
-    """A frozen section of a recipe that refuses keys it does not know."""
+    """A frozen section of a recipe that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ComponentConfig(BaseModel):
-    """``{name: first_order, variance: false}``, or ``first_order`` alone: a component and its settings."""
+    """A component with its settings: ``{name: first_order, variance: false}``, or ``first_order`` alone."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -39,12 +39,12 @@ class ComponentConfig(BaseModel):
 
     @property
     def spec(self) -> Spec:
-        """For ``egd.config.components.build``."""
+        """The specification for ``egd.config.components.build``."""
         return Spec(self.name, dict(self.model_extra or {}))
 
 
 def read_yaml(path: Path) -> Tree:
-    """A YAML mapping. UserError when the file is missing, is not YAML or not a mapping."""
+    """Read a YAML mapping. Raises UserError where the file is missing, not YAML or not a mapping."""
     try:
         text = read_text(path)
     except OSError as error:
@@ -61,12 +61,12 @@ def read_yaml(path: Path) -> Tree:
 
 
 Sections = Mapping[str, Collection[str]]
-"""Sections of a recipe that name a component -> the keys in them that are not the component's own."""
+"""Sections of a recipe that choose a component, each with the keys that are not the component's own settings."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], sections: Sections = NONE, kept: Collection[str] = ()) -> Tree:
-    """Merge deeply, ``over`` winning. Another component, by its ``name``, loses the settings of the old one: all keys but those
-    ``kept``, which are those of its section where that is one of ``sections``.
+    """Merge deeply; ``over`` wins. Where ``over`` names another component, the old component's settings are dropped, except the
+    keys ``kept``. For a section in ``sections`` these are the keys listed there.
     """
     other = isinstance(over.get("name"), str) and over["name"] != base.get("name", over["name"])
     result = {key: value for key, value in base.items() if not other or key in kept}
@@ -82,18 +82,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], sections: Sections =
 
 
 def _named(value: Any) -> Any:
-    """Write out a component that is given by its name alone."""
+    """Write a component that is given by its name alone as ``{name: ...}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def sections_of(model: type[BaseModel]) -> dict[str, set[str]]:
-    """Find the sections that name a component and have further keys, which all their components share."""
+    """Return the sections of a model that choose a component and have further keys, which all their components share."""
     models = {key: _model_in(field.annotation) for key, field in model.model_fields.items()}
     return {key: set(found.model_fields) for key, found in models.items() if found and {"name"} < set(found.model_fields)}
 
 
 def override(tree: Mapping[str, Any], settings: Sequence[str], sections: Sections = NONE) -> Tree:
-    """Apply ``a.b=c`` overrides, values read as YAML. UserError for one without '='."""
+    """Apply ``a.b=c`` overrides, whose values are YAML. Raises UserError for one of another form."""
     result = dict(tree)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -111,8 +111,8 @@ def override(tree: Mapping[str, Any], settings: Sequence[str], sections: Section
 
 
 def keys_of(path: str, tree: Mapping[str, Any]) -> list[str]:
-    """The keys of a dotted path into a tree: a name with dots in it is one key where the tree has it, or in quotes. [] for a
-    path with an empty name.
+    """Split a dotted path into keys. A name that contains dots is one key where the tree has it, or where it is in quotes.
+    Returns [] for a path with an empty name.
     """
     words = [word.strip() for word in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+|(?<=\.)(?=\.|$)|^(?=\.|$)", path)]
     keys: list[str] = []
@@ -130,8 +130,8 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mapping[str, str] | None = None) -> T:
-    """The typed object. UserError listing every wrong key of ``source``, or of an option of the command line: ``given``
-    maps dotted keys to these.
+    """Return the typed settings. Raises UserError listing every wrong key with its origin: an option of the command line where
+    ``given`` maps the dotted key to one, else ``source``.
     """
     try:
         return model.model_validate(tree)
@@ -148,7 +148,7 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mappin
 
 
 def _place(loc: Sequence[str | int], tree: Any, kind: str) -> list[str]:
-    """A place as the recipe has it, without pydantic's words for the members of a union."""
+    """Return the keys that lead to an error, as the recipe has them, without pydantic's names for the members of a union."""
     parts: list[str] = []
     for i, part in enumerate(loc):
         inside = part in tree if isinstance(tree, Mapping) else isinstance(tree, list | tuple) and isinstance(part, int)
@@ -160,7 +160,9 @@ def _place(loc: Sequence[str | int], tree: Any, kind: str) -> list[str]:
 
 
 def blamed_on(path: str, given: Mapping[str, str]) -> str | None:
-    """The option of the command line that set the key, what it is in, or something in it."""
+    """Return the option of the command line that set this key, a section that contains it, or a key inside it; None without
+    one.
+    """
     for key, option in given.items():
         if (path and f"{path}.".startswith(f"{key}.")) or f"{key}.".startswith(f"{path}."):
             return option
@@ -178,7 +180,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The valid names below a path, following nested models through Optional and dict."""
+    """Return the valid keys below a path; nested models are followed through Optional and dict."""
     here: type[BaseModel] | None = model
     for part in path:
         field = None if here is None else here.model_fields.get(part)
@@ -195,6 +197,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Readable YAML, keys in their own order."""
+    """Return readable YAML, with the keys in their own order."""
     text: str = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120)
     return text

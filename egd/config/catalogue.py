@@ -1,4 +1,4 @@
-"""The library's own components, by kind: what a recipe may name."""
+"""The library's components by kind, which a recipe may name."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ CATALOGUE = {
     "sampler": SAMPLERS,
     "wrapper of a denoiser": WRAPPERS,
 }
-"""Kind, as ``egd list`` has it -> registry."""
+"""Kind, as ``egd list`` shows it -> registry."""
 
 
 def is_trained(name: str, key: str) -> bool:
-    """Whether an energy of this name or path is an objective that trains a network, rather than a closed form."""
+    """Return whether an energy of this name or path is an objective that trains a network, rather than a closed form."""
     return hasattr(ENERGIES.find(name, key), "loss") if ":" in name else name in OBJECTIVES.names()
 
 
 def energy_registry(name: str, key: str) -> Registry:
-    """Where an energy of this name or path is."""
+    """Return the registry of an energy of this name or path."""
     return OBJECTIVES if is_trained(name, key) else ENERGIES
 
 
 def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
-    """The class of an energy. UserError for one that does not exist, is none, or has not these settings."""
+    """Return the class of an energy. Raises UserError for one that does not exist, is not an energy, or does not have these
+    settings.
+    """
     known = {**ENERGIES.names(), **OBJECTIVES.names()}
     if spec.name not in known and ":" not in spec.name:
         raise ENERGIES.unknown(spec.name, key, known)
@@ -47,7 +49,7 @@ def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
 
 
 def make_schedule(spec: Spec) -> Schedule:
-    """Make a recipe's schedule. UserError for one that does not exist or settings that it does not take."""
+    """Build a recipe's schedule. Raises UserError for one that does not exist, or settings that it does not take."""
     try:
         schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
     except (ValueError, UserError) as error:

@@ -1,10 +1,10 @@
 """Components by name: how a recipe's ``{name: ..., key: value}`` becomes an object.
 
-A component is any class (or function returning a callable) in one file. Its constructor's parameters are of two kinds:
-**parts**, which the experiment supplies by parameter name (``energy``, ``denoiser``, ``posterior``, ``schedule``,
-``support``, ``beta``, ``omega``), and **settings**, which the recipe supplies and which are checked against their type
-hints. Within the library a file in ``egd/energies``, ``objectives`` or ``rules`` is found by itself; a stranger's class
-is named ``package.module:Name`` or ``path/to/file.py:Name``.
+A component is a class (or a function that returns a callable) in one file. Its constructor has two kinds of parameters:
+**parts**, which the experiment supplies by parameter name (``energy``, ``denoiser``, ``posterior``, ``schedule``, ``support``,
+``beta``, ``omega``), and **settings**, which the recipe supplies and which are checked against their type hints. Within the
+library, public classes in ``egd/energies``, ``egd/objectives`` and ``egd/rules`` are found without registration. A user's own
+class is named ``package.module:Name`` or ``path/to/file.py:Name``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Spec:
 
     @staticmethod
     def of(value: Any, key: str) -> Spec:
-        """From ``name`` or ``{name: ..., setting: ...}``. UserError naming ``key`` for anything else."""
+        """Parse ``name`` or ``{name: ..., setting: ...}``. Raises UserError, naming ``key``, for anything else."""
         if isinstance(value, str):
             return Spec(value, {})
         if isinstance(value, Mapping) and isinstance(value.get("name"), str):
@@ -50,26 +50,26 @@ class Spec:
 
 @dataclass(frozen=True)
 class Registry:
-    """The components of one kind: every class or function that the modules of a package define in public."""
+    """The components of one kind: all public classes and functions in the modules of a package."""
 
     kind: str
     package: str
     makes: tuple[str, ...] = ()
-    """Methods of which what is made has one at least; any object will do where there are none."""
+    """Methods, one of which a built object must have; empty where any object will do."""
     arguments: int | None = None
-    """How many its ``__call__`` is given, where it has one."""
+    """The number of arguments of the object's ``__call__``, where it has one."""
 
     @staticmethod
     def of(part: Part) -> Registry:
-        """The components that may fill a part."""
+        """Return the registry of the components that may fill a part."""
         return Registry(part.kind, part.package, part.makes, part.arguments)
 
     def names(self) -> dict[str, Component]:
-        """Short name -> component, names in snake case: ``FirstOrder`` is ``first_order``."""
+        """Return the components by short name. Names are in snake case: ``FirstOrder`` becomes ``first_order``."""
         return _scan(self.package)
 
     def find(self, name: str, key: str) -> Component:
-        """The component of that short name or dotted path. UserError (naming ``key``) when there is none."""
+        """Return the component of this short name or path. Raises UserError, naming ``key``, where there is none."""
         if ":" in name.removesuffix(":"):
             found = by_path(name, key, self.package)
             self._check_class(found, name, key)
@@ -80,7 +80,9 @@ class Registry:
             raise self.unknown(name, key, self.names()) from None
 
     def unknown(self, name: str, key: str, known: Iterable[str]) -> UserError:
-        """What to say of a name that none of the ``known`` has; of a file or a module, how what is in it is named."""
+        """Make the error for a name that is not among the ``known``. For a file or a module it explains how to name a component
+        in it.
+        """
         place = name.removesuffix(":")
         if not place.endswith(".py"):
             path = f" (what is in a module is named {place}:NAME)" if "." in place else ""
@@ -92,14 +94,16 @@ class Registry:
         return UserError(f"'{name}' is a file; {self._named_in(place)}", key=key)
 
     def _named_in(self, file: str) -> str:
-        """How to name a component that is in a file, and what one is where none is."""
+        """Explain how to name a component in this file, or how to write one where the file has none."""
         found = defined(file, self.makes, self.arguments)
         if found:
             return f"name the {self.kind} in it: {', '.join(f'{file}:{name}' for name in found)}"
         return f"write {self._form()} in it, and name it {file}:NAME"
 
     def _form(self) -> str:
-        """A class of this kind, by the signature that the library's own have; a class or function where any object will do."""
+        """Describe a class of this kind by a method's signature in the library; "a class or a function" where any object will
+        do.
+        """
         for component in self.names().values() if self.makes else ():
             for method in self.makes if inspect.isclass(component) else ():
                 if method in vars(component):
@@ -107,7 +111,9 @@ class Registry:
         return "a class or a function"
 
     def hint(self, name: str, component: Component) -> str:
-        """What to say where a function is named that should have been a class: nothing where it is none."""
+        """Explain what to write instead where a function is named in place of a class; an empty text where that is not the
+        mistake.
+        """
         if ":" not in name or not self.makes or not inspect.isfunction(component):
             return ""
         file, called = name.rpartition(":")[0], component.__name__
@@ -118,7 +124,7 @@ class Registry:
         )
 
     def _check_class(self, component: Component, name: str, key: str) -> None:
-        """UserError for a class that makes something else, as far as can be told without a call."""
+        """Raise UserError for a class whose objects are not of this kind, as far as this can be seen without building one."""
         if not inspect.isclass(component) or not self.makes:
             return
         found = [method for method in self.makes if any(method in vars(base) for base in component.__mro__)]
@@ -129,7 +135,7 @@ class Registry:
             raise UserError(f"what '{name}' makes is no {self.kind}: it is not called with {self.arguments} arguments", key=key)
 
     def check_made(self, made: Any, name: str, key: str) -> None:
-        """UserError for an object, of a function that is named by its path, which is none of this kind."""
+        """Raise UserError for an object that is not of this kind, built by a function that is named by its path."""
         if ":" in name and self.makes and not any(hasattr(made, method) for method in self.makes):
             raise UserError(f"what '{name}' makes is no {self.kind}: it is a {type(made).__name__}", key=key)
 
@@ -156,8 +162,9 @@ def _scan(package: str) -> dict[str, Component]:
 
 
 def by_path(path: str, key: str, library: str) -> Component:
-    """The class or function ``package.module:Name`` or ``path/to/file.py:Name``. UserError (naming ``key``) where none is, and
-    where it is a stranger's code (``egd.config.trust``), which what the package ``library`` defines is not.
+    """Import the class or function ``package.module:Name`` or ``path/to/file.py:Name``. Raises UserError, naming ``key``, where
+    there is none, or where its code is not trusted (``egd.config.trust``). Components that the package ``library`` defines are
+    trusted.
     """
     place, _, name = path.rpartition(":")
     if is_pythons_own(place):
@@ -179,18 +186,20 @@ def by_path(path: str, key: str, library: str) -> Component:
     component: Component = getattr(module, name)
     if not callable(component) or inspect.isbuiltin(component) or inspect.ismodule(component):
         raise UserError(f"'{path}' is {component!r}, not a class or a function", key=key)
-    if inside and not _within(getattr(component, "__module__", ""), library):  # the library imports it only
+    if inside and not _within(getattr(component, "__module__", ""), library):  # the library only imports it
         require_trust(path, key)
     return component
 
 
 def _within(module: str, package: str) -> bool:
-    """Whether a dotted name lies in a package: ``package./../file.py`` is a path, which leads anywhere."""
+    """Return whether a dotted module name lies in a package. ``package./../file.py`` does not: as a path it may lead
+    anywhere.
+    """
     return f"{module}.".startswith(f"{package}.") and all(part.isidentifier() for part in module.split("."))
 
 
 def loaded(path: str) -> tuple[str, str] | None:
-    """Name the module and the component that ``by_path`` has found under that path before; None for any other text."""
+    """Return the module and the name of a component that ``by_path`` has imported before; None for any other text."""
     place, _, name = path.rpartition(":")
     module = _module_name(Path(place)) if place.endswith(".py") else place
     return (module, name) if callable(getattr(sys.modules.get(module), name, None)) else None
@@ -220,20 +229,24 @@ def _load_file(place: str) -> Any:
 
 
 def parameters(component: Component) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters by name, without ``*args`` and ``**kwargs``."""
+    """Return the constructor's parameters by name, without ``*args`` and ``**kwargs``."""
     open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {n: p for n, p in inspect.signature(component).parameters.items() if p.kind not in open_ended}
 
 
 def validate(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
-    """Find the component and check the settings against its type hints. UserError naming ``key`` and the setting."""
+    """Return the component after checking the settings against its type hints. Raises UserError naming ``key`` and the
+    setting.
+    """
     component = registry.find(spec.name, key)
     _settings(registry, component, spec, parts, key, lambda r, s, k: validate(r, s, parts, k))
     return component
 
 
 def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) -> Any:
-    """The component with its settings and those of ``parts`` that its constructor names; a setting wins over a part."""
+    """Build the component from its settings and from those of ``parts`` that its constructor names; a setting wins over a
+    part.
+    """
     component = registry.find(spec.name, key)
     wanted = {name: parts[name] for name in parameters(component) if name in parts}
     settings = _settings(registry, component, spec, set(parts), key, lambda r, s, k: build(r, s, parts, k))
@@ -243,14 +256,14 @@ def build(registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) ->
 
 
 def bind(registry: Registry, spec: Spec, parts: set[str], key: str) -> Component:
-    """The function itself, its settings filled in; ``parts`` are the arguments that it is called with later."""
+    """Return the function with its settings filled in; ``parts`` are the arguments that it is called with later."""
     component = registry.find(spec.name, key)
     settings = _settings(registry, component, spec, parts, key, lambda r, s, k: build(r, s, {}, k))
     return partial(component, **settings) if settings else component
 
 
 def wanted_parts(registry: Registry, spec: Spec, parts: set[str], key: str) -> set[str]:
-    """Those of ``parts`` that the component, or one nested in its settings, takes from outside."""
+    """Return those of ``parts`` that the component, or a component nested in its settings, takes."""
     component = registry.find(spec.name, key)
     wanted = (set(parameters(component)) & parts) - set(spec.settings)
     inner: list[set[str]] = []
@@ -291,7 +304,9 @@ def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
 
 
 def _part(hint: Any, many: bool = False) -> tuple[Part | None, bool]:
-    """The contract that a type hint names, if any, and whether it asks for a sequence of them."""
+    """Return the contract that a type hint names, None without one, and whether the hint asks for a sequence of such
+    components.
+    """
     if get_origin(hint) is Annotated:
         return next((m for m in hint.__metadata__ if isinstance(m, Part)), None), many
     sequence = inspect.isclass(get_origin(hint)) and issubclass(get_origin(hint), Sequence)
@@ -308,7 +323,7 @@ def _hints(component: Component) -> dict[str, Any]:
 
 
 def _check(hint: Any, value: Any, key: str) -> Any:
-    if isinstance(value, bool) and hint in (int, float):  # which they are to Python alone
+    if isinstance(value, bool) and hint in (int, float):  # Python counts booleans as numbers
         raise UserError(f"{value!r} does not fit: input should be a number", key=key)
     try:
         return _adapter(hint).validate_python(value)
@@ -325,5 +340,5 @@ def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
 
 
 def _is_section(hint: Any) -> bool:
-    """Whether it has a configuration of its own."""
+    """Return whether a type hint is a pydantic model, which has a configuration of its own."""
     return inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel)

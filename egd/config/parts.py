@@ -1,4 +1,4 @@
-"""The parts that components may ask for by name, whatever experiment supplies them."""
+"""The parts that components may ask for by name, in all experiments."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PARTS = {
     "c": "the context",
     "generator": "for random numbers in the steps",
 }
-"""Name -> what it is."""
+"""Name -> description."""
 
 POSTERIOR_PARTS = {"denoiser", "moments", "schedule"}
 UNCALIBRATED_PARTS = {"energy", "posterior", "support", "beta", "denoiser", "schedule"}
-"""Those of an energy in a pipeline, whose posterior is calibrated outside it."""
+"""Parts of an energy in a pipeline, whose posterior is calibrated outside it."""
 ENERGY_PARTS = UNCALIBRATED_PARTS | POSTERIOR_PARTS
 RATIO_PARTS = ENERGY_PARTS | {"wanted"}
-"""Those of an energy, or an objective, where the target is given by samples."""
+"""Parts of an energy, or an objective, where the target is given by samples."""
 RULE_PARTS = {"omega"}
 WRAPPER_PARTS = {"denoiser", "low", "high"}
 SAMPLER_PARTS = {"denoiser", "schedule", "x", "times", "c", "generator"}
-"""What a sampler is called with; its other parameters are settings."""
+"""Arguments of a sampler's call; its other parameters are settings."""

@@ -1,4 +1,4 @@
-"""Sections that the recipes of several experiments have in common."""
+"""Sections that the recipes of several experiments share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ from egd.types import Sampler
 
 
 class ChosenConfig(Strict):
-    """A component by its ``name`` and the keys that every one of the section has; its own settings stand beside them."""
+    """A component by its ``name``, and the keys that all components of the section share; its own settings stand beside
+    them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
     name: str
@@ -46,17 +48,17 @@ class ChosenConfig(Strict):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of the component alone."""
+        """The settings of the component alone."""
         return self.model_extra or {}
 
     @property
     def spec(self) -> Spec:
-        """For ``egd.config.components``."""
+        """The specification for ``egd.config.components``."""
         return Spec(self.name, self.settings)
 
 
 class NetworkConfig(Strict):
-    """A network of dense layers, and how it is trained."""
+    """A network of dense layers, and its training."""
 
     width: Width = 256
     layers: Layers = 3
@@ -65,7 +67,7 @@ class NetworkConfig(Strict):
     batch: Batch = 256
     lr: Rate = 3e-4
     decay: bool = True
-    """The learning rate falls to 0, by a cosine."""
+    """Whether the learning rate decays to 0 along a cosine."""
 
 
 class EnergyNetworkConfig(NetworkConfig):
@@ -86,14 +88,14 @@ class DenoiserConfig(Strict):
 
 
 class CalibrationConfig(Strict):
-    """Posterior variances on a grid of times."""
+    """Estimation of posterior variances on a grid of times."""
 
     grid: Grid = 50
     samples: Samples = 8192
 
 
 class SamplerConfig(ChosenConfig):
-    """The reverse process; a sampler's own settings stand beside."""
+    """The sampler of the reverse process; its own settings stand beside these keys."""
 
     name: str = "dpm_solver_pp_2m"
     steps: SamplerSteps = 15
@@ -101,33 +103,33 @@ class SamplerConfig(ChosenConfig):
     end: Decay = 1e-3
 
     def chosen(self) -> Sampler:
-        """Find the sampler with its settings. UserError where it does not exist or does not have them."""
+        """Return the sampler with its settings. Raises UserError where it does not exist or does not have them."""
         return choose(self.spec, "sampler", others=type(self).model_fields)
 
 
 class SampleEvaluationConfig(Strict):
-    """Guided samples against exact ones, or against data weighted by exp(-beta E)."""
+    """Comparison of guided samples with exact samples, or with data weighted by exp(-beta E)."""
 
     samples: Samples = 2000
     reference: Samples = 20_000
-    """Samples to measure distances to."""
+    """Samples that distances are measured to."""
     draws: Samples = 1_000_000
-    """Points of the data that are weighted, at most."""
+    """The largest number of data points that are weighted."""
     projections: Candidates = 128
 
 
 class RunSettings(Strict):
-    """What a run of every experiment has: one task, one seed. ``config.yaml`` of a run folder holds the whole."""
+    """Settings that every experiment's run has: one task, one seed. A run folder's ``config.yaml`` holds all settings."""
 
     experiment: str
     task: str
     seed: Seed = 0
     device: str = "cpu"
     threads: Threads = 1
-    """CPU threads: small networks gain nothing from more, and lose tenfold where another program wants the cores."""
+    """CPU threads. Small networks gain nothing from more, and lose tenfold where another program needs the cores."""
     checkpoint_every: Every = 5000
     checkpoint_minutes: Positive = 5.0
-    """A checkpoint too whenever the last one is so old. Changes no result."""
+    """A checkpoint is also written when the last is this old. Changes no result."""
     log_every: Every = 500
 
     @model_validator(mode="before")
@@ -137,8 +139,8 @@ class RunSettings(Strict):
 
     @classmethod
     def completed(cls, tree: Mapping[str, Any]) -> Tree:
-        """Complete sections for which this experiment has other defaults than the library: a recipe that says some of a section
-        keeps the rest.
+        """Fill in sections whose defaults in this experiment differ from the library's: where a recipe gives a part of such a
+        section, the rest keeps the experiment's defaults.
         """
         own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
         said = {key: set_here for key, default in own.items() if (set_here := default.model_dump(exclude_unset=True))}
@@ -150,6 +152,6 @@ class RunSettings(Strict):
 
 
 def check_titles(estimators: Iterable[str], taken: Iterable[str]) -> None:
-    """UserError for an estimator that is called like a row that every table has."""
+    """Raise UserError for an estimator whose name is that of a row in every table."""
     for title in set(estimators) & set(taken):
         raise UserError(f"'{title}' is a row of its own; call the estimator something else", key=f"estimators.{title}")

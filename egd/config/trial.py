@@ -1,4 +1,4 @@
-"""Components of a user's own, tried on a batch of a few rows before anything is trained or sampled."""
+"""Trials of a user's own components on a batch of a few rows, before anything is trained or sampled."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TIMES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Trial:
-    """Stand-ins for the parts that a run will have: data N(0, I) of the shape ``event`` with its exact denoiser, and the energy
-    ||x - 1||^2 / 2. ``context`` has any number of rows; there are as many as are tried.
+    """Stand-ins for the parts of a run: data N(0, I) of the shape ``event`` with its exact denoiser, and the mean over the
+    entries of (x - 1)^2 / 2 as the energy. ``context`` may have any number of rows; its rows are repeated or cut to the batch.
 
-    What is tried raises UserError, naming ``key``, where it breaks a contract: the shape, numbers that are not finite, and a
-    gradient that is missing or zero at every time. Anything else that goes wrong may be the stand-ins' fault, and is left
-    to the run. Components of the library are not tried.
+    The methods raise UserError, naming ``key``, where a component breaks its contract: a wrong shape, numbers that are not
+    finite, or a gradient that is missing or zero at every time. All other errors may be due to the stand-ins, and are left to
+    the run. Components of the library are not tried.
     """
 
     event: tuple[int, ...]
@@ -41,7 +41,7 @@ class Trial:
     context: Context = None
 
     def energy(self, spec: Spec, key: str) -> None:
-        """Try a closed form, or the loss of an objective."""
+        """Try a closed-form energy, or the loss of an objective."""
         if not names_code(spec):
             return
         with _answering(key):
@@ -60,7 +60,7 @@ class Trial:
                 raise ContractError(f"{name_of(component)} has a gradient of zero at every time: it would guide nowhere")
 
     def posterior(self, spec: Spec, key: str) -> None:
-        """Try a posterior: its mean, its quadratic form, and draws."""
+        """Try a posterior: its mean and its quadratic form."""
         if not names_code(spec):
             return
         with _answering(key):
@@ -83,7 +83,7 @@ class Trial:
                 _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
 
     def sampler(self, spec: Spec, walk: Sampler, key: str) -> None:
-        """Try a sampler, chosen by that spec, for two steps."""
+        """Try a sampler, given with its specification, for two steps."""
         if not names_code(spec):
             return
         with _answering(key):
@@ -94,7 +94,7 @@ class Trial:
             _check_finite(walk, samples)
 
     def wrapper(self, spec: Spec, parts: Mapping[str, Any], key: str) -> None:
-        """Try a wrapper of a denoiser that is built with these parts beside it."""
+        """Try a wrapper of a denoiser, built with these parts and the denoiser."""
         if not names_code(spec):
             return
         with _answering(key):
@@ -106,7 +106,9 @@ class Trial:
 
     @cached_property
     def rows(self) -> int:
-        """Two rows or a few more, as many as no axis has: a sum over the rows could pass for one over an axis."""
+        """The number of rows: the smallest from 2 on that is no axis of ``event``, so that a sum over the wrong axis is
+        noticed.
+        """
         return next(n for n in count(2) if n not in self.event)
 
     @cached_property
@@ -115,7 +117,7 @@ class Trial:
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """What a component may ask for by name."""
+        """The parts that a component may ask for by name."""
         moments = calibrate(
             self._denoiser, self.schedule, self._sample, generator=torch.Generator().manual_seed(0), grid=4, samples=64
         )
@@ -162,7 +164,7 @@ class Trial:
 
 
 def names_code(spec: Spec) -> bool:
-    """Whether a component, or one nested in its settings, is from outside the library."""
+    """Return whether a component, or one nested in its settings, comes from outside the library."""
     return ":" in spec.name or any(map(_has_path, spec.settings.values()))
 
 
@@ -179,7 +181,7 @@ def _check_finite(component: object, *values: Tensor) -> None:
 
 @contextmanager
 def _answering(key: str) -> Iterator[None]:
-    """Turn a broken contract into a UserError, and keep quiet about what else fails; global random numbers stay as they are."""
+    """Turn a broken contract into a UserError, and ignore other errors. The global random state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         try:
             yield
@@ -187,5 +189,5 @@ def _answering(key: str) -> Iterator[None]:
             raise UserError(str(error), key=key) from None
         except UserError:
             raise
-        except Exception:  # the run itself will show it, with the real parts
+        except Exception:  # the run itself shows the error, with the real parts
             pass

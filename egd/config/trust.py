@@ -1,8 +1,9 @@
-"""Whether files that are being read may name code to run.
+"""Trust in the code that files name: whether a file that is being read may name code to run.
 
-A recipe that a user passes by hand may name code. What may come from a stranger (a run folder, a report's input, a dataset's
-metadata) names the library's own components alone, unless the user says ``--trust-code`` or the code is the user's own: the
-run noted its digest when it began, under a signature that only this user can make, and it is in the current project unchanged.
+A recipe that a user passes by hand may name code. Files that may come from a stranger (a run folder, a report's input, a
+dataset's metadata) may name only the library's own components. There are two exceptions: the option ``--trust-code``, and the
+user's own code. Code counts as the user's own where it lies in the current project, unchanged since the run recorded its
+digest, and the record has a signature that only this user can make.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from egd.errors import UserError
 from egd.runs.files import read_regular, write_text
 
 RECORD = "code.json"
-"""In a run folder: the code outside the library that its settings name, with the digests of the files, signed."""
+"""File in a run folder: the code outside the library that its settings name, with the digests of the files, signed."""
 
 CODE = "code outside the library"
 RUN_CONFIG = "config.yaml"
@@ -36,7 +37,7 @@ TARGET = re.compile(r"(?s).+\.py:[^\W\d]\w*|[^\W\d][\w.]*:[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class _Trust:
-    """``code``: whether what is read may name code, None where nobody has said so; ``run``: the folder that is read."""
+    """``code``: whether files that are read may name code, None where nobody has decided; ``run``: the folder that is read."""
 
     code: bool | None = None
     run: Path | None = None
@@ -47,8 +48,8 @@ _trust: ContextVar[_Trust] = ContextVar("trust", default=_Trust())  # noqa: B039
 
 @contextmanager
 def trusting(code: bool, run: Path | None = None) -> Iterator[None]:
-    """Allow or forbid, for the length of a with-block, that files which are read name code outside the library; of ``run``, a
-    folder, the user's own code is allowed. What an outer block allows stays allowed: it is the user's ``--trust-code``.
+    """Allow or forbid, within the with-block, that files which are read name code outside the library. The user's own code is
+    allowed for the run folder ``run``. Where an outer block allows code, by the user's ``--trust-code``, it stays allowed.
     """
     outer = _trust.get()
     token = _trust.set(outer if outer.code else _Trust(code, run))
@@ -59,14 +60,16 @@ def trusting(code: bool, run: Path | None = None) -> Iterator[None]:
 
 
 def reading(recipe: Path, code: bool = False) -> AbstractContextManager[None]:
-    """``trusting`` for a recipe that is passed by hand, or for the ``config.yaml`` of a run, which may be a stranger's."""
+    """Return ``trusting`` for a recipe passed by hand, which may name code, or for a run's ``config.yaml``, which may be a
+    stranger's.
+    """
     if code:
         return trusting(True)
     return trusting(False, recipe.parent) if recipe.name.lower() == RUN_CONFIG else nullcontext()
 
 
 def may_name_code() -> bool:
-    """Whether files that are being read may name any code: not where they may be a stranger's."""
+    """Return whether files that are being read may name any code; False where they may come from a stranger."""
     return _trust.get().code is not False
 
 
@@ -77,8 +80,8 @@ def require_trust(target: str, key: str) -> None:
 
 
 def require_trust_of_data(target: str, key: str, what: str = CODE) -> None:
-    """The same where a dataset names it: datasets name no code unless the user says ``--trust-code`` (``trusting(True)``),
-    whoever wrote the recipe. ``what`` it is that they name.
+    """Raise UserError where a dataset names ``target`` without ``--trust-code`` (``trusting(True)``), whoever wrote the recipe.
+    ``what`` describes the target in the message.
     """
     if not _trust.get().code:
         raise _untrusted(target, key, what)
@@ -93,7 +96,9 @@ def _untrusted(target: str, key: str, what: str = CODE) -> UserError:
 
 
 def record(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note in a run folder what trusted code the settings name, and sign it; nothing where they name none."""
+    """Record the trusted code that the settings name in the run folder, with a signature. Nothing is written where they name
+    none.
+    """
     named = [target for target in sorted(set(_targets(settings))) if _is_trusted(target)]
     found = {target: _digest(file) for target in named if (file := _file_of(target)) is not None}
     if found and (key := _key(make=True)) is not None:
@@ -114,7 +119,7 @@ def _is_own(target: str, run: Path) -> bool:
 
 
 def _recorded(run: Path) -> Mapping[str, Any]:
-    """Target -> digest, where this user has signed it."""
+    """Return target -> digest from a run's record, {} without a valid signature of this user."""
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         note, key = json.loads(read_regular(run / RECORD, 2**20)), _key()
         if key is not None and hmac.compare_digest(str(note["signature"]), _signature(key, note["code"])):
@@ -127,7 +132,7 @@ def _signature(key: bytes, found: Mapping[str, str]) -> str:
 
 
 def _key(*, make: bool = False) -> bytes | None:
-    """A secret of this user on this machine, made when it is first needed; None where there is none."""
+    """Return this user's secret key on this machine, which is created on first use with ``make``; None where there is none."""
     path = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "egd" / "key"
     with suppress(OSError):
         if make and not path.exists():
@@ -142,7 +147,7 @@ def _key(*, make: bool = False) -> bytes | None:
 
 
 def _file_of(target: str) -> Path | None:
-    """Where the code is, by looking alone: nothing is imported."""
+    """Return the file of the code without importing it, None where it is not found."""
     place = target.rpartition(":")[0]
     try:
         if place.endswith(".py"):
@@ -175,5 +180,5 @@ def _targets(value: Any) -> Iterator[str]:
 
 
 def is_pythons_own(module: str) -> bool:
-    """Whether a module is of Python's standard library, where no component is."""
+    """Return whether a module belongs to Python's standard library, which has no components."""
     return module.partition(".")[0] in sys.stdlib_module_names

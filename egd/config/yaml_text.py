@@ -1,4 +1,4 @@
-"""YAML as recipes have it: mappings of names, lists, numbers and text, of bounded size, and nothing that means other types."""
+"""YAML as recipes use it: mappings of names, lists, numbers and text, of limited size, without tags for other types."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from yaml.scanner import ScannerError
 
 from egd.errors import UserError
 
-BYTES = 1_000_000  # of a file
-NODES = 50_000  # values and keys, those that aliases repeat counted every time
-DEPTH = 50  # levels, those behind aliases included
+BYTES = 1_000_000  # in a file
+NODES = 50_000  # values and keys, counted again at every alias
+DEPTH = 50  # levels, including those behind aliases
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file of UTF-8 and of at most a megabyte. OSError as usual; UserError for any other file."""
+    """Read a regular file of UTF-8 with at most a megabyte. Raises OSError as usual, and UserError for any other file."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, source: str) -> Any:
-    """The value. UserError, with line and column, for what is not YAML, is too large, or gives a key twice."""
+    """Parse YAML. Raises UserError, with line and column, for text that is not YAML, is too large, or repeats a key."""
     try:
         return yaml.load(text, _Loader)  # a SafeLoader with less
     except yaml.YAMLError as error:
@@ -45,7 +45,7 @@ def parse(text: str, source: str) -> Any:
 
 
 def parse_or_text(text: str, source: str) -> Any:
-    """The same of a command line's value, which is text where it has not the form of YAML."""
+    """Parse a value of the command line as ``parse`` does; a value without the form of YAML is returned as text."""
     try:
         return yaml.load(text, _Loader)
     except (ScannerError, ParserError):
@@ -55,7 +55,9 @@ def parse_or_text(text: str, source: str) -> Any:
 
 
 def items(text: str, source: str) -> list[str]:
-    """The texts of values that stand between commas, [] where the text has not the form of YAML. UserError as ``parse``."""
+    """Split a text at the commas between YAML values, and return the values as text; [] where it does not have the form of
+    YAML. Raises UserError as ``parse``.
+    """
     listed = f"[{text}]"
     try:
         root = _Loader(listed).get_single_node()
@@ -79,15 +81,15 @@ def _place_and_problem(error: yaml.YAMLError, text: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses size while it composes, before anything is expanded."""
+    """A safe loader that refuses too large documents while it composes them, before anything is expanded."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth, self._count = 0, 0
-        self._sizes: dict[int, tuple[int, int]] = {}  # of finished nodes: values in it, levels
+        self._sizes: dict[int, tuple[int, int]] = {}  # id of a finished node -> its number of values, its levels
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """As ever, within ``DEPTH`` levels and ``NODES`` nodes."""
+        """Compose a node. Raises ConstructorError beyond ``DEPTH`` levels or ``NODES`` nodes."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         alias, mark = isinstance(event, yaml.AliasEvent), event.start_mark
         self._depth, self._count = self._depth + 1, self._count + 1
@@ -117,7 +119,7 @@ class _Loader(yaml.SafeLoader):
         return size, depth
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Every key once, and text."""
+        """Construct a mapping. Raises ConstructorError for a repeated key, and for a key that is not text."""
         seen: set[str] = set()
         for key, _ in node.value if isinstance(node, MappingNode) else ():
             if key.tag == "tag:yaml.org,2002:merge":
@@ -131,7 +133,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """A scalar that is not of the type that it says is an error with its place."""
+        """Construct an object. Raises ConstructorError, with its place, for a scalar that is invalid for its type."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, KeyError, OverflowError):

@@ -1,1 +1,1 @@
-"""From run folders to tables, figures and one page: knows the format of ``summary.json`` and no domain."""
+"""Reports: tables, figures and one page from run folders. They depend on the format of ``summary.json`` and on no domain."""

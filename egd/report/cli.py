@@ -1,4 +1,4 @@
-"""``egd report``. Heavy imports wait for the command."""
+"""``egd report``. Heavy imports are delayed until the command runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(
         typer.Option(help="CSV of published results to show beside; by default those that packages bring; none: none."),
     ] = None,
 ) -> None:
-    """Compare finished runs: a page, tables and figures. Damaged ones are named and left out, with exit code 2."""
+    """Compare finished runs: a page, tables and figures. Damaged runs are named and left out, with exit code 2."""
     with user_errors():
         if policies not in POLICIES:
             raise UserError(f"'{policies}': {nearest(policies, POLICIES)}", key="--policies")
@@ -62,7 +62,7 @@ def report(
             return
         tables, lacking = page.write(result, out)
     console.print(terminal(tables[-1]))
-    for note in (note for note in tables[0].notes if note.startswith("* ")):  # what the star at a task stands for
+    for note in (note for note in tables[0].notes if note.startswith("* ")):  # the meaning of the star at a task
         console.print(markup(note), highlight=False, soft_wrap=True)
     for reason in lacking:
         console.print(f"[dim]Not drawn:[/] {markup(reason)}", highlight=False, soft_wrap=True)
@@ -71,7 +71,7 @@ def report(
 
 
 def conclude(damaged: Sequence[tuple[Path, str]]) -> None:
-    """Exit code 2 where damaged runs are left out."""
+    """Exit with code 2 where damaged runs are left out, after naming them."""
     left_out([f"{path}: {reason}" for path, reason in damaged])
     if damaged:
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""Learning curves as numbers: the area under them, steps to a threshold, differences of runs with the same seed."""
+"""Learning curves as numbers: the area under them, steps to a threshold, differences between runs with the same seed."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from egd.report.runs import Run
 from egd.report.statistics import Estimate
 
 Curve = Mapping[float, float]
-"""Step of the last phase -> score."""
+"""Step in the last phase -> score."""
 
 
 def curve(run: Run) -> dict[float, float]:
-    """The evaluations in the phase that the last one was made in."""
+    """Return a run's evaluations in the phase of its last evaluation: step -> score."""
     found = run.summary.evaluations
     return {point.step: point.score for point in found if point.phase == found[-1].phase}
 
 
 def area(points: Curve) -> float:
-    """The mean score over the steps, between evaluations on a straight line. A single evaluation is its own."""
+    """Compute the mean score over the steps, with straight lines between evaluations. A single evaluation is the mean
+    itself.
+    """
     steps = sorted(points)
     scores = [points[s] for s in steps]
     return float(np.trapezoid(scores, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else scores[0]
 
 
 def steps_to(points: Curve, threshold: float) -> float:
-    """The first evaluation that is not below the threshold; infinite where there is none."""
+    """Return the step of the first evaluation that reaches the threshold; infinite where there is none."""
     return next((step for step in sorted(points) if points[step] >= threshold), math.inf)
 
 
 def paired(report: Report, task: str, label: str) -> Estimate | None:
-    """Mean difference of the areas of ``label`` and ``report.against`` over the seeds that both have, with Student's 95 %
-    interval: of five seeds a bootstrap covers but 84 %.
+    """Estimate the mean difference between the areas of ``label`` and ``report.against`` over the seeds that both have, with
+    Student's 95 % interval. A bootstrap of five seeds would cover only 84 %.
 
-    None for ``against`` itself, and where no seed is in both.
+    Returns None for ``against`` itself, and where no seed is in both.
     """
     others = {e.run.summary.seed: e for e in report.cells.get((task, report.against or ""), ())}
     own = [e for e in report.cells[task, label] if e.run.summary.seed in others]
@@ -54,7 +56,7 @@ def paired(report: Report, task: str, label: str) -> Estimate | None:
 
 
 def row(report: Report, task: str, label: str) -> dict[str, Any]:
-    """All numbers of a method's curves on a task, for a table of numbers."""
+    """Return the numbers of a method's curves on a task for a table, each as a list over seeds."""
     curves = [curve(e.run) for e in _learning(report.cells[task, label])]
     found: dict[str, Any] = {"start": [c[min(c)] for c in curves], "area": [area(c) for c in curves]}
     found["end"] = [c[max(c)] for c in curves]

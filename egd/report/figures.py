@@ -1,4 +1,4 @@
-"""The figures of a report, one function each. A figure for which the runs lack the data says what to run."""
+"""The figures of a report, one function each. Where the runs lack the data of a figure, its error says what to run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ STYLE: Any = {
 COLOURS = ["#2e86ab", "#d1495b", "#3a7d44", "#e09f3e", "#6a4c93", "#7f7f7f", "#17a2b8", "#8c564b", "#c77dba", "#1b1b1e"]
 ARM = re.compile(r"(.+)@([-+.\de]+)")
 BINS = 150
-"""Points a curve of training metrics is drawn with."""
+"""The largest number of points of a curve of training metrics."""
 
 
 def draw(name: str, report: Report) -> Figure:
-    """One of ``FIGURES``. UserError for another name, or where the runs lack what the figure shows."""
+    """Draw one of ``FIGURES``. Raises UserError for another name, or where the runs lack the data of the figure."""
     if name not in FIGURES:
         raise UserError(f"no figure is called '{name}'; {nearest(name, FIGURES)}", key="--figure")
     with plain(STYLE):
@@ -47,14 +47,14 @@ def _needs(name: str, what: str) -> UserError:
 
 
 def _look(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each name."""
+    """Return a colour and a line style for each name."""
     lines = ["-", "--", ":", "-."]
     once = enumerate(dict.fromkeys(names))
     return {name: {"color": COLOURS[i % len(COLOURS)], "ls": lines[i // len(COLOURS) % len(lines)]} for i, name in once}
 
 
 def _panels(titles: Sequence[str], *, width: float = 3.2, height: float = 2.6) -> tuple[Figure, dict[str, Any]]:
-    """An axis for every title, at most four in a row."""
+    """Create an axis for every title, at most four in a row."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(max(5.0, width * columns), height * rows + 0.3), layout="constrained")
@@ -68,7 +68,7 @@ def _panels(titles: Sequence[str], *, width: float = 3.2, height: float = 2.6) -
 
 
 def _legend(figure: Figure, axes: Iterable[Any], columns: int = 4) -> None:
-    """One for all axes, each name once, below them: the figure grows by its height."""
+    """Add one legend below all axes, with each name once; the figure grows by its height."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     longest = max((len(label) for label in found), default=1)
     across = min(columns, max(1, int(figure.get_figwidth() * 14 / (longest + 5))))
@@ -77,7 +77,7 @@ def _legend(figure: Figure, axes: Iterable[Any], columns: int = 4) -> None:
 
 
 def _band(axis: Any, curves: Sequence[Mapping[float, float]], label: str, look: Mapping[str, Any], **more: Any) -> None:
-    """Mean over seeds, and one standard deviation where there are several; each curve is x -> y."""
+    """Plot the mean over seeds, with a band of one standard deviation where there are several; each curve is x -> y."""
     xs = sorted({x for curve in curves for x in curve})
     ys = [np.array([curve[x] for curve in curves if x in curve]) for x in xs]
     mean = np.array([y.mean() for y in ys])
@@ -93,7 +93,7 @@ def _seeds(runs: Iterable[Run]) -> str:
 
 
 def curves(report: Report) -> Figure:
-    """Score over training: evaluations in the last phase, mean and standard deviation over seeds."""
+    """Plot the score over training: evaluations in the last phase, mean and standard deviation over seeds."""
     runs = [run for run in report.runs if len(curve(run)) > 1]
     if not runs:
         raise _needs("curves", "evaluations in training: run with --set evaluation.every=10000, say")
@@ -110,7 +110,7 @@ def curves(report: Report) -> Figure:
 
 
 def metrics(report: Report) -> Figure:
-    """Training metrics by phase (rows) and task (columns): whether the networks have converged."""
+    """Plot training metrics by phase (rows) and task (columns), which show whether the networks have converged."""
     logs = {run.path: _metrics(run) for run in report.runs}
     names = sorted({name for log in logs.values() for name in log})
     if not names:
@@ -135,7 +135,7 @@ def metrics(report: Report) -> Figure:
 
 
 def _metrics(run: Run) -> dict[str, dict[float, float]]:
-    """ "phase: metric" -> step -> value, of at most ``BINS`` steps, each the mean of those near it."""
+    """Return "phase: metric" -> step -> value, with at most ``BINS`` steps; each value is the mean over neighbouring steps."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in read_metrics(run.path / "metrics.jsonl"):
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
@@ -145,13 +145,13 @@ def _metrics(run: Run) -> dict[str, dict[float, float]]:
 
 
 def _thin(points: Array) -> dict[float, float]:
-    """(N, 2) -> step -> value."""
+    """Average points (N, 2) over neighbouring steps to step -> value."""
     parts = np.array_split(points, min(BINS, len(points)))
     return {float(part[-1, 0]): float(part[:, 1].mean()) for part in parts}
 
 
 def radar(report: Report) -> Figure:
-    """A polygon for every method over the tasks that all have (AEPO, figure 1)."""
+    """Draw a polygon for every method over the tasks that all methods have (AEPO, figure 1)."""
     tasks = report.shared
     if len(tasks) < 3:
         raise _needs("radar", f"three tasks or more that all methods have (there are {len(tasks)}): run further tasks")
@@ -176,7 +176,9 @@ def radar(report: Report) -> Figure:
 
 
 def omega(report: Report) -> Figure:
-    """Score over the guidance scale for every arm of a run, with the unguided policy as a line (AEPO, figures 2 to 5)."""
+    """Plot the score of every guided policy over the guidance scale, with the unguided policy as a line (AEPO, figures 2
+    to 5).
+    """
     arms = {run.path: _arms(run) for run in report.runs}
     runs = [run for run in report.runs if any(len(by) > 1 for by in arms[run.path].values())]
     if not runs:
@@ -202,7 +204,7 @@ def omega(report: Report) -> Figure:
 
 
 def _arms(run: Run) -> dict[str, dict[float, float]]:
-    """arm -> omega -> score."""
+    """Return policy -> omega -> score for the policies with a guidance scale in their name."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for name, stats in run.summary.policies.items():
         if match := ARM.fullmatch(name):
@@ -211,7 +213,7 @@ def _arms(run: Run) -> dict[str, dict[float, float]]:
 
 
 def sensitivity(report: Report) -> Figure:
-    """Score over each numeric setting in which runs of a method differ, a line for every task (AEPO, figure 6)."""
+    """Plot the score over each numeric setting in which runs of a method differ, a line for every task (AEPO, figure 6)."""
     varied = list(_varied(report))
     if not varied:
         raise _needs("sensitivity", "runs that differ in a number: run with --grid guidance.beta=1,2,3, say")
@@ -237,7 +239,7 @@ def sensitivity(report: Report) -> Figure:
 
 
 def _varied(report: Report) -> Iterator[tuple[str, str, list[Run]]]:
-    """(method, key, runs) for every numeric key with several values; of runs alike in all else, where these have several."""
+    """Yield (method, key, runs) for every numeric key with several values among runs that are equal in all other settings."""
     for method, runs in grouped(report.runs, lambda r: r.summary.method).items():
         for key in runs[0].cell:
             numeric = [r for r in runs if isinstance(r.cell[key], int | float) and not isinstance(r.cell[key], bool)]
@@ -256,8 +258,10 @@ def _line_name(run: Run, key: str) -> str:
 
 
 def cost(report: Report) -> Figure:
-    """Seconds of each phase, mean over runs; for a phase from the store, those that its training took. And of one action."""
-    fair = report.shared or report.tasks  # a method is not cheap for having run on cheap tasks only
+    """Plot the seconds of each phase, mean over runs, and the milliseconds of one action. A phase that was taken from the store
+    counts with the seconds that its training took.
+    """
+    fair = report.shared or report.tasks  # else a method that ran on cheap tasks only would look cheap
     runs = [run for run in report.runs if run.summary.seconds and run.summary.task in fair]
     if not runs:
         raise _needs("cost", "seconds in summary.json, which every run writes at its end")
@@ -289,7 +293,7 @@ def _seconds(runs: Sequence[Run], phase: str) -> float:
 
 
 def aggregate(report: Report) -> Figure:
-    """Mean, median and interquartile mean over tasks and seeds with 95 % intervals."""
+    """Plot mean, median and interquartile mean over tasks and seeds with 95 % intervals."""
     if not report.common:
         raise _needs("aggregate", "a task with normalised scores that all methods have: run what lacks, or choose by --method")
     figure = Figure(figsize=(9, 0.34 * len(report.labels) + 1.4), layout="constrained")
@@ -302,7 +306,7 @@ def aggregate(report: Report) -> Figure:
             axis.plot(found.value, place, "|", color=looks[label]["color"], ms=12, mew=2.5)
         axis.set(xlabel="score", title=statistic, axisbelow=True)
         axis.grid(axis="x", color="0.9")
-        axis.use_sticky_edges = False  # else an interval that begins leftmost has no beginning to be seen
+        axis.use_sticky_edges = False  # else the left end of the leftmost interval lies on the frame
     axes[0].set_yticks(range(len(report.labels)), [figure_text(label) for label in report.labels])
     axes[0].set_ylim(len(report.labels) - 0.5, -0.5)
     figure.suptitle(
@@ -312,7 +316,9 @@ def aggregate(report: Report) -> Figure:
 
 
 def measures(report: Report) -> Figure:
-    """Numbers measured on samples over beta, mean and standard deviation over seeds: a panel for every task and number."""
+    """Plot measurements on samples over beta, mean and standard deviation over seeds: a panel for every task and
+    measurement.
+    """
     panels = curves_of(report)
     if not panels:
         raise _needs("measures", "runs that measure samples, such as those of toy2d")

@@ -1,4 +1,4 @@
-"""Runs that measure samples instead of scoring policies: tables and a figure of the rows of their own summaries."""
+"""Runs that measure samples instead of scoring policies: tables and a figure of the rows in their summaries."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from egd.report.tables import Table, spread
 from egd.runs.summaries import Measured
 
 SETTINGS = ("beta", "omega")
-"""Numbers of a row that say which it is; all others were measured."""
+"""Numbers that identify a row; all others are measurements."""
 UNITS = ("seconds", "finite")
-"""Measured of every row, and no reason for a panel of the figure."""
+"""Measurements that every row has, and that get no panel in the figure."""
 DIGITS = 3
 
 Place = tuple[tuple[str, str], ...]
-"""What says which row it is: key and value."""
+"""The keys and values that identify a row."""
 
 
 def measured_tables(report: Report) -> Iterator[Table]:
-    """A table for every experiment: a row for every task, label and place, mean ± standard deviation over seeds."""
+    """Yield a table for every experiment, with a row for every task, label and place: mean ± standard deviation over seeds."""
     for runs in grouped(report.measured, lambda run: run.summary.method).values():
         cells = list(cells_of(runs))
         places = list(dict.fromkeys(key for _, _, place, _ in cells for key, _ in place))
@@ -41,7 +41,7 @@ def measured_tables(report: Report) -> Iterator[Table]:
 
 
 def cells_of(runs: Sequence[Run]) -> Iterator[tuple[str, str, Place, dict[str, list[float]]]]:
-    """(Task, label, place, values of every number by seed), in the order of the runs' own rows."""
+    """Yield (task, label, place, measurement -> values by seed), in the order of the runs' own rows."""
     found: dict[tuple[str, str, Place], dict[str, list[float]]] = {}
     for run in sorted(runs, key=lambda run: (run.summary.task, run.summary.seed)):
         for row in rows_of(run):
@@ -54,17 +54,17 @@ def cells_of(runs: Sequence[Run]) -> Iterator[tuple[str, str, Place, dict[str, l
 
 
 def rows_of(run: Run) -> Sequence[Mapping[str, Any]]:
-    """The rows that a run has measured."""
+    """Return the rows of measurements of a run."""
     return run.summary.rows if isinstance(run.summary, Measured) else ()
 
 
 def place_of(row: Mapping[str, Any]) -> Place:
-    """What says which row it is."""
+    """Return the keys and values that identify a row."""
     return tuple((key, shown(value)) for key, value in row.items() if isinstance(value, str) or key in SETTINGS)
 
 
 def tidy_measures(report: Report) -> list[dict[str, Any]]:
-    """The numbers of all tables, one a row."""
+    """Return the numbers of all tables of measurements, one a row."""
     return [
         {"task": task, "method": label, **dict(place), "measure": name, "mean": float(np.mean(values)), "seeds": len(values)}
         | {"std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
@@ -74,7 +74,7 @@ def tidy_measures(report: Report) -> list[dict[str, Any]]:
 
 
 def curves_of(report: Report) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """Panel (task, target and measure) -> line (estimator and label) -> beta -> values by seed."""
+    """Return panel (task, target and measurement) -> line (estimator and label) -> beta -> values by seed."""
     several = len({run.label for run in report.measured}) > 1
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for task, label, place, numbers in cells_of(report.measured):

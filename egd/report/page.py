@@ -1,4 +1,4 @@
-"""The files of a report: one page without outside resources, tables, figures."""
+"""The files of a report: a page that needs no other files or network, tables and figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DPI = 150
 
 
 def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
-    """Everything, into a folder. Returns the tables, and why figures are lacking."""
+    """Write all files of a report into a folder. Returns the tables, and the reasons for figures that are lacking."""
     found, lacking = [*(tables(report) if report.runs else ()), *measured_tables(report)], []
     figures: dict[str, Figure] = {}
     for name in FIGURES:
@@ -55,8 +55,8 @@ def write(report: Report, out: Path) -> tuple[list[Table], list[str]]:
 
 @contextmanager
 def _all_or_none(out: Path) -> Iterator[Path]:
-    """A folder within ``out`` whose files move there at the end; where the writing fails, none does: no page is left with the
-    tables of one report and the figures of another.
+    """Yield a scratch folder in ``out`` whose files move to ``out`` at the end. No file moves where the block fails, so that
+    the tables of one report never stand beside the figures of another.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -66,12 +66,12 @@ def _all_or_none(out: Path) -> Iterator[Path]:
                 os.replace(path, out / path.name)
     finally:
         with suppress(OSError):
-            out.rmdir()  # where it was made in vain
+            out.rmdir()  # fails, as it should, unless the folder is empty
 
 
 @plain()
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """As PNG and as SVG."""
+    """Save a figure as PNG and as SVG, and return the paths."""
     with writable("--out"):
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png", out / f"{name}.svg"]
@@ -100,7 +100,7 @@ def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lac
 
 
 def _shown(value: Any) -> Any:
-    return printable(value) if type(value) is str else value  # what is escaped already is of another type
+    return printable(value) if type(value) is str else value  # text that Jinja has escaped is of a subclass
 
 
 @plain()

@@ -1,4 +1,4 @@
-"""Published results to set beside one's own: CSV files, from installed packages or from the user."""
+"""Published results to compare with: CSV files from installed packages or from the user."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GROUP = "egd.references"
 """Entry points of this group name packages whose ``*.csv`` files hold published results."""
 
 LARGEST = 2**24
-"""Bytes of a file of references."""
+"""The largest size of a file of references, in bytes."""
 COLUMNS = ("source", "task", "method", "score")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published score. ``algorithm`` is that of the runs that it is the counterpart of, where the file says so."""
+    """A published score. ``algorithm`` is the algorithm of the runs to compare with, where the file states it."""
 
     source: str
     task: str
@@ -36,19 +36,20 @@ class Reference:
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """The label of the reference's row or column in tables."""
         return f"{self.method} ({self.source})"
 
 
 def installed() -> list[Reference]:
-    """Of all installed packages."""
+    """Return the references of all installed packages."""
     found = [path for entry in entry_points(group=GROUP) for path in files(entry.load()).iterdir()]
     return [r for path in sorted(found, key=str) if path.name.endswith(".csv") for r in read(path)]
 
 
 def read(path: Any) -> list[Reference]:
-    """The rows of a CSV file: source, task, method, score, and if known std, checkpoint (last or best) and algorithm. Lines
-    that begin with # are comments. UserError where it cannot be read or a column or number is missing.
+    """Read a CSV file with the columns source, task, method, score, and optionally std, checkpoint (last or best) and
+    algorithm. Lines that begin with # are comments. Raises UserError where the file cannot be read, or a column or number is
+    missing.
     """
     try:
         text = (regular(path, LARGEST) if isinstance(path, Path) else path).read_text(encoding="utf-8-sig")
@@ -74,8 +75,8 @@ def _row(row: dict[str, Any], path: Path) -> Reference:
 
 
 def matching(rows: Iterable[Reference], tasks: Collection[str], algorithms: Collection[str]) -> list[Reference]:
-    """Those on these tasks (versions such as -v2 apart), under the tasks' own names; of files that tell algorithms, those of
-    these.
+    """Select the references on these tasks, under the tasks' own names; version suffixes such as -v2 are ignored in the
+    comparison. A reference that states an algorithm is kept only where it is one of ``algorithms``.
     """
     names, known = {_plain(task): task for task in tasks}, {_bare(name) for name in algorithms}
     chosen = [r for r in rows if _plain(r.task) in names and (r.algorithm is None or _bare(r.algorithm) in known)]

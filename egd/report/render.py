@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX, CSV, and for the terminal."""
+"""Tables as Markdown, LaTeX and CSV, and for the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = re.compile(r"-?[\d.]+( ± [\d.]+| \[.*\])?|")
 
 
 def markdown(tables: Iterable[Table]) -> str:
-    """One document."""
+    """Render tables as one Markdown document."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -33,12 +33,12 @@ def _markdown(table: Table) -> str:
 
 
 def rights(table: Table) -> list[bool]:
-    """Which columns are numbers, to be aligned on the right."""
+    """Return which columns hold only numbers, to be aligned on the right."""
     return [all(NUMBERS.fullmatch(cell) for cell in column) for column in zip(*table.rows, strict=True)]
 
 
 def latex(tables: Iterable[Table]) -> str:
-    """Tabulars, each in a table float; for a document with the package booktabs."""
+    """Render tables as LaTeX tabulars, each in a table float; the document must load the package booktabs."""
     return "% \\usepackage{booktabs}\n" + "\n".join(_latex(table) for table in tables)
 
 
@@ -63,11 +63,11 @@ def _tex(text: str) -> str:
     special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\^{}"}
     special |= {"±": "$\\pm$", "<": "$<$", ">": "$>$"}
     shown = "".join(special.get(c, c) for c in printable(text))
-    return f"{{}}{shown}" if shown.startswith("[") else shown  # else an option of the line's end before it
+    return f"{{}}{shown}" if shown.startswith("[") else shown  # else LaTeX reads it as an option of the line break before
 
 
 def comma_separated(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """Tidy rows as CSV."""
+    """Render tidy rows as CSV."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -76,7 +76,7 @@ def comma_separated(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = 
 
 
 def terminal(table: Table) -> Rich:
-    """For the console: what begins a section is its title, so that the table is narrow."""
+    """Render a table for the terminal. The first column becomes titles of sections, so that the table is narrow."""
     result = Rich(title=literal(table.title), title_justify="left")
     for i, column in enumerate(table.header[1:]):
         result.add_column(literal(column), justify="right" if i else "left", overflow="fold", no_wrap=not i)

@@ -1,4 +1,4 @@
-"""What a report is made of: the scores of its policies by task and label, and the published results beside them."""
+"""The data of a report: the scores of its policies by task and label, and the published results to compare with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from egd.runs.summaries import Measured
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy of one run: its score at the last checkpoint and, for the headline, the best in training."""
+    """One policy of one run: its score at the last checkpoint and, for the headline policy, the best score in training."""
 
     label: str
     run: Run
@@ -29,13 +29,13 @@ class Entry:
 
     @property
     def task(self) -> str:
-        """Of the run."""
+        """The task of the run."""
         return self.run.summary.task
 
 
 @dataclass(frozen=True)
 class Report:
-    """Runs, the entries of its tables (headline policies, or all), published results, and what could not be used."""
+    """Runs, the entries of the tables (headline policies, or all), published results, and runs that could not be used."""
 
     title: str
     runs: Sequence[Run]
@@ -43,20 +43,20 @@ class Report:
     references: Sequence[Reference]
     skipped: Sequence[tuple[Path, str]]
     measured: Sequence[Run] = ()
-    """Runs that measure samples, and score no policy."""
+    """Runs that measure samples and score no policy."""
     against: str | None = None
-    """The label whose learning curves those of the others are compared with."""
+    """The label whose learning curves all others are compared with."""
     threshold: float | None = None
-    """Of the score, to which steps are counted."""
+    """The score to which training steps are counted."""
 
     @cached_property
     def tasks(self) -> list[str]:
-        """In alphabetical order."""
+        """All tasks in alphabetical order."""
         return sorted({run.summary.task for run in self.runs})
 
     @cached_property
     def labels(self) -> list[str]:
-        """Of methods with their cells and policies, methods in alphabetical order."""
+        """Labels of methods with their cells and policies; methods are in alphabetical order."""
         return list(dict.fromkeys(e.label for e in sorted(self.entries, key=lambda e: (e.run.summary.method, _by_value(e)))))
 
     @cached_property
@@ -67,7 +67,7 @@ class Report:
 
     @cached_property
     def returns(self) -> list[str]:
-        """Tasks whose score is a return, not normalised."""
+        """Tasks whose score is a return that is not normalised."""
         return sorted({run.summary.task for run in self.runs if not run.summary.normalised})
 
     @cached_property
@@ -81,7 +81,7 @@ class Report:
         return [t for t in self.shared if t not in self.returns or len(self.tasks) == 1]
 
     def strata(self, label: str) -> list[Array]:
-        """Scores (seeds,) of a label on every common task."""
+        """Return the scores (seeds,) of a label on every common task."""
         return [np.array([e.score for e in self.cells[task, label]]) for task in self.common]
 
     @cached_property
@@ -93,13 +93,15 @@ class Report:
 
 
 def _by_value(entry: Entry) -> Any:
-    """Cells in order of their settings, numbers by size; the headline before the other policies."""
+    """Return the sort key of an entry: its settings, numbers by size; the headline precedes the other policies."""
     cell = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in entry.run.cell.values()]
     return cell, entry.label != entry.run.label
 
 
 def entries(run: Run, everything: bool) -> list[Entry]:
-    """The headline policy, under the run's label; with ``everything`` also each other policy, as label/policy."""
+    """Return the entry of a run's headline policy, under the run's label. With ``everything`` all other policies follow, under
+    label/policy.
+    """
     s = run.summary
     best = s.best.score if s.best is not None else None
     head = s.policies[s.headline]
@@ -120,8 +122,8 @@ def collect(
     against: str | None = None,
     threshold: float | None = None,
 ) -> Report:
-    """A report on these runs. ``only``: of these methods (as named in the runs, or labels). UserError for one there is not, and
-    for a label ``against`` that has no learning curve.
+    """Assemble a report on these runs. ``only`` selects methods by their names in the runs, or by labels. Raises UserError for
+    an unknown method, and for a label ``against`` without a learning curve.
     """
     measured = [run for run in found.runs if isinstance(run.summary, Measured)]
     scored = [run for run in found.runs if not isinstance(run.summary, Measured)]

@@ -1,4 +1,4 @@
-"""Run folders for a report: found, checked, and told apart by the settings in which they differ."""
+"""Run folders of a report: found, checked, and labelled by the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from egd.runs import experiment as experiments
 from egd.runs.summaries import HOW, Common, Measured, Summary, agree, flatten, read_metrics, read_summary
 
 IGNORED = HOW | {"seed", "task"}
-"""Keys that do not make another method of a method."""
+"""Settings that do not distinguish runs of a method."""
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -24,7 +24,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its result, its flattened settings, and those of them that its label shows."""
+    """A finished run: its folder, its result, its flattened settings, and those of the settings that its label shows."""
 
     path: Path
     summary: Summary
@@ -39,8 +39,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """The runs of a report, and folders that could not be used with the reason: ``skipped``, as they are not finished, or
-    there twice, and ``damaged``, which somebody must see to.
+    """The runs of a report, and the folders that could not be used with the reasons. ``skipped`` folders are not finished or
+    duplicates; ``damaged`` ones need attention.
     """
 
     runs: Sequence[Run]
@@ -49,12 +49,12 @@ class Found:
 
     @property
     def left_out(self) -> list[tuple[Path, str]]:
-        """Both, the damaged first."""
+        """The damaged folders, then the skipped ones."""
         return [*self.damaged, *self.skipped]
 
 
 def find(roots: Iterable[Path]) -> Found:
-    """All runs at or below the given folders. UserError where a folder does not exist, or no run can be used."""
+    """Find all runs at or below the given folders. Raises UserError where a folder does not exist, or no run can be used."""
     runs: list[Run] = []
     skipped: list[tuple[Path, str]] = []
     damaged: list[tuple[Path, str]] = []
@@ -82,7 +82,7 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
 
 
 def _read(folder: Path) -> Run | str:
-    """The run; or why a report can say nothing of it, if it is as it should be."""
+    """Read a run, or return the reason why an undamaged folder has nothing to report. Raises UserError for a damaged one."""
     config, path = folder / "config.yaml", folder / "summary.json"
     result = read_summary(path, Common)[0]
     rows = None if "policies" in result else _measured(result, config)
@@ -91,7 +91,7 @@ def _read(folder: Path) -> Run | str:
     if not config.exists():
         raise UserError("it has a summary.json but no config.yaml; put that back from a copy")
     summary = read_summary(path, Summary)[1] if rows is None else _as_measured(path, result, rows, config)
-    read_metrics(folder / "metrics.jsonl")  # a figure is drawn of them
+    read_metrics(folder / "metrics.jsonl")  # a figure is drawn from these: damage is found here
     tree = read_yaml(config)
     if problem := agree(tree, result):
         raise UserError(f"{problem}: a file is another run's; put the right one back, or run it again")
@@ -99,7 +99,9 @@ def _read(folder: Path) -> Run | str:
 
 
 def _measured(result: Mapping[str, Any], config: Path) -> Any:
-    """The rows of a summary: its ``results`` where these are a list, or what the (installed) experiment makes of it."""
+    """Return the rows of measurements of a summary: its ``results`` where these are a list, else what the installed experiment
+    makes of the summary; None without any.
+    """
     results = result.get("results")
     if isinstance(results, list) or not config.exists():
         return results if isinstance(results, list) else None
@@ -118,7 +120,9 @@ def _as_measured(path: Path, result: Mapping[str, Any], rows: Any, config: Path)
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """A seed counts once: of runs alike in task, label and seed the first is kept."""
+    """Remove duplicates: among runs with the same task, label and seed the first is kept. Returns the runs, and the removed
+    folders with the reason.
+    """
     kept: dict[tuple[str, str, int], Run] = {}
     twice = []
     for run in runs:
@@ -129,10 +133,12 @@ def _once(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:
 
 
 def with_cells(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the settings in which runs of their method differ on one task (what differs between tasks only is the
-    recipe's choice for the task). A key that always equals one of its name further up took it over from there, as a
-    variant does from the headline, and is not repeated. Settings that are not in every run, such as those of a component
-    that only some have, are named where nothing else tells the runs apart.
+    """Return the runs with their cells: the settings in which runs of the same method differ on one task.
+
+    Settings that differ only between tasks are the recipe's choice for the task, and are not included. Where a nested key
+    always equals a key of the same name closer to the root, as in a variant that inherits from the headline, only the latter is
+    included. A setting that not all runs have, such as that of one component, is included only where it distinguishes runs that
+    are otherwise alike.
     """
     keys = {method: _varying(group) for method, group in grouped(runs, lambda r: r.summary.method).items()}
     return [replace(run, cell={k: run.config.get(k) for k in keys[run.summary.method]}) for run in runs]
@@ -159,19 +165,19 @@ def _depth(key: str) -> tuple[int, str]:
 
 
 def _parts(runs: Sequence[Run], keys: Sequence[str]) -> int:
-    """Into how many groups the values of these keys divide the runs of every task."""
+    """Return into how many groups the values of these keys divide the runs of every task."""
     return len({(run.summary.task, *(repr(run.config.get(key)) for key in keys)) for run in runs})
 
 
 def shown(value: Any) -> str:
-    """A setting as a label writes it."""
+    """Format a setting as labels show it."""
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Items by key, keys in order of appearance."""
+    """Group items by key; keys are in order of appearance."""
     groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)

@@ -1,7 +1,7 @@
 """Aggregates over tasks and seeds with stratified bootstrap intervals: the statistics of rliable (arXiv:2108.13264).
 
-Scores come as strata, one array (seeds,) a task. Seeds are resampled with replacement within each task, tasks are not: the
-interval says what other seeds would have given, not what other tasks would. With few seeds it is too narrow.
+Scores come as strata, one array (seeds,) a task. Seeds are resampled with replacement within each task, tasks are not. The
+interval thus covers the variation over seeds, not over tasks; with few seeds it is too narrow.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from scipy.stats import bootstrap, trim_mean
 
 Array = np.ndarray[Any, Any]
 Statistic = Callable[..., Array]
-"""Of strata (..., seeds), one a task -> (...)."""
+"""Function from strata (..., seeds), one a task, to values (...)."""
 
 RESAMPLES = 5000
 
 
 def mean(*strata: Array, axis: int = -1) -> Array:
-    """Over tasks, of the mean over seeds."""
+    """Compute the mean over tasks of the mean over seeds."""
     return np.asarray(np.mean([s.mean(axis) for s in strata], axis=0))
 
 
 def median(*strata: Array, axis: int = -1) -> Array:
-    """Over tasks, of the mean over seeds."""
+    """Compute the median over tasks of the mean over seeds."""
     return np.asarray(np.median([s.mean(axis) for s in strata], axis=0))
 
 
 def iqm(*strata: Array, axis: int = -1) -> Array:
-    """Interquartile mean: of all scores of all tasks and seeds, without the lowest and the highest quarter (each rounded
-    down to a whole number of scores).
+    """Compute the interquartile mean over all tasks and seeds: the mean without the lowest and the highest quarter of the
+    scores, each rounded down to a whole number of scores.
     """
     return np.asarray(trim_mean(np.concatenate(strata, axis), 0.25, axis=axis))
 
 
 def improvement(*strata: Array, axis: int = -1) -> Array:
-    """P(X > Y) for a random task and random seeds; equal scores count one half. First the strata of X, then those of Y."""
+    """Compute P(X > Y) for a random task and random seeds; equal scores count one half. The strata of X precede those of Y."""
     half = len(strata) // 2
     pairs = [(x[..., :, None], y[..., None, :]) for x, y in zip(strata[:half], strata[half:], strict=True)]
     return np.asarray(np.mean([((x > y) + 0.5 * (x == y)).mean((-2, -1)) for x, y in pairs], axis=0))
@@ -55,13 +55,13 @@ class Estimate:
     interval: tuple[float, float] | None
 
     def text(self, digits: int) -> str:
-        """For tables."""
+        """Format the estimate for tables."""
         shown = f"{self.value:.{digits}f}"
         return shown if self.interval is None else f"{shown} [{self.interval[0]:.{digits}f}, {self.interval[1]:.{digits}f}]"
 
 
 def estimate(statistic: Statistic, strata: Sequence[Array], resamples: int = RESAMPLES) -> Estimate:
-    """The statistic with its percentile interval over bootstrap samples, the same at every call."""
+    """Compute the statistic with its percentile interval over bootstrap samples, which are the same at every call."""
     value = float(statistic(*strata))
     if any(len(s) < 2 for s in strata):
         return Estimate(value, None)

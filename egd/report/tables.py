@@ -1,4 +1,4 @@
-"""The tables of a report, as text: they look alike in a terminal, in Markdown, in LaTeX and on the page."""
+"""The tables of a report as text: the same in a terminal, in Markdown, in LaTeX and on the page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from egd.report.statistics import Estimate, estimate, improvement
 from egd.runs.summaries import Summary
 
 MANY = 6
-"""More columns than this, and than rows, go down the page and not across it."""
+"""A table with more columns than this, and more columns than rows, is transposed."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; ``sections``: rows (their numbers) that begin a new section."""
+    """Rows of text under a header; ``sections`` holds the numbers of the rows that begin a section."""
 
     title: str
     header: Sequence[str]
@@ -32,18 +32,18 @@ class Table:
 
 
 def spread(scores: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation (of a sample: n - 1) over seeds; the score alone where there is one."""
+    """Format the mean ± the sample standard deviation (n - 1) over seeds; a single score stands alone."""
     mean = f"{np.mean(scores):.{digits}f}"
     return mean if len(scores) < 2 else f"{mean} ± {np.std(scores, ddof=1):.{digits}f}"
 
 
 def published(reference: Reference) -> str:
-    """As its source states it."""
+    """Format a published score as its source states it."""
     return f"{reference.score:.1f}" + (f" ± {reference.std:.1f}" if reference.std is not None else "")
 
 
 def tables(report: Report) -> list[Table]:
-    """All of a report."""
+    """Return all tables of a report that have rows."""
     found = [main(report), pairs(report), details(report)]
     if report.against is not None or report.threshold is not None:
         found.append(learning(report))
@@ -51,7 +51,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def main(report: Report) -> Table:
-    """Task by method at the last checkpoint, aggregates, and published results in further columns."""
+    """Tabulate the scores by task and method at the last checkpoint, aggregates, and published results in further columns."""
     beside = [r for r in report.references if r.checkpoint == "last"]
     others = grouped(beside, lambda r: r.label)
     header = ["task", *(f"{label} ({_seeds(report, label)})" for label in report.labels), *others]
@@ -71,7 +71,7 @@ def main(report: Report) -> Table:
 
 
 def _seeds(report: Report, label: str) -> str:
-    """n = 3, or n = 1-3 where tasks differ."""
+    """Format the number of seeds: n = 3, or n = 1-3 where tasks differ."""
     counts = sorted({len(group) for (_, name), group in report.cells.items() if name == label})
     return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}-{counts[-1]}"
 
@@ -81,7 +81,7 @@ def _starred(report: Report, task: str) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What one must know to read the main table."""
+    """Return the notes that explain the main table."""
     found = ["n is the number of seeds (runs)."]
     if report.common:
         found.append(
@@ -113,7 +113,9 @@ def _count(n: int, what: str) -> str:
 
 
 def details(report: Report) -> Table:
-    """Last and best checkpoint, seeds and episodes of every method, task by task; data sets and published results beside."""
+    """Tabulate the last and best checkpoint, seeds and episodes of every method for each task, with the data's mean return and
+    published results.
+    """
     rows: list[list[str]] = []
     sections = []
     for task in report.tasks:
@@ -144,7 +146,7 @@ def _detail_rows(report: Report, task: str) -> Iterator[list[str]]:
 
 
 def learning(report: Report) -> Table:
-    """Learning curves as numbers, with steps to the threshold and the difference to a row, where these are asked for."""
+    """Tabulate learning curves, with steps to the threshold and the difference from a row where these are asked for."""
     header = ["task", "method", "start", "mean over steps", "end"]
     notes = ["Mean ± standard deviation over seeds. Mean over steps: the area under the curve, divided by its length."]
     if report.threshold is not None:
@@ -177,22 +179,22 @@ def _learning_cells(report: Report, task: str, label: str) -> Iterator[str]:
 
 
 def pairs(report: Report) -> Table:
-    """Probability of improvement between all pairs of methods."""
+    """Tabulate the probability of improvement between all pairs of methods."""
     rows = [[x, y, estimated.text(2)] for x, y, estimated in improvements(report)]
     note = f"Over {_count(len(report.common), 'task')}, a random seed of each; 0.5: neither. Brackets as above."
     return Table("Probability that X scores higher than Y", ["X", "Y", "P(X > Y)"], rows, [note])
 
 
 def improvements(report: Report) -> Iterator[tuple[str, str, Estimate]]:
-    """(X, Y, P(X > Y)) of all pairs of methods, where there are tasks that all have."""
+    """Yield (X, Y, P(X > Y)) for all pairs of methods, where there are tasks that all methods have."""
     for x, y in combinations(report.labels if report.common else (), 2):
         yield x, y, estimate(improvement, [*report.strata(x), *report.strata(y)], resamples=2000)
 
 
 def means(summaries: Sequence[Summary], cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Rows for the terminal: mean ± standard deviation over seeds for every task, grid cell, method and policy.
+    """Return rows for the terminal: mean ± standard deviation over seeds for every task, grid cell, method and policy.
 
-    ``cells`` has the place of each summary in a grid, which may be empty.
+    ``cells`` holds the grid cell of each summary, which may be empty.
     """
     results = zip(summaries, cells, strict=True)
     flat = [((s.task, tuple(c.items()), s.method, name), s, stats) for s, c in results for name, stats in s.policies.items()]
@@ -207,7 +209,7 @@ def means(summaries: Sequence[Summary], cells: Sequence[Mapping[str, str]]) -> l
 
 
 def by_run(report: Report) -> list[dict[str, Any]]:
-    """Every score that the tables are made of, one a row."""
+    """Return all scores that the tables summarise, one a row."""
     found = [(*key, entry) for key, group in sorted(report.cells.items()) for entry in group]
     return [
         {"task": task, "method": label, "seed": e.run.summary.seed, "score": e.score, "best": e.best, "episodes": e.episodes}
@@ -216,7 +218,7 @@ def by_run(report: Report) -> list[dict[str, Any]]:
 
 
 def tidy(report: Report) -> list[dict[str, Any]]:
-    """The numbers of all tables, one a row: results, published results, aggregates and probabilities of improvement."""
+    """Return the numbers of all tables, one a row: results, published results, aggregates and probabilities of improvement."""
     rows = [_tidy_result(task, label, group) for (task, label), group in sorted(report.cells.items())]
     for r in report.references:
         rows.append(
