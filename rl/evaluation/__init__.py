@@ -1,1 +1,1 @@
-"""From trained policies to scores, figures and films."""
+"""Evaluation of trained policies: scores, figures, films, and selection without a simulator."""

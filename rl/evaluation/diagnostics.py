@@ -1,5 +1,5 @@
-"""What tells a sound run from an unsound one: is the critic's gradient signal or noise, is the variance valid, does the
-model stay on support?
+"""Diagnostics of a run: whether the critic's gradient is signal or noise, whether the posterior variance is valid, and whether
+the model stays on support.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rl.parts.guided import Guidance
 def of_values(
     calibration: AdvantageCalibration, generator: torch.Generator, *, states: int = 512, candidates: int = 16
 ) -> dict[str, Any]:
-    """Measure critic and behaviour policy for ``summary.json``; every entry is explained in docs/diagnostics.md."""
+    """Measure critic and behaviour policy for ``summary.json``; docs/diagnostics.md explains every entry."""
     return {
         "critic": _critic(calibration, generator, states),
         "posterior_clamped_share": clamped_shares(calibration),
@@ -29,7 +29,7 @@ def of_values(
 
 
 def of_guidance(guidance: Guidance, generator: torch.Generator, *, states: int = 512) -> dict[str, Any]:
-    """Measure the same, and the energy networks' targets."""
+    """Measure critic and behaviour policy as ``of_values`` does, and the targets of the energy networks."""
     calibration = guidance.calibration
     values = of_values(calibration, generator, states=states)
     targets = {name: _targets(energy, calibration, generator, states) for name, energy in guidance.energies.items()}
@@ -37,7 +37,7 @@ def of_guidance(guidance: Guidance, generator: torch.Generator, *, states: int =
 
 
 def clamped_shares(calibration: AdvantageCalibration) -> dict[str, float]:
-    """Give the share of the times at which each posterior's variance was clamped."""
+    """Return the share of the times t at which each posterior's variance was clamped."""
     return {
         ("clipped_" if clip else "") + kind: moments.clamp_share(kind)
         for clip, moments in calibration.moments.items()
@@ -46,8 +46,8 @@ def clamped_shares(calibration: AdvantageCalibration) -> dict[str, float]:
 
 
 def _critic(calibration: AdvantageCalibration, generator: torch.Generator, states: int) -> dict[str, float]:
-    """Spread of the advantage against what its gradient, taken at face value over the spread of the actions, would make
-    of it.
+    """Measure the spread of the advantage, and the spread that its gradient would give by linear extrapolation over the
+    actions.
     """
     batch, energy = calibration.behaviour.data.sample(states, generator), calibration.energy()
     values, grad = value_and_grad(lambda a: energy(a, batch.state), batch.action)
@@ -62,7 +62,7 @@ def _critic(calibration: AdvantageCalibration, generator: torch.Generator, state
 
 @torch.no_grad()
 def _behaviour(calibration: AdvantageCalibration, generator: torch.Generator, states: int, k: int) -> dict[str, float]:
-    """Samples of the behaviour model against the data's own action in the same state."""
+    """Compare samples of the behaviour model with the data's own action in the same state."""
     behaviour, energy = calibration.behaviour, calibration.energy()
     batch = behaviour.data.sample(states, generator)
     tiled = batch.state.repeat_interleave(k, 0)
@@ -86,7 +86,7 @@ def _behaviour(calibration: AdvantageCalibration, generator: torch.Generator, st
 def _targets(
     trained: TrainedEnergy, calibration: AdvantageCalibration, generator: torch.Generator, states: int
 ) -> dict[str, float]:
-    """Spread of an energy network's targets at low and high noise, beside beta times the advantage's."""
+    """Measure the spread of an energy network's targets at low and high noise, and the spread of beta times the advantage."""
     guidance, schedule = trained.guidance, calibration.behaviour.schedule
     batch = calibration.behaviour.data.sample(states, generator)
     objective = trained.learner.objective

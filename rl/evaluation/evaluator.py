@@ -1,4 +1,4 @@
-"""All policies of a run, or of several runs of a task, rolled out at once."""
+"""Rollouts of all policies of a run, or of several runs of a task, at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rl.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Rolls out policies of an agent at their guidance scales, all at once."""
+    """Evaluator of an agent's policies at their guidance scales, all rolled out at once."""
 
     agent: Agent
     task: Task
@@ -35,7 +35,9 @@ class Evaluator:
         watch: Callable[[SoFar], None] | None = None,
         paths: int = 0,
     ) -> Rollouts:
-        """Returns by policy, ``name`` or ``name@scale``. The seed is not the training's."""
+        """Roll out the policies and return the results by policy, ``name`` or ``name@scale``. The seed is not the
+        training's.
+        """
         (result,) = evaluate_together(
             [self.agent], self.task, [omegas], episodes=episodes, seeds=[seed], watch=watch, paths=paths
         )
@@ -52,9 +54,10 @@ def evaluate_together(
     watch: Callable[[SoFar], None] | None = None,
     paths: int = 0,
 ) -> list[Rollouts]:
-    """What an ``Evaluator`` of each agent finds at its own scales and seed, in one pass over one task's environments.
+    """Return what an ``Evaluator`` of each agent returns at its own scales and seed, from one pass over one task's
+    environments.
 
-    The agents share a device; the workers are those of the first.
+    The agents share a device. The number of workers is that of the first agent's config.
     """
     players = [player(*each, episodes) for each in zip(agents, omegas, seeds, strict=True)]
     return rollouts(
@@ -68,10 +71,10 @@ def evaluate_together(
 
 
 def player(agent: Agent, omegas: Mapping[str, Sequence[float]], seed: int, episodes: int) -> Player:
-    """The agent's policies at these scales, with random numbers of their own."""
+    """Return the agent's policies at these scales, each with random numbers of its own."""
 
     def own(name: str) -> torch.Generator:
-        """An arm's random numbers do not depend on which others are there."""
+        """Return the random numbers of an arm, which do not depend on the other arms."""
         return torch.Generator(agent.device).manual_seed(seed_of(seed, f"evaluation/{name}"))
 
     arms = [Arm(names(name, scales), agent.policy(name, scales, own(name))) for name, scales in omegas.items()]
@@ -79,13 +82,14 @@ def player(agent: Agent, omegas: Mapping[str, Sequence[float]], seed: int, episo
 
 
 def names(name: str, scales: Sequence[float]) -> list[str]:
-    """``name@scale`` for every scale; the name itself where there is none."""
+    """Return ``name@scale`` for every scale, or the name itself where there is none."""
     return [f"{name}@{label(scale)}" for scale in scales] or [name]
 
 
 def chosen(agent: Agent, policies: Sequence[str]) -> dict[str, list[float]]:
-    """The scales of policies given as ``name@scale``, or as ``name``: at its own, where it has one. UserError for one that the
-    agent does not have.
+    """Return the scales of policies given as ``name@scale``, or as ``name`` for the policy's own scale, if it has one.
+
+    Raises UserError for a policy that the agent does not have.
     """
     scales: dict[str, list[float]] = {}
     for policy in policies:
@@ -113,8 +117,10 @@ def _scale(policy: str, text: str) -> float:
 
 @contextmanager
 def watched(reporter: Reporter, title: str, agents: Sequence[Agent], task: Task) -> Iterator[Callable[[SoFar], None]]:
-    """What shows how far an evaluation is: a bar of environment steps, as episodes may all end at once, with scores in the
-    units of the results table, the headline's first. Where episodes may be of any length, how many steps is not known.
+    """Yield a callback that shows the progress of an evaluation: a bar of environment steps, with scores in the units of the
+    results table, the headline's first.
+
+    The bar counts steps because all episodes may end at once. Its total is unknown where episodes have no step limit.
     """
     head = agents[0].headline
 
@@ -133,6 +139,6 @@ def watched(reporter: Reporter, title: str, agents: Sequence[Agent], task: Task)
 
 
 def environments(agent: Agent) -> int:
-    """How many environments an evaluation of it has at a time."""
+    """Return the number of environments that an evaluation of the agent steps at a time."""
     n, _ = quota(agent.config.evaluation.episodes, agent.config.evaluation.envs)
     return n * sum(max(1, len(scales)) for scales in agent.scales().values())

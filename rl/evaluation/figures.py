@@ -1,4 +1,4 @@
-"""Figures of a run: posterior variances over t, scores over omega, paths through a maze."""
+"""Figures of a run: posterior variances over t, scores over omega, and paths through a maze."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def _figure(columns: int, width: float = 4.2, height: float = 3.4, *, share: boo
 
 
 def draw(calibration: AdvantageCalibration, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
-    """Draw posterior variances, and paths through a maze."""
+    """Save figures of the posterior variances and, for maze2d, of paths through the maze."""
     posterior_figure(calibration, folder / "posterior_variance.png", title)
     if task.family == "maze2d":
         _draw_paths(calibration, folder, task, rollouts, {name: name for name in rollouts.returns})
 
 
 def draw_guided(guidance: Guidance, folder: Path, title: str, task: Task, rollouts: Rollouts) -> None:
-    """Draw the same, and scores over omega."""
+    """Save figures of the posterior variances, of scores over omega and, for maze2d, of paths through the maze."""
     calibration, guidances = guidance.calibration, guidance.config.guidances
     posterior_figure(calibration, folder / "posterior_variance.png", title)
     policies = {name: statistics(task, returns) for name, returns in rollouts.returns.items()}
@@ -58,7 +58,7 @@ def draw_guided(guidance: Guidance, folder: Path, title: str, task: Task, rollou
 def _draw_paths(
     calibration: AdvantageCalibration, folder: Path, task: Task, rollouts: Rollouts, named: Mapping[str, str]
 ) -> None:
-    """Draw those of the policies that have any, under these names."""
+    """Save the figure of the paths of those policies in ``named`` that recorded any, under the given names."""
     chosen = {key: name for key, name in named.items() if key in rollouts.paths}
     paths = {key: [np.array(walk) for walk in rollouts.paths[key] if walk] for key in chosen}
     scores = {key: statistics(task, rollouts.returns[key])["mean"] for key in chosen}
@@ -69,8 +69,9 @@ def _draw_paths(
 
 @plain(STYLE)
 def posterior_figure(calibration: AdvantageCalibration, path: Path, title: str) -> None:
-    """Raw variances over t, with and without clipping x_0; the valid range is shaded. The axis is linear near the
-    range, logarithmic beyond.
+    """Save the raw variances over t, with and without clipping x_0, and shade the valid range.
+
+    The axis is linear near the valid range and logarithmic beyond.
     """
     figure, axes = _figure(2, share=True)
     for axis, (clip, moments) in zip(axes, calibration.moments.items(), strict=True):
@@ -94,7 +95,7 @@ def posterior_figure(calibration: AdvantageCalibration, path: Path, title: str) 
 def omega_figure(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str
 ) -> None:
-    """Score over the guidance scale, one line an arm, bars of one standard error."""
+    """Save scores over the guidance scale, one line per arm, with error bars of one standard error."""
     figure, axes = _figure(1, 5.2, 3.6)
     mean, error = behaviour["mean"], behaviour["std"] / behaviour["episodes"] ** 0.5
     axes[0].axhspan(mean - error, mean + error, color="0.88")
@@ -115,7 +116,7 @@ def omega_figure(
 def maze_figure(
     value_map: Callable[..., Array], map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
 ) -> None:
-    """The maze with paths of each arm over the learned value V(s) at rest, goal starred."""
+    """Save the maze with paths of each arm over the learned value V(s) at rest; a star marks the goal."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
     cells = rl.envs.maze2d.MAPS[map_name]
     half_x, half_y = len(cells[0]) / 2, len(cells) / 2
@@ -143,7 +144,7 @@ def maze_figure(
 def _value_map(
     data: OfflineData, critic: ValueFunction, half_x: float, half_y: float, cells: Sequence[Sequence[Any]], resolution: int = 20
 ) -> Array:
-    """V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
+    """Compute V on a raster of positions with zero velocity, nan in walls; row 0 is the lowest y."""
     xs = (np.arange(2 * half_x * resolution) + 0.5) / resolution - half_x
     ys = (np.arange(2 * half_y * resolution) + 0.5) / resolution - half_y
     grid_x, grid_y = np.meshgrid(xs, ys)

@@ -1,4 +1,4 @@
-"""Fitted Q evaluation: Q of a given policy from data alone."""
+"""Fitted Q evaluation: Q of a given policy from offline data alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rl.critics.td import TD, Acted
 from rl.data.transitions import OfflineData
 from rl.runs.config import CriticConfig
 
-ROWS = 50_000  # of the data at most: the policy acts once in each next state, which is what takes the time
+ROWS = 50_000  # maximum number of transitions used: acting once in each next state takes most of the time
 
 Draw = Callable[[Tensor], Tensor]
-"""States (B, S) -> actions (B, A) of the policy."""
+"""Draws actions (B, A) of a policy in states (B, S)."""
 
 
 def fitted_q(
@@ -30,9 +30,11 @@ def fitted_q(
     generator: torch.Generator,
     advance: Callable[[int], Any] | None = None,
 ) -> TD:
-    """Q^pi by ``steps`` of temporal differences (Le, Voloshin, Yue 2019, arXiv:1903.08738) on the transitions ``rows`` (R,), of
-    which ROWS at most are used: one network as large as ``settings`` say, and no minimum over several, which would be
-    pessimistic.
+    """Fit Q^pi by ``steps`` of temporal differences (Le, Voloshin, Yue 2019, arXiv:1903.08738) on the transitions ``rows``
+    (R,).
+
+    At most ROWS of them are used. The critic is one network of the size given by ``settings``: a minimum over several networks
+    would be pessimistic.
     """
     if len(rows) > ROWS:
         rows = rows[torch.randperm(len(rows), generator=generator, device=generator.device)[:ROWS].to(rows.device)]

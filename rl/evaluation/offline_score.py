@@ -1,4 +1,6 @@
-"""Policies compared without a simulator: what a critic thinks of their actions, less a price for leaving the behaviour."""
+"""Comparison of policies without a simulator: a critic's value of their actions, minus a penalty for divergence from the
+behaviour.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,17 @@ from egd.errors import UserError, nearest
 
 Penalty = Literal["kl", "error"]
 
-BLUR = 0.05  # of the behaviour's own spread
-ROUNDING = 1e-6  # neighbours nearer than this, in those units, are as near as float32 can tell
-LEAST_SPREAD = 1e-3  # of an action entry, where the behaviour has none
+BLUR = 0.05  # standard deviation of the noise, as a share of the behaviour's own spread
+ROUNDING = 1e-6  # smallest distance, in the same units, that float32 resolves
+LEAST_SPREAD = 1e-3  # lower bound of the spread of an action entry
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over states: ``value``, by how much a critic prefers the policy's actions to the behaviour's; ``kl``, KL(pi || mu)
-    in nats; ``score``, and ``se``, its standard error for the critic as it is.
+    """Score of a policy, as means over states.
+
+    ``value`` is the critic's preference for the policy's actions over the behaviour's, ``kl`` is KL(pi || mu) in nats,
+    ``score`` is the value less the penalty, and ``se`` is the standard error of ``score`` for the critic as it is.
     """
 
     value: float
@@ -32,21 +36,23 @@ class Score:
 
 
 def spread(reference: Tensor) -> Tensor:
-    """The behaviour's own spread within a state, by entry: actions (N, M, A) -> (A,)."""
+    """Compute the behaviour's own spread within a state, by entry: actions (N, M, A) -> (A,)."""
     return reference.var(1).mean(0).sqrt().clamp(min=LEAST_SPREAD)
 
 
 def neighbour_kl(actions: Tensor, reference: Tensor, unit: Tensor, generator: torch.Generator) -> Tensor:
-    """KL(pi || mu) of every state in nats from samples of both, (N, n, A) and (N, m, A) -> (N,), by distances to the nearest:
+    """Estimate KL(pi || mu) in every state, in nats, from nearest-neighbour distances of samples, (N, n, A) and (N, m, A) ->
+    (N,):
 
         A / n sum_i log(nu_i / rho_i) + log(m / (n - 1)),
 
-    nu_i from a_i ~ pi to the nearest of mu's samples, rho_i to the nearest other of pi's own (Wang, Kulkarni, Verdú 2009,
-    doi:10.1109/TIT.2009.2016060, Eq. 5). Distances are in ``unit`` (A,), the behaviour's own spread, of which BLUR is added
-    to both as noise: so it is finite for a policy without any, and by the data processing inequality no larger.
+    where nu_i is the distance of a_i ~ pi to the nearest sample of mu, and rho_i to the nearest other sample of pi (Wang,
+    Kulkarni, Verdú 2009, doi:10.1109/TIT.2009.2016060, Eq. 5). Distances are in ``unit`` (A,), the behaviour's own spread.
+    Gaussian noise of BLUR units is added to both samples, so that the estimate is finite for a deterministic policy; by the
+    data processing inequality the noise does not increase the KL.
 
-    Its mean is 0 at pi = mu for m = n - 1, whatever n and A; consistent elsewhere. With few samples it makes too little of a
-    distance that they do not bridge: half the truth for a shift in many dimensions. Raises ValueError for n < 2.
+    The estimate's mean is 0 at pi = mu for m = n - 1, whatever n and A; elsewhere it is consistent. With few samples it
+    underestimates the KL of distant distributions, by half for a shift in many dimensions. Raises ValueError for n < 2.
     """
     n, m = actions.shape[1], reference.shape[1]
     if n < 2:
@@ -64,14 +70,18 @@ def neighbour_kl(actions: Tensor, reference: Tensor, unit: Tensor, generator: to
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, n, A), (N, m, A) -> (N, n, m); not by scalar products, whose rounding makes neighbours of neighbours the same."""
+    """Compute pairwise distances, (N, n, A), (N, m, A) -> (N, n, m), without scalar products, whose rounding makes close
+    neighbours coincide.
+    """
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def disagreement(members: Tensor) -> float:
-    """The spread of a critic's error over actions of a state, from what its members (M, N, K) say of the behaviour's actions,
-    as if their errors were independent: sqrt of 1 / (M - 1) sum_i var_a(Q_i - mean Q), averaged over states. UserError for
-    M < 2.
+    """Estimate the spread of a critic's error over actions of a state, from the values (M, N, K) of its M members for the
+    behaviour's actions.
+
+    The members' errors are taken as independent: sqrt of 1 / (M - 1) sum_i var_a(Q_i - mean Q), averaged over states. Raises
+    UserError for M < 2.
     """
     if len(members) < 2:
         raise UserError("it needs a critic of two members at least; use --penalty kl", key="--penalty")
@@ -80,15 +90,18 @@ def disagreement(members: Tensor) -> float:
 
 
 def regularised(value: Tensor, kl: Tensor, price: float) -> Score:
-    """E_s[value - price KL], both (N,): with ``price`` 1 / beta the objective that pi ~ mu exp(beta Q) maximises. Where the
-    estimate of the mean KL is below 0, it counts as 0.
+    """Compute E_s[value - price KL] from both (N,): with ``price`` 1 / beta the objective that pi ~ mu exp(beta Q) maximises.
+
+    A negative estimate of the mean KL counts as 0.
     """
     return _score(value, kl, price * kl, price * max(float(kl.mean()), 0.0))
 
 
 def cautious(value: Tensor, kl: Tensor, error: float) -> Score:
-    """E_s[value] - error sqrt(2 KL), KL the mean over states: a lower bound on what the actions are worth where the critic's
-    error over actions of mu is sub-Gaussian with that spread, as E_pi[e] - E_mu[e] <= error sqrt(2 KL(pi || mu)) then.
+    """Compute E_s[value] - error sqrt(2 KL) from both (N,), where KL is the mean over states.
+
+    It is a lower bound on the value of the actions if the critic's error over actions of mu is sub-Gaussian with spread
+    ``error``, since then E_pi[e] - E_mu[e] <= error sqrt(2 KL(pi || mu)).
     """
     mean = max(float(kl.mean()), 0.0)
     grad = error / math.sqrt(2 * mean) if mean > 0 else 0.0
@@ -96,13 +109,13 @@ def cautious(value: Tensor, kl: Tensor, error: float) -> Score:
 
 
 def _score(value: Tensor, kl: Tensor, linear: Tensor, penalty: float) -> Score:
-    """``linear`` (N,): the penalty to first order, for the standard error."""
+    """Return the score; ``linear`` (N,) is the penalty to first order, which the standard error needs."""
     se = float((value - linear).std() / len(value) ** 0.5) if len(value) > 1 else math.nan
     return Score(float(value.mean()), float(kl.mean()), float(value.mean()) - penalty, se)
 
 
 def check_penalty(name: str) -> Penalty:
-    """UserError where there is none of that name."""
+    """Return the name as a ``Penalty``. Raise UserError for an unknown one."""
     for known in get_args(Penalty):
         if name == known:
             return known  # type: ignore[no-any-return]
@@ -111,8 +124,9 @@ def check_penalty(name: str) -> Penalty:
 
 @dataclass(frozen=True)
 class Regret:
-    """What the choice costs by the simulator: scores of the best policy, of the chosen one, and of the default, all of those
-    that were rolled out; None where it was not.
+    """Regret of the choice by the simulator's scores.
+
+    Scores are those of the best rolled-out policy, of the chosen one and of the default; None for one that was not rolled out.
     """
 
     best: str
@@ -122,17 +136,17 @@ class Regret:
 
     @property
     def of_choice(self) -> float | None:
-        """Best - chosen."""
+        """Score of the best policy minus that of the chosen one."""
         return None if self.chosen_score is None else self.best_score - self.chosen_score
 
     @property
     def of_default(self) -> float | None:
-        """Best - default."""
+        """Score of the best policy minus that of the default."""
         return None if self.default_score is None else self.best_score - self.default_score
 
 
 def choose(scores: Mapping[str, Score]) -> str:
-    """The policy of the highest score. UserError where no score is a number; one that is none is never the highest."""
+    """Return the policy of the highest score; scores that are not finite are ignored. Raise UserError where none is finite."""
     sound = {name: score.score for name, score in scores.items() if math.isfinite(score.score)}
     if not sound:
         raise UserError("no policy has a score that is a number: the actions or the critics of these runs are lost")
@@ -140,7 +154,7 @@ def choose(scores: Mapping[str, Score]) -> str:
 
 
 def regret(simulated: Mapping[str, float | None], chosen: str, default: str) -> Regret | None:
-    """Of the choice, by the simulator's scores; None where none of the policies was rolled out."""
+    """Return the regret of the choice by the simulator's scores, or None where none of the policies was rolled out."""
     known = {name: score for name, score in simulated.items() if score is not None}
     if not known:
         return None
@@ -149,8 +163,8 @@ def regret(simulated: Mapping[str, float | None], chosen: str, default: str) -> 
 
 
 def held_out(rows: int, blocks: int = 100, every: int = 10) -> Tensor:
-    """Which of the data's rows are kept from fitted Q evaluation, (rows,) bool: whole stretches of neighbours, as rows of an
-    episode tell of each other.
+    """Return a mask of the rows held out from fitted Q evaluation, (rows,) bool: whole stretches of neighbours, because rows of
+    an episode are correlated.
     """
     blocks = min(blocks, rows)
     return torch.arange(rows) * blocks // rows % every == min(every, blocks) - 1

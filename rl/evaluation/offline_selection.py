@@ -1,4 +1,4 @@
-"""Which policy of which run to take, from finished runs and their data alone."""
+"""Selection of a policy among finished runs, from their checkpoints and data alone."""
 
 from __future__ import annotations
 
@@ -41,13 +41,16 @@ from rl.runs.config import CriticConfig, RunConfig
 from rl.runs.loading import load_data, read_config, restored
 
 T = TypeVar("T")
-ROWS = 256  # of states in one batch of acting: an energy may draw tens of actions for each
+ROWS = 256  # states per batch of acting: an energy may draw tens of actions for each
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to judge: ``actions`` of each policy in each of ``states`` of the data; ``omegas`` in place of the recipe's; ``beta``
-    in place of the first run's, in the same units; ``fqe`` steps of fitted Q evaluation, 0 for the runs' own critics.
+    """Settings of the selection.
+
+    Every policy is judged by ``actions`` actions in each of ``states`` states of the data. ``omegas`` replaces the recipe's
+    guidance scales, ``beta`` replaces the first run's, in the same units. ``fqe`` is the number of steps of fitted Q
+    evaluation; 0 uses the runs' own critics.
     """
 
     states: int = 64
@@ -62,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy of a run, at one guidance scale if it has any."""
+    """Policy of a run, at one guidance scale if it has any."""
 
     run: Run
     agent: Agent
@@ -71,24 +74,24 @@ class Candidate:
 
     @property
     def policy(self) -> str:
-        """``name`` or ``name@scale``."""
+        """Name of the policy, ``name`` or ``name@scale``."""
         return names(self.name, self.scales)[0]
 
     def acting(self, seed: int) -> Draw:
-        """One action in every state, in batches that fit."""
+        """Return a function that draws one action in every state, in batches that fit into memory."""
         generator = torch.Generator(self.agent.device).manual_seed(seed_of(seed, f"select/{self.policy}"))
         act = self.agent.policy(self.name, self.scales, generator)
         which = torch.zeros(ROWS, dtype=torch.long, device=self.agent.device)
         return lambda states: torch.cat([act(part, which[: len(part)]) for part in torch.split(states, ROWS)])
 
     def actions(self, states: Tensor, k: int, seed: int) -> Tensor:
-        """K actions in every state: (N, S) -> (N, K, A)"""
+        """Draw K actions in every state: (N, S) -> (N, K, A)."""
         return self.acting(seed)(states.repeat_interleave(k, 0)).reshape(len(states), k, -1)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A policy, over all seeds of its run; ``simulated``: its mean score in ``summary.json``, where it was rolled out."""
+    """Judged policy, over all seeds of its run; ``simulated`` is its mean score in ``summary.json``, if it was rolled out."""
 
     run: str
     policy: str
@@ -97,14 +100,16 @@ class Judged:
 
     @property
     def name(self) -> str:
-        """Of one among several runs."""
+        """Name of the policy among several runs."""
         return f"{self.run} {self.policy}"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """All policies; the ``chosen`` one and the ``default``, the first run's headline, by name; what the choice costs by the
-    simulator. ``price`` is that of a nat, or with the penalty ``error`` the critics' error, in units of Q.
+    """Result of a selection: all policies, the ``chosen`` one and the ``default`` (the first run's headline) by name, and the
+    regret.
+
+    ``price`` is the price of a nat in units of Q or, with the penalty ``error``, the critics' error.
     """
 
     task: str
@@ -121,16 +126,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class CriticEnsemble:
-    """The mean of critics, each one's own pessimistic Q."""
+    """Mean of several critics, each giving its own pessimistic Q."""
 
     critics: Sequence[Critic]
 
     def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Q, averaged over critics and actions: (N, S), (N, K, A) -> (N,)"""
+        """Compute Q averaged over critics and actions: (N, S), (N, K, A) -> (N,)."""
         return self._each(states, actions, lambda critic, s, a: critic.q(s, a)[None]).mean((0, 2))
 
     def members(self, states: Tensor, actions: Tensor) -> Tensor:
-        """What every network says: (N, S), (N, K, A) -> (M, N, K)"""
+        """Compute the value of every network: (N, S), (N, K, A) -> (M, N, K)."""
         return self._each(states, actions, lambda critic, s, a: critic.target(s, a))
 
     @torch.no_grad()
@@ -141,7 +146,7 @@ class CriticEnsemble:
 
 @dataclass(frozen=True)
 class Case:
-    """What candidates are judged on: states (N, S) of the data, standardised, and the rows of it that are not held out."""
+    """States (N, S) of the data, standardised, on which candidates are judged, and the rows that are not held out."""
 
     data: OfflineData
     states: Tensor
@@ -149,32 +154,33 @@ class Case:
     settings: Settings
 
     def actions(self, candidate: Candidate) -> Tensor:
-        """The candidate's, (N, K, A)."""
+        """Draw the candidate's actions, (N, K, A)."""
         return candidate.actions(self.states, self.settings.actions, self.settings.seed)
 
     def reference(self, behaviour: Candidate) -> Tensor:
-        """Others of the behaviour policy, (N, K - 1, A), independent of the ones above."""
+        """Draw further actions of the behaviour policy, (N, K - 1, A), independent of those it is judged by."""
         return behaviour.actions(self.states, self.settings.actions - 1, seed_of(self.settings.seed, "reference"))
 
     def kl(self, candidate: Candidate, actions: Tensor, reference: Tensor) -> Tensor:
-        """Of every state, (N,); 0 for the behaviour policy itself."""
+        """Estimate the KL divergence from the behaviour policy in every state, (N,); 0 for the behaviour policy itself."""
         if candidate.name == "behaviour":
             return actions.new_zeros(len(actions))
         blur = torch.Generator(actions.device).manual_seed(seed_of(self.settings.seed, f"select/blur/{candidate.policy}"))
         return neighbour_kl(actions, reference, spread(reference), blur)
 
     def fitted(self, candidate: Candidate, actions: Tensor, network: CriticConfig, advance: Callable[[int], None]) -> Tensor:
-        """(1 - gamma) Q^pi(s, a) by fitted Q evaluation: what the policy earns a step, (N,)."""
+        """Estimate (1 - gamma) Q^pi(s, a), the policy's average reward per step, by fitted Q evaluation, (N,)."""
         seed, steps = self.settings.seed, self.settings.fqe
-        generator = torch.Generator(actions.device).manual_seed(seed_of(seed, "select/fqe"))  # one for all: paired
+        generator = torch.Generator(actions.device).manual_seed(seed_of(seed, "select/fqe"))  # shared: paired
         acting = candidate.acting(seed_of(seed, "fqe"))
         critic = fitted_q(self.data, self.others, acting, network, steps=steps, generator=generator, advance=advance)
         return (1 - network.gamma) * CriticEnsemble([critic])(self.states, actions)
 
 
 def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None = None) -> Selection:
-    """Judge the policies of the runs at or below ``paths``. UserError where they are not of one task and the same data, where
-    none has a behaviour policy, or where there is no critic to judge.
+    """Judge the policies of the runs at or below ``paths``, and return the ranking.
+
+    Raises UserError where the runs differ in task or data, where none has a behaviour policy, or where there is no critic.
     """
     reporter = reporter or Reporter()
     found, agents, data = usable(find(paths), settings.device, reporter)
@@ -200,12 +206,13 @@ def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None 
 
 
 Value: TypeAlias = Callable[[Candidate, Tensor], Tensor]
-"""What a candidate's actions (N, K, A) are worth: (N,)."""
+"""Values a candidate's actions (N, K, A): (N,)."""
 
 
 def usable(found: Found, on: str, reporter: Reporter) -> tuple[Found, list[Agent], OfflineData]:
-    """What finished runs have trained, on that device, and the data, which are the same; UserError where they are not, or where
-    no run can be used. A run whose files are damaged is left out.
+    """Return the usable runs, their trained agents on that device, and the data they share; damaged runs are left out.
+
+    Raises UserError where the runs' data differ, or where no run can be used.
     """
     if strangers := [run for run in found.runs if run.config.get("experiment") != "offline_rl"]:
         raise UserError(f"{strangers[0].path} is a run of '{strangers[0].config.get('experiment')}', which has no policies")
@@ -229,7 +236,9 @@ def usable(found: Found, on: str, reporter: Reporter) -> tuple[Found, list[Agent
 
 
 def _whole(found: Found, read: Callable[[Run], T]) -> tuple[Found, list[T]]:
-    """The runs that can be read, and what was; the others are damaged. UserError where that is all of them."""
+    """Return the runs that ``read`` succeeds on, with the results, and count the others as damaged. Raise UserError if none is
+    left.
+    """
     kept: dict[Path, T] = {}
     damaged = list(found.damaged)
     for run in found.runs:
@@ -259,7 +268,7 @@ def _about_data(run: Run) -> set[str]:
 
 
 def behaviours_of(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[Path, Candidate]:
-    """Every run's behaviour policy, that of the first run that has one where it has none."""
+    """Return every run's behaviour policy; a run without one gets that of the first run that has one."""
     own = {
         run.path: Candidate(run, a, "behaviour", []) for run, a in zip(runs, agents, strict=True) if "behaviour" in a.policies()
     }
@@ -304,7 +313,9 @@ def _valued(case: Case, ensemble: CriticEnsemble, agents: Sequence[Agent], advan
 
 
 def critics_of(runs: Sequence[Run], agents: Sequence[Agent]) -> list[tuple[Run, Critic]]:
-    """The runs' critics that speak the rewards' units, or all where none does; each once, whatever number of runs share it."""
+    """Return the runs' critics in reward units, or all critics where none is; a critic shared by several runs is
+    returned once.
+    """
     found = [
         (run, c) for run, agent in zip(runs, agents, strict=True) if isinstance(c := getattr(agent, "critic", None), Critic)
     ]
@@ -322,7 +333,7 @@ def _same(a: Critic, b: Critic) -> bool:
 
 
 def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, reference: Tensor) -> tuple[float, list[str]]:
-    """Of a nat, 1 / beta; or the critics' error. What people should know."""
+    """Return the price of a nat, 1 / beta, or the critics' error; and notes for the user."""
     if case.settings.penalty == "error":
         if case.settings.fqe or not ensemble.critics:
             raise UserError("the error is that of the runs' own critics; leave --fqe out, or use --penalty kl", key="--penalty")
@@ -339,7 +350,7 @@ def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, refere
 
 
 def temperature(agent: Agent) -> tuple[float, float] | None:
-    """beta of the agent's headline and the unit of Q that it is in; None where it has none."""
+    """Return beta of the agent's headline policy and the unit of its Q, or None where it has no beta."""
     name = agent.headline.partition("@")[0]
     arms: Mapping[str, object] = getattr(agent.config, "guidances", None) or getattr(agent.config, "ways", None) or {}
     arm = arms.get(name, arms.get("guided"))
@@ -354,14 +365,14 @@ def temperature(agent: Agent) -> tuple[float, float] | None:
 def _judged(
     runs: Sequence[Run], label: str, policy: str, parts: Sequence[tuple[Tensor, Tensor]], settings: Settings, price: float
 ) -> Judged:
-    """Means over the seeds of a run in every state: all seeds were asked in the same ones."""
+    """Return the score of a policy from its means over the run's seeds, in the states that all seeds share."""
     value, kl = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
     score = (cautious if settings.penalty == "error" else regularised)(value, kl, price)
     return Judged(label, policy, score, _simulated(runs, label, policy))
 
 
 def _simulated(runs: Sequence[Run], label: str, policy: str) -> float | None:
-    """Mean over seeds of what the run's own rollouts gave."""
+    """Return the mean over seeds of the scores of the run's own rollouts, or None."""
     means = [s.mean for run in runs if run.label == label and (s := run.summary.policies.get(policy)) is not None]
     return sum(means) / len(means) if means else None
 
@@ -370,7 +381,7 @@ def _selection(found: Found, rows: Sequence[Judged], judges: Sequence[str], pric
     first = found.runs[0]
     default = f"{first.label} {first.summary.headline}"
     chosen = choose({row.name: row.score for row in rows})
-    by_default = {default: _simulated(found.runs, first.label, first.summary.headline)}  # judged or not
+    by_default = {default: _simulated(found.runs, first.label, first.summary.headline)}  # included even if it was not judged
     cost = regret(by_default | {row.name: row.simulated for row in rows}, chosen, default)
     lost = [row.name for row in rows if not math.isfinite(row.score.score)]
     notes = [*notes, *(f"{name} is left out of the choice: its actions, or their values, are no numbers" for name in lost)]

@@ -1,4 +1,4 @@
-"""From returns to scores: statistics by arm and guidance scale, and the rows of the results table."""
+"""Conversion of returns to scores: statistics by arm and guidance scale, and the rows of the results table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rl.tasks import Task
 
 
 def statistics(task: Task, returns: Any) -> dict[str, Any]:
-    """Mean of normalised scores and their standard deviation, that of a sample (0 of a single one), with every episode's."""
+    """Compute mean and sample standard deviation of the normalised scores (0 for one episode), with the scores of
+    all episodes.
+    """
     scores = [task.score(float(r)) for r in returns]
     return {
         "mean": float(np.mean(scores)),
@@ -24,13 +26,13 @@ def statistics(task: Task, returns: Any) -> dict[str, Any]:
 
 
 def by_scale(policies: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
-    """omega -> statistics of one arm."""
+    """Return the statistics of one arm by omega."""
     head = f"{name}@"
     return {key.removeprefix(head): s for key, s in policies.items() if key.startswith(head)}
 
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The results table: one row for every policy and guidance scale; one where nothing was evaluated."""
+    """Return the results table: one row for every policy and guidance scale, or one row where nothing was evaluated."""
     run = {
         "task": summary["task"],
         "method": summary["method"],
@@ -52,6 +54,6 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
 
 
 def _with_error(statistics: Mapping[str, Any]) -> str:
-    """Write a mean score and its standard error; of one episode the mean alone, which has none."""
+    """Format a mean score and its standard error, or the mean alone for a single episode, which has no error."""
     mean, episodes = f"{statistics['mean']:.1f}", statistics["episodes"]
     return mean if episodes < 2 else f"{mean} ± {statistics['std'] / episodes**0.5:.1f}"

@@ -1,4 +1,4 @@
-"""Rollouts: batched actions, a fixed quota of episodes for every arm, environments that step while other arms act."""
+"""Rollouts: batched actions, a fixed quota of episodes for every arm, and environments that step while other arms act."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rl.envs.vector import Step, vectors
 
 Array = np.ndarray[Any, Any]
 ROUNDING = 1e-4
-"""By so much an action may leave [-1, 1] without being counted."""
+"""Distance by which an action may leave [-1, 1] without being counted as clipped."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Arm:
     names: Sequence[str]
     act: Callable[[Tensor, Tensor], Tensor]
     watch: Watch = field(default_factory=Watch, compare=False)
-    """What is seen of its sampling."""
+    """Metrics of the arm's sampling."""
 
     def actions(self, states: Tensor, which: Tensor) -> Tensor:
-        """What the policies do, watched."""
+        """Draw the policies' actions, and record the metrics of their sampling."""
         with named(", ".join(self.names)), watching() as seen:
             chosen = self.act(states, which)
         self.watch.add(seen)
@@ -42,9 +42,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Player:
-    """One agent's arms and what each plays: ``episodes`` in at most ``envs`` environments, started from ``seed`` on.
+    """Arms of one agent, and their quota: ``episodes`` in at most ``envs`` environments, started from ``seed`` on.
 
-    Environment i of each arm starts from the same seed, so arms are compared on the same starts.
+    Environment i of every arm starts from the same seed, so that arms are compared on the same starts.
     """
 
     arms: Sequence[Arm]
@@ -56,8 +56,10 @@ class Player:
 
 @dataclass(frozen=True)
 class SoFar:
-    """How far rollouts are: the steps of all environments, those of them that belong to episodes under way, the episodes
-    ended and left (those under way included), and mean returns by arm name, of arms that have ended one.
+    """Progress of rollouts.
+
+    Counted are the ``steps`` of all environments, the steps that belong to episodes ``under_way``, and the episodes ``ended``
+    and ``left`` (those under way included). ``means`` has mean returns by arm name, for arms that have ended an episode.
     """
 
     steps: int
@@ -69,20 +71,20 @@ class SoFar:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Undiscounted returns by arm name (episodes,), and the states (T, S) acted upon in each arm's first episodes."""
+    """Undiscounted returns by arm name (episodes,), and the states (T, S) visited in each arm's first episodes."""
 
     returns: dict[str, Array]
     paths: dict[str, list[Any]]
     env_steps: int
     clipped: dict[str, int] = field(default_factory=dict)
-    """In how many steps an arm's action left [-1, 1], where that was ever."""
+    """Number of steps in which an arm's action left [-1, 1], for arms with any."""
     sampling: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What was seen of the sampling of those policies that sample: by name, the metrics of a watch. Policies that act in one
-    batch, an arm at several guidance scales, share theirs."""
+    """Metrics of sampling by policy, for policies that sample. Policies that act in one batch (an arm at several guidance
+    scales) share their metrics."""
 
 
 def quota(episodes: int, envs: int) -> tuple[int, int]:
-    """(environments, episodes each), the product being ``episodes``: the largest divisor that fits."""
+    """Return (environments, episodes of each), whose product is ``episodes``: the largest divisor within ``envs``."""
     n = max(d for d in range(1, min(episodes, envs) + 1) if episodes % d == 0)
     return n, episodes // n
 
@@ -96,10 +98,10 @@ def rollouts(
     watch: Callable[[SoFar], None] | None = None,
     paths: int = 0,
 ) -> list[Rollouts]:
-    """What every player's arms earn, each arm in a vector of environments of its own.
+    """Roll out every player's arms, each arm in a vector of environments of its own, and return the results by player.
 
-    The arms take turns. While one's actions are sampled, the environments of the others step, if there are ``workers`` to
-    step them. An arm draws its random numbers in the order of its own steps: neither workers nor other arms change them.
+    The arms take turns. While the actions of one arm are sampled, the environments of the others step, if there are
+    ``workers``. An arm draws its random numbers in the order of its own steps, whatever the workers and other arms.
     """
     each = [[_Play(arm, player, device, paths) for arm in player.arms] for player in players]
     plays = [play for own in each for play in own]
@@ -120,9 +122,9 @@ def rollouts(
 
 
 class _Play:
-    """The books of one arm, a row an environment: who still plays, returns so far, paths of first episodes.
+    """State of one arm's rollouts, one row per environment: which are active, returns so far, paths of first episodes.
 
-    Every environment plays its own fixed number of episodes: counting whichever ends first would over-count short ones.
+    Every environment plays its own fixed number of episodes: counting the first ones to end would over-count short episodes.
     """
 
     def __init__(self, arm: Arm, player: Player, device: torch.device | str, paths: int) -> None:
@@ -139,7 +141,7 @@ class _Play:
         self.clipped: Counter[str] = Counter()
 
     def actions(self) -> Array:
-        """Actions of the running environments (n names, A); zeros for those that are done."""
+        """Compute the actions of the active environments, (n names, A), with zeros for the others."""
         for i in np.flatnonzero(self.active & ~self.resetting):
             if i % self.n < self.keep and not self.returns[i]:
                 self.paths[i].append(self.observation[i].copy())
@@ -152,7 +154,7 @@ class _Play:
         return actions
 
     def _check(self, chosen: Array, rows: Array) -> None:
-        """UserError for an action that is no number; count those beyond [-1, 1], which environments see clipped."""
+        """Raise UserError for an action that is not finite, and count actions beyond [-1, 1], which environments clip."""
         acting = ~self.resetting[rows]
         names = [self.arm.names[i] for i in rows // self.n]
         lost = np.flatnonzero(acting & ~np.isfinite(chosen).all(1))
@@ -166,7 +168,7 @@ class _Play:
             self.clipped[names[i]] += 1
 
     def record(self, step: Step) -> None:
-        """Enter what the environments answered."""
+        """Record the environments' results of a step."""
         counted = self.active & ~self.resetting  # a step that resets has no reward and takes no action
         self.observation = step.observation
         self.running += np.where(counted, step.reward, 0.0)
@@ -181,12 +183,12 @@ class _Play:
             self.active[i] = len(self.returns[i]) < self.each
 
     def rows(self) -> dict[str, slice]:
-        """Where each name's environments are."""
+        """Return the slice of environments of each name."""
         return {name: slice(i * self.n, (i + 1) * self.n) for i, name in enumerate(self.arm.names)}
 
 
 def _together(plays: Sequence[_Play]) -> Rollouts:
-    """The arms of one player."""
+    """Combine the rollouts of one player's arms."""
     each = [(play, name, rows) for play in plays for name, rows in play.rows().items()]
     returns = {name: np.concatenate([np.asarray(r) for r in play.returns[rows]]) for play, name, rows in each}
     paths = {name: play.paths[rows][: play.keep] for play, name, rows in each}
@@ -196,7 +198,7 @@ def _together(plays: Sequence[_Play]) -> Rollouts:
 
 
 def _so_far(plays: Sequence[_Play]) -> SoFar:
-    """Of all players together: an arm's mean is over those that have one of its name."""
+    """Return the progress of all players together; an arm's mean is over all players that have one of its name."""
     returns: dict[str, list[float]] = {}
     for play in plays:
         for name, rows in play.rows().items() if play.ended else ():

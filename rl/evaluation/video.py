@@ -1,4 +1,4 @@
-"""Policies on film, side by side, each in an environment of its own that starts as the others do."""
+"""Films of policies side by side, each in an environment of its own with the same starts."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from rl.tasks import Task
 Array = np.ndarray[Any, Any]
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
-FPS = 30  # at most: an environment of more steps a second is filmed every so many of them
-HOLD = 1.0  # seconds for which the end of an episode stays
-CAPTION = 32  # pixels above a picture
+FPS = 30  # maximum frames per second: of an environment with more steps per second only some are filmed
+HOLD = 1.0  # seconds for which the last frame of an episode is shown
+CAPTION = 32  # height of the caption above a frame, in pixels
 SUFFIXES = (".mp4", ".gif")
 
 
 @dataclass
 class Panel:
-    """A policy, ``act(observation (S,)) -> action (A,)``, in its environment; ``returns`` are those of its episodes so far."""
+    """Policy, ``act(observation (S,)) -> action (A,)``, in its environment; ``returns`` are those of its episodes so far."""
 
     name: str
     act: Callable[[Array], Array]
@@ -49,13 +49,13 @@ class Panel:
     seen: Picture | None = None
 
     def reset(self, seed: int) -> None:
-        """A new episode."""
+        """Start an episode."""
         self.observation, _ = self.env.reset(seed=seed)
         self.over, self.seen = False, None
         self.returns.append(0.0)
 
     def step(self) -> None:
-        """One action, within the action space."""
+        """Take one action, clipped to the action space."""
         space: Any = self.env.action_space
         action = self.act(self.observation).clip(space.low, space.high)
         self.observation, reward, terminated, truncated, _ = self.env.step(action)
@@ -63,7 +63,7 @@ class Panel:
         self.returns[-1] += float(reward)
 
     def picture(self) -> Picture:
-        """What the environment looks like, its policy's name and the score so far above: (CAPTION + height, width, 3)."""
+        """Return the environment's rendering below the policy's name and score so far: (CAPTION + height, width, 3)."""
         if self.seen is None:
             self.seen = self._picture()
         return self.seen
@@ -88,11 +88,11 @@ def film(
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Array]:
-    """Write ``episodes``, one after the other, of policies at their ``scales`` to an .mp4 or .gif; undiscounted returns by
-    policy (episodes,).
+    """Write ``episodes`` of policies at their ``scales``, one after the other, to an .mp4 or .gif; return undiscounted returns
+    by policy (episodes,).
 
-    Episode i starts as the i-th environment of an ``Evaluator`` with that seed does. UserError as ``check_target``, and where
-    the environment cannot be rendered.
+    Episode i starts like the i-th environment of an ``Evaluator`` with that seed. Raises UserError as ``check_target`` does,
+    and where the environment cannot be rendered.
     """
     check_target(path)
     headless()
@@ -116,14 +116,14 @@ def film(
 
 
 def shown(agent: Agent, omegas: Sequence[float] | None = None) -> dict[str, list[float]]:
-    """What to film where nothing is said: behaviour, where there is such a policy, and the headline, at these scales if any."""
+    """Return the policies filmed by default, with their scales: the behaviour policy, if there is one, and the headline."""
     name = agent.headline.partition("@")[0]
     scales = agent.scales(omegas) if omegas else {"behaviour": [], **chosen(agent, [agent.headline])}
     return {key: scales[key] for key in ("behaviour", name) if key in scales and key in agent.policies()}
 
 
 def check_target(path: Path) -> None:
-    """UserError for a suffix other than .mp4 and .gif, and where what writes it is not installed."""
+    """Raise UserError for a suffix other than .mp4 and .gif, and where the encoder is not installed."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"'{path}' does not end in {' or '.join(SUFFIXES)}, by which the format is chosen", key="--video")
     if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
@@ -131,13 +131,13 @@ def check_target(path: Path) -> None:
 
 
 def headless() -> None:
-    """Without a display MuJoCo renders by EGL, unless ``MUJOCO_GL`` says how."""
+    """Select EGL for MuJoCo's rendering where there is no display, unless ``MUJOCO_GL`` is set."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def check_renderable(task: Task) -> None:
-    """UserError where the task's environment has no pictures as arrays."""
+    """Raise UserError where the task's environment cannot render to arrays."""
     with closing(env_factory(task, task.observation_keys)()) as env:
         modes = env.metadata.get("render_modes") or []
     if "rgb_array" not in modes:
@@ -146,14 +146,14 @@ def check_renderable(task: Task) -> None:
 
 
 def pace(env: Env) -> tuple[int, float]:
-    """Film every so many steps, and so many pictures a second, for a film as fast as the environment's own time."""
+    """Return the steps per frame and the frames per second of a film in the environment's own time."""
     fps = float(env.metadata.get("render_fps") or FPS)
     every = max(1, int(np.ceil(fps / FPS)))
     return every, fps / every
 
 
 def played(panels: Sequence[Panel], seed: int, every: int, hold: int) -> Iterator[Picture]:
-    """One episode of every panel, until the last is over; the last picture ``hold`` times."""
+    """Yield the frames of one episode of every panel until the last is over; the last frame is repeated ``hold`` times."""
     for panel in panels:
         panel.reset(seed)
     for step in count():
@@ -168,7 +168,7 @@ def played(panels: Sequence[Panel], seed: int, every: int, hold: int) -> Iterato
 
 
 def side_by_side(panels: Sequence[Panel]) -> Picture:
-    """Their pictures from left to right."""
+    """Return the panels' frames, joined from left to right."""
     return np.concatenate([panel.picture() for panel in panels], axis=1)
 
 
@@ -176,7 +176,7 @@ def _rendered(env: Env) -> Picture:
     try:
         picture: Any = env.render()
         return np.asarray(picture, dtype=np.uint8)
-    except Exception as error:  # each backend has its own way to fail
+    except Exception as error:  # each backend raises an error of its own
         backend = os.environ.get("MUJOCO_GL")
         tried = f"with MUJOCO_GL={backend}" if backend else "with MUJOCO_GL not set"
         raise UserError(
@@ -187,7 +187,7 @@ def _rendered(env: Env) -> Picture:
 
 
 def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Callable[[Array], Array]:
-    """One of an arm's policies for one observation at a time."""
+    """Return one of an arm's policies as a function of a single observation."""
     which = torch.tensor([scale], device=device)
 
     def acting(observation: Array) -> Array:
@@ -200,7 +200,7 @@ def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Call
 
 @contextmanager
 def _written(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
-    """What adds a picture to the film; there is no file where it was not finished."""
+    """Yield a function that adds a frame to the film; an unfinished film leaves no file."""
     gif = path.suffix == ".gif"
     settings: dict[str, Any] = {"loop": 0} if gif else {"macro_block_size": 2}
     writer: Any
@@ -219,9 +219,9 @@ def _written(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
 
 
 def _check_whole(scratch: Path, pictures: int, path: Path) -> None:
-    """OSError where not all pictures are there: ffmpeg, on a full disk, ends without a word that gets here."""
+    """Raise OSError where frames are missing: on a full disk ffmpeg ends without an error that reaches this process."""
     ffmpeg = import_module("imageio_ffmpeg")
-    with suppress(RuntimeError, OSError):  # of a file that is cut
+    with suppress(RuntimeError, OSError):  # raised for a truncated file
         if ffmpeg.count_frames_and_secs(scratch)[0] >= pictures:
             return
     raise OSError(errno.ENOSPC, "The film is not whole: ffmpeg could not write all of it", str(path))
