@@ -56,9 +56,7 @@ REMEDIES = {
 
 
 def of_the_system(error: OSError, key: str | None = None) -> UserError:
-    """Return an operating system's error about files with its remedy. Raises ``error`` itself where it is about something
-    else.
-    """
+    """Return an operating system's error about files with its remedy. Raises ``error`` itself where no remedy is known."""
     if error.errno not in REMEDIES:
         raise error
     place = f"{error.filename}: " if error.filename else ""

@@ -28,9 +28,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int, generator: torch.
 
 
 def _common_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ranks i and j of the points where both quantile functions (of n and of m points) are constant, and the
-    widths.
-    """
+    """Return the ranks i and j of the points where the quantile functions of n and of m points are constant, and the widths."""
     both = [m * torch.arange(n + 1, device=device), n * torch.arange(1, m, device=device)]  # in units of 1 / (n m)
     cuts: Tensor = torch.unique(torch.cat(both))
     return cuts[:-1] // m, cuts[:-1] // n, cuts.diff().double() / (n * m)

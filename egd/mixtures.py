@@ -110,11 +110,10 @@ class Quadratic:
         return 0.5 * torch.einsum("...i,ij,...j->...", x, self.A, x) + x @ self.b + self.e
 
     def tilt(self, mean: Tensor, cov: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute log Z = log E[exp(-beta E)] (B, K), and the tilted mean and covariance, under N(mean (B, K, D), cov (B | 1,
-        K, D, D)).
+        """Compute log Z = log E[exp(-beta E)] (B, K), and the tilted mean and covariance, under Gaussians.
 
-        With H = beta A, g = beta (A mean + b): log Z = -beta E(mean) + 1/2 g^T (I + cov H)^-1 cov g - 1/2 log det(I + cov H).
-        Raises ValueError where the integral diverges.
+        The Gaussians are N(mean (B, K, D), cov (B | 1, K, D, D)). With H = beta A, g = beta (A mean + b): log Z = -beta E(mean)
+        + 1/2 g^T (I + cov H)^-1 cov g - 1/2 log det(I + cov H). Raises ValueError where the integral diverges.
         """
         H = beta * self.A
         g = beta * (mean @ self.A + self.b)

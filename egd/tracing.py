@@ -47,9 +47,7 @@ def trace(
 
 
 class Folding(TorchDispatchMode):
-    """Mode of tracing that computes what depends on no input, and refuses random numbers but those of generators made
-    inside.
-    """
+    """Mode of tracing that computes what depends on no input, and refuses random numbers but of generators made inside."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -167,9 +167,7 @@ class TakesContext(Protocol):
 
 @runtime_checkable
 class HasTargets(Protocol):
-    """Objective with targets of the mean and spread that E_Theta will have; an ``EnergyNetwork`` takes its output scale from
-    them.
-    """
+    """Objective with targets of the mean and spread that E_Theta will have: an ``EnergyNetwork`` scales its output by them."""
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
         """Compute the targets: x0 (B, ...), x (B, ...), t (B,), c -> (B,)."""

@@ -1,4 +1,4 @@
-"""Which Gaussian stands for q(x_0 | x_t)? One estimator a file, each found by its name in a recipe."""
+"""Gaussians that approximate q(x_0 | x_t): one estimator a file, each found by its name in a recipe."""
 
 from egd.posteriors.averaged import MomentPosterior, posterior1, posterior2, residual
 from egd.posteriors.base import DiagonalGaussian, FullGaussian, IsotropicGaussian

@@ -17,12 +17,12 @@ __all__ = ["posterior1", "posterior2", "residual"]
 
 @dataclass(frozen=True)
 class MomentPosterior:
-    """N(D(x_t, t), Sigma(t)), Sigma interpolated on the calibrated grid and clamped to what the data allow.
+    """Posterior N(D(x_t, t), Sigma(t)) with Sigma interpolated on the calibrated grid, and clamped to the data's variance.
 
-    What is linear between grid times is Sigma (alpha^2 v + sigma^2) / sigma^2, v the data's variance: constant for Gaussian
-    data, Sigma alpha^2 / sigma^2 at low noise (where Sigma itself bends so much that a line is several times too high) and
-    Sigma at high noise. ``schedule`` is the one that the moments were estimated under, theirs unless given; without any,
-    Sigma is what is linear.
+    The quantity that is linear between grid times is Sigma (alpha^2 v + sigma^2) / sigma^2, with v the data's variance. It is
+    constant for Gaussian data, Sigma alpha^2 / sigma^2 at low noise (where Sigma bends so much that a line is several times too
+    high) and Sigma at high noise. ``schedule`` is the schedule that the moments were estimated under, the one that they hold
+    unless given. Without any schedule Sigma itself is linear.
     """
 
     denoiser: Denoiser
@@ -32,7 +32,7 @@ class MomentPosterior:
     schedule: Schedule | None = None
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Gaussian:
-        """(B, ...), (B,), c -> mean (B, ...) and the covariance of that time."""
+        """Return N(D, Sigma(t)): (B, ...), (B,), c -> mean (B, ...) and the covariance at t."""
         mean = self.denoiser(x, t, c)
         values = self.variance(t).to(mean.dtype)
         if self.covariance == "isotropic":
@@ -42,7 +42,7 @@ class MomentPosterior:
         return FullGaussian.of(mean, values)
 
     def variance(self, t: Tensor) -> Tensor:
-        """Sigma(t), (B,) -> (B,), (B, d) or (B, d, d)."""
+        """Return Sigma(t): (B,) -> (B,), (B, d) or (B, d, d)."""
         grid, values = self.moments.t, self._grid_values
         place = ((t - grid[0]) / (grid[1] - grid[0])).clamp(0, len(grid) - 1)
         left = place.floor().long().clamp(max=len(grid) - 2)
@@ -57,7 +57,7 @@ class MomentPosterior:
 
     @cached_property
     def _grid_values(self) -> Tensor:
-        """What is interpolated, (T, ...)."""
+        """Values at the grid times that are interpolated, (T, ...)."""
         m = self.moments
         values = {"isotropic": m.clamped, "diagonal": m.clamped_diagonal, "full": m.clamped_full}[self.covariance](self.kind)
         schedule = self.schedule or m.schedule
@@ -68,7 +68,7 @@ class MomentPosterior:
 
     @cached_property
     def _most(self) -> Tensor | None:
-        """What the data allow; None for full covariances, which are clamped on the grid alone."""
+        """Upper bound of the variances, the data's; None for full covariances, which are clamped on the grid alone."""
         m = self.moments
         if self.covariance == "isotropic":
             return m.data_var
@@ -76,7 +76,7 @@ class MomentPosterior:
 
 
 def _shrinkage(schedule: Schedule, t: Tensor, var: Tensor) -> Tensor:
-    """sigma^2 / (alpha^2 v + sigma^2), the share of a Gaussian's variance that is left once x_t is known: (B,) -> (B,)"""
+    """Return sigma^2 / (alpha^2 v + sigma^2), the share of a Gaussian's variance that remains given x_t: (B,) -> (B,)."""
     noise = schedule.sigma(t) ** 2
     return noise / (schedule.alpha(t) ** 2 * var.to(t.dtype) + noise)
 
@@ -84,19 +84,19 @@ def _shrinkage(schedule: Schedule, t: Tensor, var: Tensor) -> Tensor:
 def posterior1(
     denoiser: Denoiser, moments: Moments, covariance: Covariance = "isotropic", schedule: Schedule | None = None
 ) -> MomentPosterior:
-    """(sigma^2/alpha^2) [1 - E eps^2], from the predicted noise. AEPO Eq. 21, 22."""
+    """Make the posterior with variance (sigma^2/alpha^2) [1 - E eps^2], from the predicted noise. AEPO Eq. 21, 22."""
     return MomentPosterior(denoiser, moments, "posterior1", covariance, schedule)
 
 
 def posterior2(
     denoiser: Denoiser, moments: Moments, covariance: Covariance = "isotropic", schedule: Schedule | None = None
 ) -> MomentPosterior:
-    """Var(x_0) - E(mu - m)^2, from the data's variance. AEPO Eq. 24, 41."""
+    """Make the posterior with variance Var(x_0) - E(mu - m)^2, from the data's variance. AEPO Eq. 24, 41."""
     return MomentPosterior(denoiser, moments, "posterior2", covariance, schedule)
 
 
 def residual(
     denoiser: Denoiser, moments: Moments, covariance: Covariance = "isotropic", schedule: Schedule | None = None
 ) -> MomentPosterior:
-    """E(x_0 - mu)^2, from the denoiser's error: cannot be negative. AEPO Eq. 42, 43."""
+    """Make the posterior with variance E(x_0 - mu)^2, from the denoiser's error; it cannot be negative. AEPO Eq. 42, 43."""
     return MomentPosterior(denoiser, moments, "residual", covariance, schedule)

@@ -15,13 +15,13 @@ __all__ = ["Exact"]
 
 @dataclass(frozen=True)
 class Exact:
-    """The mean and full covariance of the posterior, itself a mixture; for benchmarks and tests."""
+    """Mean and full covariance of the exact posterior of a Gaussian mixture; for benchmarks and tests."""
 
     mixture: GaussianMixture
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> FullGaussian:
-        """(B, D), (B,), c -> N(mean (B, D), covariance (B, D, D))"""
+        """Return N(mean (B, D), covariance (B, D, D)) for x (B, D) and t (B,)."""
         log_w, means, covs = self.mixture.posterior(self.schedule, x, t)
         w = log_w.exp()[..., None]
         mean = (w * means).sum(1)

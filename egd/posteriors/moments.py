@@ -1,14 +1,14 @@
 """Posterior variances that depend on t alone, estimated once per denoiser on a grid of times.
 
-All three are averages over x_t ~ q_t and agree for an exact denoiser. With mu = D(x_t, t), m the data mean, and each square
-read as an outer product (full), per coordinate (diagonal) or as the mean over the d coordinates (isotropic):
+The three kinds are averages over x_t ~ q_t and agree for an exact denoiser. mu = D(x_t, t), and m is the data mean. Each square
+is an outer product (full), a square per coordinate (diagonal) or the mean over the d coordinates (isotropic):
 
     posterior1   (sigma^2/alpha^2) [1 - E eps^2]      AEPO Eq. 22, full: Eq. 21
     posterior2   Var(x_0) - E(mu - m)^2               AEPO Eq. 24, full: Eq. 41
     residual     E(x_0 - mu)^2                        AEPO Eq. 42, 43
 
-A trained denoiser leaves the valid range [0, Var(x_0)] with the first two: at t = 1 sigma^2/alpha^2 is 2e4 for VP-linear, so a
-1 % error in E||eps||^2 / d is an error of 200. The residual form is a mean square and cannot be negative.
+With a trained denoiser the first two leave the valid range [0, Var(x_0)]: at t = 1 sigma^2/alpha^2 is 2e4 for VP-linear, so
+that a 1 % error in E||eps||^2 / d is an error of 200. The residual form is a mean square and cannot be negative.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
 
 @dataclass(frozen=True)
 class Moments:
-    """Raw (unclamped) estimates on a grid of times ``t`` (T,).
+    """Raw (unclamped) estimates of the variances on a grid of times ``t`` (T,).
 
-    ``raw`` holds the isotropic variances (T,) of each kind and ``data_var`` = Var(x_0) (); ``matrices`` the covariances
-    (T, d, d), or where d is large the variances (T, d) alone, and ``data_cov`` the data's, (d, d) or (d,). ``schedule`` is
-    the one they were estimated under, which no checkpoint keeps.
+    ``raw`` holds the isotropic variances (T,) of each kind, and ``data_var`` is Var(x_0), (). ``matrices`` holds the
+    covariances (T, d, d), or the variances (T, d) where d is large, and ``data_cov`` those of the data, (d, d) or (d,).
+    ``schedule`` is the schedule of the estimates; no checkpoint keeps it.
     """
 
     t: Tensor
@@ -46,25 +46,26 @@ class Moments:
 
     @property
     def top(self) -> Tensor:
-        """The data's variance in each coordinate, (d,). ValueError where only isotropic variances were estimated."""
+        """Variance of the data in each coordinate, (d,). Raises ValueError where only isotropic variances were estimated."""
         if self.data_cov is None:
             raise ValueError("these moments hold isotropic variances only; make them with calibrate()")
         return self.data_cov.diagonal() if self.data_cov.ndim == 2 else self.data_cov
 
     def clamped(self, kind: str) -> Tensor:
-        """Isotropic, clamped to [0, Var(x_0)], (T,)."""
+        """Return the isotropic variances clamped to [0, Var(x_0)]: (T,)."""
         return self.raw[kind].clamp(min=0).minimum(self.data_var)
 
     def clamped_diagonal(self, kind: str) -> Tensor:
-        """Each coordinate clamped to [0, its variance in the data], (T, d)."""
+        """Return each coordinate's variances clamped to [0, its variance in the data]: (T, d)."""
         top, values = self.top, self.matrices[kind]
         values = values.diagonal(dim1=1, dim2=2) if values.ndim == 3 else values
         return values.clamp(min=0).minimum(top)
 
     def clamped_full(self, kind: str) -> Tensor:
-        """Clamped to 0 <= Sigma <= Cov(x_0): in coordinates in which the data's covariance is I. (T, d, d)
+        """Return the covariances clamped to 0 <= Sigma <= Cov(x_0): (T, d, d).
 
-        Raises ValueError where only the diagonal was estimated (d above ``calibrate(full_up_to=)``).
+        They are clamped in coordinates in which the data's covariance is I. Raises ValueError where only the diagonal was
+        estimated (d above ``calibrate(full_up_to=)``).
         """
         if self.data_cov is None or self.data_cov.ndim == 1:
             raise ValueError("no full covariances here; raise calibrate(full_up_to=) or use covariance='diagonal'")
@@ -77,21 +78,21 @@ class Moments:
         return clamped.to(self.data_cov)
 
     def clamp_share(self, kind: str) -> float:
-        """The share of grid times at which the isotropic clamp acts."""
+        """Return the share of grid times at which the isotropic clamp acts."""
         return float((self.raw[kind] != self.clamped(kind)).double().mean())
 
     def state(self) -> dict[str, Tensor]:
-        """As flat tensors, for a checkpoint."""
+        """Return the moments as flat tensors, for a checkpoint."""
         data = {"data_var": self.data_var, **({} if self.data_cov is None else {"data_cov": self.data_cov})}
         return {"t": self.t, **data, **prefixed("raw", self.raw), **prefixed("matrices", self.matrices)}
 
     @staticmethod
     def load(state: dict[str, Tensor]) -> Moments:
-        """The inverse of ``state``."""
+        """Make moments from what ``state`` returned, without a schedule."""
         return Moments(state["t"], group("raw", state), state["data_var"], group("matrices", state), state.get("data_cov"))
 
     def checked(self) -> Moments:
-        """Return the moments. ValueError unless all tensors are float32 and of the shapes that ``calibrate`` gives them."""
+        """Return the moments. Raises ValueError unless all tensors are float32 and shaped as ``calibrate`` makes them."""
         times, cov = tuple(self.t.shape), () if self.data_cov is None else tuple(self.data_cov.shape)
         shapes = {"t": times, "data_var": (), "data_cov": cov}
         shapes |= {f"raw.{kind}": times for kind in self.raw} | {f"matrices.{kind}": times + cov for kind in self.matrices}
@@ -118,13 +119,13 @@ def calibrate(
     t_max: float = 1.0,
     full_up_to: int = 128,
 ) -> Moments:
-    """Estimate all three kinds at ``grid`` times from ``samples`` data points each; full covariances for events of at most
-    ``full_up_to`` entries, variances per coordinate above.
+    """Estimate the three kinds of variances at ``grid`` times from ``samples`` data points each.
 
-    ``sample(n, generator)`` draws n data points (n, ...) and their contexts. The averages accumulate in float64: the
-    first two forms are small differences of large numbers. At low noise posterior2 would be all chance: the covariance of the
-    denoiser of N(m, v I), the linear gain (x_t - alpha m), is known exactly, and by how much chance has it wrong on the same
-    noise is taken off.
+    The covariances are full for events of at most ``full_up_to`` entries, and variances per coordinate above. ``sample(n,
+    generator)`` draws n data points (n, ...) and their contexts. The averages accumulate in float64, because the first two
+    forms are small differences of large numbers. At low noise the sampling error would dominate posterior2, and a control
+    variate removes most of it: the covariance of the denoiser of N(m, v I), the linear gain (x_t - alpha m), is known exactly,
+    and its error on the same noise is subtracted.
     """
     data = [sample(min(batch, samples - i), generator) for i in range(0, samples, batch)]
     everything = torch.cat([x0.flatten(1) for x0, _ in data]).double()
@@ -138,7 +139,7 @@ def calibrate(
     for t in times:
         alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
         eps, spread, linear, residual = _deviations(denoiser, schedule, data, t, mean, generator)
-        # alpha = 0: sigma^2/alpha^2 has no value, but x_t knows nothing of x_0 and the posterior is the data
+        # at alpha = 0 sigma^2/alpha^2 has no value, but x_t holds nothing about x_0: the posterior is the data distribution
         rows["posterior1"].append((sigma / alpha) ** 2 * (one - _second(eps, full)) if alpha > 0 else data_cov)
         gain = alpha * var / (alpha**2 * var + sigma**2)
         luck = gain**2 * (_second(linear, full) - alpha**2 * data_cov - sigma**2 * one)
@@ -151,17 +152,17 @@ def calibrate(
 
 
 def _mean_variance(second: Tensor, full: bool) -> Tensor:
-    """``_trace_mean`` in single precision."""
+    """Compute ``_trace_mean`` in single precision."""
     return _trace_mean(second, full).float()
 
 
 def _trace_mean(second: Tensor, full: bool) -> Tensor:
-    """The mean over the coordinates of (..., d, d) if ``full``, else of (..., d)."""
+    """Average over the coordinates of (..., d, d) if ``full``, else of (..., d)."""
     return (second.diagonal(dim1=-2, dim2=-1) if full else second).mean(-1)
 
 
 def _second(rows: list[Tensor], full: bool) -> Tensor:
-    """E[v v^T] (d, d), or E[v^2] (d,), over all rows (N, d)."""
+    """Compute E[v v^T] (d, d), or E[v^2] (d,), over all rows (N, d)."""
     count = sum(len(v) for v in rows)
     sums = [v.mT @ v if full else v.square().sum(0) for v in rows]
     return torch.stack(sums).sum(0) / count
@@ -175,7 +176,7 @@ def _deviations(
     mean: Tensor,
     generator: torch.Generator,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """eps, mu - m, x_t - alpha m and x_0 - mu at one time, batch by batch, each (N, d) in float64."""
+    """Compute eps, mu - m, x_t - alpha m and x_0 - mu at one time, batch by batch, each (N, d) in float64."""
     eps, spread, linear, residual = [], [], [], []
     for x0, c in data:
         times = t.expand(len(x0))

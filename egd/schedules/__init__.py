@@ -1,5 +1,6 @@
-"""Noise schedules: alpha(t), sigma(t), and for most the way back from log-SNR. Data at t = 0, noise at t = 1. One a file,
-found by name.
+"""Noise schedules alpha(t), sigma(t), data at t = 0 and noise at t = 1; most have the inverse of log-SNR, ``time``.
+
+Each is one file, and is found by its name.
 """
 
 from egd.schedules.diffusers import Diffusers, from_diffusers

@@ -1,4 +1,4 @@
-"""Any scheduler of the ``diffusers`` library as a schedule."""
+"""Schedulers of the ``diffusers`` library as schedules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 class Diffusers:
-    """The forward process that a ``diffusers`` scheduler was written for, t from 0 to 1.
+    """Forward process that a ``diffusers`` scheduler was written for, t from 0 to 1.
 
     | family | alpha, sigma | timestep |
     | --- | --- | --- |
@@ -37,10 +37,10 @@ class Diffusers:
     | flow | sigma = shift t / (1 + (shift - 1) t), alpha = 1 - sigma | N sigma |
     | EDM | sigma from sigma_max to sigma_min, Karras' or exponential, alpha = 1 | 0.25 log sigma |
 
-    A dynamic shift of a flow is left out (shift = 1): it respaces the times, which are a sampler's to choose.
+    A dynamic shift of a flow is left out (shift = 1): it only changes the spacing of the times, which the sampler chooses.
 
-    ``scheduler`` is a scheduler, or the name of its class with ``config`` as its settings. Only the forward process is
-    taken: the steps are those of ``egd.samplers``. Raises UserError for a scheduler that is none of these.
+    ``scheduler`` is a scheduler, or the name of its class with ``config`` as its settings. Only the forward process is used:
+    the steps are those of ``egd.samplers``. Raises UserError for a scheduler of none of these families.
     """
 
     def __init__(self, scheduler: Any, config: Mapping[str, Any] | None = None) -> None:
@@ -54,20 +54,20 @@ class Diffusers:
             self.input_scale = self.forward.input_scale  # type: ignore[attr-defined]
 
     def alpha(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return alpha_t: (B,) -> (B,)."""
         return self.forward.alpha(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return sigma_t: (B,) -> (B,)."""
         return self.forward.sigma(t)
 
     def time(self, lam: Tensor) -> Tensor:
-        """The t at which log(alpha_t / sigma_t) = lam."""
+        """Return the t at which log(alpha_t / sigma_t) = lam: (B,) -> (B,)."""
         t: Tensor = self.forward.time(lam)  # type: ignore[attr-defined]
         return t
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the trained network expects for t, fractional between its training steps: (B,) -> (B,)."""
+        """Return the timestep of the trained network for t, fractional between its training steps: (B,) -> (B,)."""
         if self.family == "flow":
             return self.steps * self.sigma(t)
         if self.family == "edm":
@@ -76,7 +76,7 @@ class Diffusers:
 
     @property
     def prediction(self) -> Prediction:
-        """What the network of this scheduler predicts. UserError where it is none of ours."""
+        """Prediction type of the scheduler's network. Raises UserError where no type of ours fits."""
         config = self.scheduler.config
         name = config.get("prediction_type", "flow_prediction" if self.family == "flow" else "epsilon")
         if "sigma_data" in config and not hasattr(self.scheduler, "precondition_outputs"):
@@ -93,7 +93,7 @@ class Diffusers:
 
 
 def from_diffusers(scheduler: Any) -> Diffusers:
-    """The schedule of a scheduler, such as ``pipe.scheduler``. UserError as ``Diffusers``."""
+    """Return the schedule of a scheduler, such as ``pipe.scheduler``. Raises UserError as ``Diffusers``."""
     return Diffusers(scheduler)
 
 
@@ -109,7 +109,7 @@ def _forward(scheduler: Any) -> tuple[Family, Schedule]:
     if not hasattr(scheduler, "alphas_cumprod"):
         raise UserError(f"{name} has neither alphas_cumprod, nor flow-matching sigmas, nor sigma_min, sigma_max and sigma_data")
     product = scheduler.alphas_cumprod.detach().double().cpu()
-    if product[-1] >= product[-2]:  # zero terminal SNR, raised a little by diffusers so that sigma/alpha is finite
+    if product[-1] >= product[-2]:  # zero terminal SNR; diffusers raises it a little so that sigma/alpha is finite
         product = torch.cat([product[:-1], torch.zeros_like(product[:1])])
     if len(product) != config.num_train_timesteps:
         raise ValueError(f"{len(product)} betas and num_train_timesteps = {config.num_train_timesteps}; make them one number")
@@ -150,7 +150,7 @@ def _make(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
-    """UserError for a setting beyond what any scheduler can mean: nobody else bounds them."""
+    """Raise UserError for a setting beyond what any scheduler can mean; diffusers itself does not bound settings."""
     for key, value in config.items():
         most = 100_000 if key == "num_train_timesteps" else 1e9
         numbers = value if isinstance(value, list | tuple) else [value]

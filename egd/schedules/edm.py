@@ -14,11 +14,10 @@ __all__ = ["EDM"]
 
 @dataclass(frozen=True)
 class EDM:
-    """alpha_t = 1, sigma_t = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho: uniform times are the
-    noise levels of Karras et al. (arXiv:2206.00364, Eq. 5).
+    """EDM schedule, alpha_t = 1, sigma_t = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
 
-    At exactly t = 0 sigma is 0, the data; just above it is sigma_min. Raises ValueError unless 0 < sigma_min < sigma_max
-    and rho > 0.
+    Uniform times give the noise levels of Karras et al. (arXiv:2206.00364, Eq. 5). At exactly t = 0 sigma is 0, the data; just
+    above it is sigma_min. Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0.
     """
 
     sigma_min: Positive = 0.002
@@ -33,23 +32,24 @@ class EDM:
 
     @property
     def _roots(self) -> tuple[float, float]:
+        """sigma_min^(1/rho), and its difference to sigma_max^(1/rho)."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return low, high - low
 
     def alpha(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return alpha_t: (B,) -> (B,)."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return sigma_t: (B,) -> (B,)."""
         low, span = self._roots
         return torch.where(t > 0, (low + t * span) ** self.rho, torch.zeros_like(t))
 
     def time(self, lam: Tensor) -> Tensor:
-        """The t at which -log sigma_t = lam; 0 below sigma_min."""
+        """Return the t at which -log sigma_t = lam, 0 below sigma_min: (B,) -> (B,)."""
         low, span = self._roots
         return ((torch.exp(-lam / self.rho) - low) / span).clamp(min=0)
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """1 / sqrt(1 + sigma_t^2), (B,) -> (B,): EDM's c_in for data of unit variance."""
+        """Return 1 / sqrt(1 + sigma_t^2), EDM's c_in for data of unit variance: (B,) -> (B,)."""
         return (1 + self.sigma(t) ** 2).rsqrt()

@@ -1,4 +1,4 @@
-"""Times at which a sampler calls its denoiser."""
+"""Grids of times at which a sampler calls its denoiser."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from egd.types import HasTime, Schedule
 
 Spacing = Literal["time", "log_snr", "karras"]
 RHO = 7.0
-"""Karras' spacing is uniform in (sigma/alpha)^(1/RHO): arXiv:2206.00364, Eq. 5."""
+"""Exponent of Karras' spacing, which is uniform in (sigma/alpha)^(1/RHO): arXiv:2206.00364, Eq. 5."""
 
 
 def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """lambda_t = log(alpha_t / sigma_t): (B,) -> (B,)"""
+    """Return lambda_t = log(alpha_t / sigma_t): (B,) -> (B,)."""
     return (schedule.alpha(t) / schedule.sigma(t)).log()
 
 
 def first_time(schedule: Schedule) -> float:
-    """1, or where alpha_1 = 0 a time slightly below: that of alpha/sigma = 0.005 (0.995 if it cannot be told)."""
+    """Return 1, or where alpha_1 = 0 the time of alpha/sigma = 0.005 (0.995 for a schedule without ``time``)."""
     if schedule.alpha(torch.tensor(1.0)) > 1e-6:
         return 1.0
     inverse = inverse_log_snr(schedule)
@@ -29,19 +29,18 @@ def first_time(schedule: Schedule) -> float:
 
 
 def inverse_log_snr(schedule: object) -> Callable[[Tensor], Tensor] | None:
-    """Find the schedule's ``time``; None where it has none."""
+    """Return the schedule's ``time``, or None where it has none."""
     return schedule.time if isinstance(schedule, HasTime) else None
 
 
 def time_grid(
     schedule: Schedule, steps: int, *, start: float | None = None, end: float = 1e-3, spacing: Spacing = "time"
 ) -> Tensor:
-    """``steps + 1`` decreasing times from ``start`` to ``end``, uniform in t (QGPO's choice), in log-SNR, or in
-    (sigma/alpha)^(1/7) (``karras``).
+    """Return ``steps + 1`` times that decrease from ``start`` to ``end``.
 
-    ``start`` is 1 unless given, or slightly less where alpha_1 = 0, so that x_0 can be had from a noise prediction and the
-    score of a denoiser from it. Raises ValueError unless 1 >= start > end >= 0, or when a spacing other than ``time`` is
-    asked of a schedule without ``time``.
+    They are uniform in t (QGPO's choice), in log-SNR, or in (sigma/alpha)^(1/7) (``karras``). ``start`` is 1 unless given, or
+    slightly less where alpha_1 = 0, so that a noise prediction gives an x_0, and an x_0 a score. Raises ValueError unless 1 >=
+    start > end >= 0, and for a spacing other than ``time`` where the schedule has no ``time``.
     """
     start = first_time(schedule) if start is None else start
     if not 1.0 >= start > end >= 0.0:
@@ -61,7 +60,7 @@ def time_grid(
 
 
 def _levels(lam: Tensor, steps: int, spacing: Spacing) -> Tensor:
-    """``steps + 1`` log-SNRs from lam[0] to lam[1]."""
+    """Return ``steps + 1`` log-SNRs from lam[0] to lam[1]."""
     if spacing == "log_snr":
         return torch.linspace(float(lam[0]), float(lam[1]), steps + 1)
     roots = torch.exp(-lam / RHO)

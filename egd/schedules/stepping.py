@@ -1,4 +1,4 @@
-"""The steps of a ``diffusers`` scheduler around a denoiser, and which schedulers can be guided."""
+"""Steps of a ``diffusers`` scheduler with a guided denoiser, and checks that a scheduler can be guided."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from egd.types import Denoiser
 
 T_MIN = 1e-7  # the data itself, sigma = 0, has no score
 TOKENS = {"mask_token_id", "num_vec_classes", "temperature", "entropy_bound"}
-"""Settings and arguments that only schedulers of discrete tokens have."""
+"""Settings and arguments of schedulers of discrete tokens alone."""
 
 TRIAL_STEPS, TRIAL_ROWS, TRIAL_MEAN, TRIAL_STD = 40, 1024, 0.1, 0.4
 NEAR = 0.2
-"""How far the trial's mean and standard deviation may be off, as a share of the true standard deviation: with 40 steps the
+"""Tolerance of the trial's mean and standard deviation, as a share of the true standard deviation: with 40 steps the
 first-order schedulers are off by 0.15 at most, and those of consistency models by 0.3 at least."""
 
 
 class SchedulerSteps:
-    """One run of a scheduler from noise to data. The scheduler that is handed over stays as it is: a copy takes the steps.
+    """Run of a scheduler from noise to data, on a copy: the given scheduler's state does not change.
 
-    ``mu`` is the shift of a flow with ``use_dynamic_shifting``; without it the times are left unshifted. Raises ValueError for
-    a ``mu`` that the scheduler has no use for, and for a number of steps that it cannot take.
+    ``mu`` is the shift of a flow with ``use_dynamic_shifting``; without it the times are not shifted. Raises ValueError for a
+    ``mu`` that the scheduler does not take, and for a number of steps that it cannot take.
     """
 
     def __init__(
@@ -44,25 +44,25 @@ class SchedulerSteps:
             self.scheduler.set_timesteps(steps, device=device, **shift)
         except (ArithmeticError, IndexError, ValueError) as error:  # UnCLIP divides by steps - 1, PNDM takes 4 steps or more
             raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}: {error}") from error
-        if hasattr(self.scheduler, "set_begin_index"):  # else it looks for the first timestep, which rounding may have doubled
+        if hasattr(self.scheduler, "set_begin_index"):  # else it searches the first timestep, which rounding may have doubled
             self.scheduler.set_begin_index(0)
         self.timesteps: Tensor = self.scheduler.timesteps
-        if not self.timesteps.isfinite().all():  # KDPM2's ancestral one interpolates log sigma = -inf where there are 2
+        if not self.timesteps.isfinite().all():  # KDPM2's ancestral scheduler interpolates log sigma = -inf with 2 steps
             raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}; take more")
 
     @property
     def noise_std(self) -> Any:
-        """The standard deviation of the noise that the first step starts from."""
+        """Standard deviation of the noise before the first step."""
         return getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def network_input(self, x: Tensor, timestep: Any) -> Tensor:
-        """What the scheduler hands to its network for its own x, shaped like x."""
+        """Return the input that the scheduler gives its network for its own x, shaped like x."""
         scale = getattr(self.scheduler, "scale_model_input", None)
         scaled: Tensor = x if scale is None else scale(x, timestep)
         return scaled
 
     def guided_output(self, denoiser: Denoiser, x: Tensor, timestep: Any, c: Any = None) -> Tensor:
-        """The network's output with which the scheduler steps towards the denoiser's x_0, shaped like x."""
+        """Return the network output with which the scheduler steps towards the denoiser's x_0, shaped like x."""
         assert self.schedule is not None
         scaled = self.network_input(x, timestep)
         x_t = x if self.schedule.family == "edm" else scaled  # k-diffusion's x_t / alpha_t is scaled back to x_t
@@ -70,7 +70,7 @@ class SchedulerSteps:
         return network_output(self.scheduler, self.schedule, denoiser(x_t, t, c), x_t, t).to(x.dtype)
 
     def step(self, output: Tensor, index: int, x: Tensor, generator: Any = None, eta: float = 0.0) -> Tensor:
-        """The next x, by the scheduler's own step number ``index``."""
+        """Return the next x by the scheduler's own step number ``index``."""
         following = self.timesteps[index + 1] if index + 1 < len(self.timesteps) else None
         extra = {"generator": generator, "eta": eta, "prev_timestep": following}
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -79,7 +79,7 @@ class SchedulerSteps:
         return following_x
 
     def _time(self, schedule: Diffusers, timestep: Any) -> Tensor:
-        """Where the scheduler is, (). Its own noise level where it keeps a table: timesteps may have been rounded."""
+        """Return the scheduler's present t, (), by its table of noise levels if it keeps one: timesteps may be rounded."""
         sigmas = getattr(self.scheduler, "sigmas", None)
         if sigmas is None or hasattr(self.scheduler, "sigmas_interpol"):  # KDPM2 steps between the entries of its table
             t = (torch.as_tensor(timestep).double() + 1) / schedule.steps
@@ -91,7 +91,7 @@ class SchedulerSteps:
 
 
 def network_output(scheduler: Any, schedule: Diffusers, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """What the scheduler's network would have to say at x_t = x (B, ...), t (B,) for D(x_t, t) to be x0: shaped like x."""
+    """Compute the output of the scheduler's network at x_t = x (B, ...), t (B,) for which D(x_t, t) is x0: shaped like x."""
     if not hasattr(scheduler, "precondition_outputs"):
         return convert(x0, x, t, schedule, "sample", schedule.prediction)
     sigma = expand(schedule.sigma(t), x)
@@ -102,6 +102,7 @@ def network_output(scheduler: Any, schedule: Diffusers, x0: Tensor, x: Tensor, t
 
 
 def _shift(scheduler: Any, mu: float | None) -> dict[str, float]:
+    """Return the argument ``mu`` of ``set_timesteps``, if the scheduler takes one."""
     dynamic = scheduler.config.get("use_dynamic_shifting", False)
     if not (dynamic and "mu" in inspect.signature(scheduler.set_timesteps).parameters):
         if mu is not None:
@@ -112,17 +113,17 @@ def _shift(scheduler: Any, mu: float | None) -> dict[str, float]:
 
 
 def check_steps(scheduler: Any) -> None:
-    """UserError, with the class and the reason, for a scheduler whose ``step`` is not that of a run from noise to an image."""
+    """Raise UserError, with the class and the reason, for a scheduler whose ``step`` cannot run from noise to an image."""
     reason = _unlike_others(scheduler)
     if reason:
         raise _refusal(scheduler, reason)
 
 
 def check_guidable(scheduler: Any, eta: float = 0.0) -> Diffusers:
-    """The schedule of a scheduler that can be guided. UserError, with the class and the reason, for any other.
+    """Return the schedule of a scheduler that can be guided. Raises UserError, with the class and the reason, for any other.
 
-    Beside what can be read from its signature and settings, the scheduler is tried: with the exact denoiser of a normal
-    distribution its samples must have that distribution. Those made for consistency models, whose network is no denoiser, fail.
+    Beside the checks of its signature and settings, the scheduler is tried: with the exact denoiser of a normal distribution
+    its samples must have that distribution. Schedulers made for consistency models, whose network is no denoiser, fail.
     """
     check_steps(scheduler)
     schedule = Diffusers(scheduler)
@@ -139,6 +140,7 @@ def _refusal(scheduler: Any, reason: str) -> UserError:
 
 
 def _unlike_others(scheduler: Any) -> str | None:
+    """Return the reason why a scheduler cannot run from noise to an image, or None."""
     if not all(hasattr(scheduler, name) for name in ("config", "from_config", "to_json_string")):
         return "it is no ConfigMixin of diffusers (a placeholder, where the installed version lacks it)"
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
@@ -149,6 +151,7 @@ def _unlike_others(scheduler: Any) -> str | None:
 
 
 def _unlike_step(scheduler: Any) -> str | None:
+    """Return the reason why a scheduler's ``step`` cannot be called as others', or None."""
     arguments = inspect.signature(scheduler.step).parameters
     if TOKENS & {*arguments, *scheduler.config}:
         return "it draws discrete tokens, and guidance moves real numbers"
@@ -163,7 +166,7 @@ def _unlike_step(scheduler: Any) -> str | None:
 
 @lru_cache(maxsize=64)
 def _fault(kind: Any, config: str, eta: float) -> str | None:
-    """Why a normal distribution's samples come out wrong, or None where they come out right."""
+    """Return the reason why samples of a normal distribution come out wrong, or None where they come out right."""
     scheduler = kind.from_config(json.loads(config))
     most = (scheduler.config.get(name) or TRIAL_STEPS for name in ("num_train_timesteps", "original_inference_steps"))
     steps = min(TRIAL_STEPS, *most)
@@ -173,7 +176,7 @@ def _fault(kind: Any, config: str, eta: float) -> str | None:
             if len(run.timesteps) > 1 and bool(run.timesteps[0] < run.timesteps[-1]):
                 return "its timesteps rise, from an image to noise"
             x = _normal_samples(run, eta)
-    except Exception as error:  # whatever a stranger's scheduler may raise
+    except Exception as error:  # a user's scheduler may raise anything
         return f"{steps} steps of it end in {type(error).__name__}: {error}"
     if not x.isfinite().all():
         return f"with the exact denoiser of a normal distribution, {steps} steps end in values that are not finite"
@@ -187,6 +190,7 @@ def _fault(kind: Any, config: str, eta: float) -> str | None:
 
 
 def _normal_samples(run: SchedulerSteps, eta: float) -> Tensor:
+    """Sample a normal distribution with its exact denoiser by the scheduler's steps: (TRIAL_ROWS, 1, 1, 1)."""
     schedule, generator = run.schedule, torch.Generator().manual_seed(0)
     assert schedule is not None
 
@@ -195,7 +199,7 @@ def _normal_samples(run: SchedulerSteps, eta: float) -> Tensor:
         gain = alpha * TRIAL_STD**2 / (alpha**2 * TRIAL_STD**2 + sigma**2)
         return TRIAL_MEAN + gain * (x - alpha * TRIAL_MEAN)
 
-    quantiles = (torch.arange(TRIAL_ROWS, dtype=torch.float32) + 0.5) / TRIAL_ROWS  # noise without noise in its moments
+    quantiles = (torch.arange(TRIAL_ROWS, dtype=torch.float32) + 0.5) / TRIAL_ROWS  # noise with exact moments
     noise = torch.special.ndtri(quantiles)[torch.randperm(TRIAL_ROWS, generator=generator)]
     x: Tensor = noise.reshape(-1, 1, 1, 1) * run.noise_std
     for i, timestep in enumerate(run.timesteps):

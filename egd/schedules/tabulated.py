@@ -1,4 +1,4 @@
-"""A variance-preserving schedule known at discrete steps, made continuous."""
+"""A variance-preserving schedule from values at discrete steps, made continuous."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tabulated:
-    """VP with the log-SNR ``lam`` (N,), decreasing, at the times 1/N, 2/N, ..., 1: linear in log-SNR between them.
+    """VP schedule with the log-SNRs ``lam`` (N,), decreasing, at the times 1/N, 2/N, ..., 1; linear in log-SNR between them.
 
     Below the first time sigma/alpha goes to 0 in proportion to t. Where the last log-SNR is -inf (zero terminal SNR,
     arXiv:2305.08891), alpha/sigma goes to 0 linearly over the last interval.
@@ -19,7 +19,7 @@ class Tabulated:
     lam: Tensor
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,), inf at t = 0."""
+        """Return log(alpha_t / sigma_t), inf at t = 0: (B,) -> (B,)."""
         lam = self.lam.to(t)
         place = t * len(lam) - 1
         left = place.floor().long().clamp(0, len(lam) - 2)
@@ -31,15 +31,15 @@ class Tabulated:
         return torch.where(place < 0, to_data, inside)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return alpha_t: (B,) -> (B,)."""
         return torch.sigmoid(2 * self.log_snr(t)).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return sigma_t: (B,) -> (B,)."""
         return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
 
     def time(self, lam: Tensor) -> Tensor:
-        """The t at which log(alpha_t / sigma_t) = lam."""
+        """Return the t at which log(alpha_t / sigma_t) = lam: (B,) -> (B,)."""
         table = self.lam.to(lam)
         left = (torch.searchsorted(-table, -lam.contiguous()) - 1).clamp(0, len(table) - 2)
         inside = (lam - table[left]) / (table[left + 1] - table[left])

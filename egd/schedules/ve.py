@@ -15,7 +15,7 @@ __all__ = ["VE"]
 
 @dataclass(frozen=True)
 class VE:
-    """alpha_t = 1, sigma_t = sigma_min (sigma_max / sigma_min)^t: the VE-SDE of Song et al. (arXiv:2011.13456).
+    """Variance-exploding SDE of Song et al. (arXiv:2011.13456), alpha_t = 1, sigma_t = sigma_min (sigma_max / sigma_min)^t.
 
     At exactly t = 0 sigma is 0, the data; just above it is sigma_min. Raises ValueError unless 0 < sigma_min < sigma_max.
     """
@@ -28,19 +28,19 @@ class VE:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return alpha_t: (B,) -> (B,)."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) -> (B,)"""
+        """Return sigma_t: (B,) -> (B,)."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return torch.where(t > 0, torch.exp(low + t * (high - low)), torch.zeros_like(t))
 
     def time(self, lam: Tensor) -> Tensor:
-        """The t at which -log sigma_t = lam; 0 below sigma_min."""
+        """Return the t at which -log sigma_t = lam, 0 below sigma_min: (B,) -> (B,)."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return ((-lam - low) / (high - low)).clamp(min=0)
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """1 / sqrt(1 + sigma_t^2), (B,) -> (B,): a network sees data of unit scale at unit scale whatever the noise."""
+        """Return 1 / sqrt(1 + sigma_t^2): (B,) -> (B,). It brings x_t of data at unit scale to unit scale at any noise."""
         return (1 + self.sigma(t) ** 2).rsqrt()
