@@ -1,4 +1,4 @@
-"""The pieces of offline RL for ``egd bench speed``."""
+"""Benchmarks of this project: the offline-RL pieces of ``egd bench speed``, and commands of their own."""
 
 from benchmarks.pieces import pieces
 

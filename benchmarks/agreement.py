@@ -1,10 +1,11 @@
-"""Do critics agree on which action is better, and energies on where to push? Of finished runs of one task. A command:
+"""Agreement of finished runs of one task: do critics prefer the same actions, and do energies have the same gradients? A
+command:
 
     python -m benchmarks.agreement runs/benchmark/hopper-medium-expert
 
-Critics of several seeds or kinds have seen the same data: where one's pick among behaviour samples is to another no better than
-chance, what follows either follows its errors. Energies of one seed have the same critic and behaviour: where their gradients
-differ, it is the estimator.
+Critics of several seeds or kinds were trained on the same data. Where a second critic rates the action that one picks among
+behaviour samples no better than chance, a policy that follows either critic follows its errors. Energies of one seed share the
+critic and the behaviour policy: differences between their gradients are due to the estimator.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ Row: TypeAlias = dict[str, str]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a critic that picks with one that judges, means over states: ``rank``, the rank correlation of their Q over K actions;
-    of the action picked, the excess of Q over the mean, in spreads of Q within the state: ``claimed`` by the one that picks,
-    ``confirmed`` by the one that judges, 0 for picks at random.
+    """Agreement of two critics, means over states. ``rank`` is the rank correlation of their Q over K actions. The other two
+    are the excess over the mean, in standard deviations of Q within the state, of the Q of the action that the first critic
+    picks: ``claimed`` is the first critic's excess, ``confirmed`` the second critic's, 0 for random picks.
     """
 
     rank: float
@@ -53,7 +54,7 @@ class Agreement:
 
 
 def agreement(picks: Tensor, judges: Tensor) -> Agreement:
-    """Of two critics' Q of the same actions, (N, K) each, K >= 2."""
+    """Compute the agreement of two critics from their Q of the same actions, (N, K) each, K >= 2."""
     a, b = _standard(picks), _standard(judges)
     best = a.argmax(1, keepdim=True)
     ranks = [_standard(q.argsort(1).argsort(1).to(q.dtype)) for q in (picks, judges)]
@@ -65,13 +66,15 @@ def agreement(picks: Tensor, judges: Tensor) -> Agreement:
 
 
 def _standard(q: Tensor) -> Tensor:
-    """Mean 0 and mean square 1 in every row."""
+    """Standardise every row to mean 0 and mean square 1."""
     return (q - q.mean(1, keepdim=True)) / q.std(1, keepdim=True, correction=0).clamp(min=torch.finfo(q.dtype).tiny)
 
 
 @torch.no_grad()
 def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: Tensor) -> list[Row]:
-    """(N, S) states, (N, K, A) actions; a row for every pair of kinds, means over pairs of critics."""
+    """Compare critics on (N, S) states and (N, K, A) actions. Returns a row for every pair of kinds, with means over pairs of
+    critics.
+    """
     tiled, flat = states.repeat_interleave(actions.shape[1], 0), actions.flatten(0, 1)
     values = [(str(run.config["critic.name"]), critic.q(tiled, flat).reshape(actions.shape[:2])) for run, critic in critics]
     found: dict[tuple[str, str], list[Agreement]] = {}
@@ -88,8 +91,9 @@ def of_critics(critics: Sequence[tuple[Run, Critic]], states: Tensor, actions: T
 
 
 def of_energies(runs: Sequence[Run], agents: Sequence[Agent], rows: Batch, against: str | None) -> tuple[list[Row], list[Row]]:
-    """Compare gradients at the data's actions noised to TIMES, over seeds: the mean cosine to that of ``against``, the first
-    unless given, and the median length in that of the score, sqrt(A) / sigma_t. UserError where there is no such energy.
+    """Compare gradients at the data's actions noised to TIMES, over seeds. Returns rows of the mean cosine with the gradient of
+    ``against``, by default the first energy, and rows of the median length relative to the score's length, sqrt(A) / sigma_t.
+    Raises UserError where there is no such energy.
     """
     pushes: dict[str, list[Tensor]] = {}
     every_one = [(run, getattr(agent, "guidance", None)) for run, agent in zip(runs, agents, strict=True)]
@@ -112,7 +116,7 @@ def _row(name: str, values: Tensor) -> Row:
 
 
 def _grads(runs: Sequence[tuple[Run, Guidance]]) -> Mapping[str, tuple[Guidance, Grad]]:
-    """Of every energy that the agents guide by, each form of it once."""
+    """Return the gradient of every energy that the agents guide by, each distinct energy once."""
     found: dict[str, tuple[Guidance, Grad]] = {}
     seen: set[str] = set()
     for run, guidance in runs:
@@ -130,7 +134,7 @@ def _grad(guidance: Guidance, name: str) -> Grad:
 
 
 def _pushes(guidance: Guidance, grad: Grad, rows: Batch) -> Tensor:
-    """In units of the score: (TIMES, N, A)"""
+    """Return the gradients in units of the score's length: (TIMES, N, A)."""
     schedule, device = guidance.calibration.behaviour.schedule, rows.action.device
     noise = torch.randn(rows.action.shape, generator=torch.Generator(device).manual_seed(0), device=device)
     found = []
@@ -152,7 +156,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """How far critics agree on actions, and energies on directions."""
+    """Compare critics by their preferred actions, and energies by their gradients."""
     with user_errors():
         all_of_them, agents, data = usable(find(runs), device, Reporter(console))
         found = all_of_them.runs

@@ -1,10 +1,10 @@
-"""What methods cost, of finished runs of one task: seconds of training, and milliseconds of acting, measured now. A command:
+"""Costs of methods, from finished runs of one task: seconds of training, and milliseconds of acting, measured now. A command:
 
     python -m benchmarks.costs runs/benchmark/hopper-medium-expert
 
-Training is what the summaries say, of one run of each method; phases that the store supplied count with the seconds they once
-took. Actions are those of the headline, in one state and in ten, by the code that evaluates and by the traced policy of control
-loops.
+Training times are those in the summaries, of one run of each method. Phases that the store supplied count with the seconds of
+their training. Actions are those of the headline policy, in one state and in ten, by the code of the evaluation and by the
+traced policy of control loops.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATES = (1, 10)
 
 
 def costs(run: Run, agent: Agent, timing: Timing) -> dict[str, str]:
-    """A row of the table."""
+    """Return a row of the table."""
     phases = {name: s for name, s in run.summary.seconds.items() if name not in ("data", "evaluation", "evaluation_env_step")}
     row = {"method": run.label, **{name: f"{s:.0f}" for name, s in phases.items()}, "training s": f"{sum(phases.values()):.0f}"}
     for n in STATES:
@@ -43,7 +43,7 @@ def costs(run: Run, agent: Agent, timing: Timing) -> dict[str, str]:
 
 
 def acting(agent: Agent, states: int, timing: Timing) -> float:
-    """Milliseconds of one action of the headline in each of so many states."""
+    """Measure the milliseconds of one headline action in each of ``states`` states."""
     act = agent.acting(0)
     rows = agent.data.transitions.state[:states]
     which = torch.zeros(states, dtype=torch.long, device=agent.device)
@@ -51,7 +51,7 @@ def acting(agent: Agent, states: int, timing: Timing) -> float:
 
 
 def _traced(agent: Agent, timing: Timing) -> str:
-    """Empty where the policy cannot be traced."""
+    """Format the milliseconds of the traced policy; empty where the policy cannot be traced."""
     name, _, scale = agent.headline.partition("@")
     observation: Tensor = agent.data.transitions.state[0] * agent.data.state_std + agent.data.state_mean
     try:
@@ -72,7 +72,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """One run of every method: seconds of training and milliseconds of acting."""
+    """Tabulate seconds of training and milliseconds of acting, for one run of every method."""
     reporter, timing = Reporter(console), QUICK if quick else FULL
     set_up(device, 1)
     with user_errors():

@@ -1,14 +1,14 @@
-"""IQL here against IQL of d3rlpy (https://github.com/takuseno/d3rlpy): the same transitions, sizes, settings and number of
-steps, both evaluated here on the same starts.
+"""Comparison of IQL here with IQL of d3rlpy (https://github.com/takuseno/d3rlpy): the same transitions, sizes, settings and
+number of steps, both evaluated here from the same starts.
 
     python -m benchmarks.d3rlpy_check --task hopper-medium --steps 100000 --seeds 0-2
 
-Each draws batches of its own from the same tensors, so that everything between a batch and an action is compared. Two
-differences are left, as they are how the two work: here the critic is trained to its end before the policy, which it never
-sees, there both at once; and a standard deviation is e to the parameter here, a sigmoid of it there.
+Each draws its own batches from the same tensors, so that all code between a batch and an action is compared. Two differences
+are inherent and remain. Here the critic is trained to its end before the policy, on which it does not depend; in d3rlpy both
+are trained at once. The policy's standard deviation is the exponential of a parameter here, and a sigmoid of it in d3rlpy.
 
-d3rlpy is no dependency. Its release 2.8.1 (MIT License) asks for gymnasium 1.0.0, of which this check uses nothing; beside a
-newer gymnasium it installs without its dependencies, and needs of them, in an environment of their own:
+d3rlpy is not a dependency. Its release 2.8.1 (MIT License) requires gymnasium 1.0.0, of which this check uses nothing. Beside a
+newer gymnasium, install it without its dependencies, and then those that it needs, in a separate environment:
 
     pip install --no-deps d3rlpy==2.8.1
     pip install gym==0.26.2 dataclasses-json==0.6.7 structlog==26.1.0 scikit-learn colorama
@@ -49,19 +49,21 @@ VALUED = 10_000  # transitions over which V is averaged
 
 @dataclass(frozen=True)
 class Trained:
-    """A policy, and its V."""
+    """A trained policy with its value function V."""
 
     act: Act
     value: Act
 
     def mean_value(self, data: OfflineData) -> float:
-        """Over the first transitions of the data."""
+        """Return the mean of V over the first transitions of the data."""
         with torch.no_grad():
             return float(self.value(data.transitions.state[:VALUED]).mean())
 
 
 def settings(task: str, seed: int, steps: int, batch: int, expectile: float, beta: float, device: str) -> IQLConfig:
-    """IQL's as published: two layers of 256 ReLU, a Gaussian policy, a cosine decay of its learning rate."""
+    """Return IQL's published settings: two layers of 256 ReLU units, a Gaussian policy, a cosine decay of the policy's learning
+    rate.
+    """
     shared = {**NETWORK, "steps": steps, "batch": batch, "lr": 3e-4}
     tree = {
         "experiment": "offline_rl",
@@ -78,7 +80,7 @@ def settings(task: str, seed: int, steps: int, batch: int, expectile: float, bet
 
 
 def ours(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
-    """The agent of this package, phase by phase."""
+    """Train the agent of this package, phase by phase."""
     agent = IQLAgent(config, data, torch.device(config.device))
     for phase in agent.phases():
         generator = torch.Generator(config.device).manual_seed(seed_of(config.seed, phase.name))
@@ -90,7 +92,7 @@ def ours(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
 
 
 def theirs(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
-    """d3rlpy's, on batches of the same transitions. UserError where it is not installed."""
+    """Train d3rlpy's agent on batches of the same transitions. Raises UserError where d3rlpy is not installed."""
     algorithm = _algorithm(config, data)
     batch_of = importlib.import_module("d3rlpy.torch_utility").TorchMiniBatch
     generator = torch.Generator(config.device).manual_seed(seed_of(config.seed, "d3rlpy"))
@@ -115,7 +117,7 @@ def theirs(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
 
 
 def _algorithm(config: IQLConfig, data: OfflineData) -> Any:
-    """d3rlpy's IQL with these settings, fresh."""
+    """Create d3rlpy's IQL with these settings."""
     try:
         algos, models, optimizers = (importlib.import_module(f"d3rlpy.{name}") for name in ("algos", "models", "optimizers"))
     except ImportError as error:
@@ -145,7 +147,7 @@ def _algorithm(config: IQLConfig, data: OfflineData) -> Any:
 
 
 def scores(both: dict[str, Trained], data: OfflineData, task: Task, episodes: int, seed: int, device: str) -> dict[str, float]:
-    """Mean normalised scores by name, in as many episodes from the same starts."""
+    """Return mean normalised scores by name, in ``episodes`` episodes from the same starts."""
 
     def arm(name: str, trained: Trained) -> Arm:
         @torch.no_grad()
@@ -179,7 +181,7 @@ def main(
         for seed in parse_seeds(seeds):
             config = settings(task, seed, steps, batch, expectile, beta, device)
             data, target = load_data(config, device, reporter)
-            _algorithm(config, data)  # not installed: say so before anything is trained
+            _algorithm(config, data)  # fails here, before anything is trained, where d3rlpy is not installed
             both = {"egd": ours(config, data, reporter), "d3rlpy": theirs(config, data, reporter)}
             scored = scores(both, data, target, episodes, seed, device)
             found.append([*scored.values(), *(trained.mean_value(data) for trained in both.values())])

@@ -1,12 +1,14 @@
-"""What generators of transitions make of real data: as much of an expert's data as an agent might have met online. A command:
+"""Quality of generated transitions on real data, with as much expert data as an agent might have met online. A command:
 
     python -m benchmarks.edis_data --task hopper-medium --expert mujoco/hopper/expert-v0 --rows 5000
 
-The task's data are offline, some of the expert's rows online, and the next as many held out: what the generated share of a
-batch ought to look like; further episodes of the expert are the floor. Measured: energy distance to the held-out rows
-(coordinates in standard deviations of the replay) of all coordinates and of (s, a); the area under the ROC curve of a network
-that tells the two apart (0.5: it cannot); root mean square errors of s' and of r against the simulator set to (s, a); the share
-of rows nearer to an online row than one in a hundred held-out rows is.
+The task's data are offline. Some of the expert's rows are online, and as many of the next are held out: the generated share of
+a batch should resemble these. Further episodes of the expert give the floor.
+
+Four things are measured. Energy distances to the held-out rows, of all coordinates and of (s, a), are in standard deviations of
+the replay. The area under the ROC curve is that of a network that discriminates the two sets (0.5: it cannot). Root mean square
+errors of s' and of r are against the simulator set to (s, a). The share of near copies counts rows that are closer to an online
+row than one in a hundred held-out rows is.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from rl.tasks import Task, find_task
 SAMPLES = 2000  # in a measurement
 ENVIRONMENTS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")  # whose observations are qpos[1:] and qvel
 
-TAKEN = {"window": 0, "actions": "replay"}  # an expert that can be asked for no more actions than it took
+TAKEN = {"window": 0, "actions": "replay"}  # only the actions in the expert's data are available
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "unguided": {"name": "diffusion"},
     "EDIS: CEP": {"name": "edis", "energy": "cep", "ratio": TAKEN},
@@ -56,24 +58,24 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The data, all in the units of the offline ones."""
+    """The data of a comparison, all in the units of the offline data."""
 
     task: Task
     data: OfflineData
     online: Batch
     held_out: Batch
     other: Batch
-    """As many again: what is measured of these is the floor."""
+    """As many further rows of the expert, whose measures are the floor."""
 
     @property
     def codec(self) -> TransitionCodec:
-        """In which distances are measured: by the spread of the replay."""
+        """The encoding of transitions in which distances are measured, scaled by the standard deviations of the replay."""
         return TransitionCodec(joined(self.data.transitions, self.online), "never")
 
 
 def load(task_name: str, expert: str, rows: int, seed: int) -> Setting:
-    """``rows`` of the expert's transitions, in the order of time, are online, the next as many held out, and as many again the
-    floor; others for another seed.
+    """Load the data. ``rows`` of the expert's transitions, in the order of time, are online, as many of the next are held out,
+    and the next as many are the floor. Each seed takes other rows.
     """
     task = find_task(task_name)
     if task.env_id not in ENVIRONMENTS:
@@ -94,7 +96,7 @@ def load(task_name: str, expert: str, rows: int, seed: int) -> Setting:
 
 @dataclass
 class Model:
-    """The diffusion model offline, which all arms of a seed go on from."""
+    """The diffusion model trained offline, from which all generators of a seed start."""
 
     seconds: float
     weights: Mapping[str, Tensor]
@@ -103,7 +105,7 @@ class Model:
 def made(
     setting: Setting, arm: Mapping[str, Any], seed: int, model: Model | None, advance: Callable[[int, str], None]
 ) -> tuple[Batch, Model | None, dict[str, float]]:
-    """Rows of a generator after one refresh, its model before that, and metrics and seconds."""
+    """Return rows of a generator after one refresh, its model before the refresh, and its metrics and seconds."""
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(name: str, make: Callable[[], Any]) -> Any:
@@ -133,10 +135,10 @@ def made(
 
 
 def measured(setting: Setting, rows: Batch, seed: int) -> dict[str, float]:
-    """All measures of some rows."""
+    """Return all measures of some rows."""
     codec, g = setting.codec, torch.Generator().manual_seed(seed)
     held_out = codec.encode(setting.held_out)
-    held_out = held_out[torch.randperm(len(held_out), generator=g)]  # which were in the order of time
+    held_out = held_out[torch.randperm(len(held_out), generator=g)]  # shuffled: they were in the order of time
     few = held_out[:SAMPLES]
     x = codec.encode(rows)
     state, reward = dynamics(setting, rows)
@@ -151,14 +153,14 @@ def measured(setting: Setting, rows: Batch, seed: int) -> dict[str, float]:
 
 
 def near_copies(x: Tensor, online: Tensor, held_out: Tensor) -> float:
-    """Share of x (N, D) that is nearer to an online row than the nearest hundredth of the held-out rows."""
+    """Return the share of x (N, D) that is closer to an online row than the closest hundredth of the held-out rows."""
     own = torch.cdist(x, online).amin(1)
     usual = torch.cdist(held_out[:SAMPLES], online).amin(1)
     return float((own < usual.quantile(0.01)).float().mean())
 
 
 def auc(x: Tensor, y: Tensor, seed: int) -> float:
-    """Of a network trained on half of x (N, D) and of y (M, D), on the other halves."""
+    """Compute the area under the ROC curve of a network trained on half of x (N, D) and of y (M, D), on the other halves."""
     torch.manual_seed(seed)
     x, y = x[torch.randperm(len(x))], y[torch.randperm(len(y))]
     n = min(len(x), len(y)) // 2
@@ -178,7 +180,7 @@ def auc(x: Tensor, y: Tensor, seed: int) -> float:
 
 
 def dynamics(setting: Setting, rows: Batch, most: int = 1000) -> tuple[float, float]:
-    """Root mean square errors of s' and of r against the simulator, in standard deviations of the replay."""
+    """Compute root mean square errors of s' and of r against the simulator, in standard deviations of the replay."""
     data, env = setting.data, gym.make(str(setting.task.env_id)).unwrapped
     env.reset(seed=0)
     simulator: Any = env
@@ -210,7 +212,7 @@ def main(
     share: Annotated[float | None, typer.Option(help="Of online rows in what generators learn from; as they come.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write all numbers.")] = None,
 ) -> None:
-    """Distance, discernibility, dynamics and copies of generated transitions."""
+    """Measure distance, discernibility, dynamics and copies of generated transitions."""
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     arms = {name: _settings(spec, steps, training, share) for name, spec in ARMS.items() if not arm or name in arm}

@@ -1,4 +1,4 @@
-"""What the pieces of the benchmark are made of: random data, agents of a recipe, and plain code of the same sizes."""
+"""The objects that the benchmark's pieces use: random data, agents of a recipe, and plain code of the same sizes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ SMOKE: Tree = {
 
 @dataclass(frozen=True)
 class Lab:
-    """Makes the same things for ours and for plain code. Networks are untrained: no time depends on their weights."""
+    """A factory of equal objects for the library's code and for plain code. Networks are untrained, since no time depends on
+    their weights.
+    """
 
     setup: Setup
 
@@ -59,11 +61,11 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        """Of everything."""
+        """The device of all tensors."""
         return self.setup.device
 
     def config(self, over: Mapping[str, Any]) -> GuidedConfig:
-        """The recipe: the library's, with the shapes asked for, ``--width``, ``over`` and ``--set``."""
+        """Return the recipe: the base recipe with the chosen shapes, ``--width``, ``over`` and ``--set``."""
         tree = merge(BASE, SHAPES[self.setup.shapes])
         tree = merge(tree, SMOKE) if self.setup.smoke else tree
         if self.setup.width is not None:
@@ -74,7 +76,7 @@ class Lab:
         return config
 
     def agent(self, over: Mapping[str, Any] | None = None, data: OfflineData | None = None) -> AEPO:
-        """An agent, calibrated; ``over`` the recipe."""
+        """Create a calibrated agent; ``over`` overrides the recipe."""
         agent = AEPO(self.config(over or {}), self.data if data is None else data, self.device)
         if self.setup.shapes == "qgpo":
             state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
@@ -85,22 +87,22 @@ class Lab:
         return agent
 
     def learner(self, agent: AEPO, phase: str) -> StepLearner:
-        """What that phase trains."""
+        """Return the learner of a phase."""
         learner = {p.name: p.learner for p in agent.phases()}[phase]
         assert isinstance(learner, StepLearner)
         return learner
 
     def generator(self, seed: int = 0) -> torch.Generator:
-        """Seeded, on the device."""
+        """Return a seeded generator on the device."""
         return torch.Generator(self.device).manual_seed(seed)
 
     @cached_property
     def data(self) -> OfflineData:
-        """Random transitions of the sizes asked for."""
+        """Random transitions of the chosen sizes."""
         return self.random_data(self.setup.state, self.setup.action)
 
     def random_data(self, state: int, action: int) -> OfflineData:
-        """As many random transitions as a small data set of D4RL has."""
+        """Draw as many random transitions as a small data set of D4RL has."""
         rng, n = np.random.default_rng(0), 2000 if self.setup.smoke else 100_000
 
         def normal(*shape: int) -> Tensor:
@@ -113,11 +115,11 @@ class Lab:
     # -- plain code, of an agent's sizes -------------------------------------------------------------------------
 
     def replay(self, agent: AEPO) -> plain.Replay:
-        """The agent's data."""
+        """Return the agent's data for plain code."""
         return plain.Replay.of(agent.data, self.device)
 
     def plain_noise_network(self, agent: AEPO) -> nn.Module:
-        """A noise model like the agent's."""
+        """Create a noise model of the agent's size."""
         state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
         d = agent.config.denoiser
         if isinstance(agent.behaviour.fit.module, NoiseMLP):
@@ -125,18 +127,18 @@ class Lab:
         return qgpo.ScoreUNet(action, state, width=32 if self.setup.smoke else 512).to(self.device)
 
     def plain_energy_network(self, agent: AEPO) -> nn.Module:
-        """An energy network like the agent's."""
+        """Create an energy network of the agent's size."""
         state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
         e = agent.config.energy_network
         return EnergyMLP(action, state, width=e.width, layers=e.layers, activation=e.activation).to(self.device)
 
     def plain_critic(self, agent: AEPO, batch: int = 256) -> plain.PlainIQL:
-        """Twin critics and a value like the agent's."""
+        """Create twin critics and a value network of the agent's sizes."""
         state, action = (getattr(agent.data.transitions, key).shape[1] for key in ("state", "action"))
         wanted = {"lr", "expectile", "gamma", "polyak", "width", "layers", "activation", "layer_norm"}
         settings = agent.config.critic.model_dump(include=wanted)
         return plain.PlainIQL(state, action, self.replay(agent), batch=batch, **settings)
 
     def bounds(self, agent: AEPO) -> tuple[Tensor, Tensor]:
-        """The range of the data's actions."""
+        """Return the range of the data's actions."""
         return agent.data.action_low, agent.data.action_high

@@ -1,4 +1,4 @@
-"""What ``egd bench speed`` measures of offline RL, each piece beside plain code that does the same (``benchmarks.plain``)."""
+"""Pieces of offline RL for ``egd bench speed``, each beside plain code that does the same work (``benchmarks.plain``)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from rl.evaluation.rollouts import Arm, Player, rollouts
 from rl.parts.guided_policy import BehaviourSupport
 
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}
-"""Piece -> the phase of training it is a step of."""
+"""Piece -> the training phase whose step it times."""
 OMEGAS = (1.0, 2.0, 3.0)
 WAYS: dict[str, Tree] = {"eager": {}, "compiled": {"compile": True}, "compiled bf16": {"compile": True, "precision": "bf16"}}
-"""How training steps are run."""
+"""Ways of running training steps."""
 RUNTIMES: dict[str, Compile] = {"traced": False, "torch.compile": True, "onnx": "onnx"}
-"""How policies for control loops are run."""
+"""Ways of running policies for control loops."""
 STATES = (1, 10, 100, 1000)
 
 
 def pieces(setup: Setup) -> list[Piece]:
-    """All of them. UserError for shapes or settings that do not exist."""
+    """Return all pieces. Raises UserError for shapes or settings that do not exist."""
     lab = Lab(setup)
     config = lab.config({})
     noise = f"width {config.denoiser.width}" if setup.shapes == "recipe" else "U-Net"
@@ -88,7 +88,7 @@ def _with_shape(piece: Piece, shape: str) -> Piece:
 
 
 def _steps(lab: Lab, name: str, phase: str, batches: Sequence[int], note: str = "") -> list[Piece]:
-    """One update in every way, at every batch size."""
+    """Return pieces of one update, in every way and at every batch size."""
     return [
         Piece(name, b, partial(step, lab, phase, b, over), how=how, note=note)
         for b in batches
@@ -101,7 +101,7 @@ def _ways(lab: Lab) -> dict[str, Tree]:
 
 
 def step(lab: Lab, name: str, batch: int, over: Tree | None = None) -> Case:
-    """One update."""
+    """Prepare one update."""
     agent = _agent(lab, batch, over=over)
     return Case(_updates(lab, [agent], name), _plain_step(lab, agent, name, batch), dtype=_dtype(agent))
 
@@ -112,7 +112,7 @@ def _cep_step(lab: Lab, batch: int) -> Piece:
 
 
 def cep_drawing(lab: Lab, batch: int) -> Case:
-    """One update of CEP that draws its support."""
+    """Prepare one update of CEP that draws its support actions."""
     agent, generator = _agent(lab, batch), lab.generator()
     learner = lab.learner(agent, PHASES["energy_cep"])
     assert isinstance(learner, EnergyLearner)
@@ -126,7 +126,7 @@ def cep_drawing(lab: Lab, batch: int) -> Case:
 
 
 def cep_cached(lab: Lab, batch: int) -> Case:
-    """One update of CEP that need not draw its support."""
+    """Prepare one update of CEP whose support actions were drawn before."""
     agent, generator = _agent(lab, batch), lab.generator()
     learner, states = lab.learner(agent, PHASES["energy_cep"]), batch // CONTRASTED
     drawn = torch.randn(states, CONTRASTED, _action(agent), generator=generator, device=lab.device).tanh()
@@ -139,14 +139,14 @@ def cep_cached(lab: Lab, batch: int) -> Case:
 
 
 def seeds(lab: Lab, name: str, runs: int, over: Tree | None = None) -> Case:
-    """One update of many runs."""
+    """Prepare one update of many runs."""
     agents = [_agent(lab, 256, seed, over) for seed in range(runs)]
     run, one = _updates(lab, agents, name), _updates(lab, [_agent(lab, 256, over=over)], name)
     return Case(run, _plain_step(lab, agents[0], name, 256), one, _dtype(agents[0]))
 
 
 def _updates(lab: Lab, agents: Sequence[AEPO], name: str) -> Callable[[], object]:
-    """One update of every agent, as ``egd.runs.phases`` does them."""
+    """Return a function that updates every agent once, as ``egd.runs.phases`` does."""
     learners = [lab.learner(agent, PHASES[name]) for agent in agents]
     generators = [lab.generator(seed) for seed in range(len(agents))]
     if len(learners) > 1 or learners[0].computing.compile:
@@ -184,7 +184,7 @@ def _action(agent: AEPO) -> int:
 
 
 def calibration(lab: Lab) -> Piece:
-    """The posterior's variances over t."""
+    """Return the piece that estimates the posterior's variances over t."""
     samples, grid = (64, 4) if lab.setup.smoke else (4096, 50)
 
     def make() -> Case:
@@ -202,7 +202,7 @@ def calibration(lab: Lab) -> Piece:
 
 
 def _actions(lab: Lab, name: str, arm: str, note: str) -> list[Piece]:
-    """One guided action for every state, by every runtime."""
+    """Return pieces of one guided action for every state, by every runtime."""
     common: dict[str, Any] = {"unit": "states", "note": note}
     plain_ones = [Piece(name, n, partial(act, lab, arm, n), items=n, **common) for n in STATES]
     return plain_ones + [
@@ -218,7 +218,7 @@ def _runtimes(lab: Lab) -> dict[str, Compile]:
 
 
 def act(lab: Lab, arm: str, n: int) -> Case:
-    """One guided action for each of n states."""
+    """Prepare one guided action for each of n states."""
     agent = lab.agent()
     states, which = agent.data.transitions.state[:n], torch.zeros(n, dtype=torch.long, device=lab.device)
     policy = agent.policy(arm, [1.0], lab.generator())
@@ -227,7 +227,7 @@ def act(lab: Lab, arm: str, n: int) -> Case:
 
 
 def act_compiled(lab: Lab, arm: str, n: int, runtime: Compile) -> Case:
-    """The same by the ``Policy`` of control loops, which has seen that batch size before."""
+    """Prepare one guided action for each of n states by the ``Policy`` of control loops, warmed up at this batch size."""
     agent, eager = lab.agent(), act(lab, arm, n)
     states, policy = agent.data.transitions.state[:n], Policy(PolicyModule(agent, arm, 1.0), compile=runtime)
     policy.warm_up(n)
@@ -235,7 +235,7 @@ def act_compiled(lab: Lab, arm: str, n: int, runtime: Compile) -> Case:
 
 
 def plain_policy(lab: Lab, agent: AEPO, arm: str, scale: float = 1.0) -> plain_acting.Policy:
-    """The same with plain code: (B, S) -> (B, A)."""
+    """Return the guided policy in plain code: (B, S) -> (B, A)."""
     noise, steps, action = lab.plain_noise_network(agent), agent.config.sampler.steps, _action(agent)
     if arm == "aepo":
         network = lab.plain_energy_network(agent)
@@ -255,7 +255,7 @@ def plain_policy(lab: Lab, agent: AEPO, arm: str, scale: float = 1.0) -> plain_a
 
 
 def support(lab: Lab, n: int) -> Case:
-    """Support actions for n states."""
+    """Prepare the drawing of support actions for n states."""
     agent = lab.agent()
     states, noise = agent.data.transitions.state[:n], lab.plain_noise_network(agent)
     drawn = BehaviourSupport(agent.behaviour.sampler, agent.behaviour.denoiser(clip=False), lab.generator())
@@ -266,7 +266,7 @@ def support(lab: Lab, n: int) -> Case:
 
 
 def evaluation(lab: Lab) -> Piece:
-    """Rollouts at three guidance scales."""
+    """Return the piece of rollouts at three guidance scales."""
     episodes, length = (2, 3) if lab.setup.smoke else (10, 100)
     batch = episodes * len(OMEGAS)
 
@@ -291,7 +291,7 @@ def evaluation(lab: Lab) -> Piece:
 
 
 def scaling(lab: Lab) -> list[Piece]:
-    """The noise model's step over width, batch and dimension of the action."""
+    """Return pieces of the noise model's step over width, batch and dimension of the action."""
     smoke, setup = lab.setup.smoke, lab.setup
     widths: Sequence[int] = () if setup.shapes != "recipe" else (16, 32) if smoke else (64, 128, 256, 512, 1024)
     batches = (32, 64) if smoke else (64, 256, 1024, 4096, 16384)

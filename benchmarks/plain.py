@@ -1,9 +1,9 @@
-"""Training steps as the usual public code of offline RL has them, to time ours against: the same arithmetic, done plainly.
+"""Training steps as public code of offline RL usually has them, to time the library against: the same arithmetic in plain code.
 
-Written from scratch in the manner of single-file implementations (CORL's IQL, QGPO's two-stage training): data in numpy, a
-batch by ``np.random.randint`` and ``torch.tensor(...).to(device)``; every critic a module of its own with an optimiser of its
-own; ``torch.optim.Adam`` as it comes; averages and target networks followed parameter by parameter; ``loss.item()`` in every
-step. Networks, batches and numbers of steps are those that ours is given.
+The code is written from scratch in the manner of single-file implementations (CORL's IQL, QGPO's two-stage training). Data are
+numpy arrays, and a batch comes by ``np.random.randint`` and ``torch.tensor(...).to(device)``. Every critic is a module with its
+own optimiser, ``torch.optim.Adam`` by default. Averages and target networks are updated parameter by parameter, and every step
+calls ``loss.item()``. Networks, batches and numbers of steps equal the library's.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ Step = Callable[[], float]
 
 @dataclass(frozen=True)
 class Replay:
-    """Transitions as numpy arrays, and where batches of them go."""
+    """Transitions as numpy arrays, and the device of batches."""
 
     arrays: Arrays
     device: torch.device
 
     @staticmethod
     def of(data: OfflineData, device: torch.device) -> Replay:
-        """The same data."""
+        """Convert the library's data."""
         return Replay({key: getattr(data.transitions, key).cpu().numpy() for key in KEYS}, device)
 
     def sample(self, n: int) -> list[Tensor]:
-        """n random transitions, one tensor a key."""
+        """Draw n random transitions, one tensor a key."""
         rows = np.random.randint(0, len(self.arrays["reward"]), size=n)  # noqa: NPY002 - as public code has it
         return [torch.tensor(self.arrays[key][rows]).to(self.device) for key in KEYS]
 
 
 def marginal(t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha_t and sigma_t of the VP-SDE, shaped like t."""
+    """Return alpha_t and sigma_t of the VP-SDE, shaped like t."""
     log_alpha = -(t**2) * (BETA_MAX - BETA_MIN) / 4 - t * BETA_MIN / 2
     return torch.exp(log_alpha), torch.sqrt(1 - torch.exp(2 * log_alpha))
 
 
 def noised(x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Random times t (B,), noise and x_t (B, A)."""
+    """Draw random times t (B,) and noise, and return them with x_t (B, A)."""
     t = torch.rand(len(x0), device=x0.device) * (1 - 1e-3) + 1e-3
     noise = torch.randn_like(x0)
     alpha, sigma = marginal(t)
@@ -61,7 +61,7 @@ def noised(x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """target <- (1 - rate) target + rate source."""
+    """Update target <- (1 - rate) target + rate source."""
     for old, new in zip(target.parameters(), source.parameters(), strict=True):
         old.data.copy_(rate * new.data + (1 - rate) * old.data)
 
@@ -75,13 +75,13 @@ class PlainNoise:
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
 
     def step(self) -> float:
-        """One step on a random batch; the loss."""
+        """Take one step on a random batch, and return the loss."""
         state, action, *_ = self.replay.sample(self.batch)
         t, noise, x = noised(action)
         return self.step_on(x, t, noise, state)
 
     def step_on(self, x: Tensor, t: Tensor, noise: Tensor, state: Tensor) -> float:
-        """One step; x_t and noise (B, A), t (B,)."""
+        """Take one step, and return the loss; x_t and noise (B, A), t (B,)."""
         loss = torch.mean(torch.sum((self.network(x, t, state) - noise) ** 2, dim=1))
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ class PlainNoise:
 
 
 def mlp(inputs: int, *, width: int, layers: int, activation: str, layer_norm: bool) -> nn.Sequential:
-    """One output for rows of ``inputs`` entries."""
+    """Create an MLP with one output for rows of ``inputs`` entries."""
     parts: list[nn.Module] = []
     for i in range(layers):
         parts.append(nn.Linear(inputs if i == 0 else width, width))
@@ -110,12 +110,12 @@ class TwinQ(nn.Module):
         self.q1, self.q2 = mlp(state + action, **shape), mlp(state + action, **shape)
 
     def both(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Their values, (B,) each."""
+        """Return both values, (B,) each."""
         x = torch.cat([state, action], dim=1)
         return self.q1(x).squeeze(1), self.q2(x).squeeze(1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """The smaller one, (B,)."""
+        """Return the smaller value, (B,)."""
         return torch.min(*self.both(state, action))
 
 
@@ -143,11 +143,11 @@ class PlainIQL:
         self.v_optimiser = torch.optim.Adam(self.v.parameters(), lr=lr)
 
     def step(self) -> float:
-        """One step on a random batch; the sum of the losses."""
+        """Take one step on a random batch, and return the sum of the losses."""
         return self.step_on(*self.replay.sample(self.batch))
 
     def step_on(self, state: Tensor, action: Tensor, reward: Tensor, next_state: Tensor, terminal: Tensor) -> float:
-        """One step on transitions."""
+        """Take one step on transitions, and return the sum of the losses."""
         with torch.no_grad():
             next_v = self.v(next_state).squeeze(1)
             target_q = self.target(state, action)
@@ -167,7 +167,9 @@ class PlainIQL:
 
 
 class PlainAEPO:
-    """AEPO's energy: regress on the first order at the data action, moved by ``nu``, with Posterior 1's variance."""
+    """AEPO's energy network, regressed on the first order at the data action, shifted by ``nu``, with Posterior 1's
+    variance.
+    """
 
     def __init__(
         self,
@@ -187,13 +189,13 @@ class PlainAEPO:
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
 
     def step(self) -> float:
-        """One step on a random batch; the loss."""
+        """Take one step on a random batch, and return the loss."""
         state, action, *_ = self.critic.replay.sample(self.batch)
         t, _, x = noised(action)
         return self.step_on(state, action, t, x)
 
     def step_on(self, state: Tensor, action: Tensor, t: Tensor, x: Tensor) -> float:
-        """One step; x_t (B, A), t (B,)."""
+        """Take one step, and return the loss; x_t (B, A), t (B,)."""
         loss = F.mse_loss(self.network(x, t, state), self.targets(state, action, t, x))
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -201,7 +203,7 @@ class PlainAEPO:
         return loss.item()
 
     def targets(self, state: Tensor, action: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """beta E(xbar) + g (mu - xbar) - var g^2 / 2, (B,); E = V - Q."""
+        """Compute beta E(xbar) + g (mu - xbar) - var g^2 / 2, (B,), with E = V - Q."""
         _, grad = self._energy(state, action)
         point = action + self.nu * grad / grad.norm(dim=1, keepdim=True).clamp(min=1e-12)
         value, grad = self._energy(state, point)
@@ -220,7 +222,7 @@ class PlainAEPO:
         return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
     def _variance(self, t: Tensor) -> Tensor:
-        """Interpolated linearly in units of a Gaussian's."""
+        """Interpolate the variance linearly in units of a Gaussian's posterior variance."""
         right = torch.searchsorted(self.grid, t).clamp(1, len(self.grid) - 1)
         low, high = self.grid[right - 1], self.grid[right]
         weight = (t - low) / (high - low)
@@ -233,7 +235,7 @@ class PlainAEPO:
 
 
 class PlainCEP:
-    """Contrastive energy prediction, the support actions drawn anew at every step."""
+    """Contrastive energy prediction, with support actions drawn anew at every step."""
 
     def __init__(
         self,
@@ -251,7 +253,7 @@ class PlainCEP:
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
 
     def step(self) -> float:
-        """One step on the support actions of random states; the loss."""
+        """Take one step on the support actions of random states, and return the loss."""
         state, *_ = self.critic.replay.sample(self.states)
         n, k = self.states, self.samples
         actions = self.support(state, k).reshape(n * k, -1)
@@ -274,8 +276,8 @@ class PlainCEP:
 def calibrate(
     noise: nn.Module, replay: Replay, *, samples: int, grid: int, bounds: Iterable[tuple[Tensor, Tensor] | None]
 ) -> Any:
-    """Second moments of the predicted noise, of the denoised action and of its error at each of ``grid`` times, with x_0
-    clipped to each of ``bounds`` in turn.
+    """Compute second moments of the predicted noise, of the denoised action and of its error at each of ``grid`` times, with
+    x_0 clipped to each of ``bounds`` in turn.
     """
     state, action, *_ = replay.sample(samples)
     mean, found = action.double().mean(dim=0), []

@@ -1,5 +1,6 @@
-"""Acting and evaluating as the usual public code has them (see ``benchmarks.plain``): a denoiser call and an autograd gradient
-of the energy at every step, the solver's coefficients computed on the way, one guidance scale after the other.
+"""Acting and evaluation as public code usually has them (see ``benchmarks.plain``): every step calls the denoiser and an
+autograd gradient of the energy, the solver's coefficients are computed on the way, and guidance scales are evaluated one after
+the other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from benchmarks.plain import BETA_MAX, BETA_MIN, PlainIQL, marginal
 
 Bounds = tuple[Tensor, Tensor] | None
 Value = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, A), t (B,)) -> an energy (B,)"""
+"""(x_t (B, A), t (B,)) -> an energy (B,)."""
 Policy = Callable[[Tensor], Tensor]
 """States (B, S) -> actions (B, A)."""
 
@@ -33,7 +34,7 @@ def sample(
     bounds: Bounds = None,
     end: float = 1e-3,
 ) -> Tensor:
-    """An action for each state (B, S) by DPM-Solver++(2M): (B, A)."""
+    """Draw an action for each state (B, S) by DPM-Solver++(2M): (B, A)."""
     times = uniform_in_log_snr(steps, end).to(state.device)
     x = torch.randn(len(state), action, device=state.device) * marginal(times[0])[1]
     previous, h_previous = torch.zeros_like(x), torch.zeros((), device=x.device)
@@ -55,7 +56,7 @@ def sample(
 
 
 def uniform_in_log_snr(steps: int, end: float) -> Tensor:
-    """``steps + 1`` times from 1 to ``end`` between which log(alpha / sigma) grows by equal amounts."""
+    """Return ``steps + 1`` times from 1 to ``end`` at equal distances in log(alpha / sigma)."""
     alpha, sigma = marginal(torch.tensor([1.0, end], dtype=torch.float64))
     first, last = torch.log(alpha / sigma)
     log_alpha = -0.5 * torch.log1p(torch.exp(-2 * torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64)))
@@ -64,27 +65,27 @@ def uniform_in_log_snr(steps: int, end: float) -> Tensor:
 
 
 def gradient(energy: Value, x: Tensor, t: Tensor) -> Tensor:
-    """Of the energy by x, (B, A)."""
+    """Compute the gradient of the energy with respect to x, (B, A)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         return torch.autograd.grad(energy(x, t).sum(), x)[0]
 
 
 def support(noise: nn.Module, state: Tensor, k: int, action: int, *, steps: int, bounds: Bounds = None) -> Tensor:
-    """k unguided actions for every state: (B, k, A)."""
+    """Draw k unguided actions for every state: (B, k, A)."""
     drawn = sample(noise, state.repeat_interleave(k, dim=0), action, steps=steps, bounds=bounds)
     return drawn.reshape(len(state), k, action)
 
 
 def trained_energy(network: nn.Module, state: Tensor) -> Value:
-    """A network's."""
+    """Return the energy of a trained network in these states."""
     return lambda x, t: network(x, t, state)
 
 
 def support_energy(
     noise: nn.Module, critic: PlainIQL, state: Tensor, k: int, action: int, *, beta: float, steps: int, bounds: Bounds
 ) -> Value:
-    """E_t by its definition over k support actions of every state, whose energies are computed once."""
+    """Return E_t by its definition over k support actions of every state, whose clean energies are computed once."""
     points = support(noise, state, k, action, steps=steps, bounds=bounds)
     with torch.no_grad():
         states = state.repeat_interleave(k, dim=0)
@@ -103,7 +104,9 @@ def support_energy(
 def evaluate(
     make_env: Callable[[], Any], act: Callable[[Tensor], Tensor], *, episodes: int, device: torch.device
 ) -> list[float]:
-    """Returns of as many environments as episodes, stepped one by one, the actions of those that still run in one batch."""
+    """Return the returns of all episodes, one environment each. Environments are stepped one by one; the actions of all running
+    episodes are computed in one batch.
+    """
     envs: list[gym.Env[Any, Any]] = [make_env() for _ in range(episodes)]
     states = [env.reset(seed=i)[0] for i, env in enumerate(envs)]
     returns, running = [0.0] * episodes, list(range(episodes))

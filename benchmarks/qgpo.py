@@ -1,4 +1,4 @@
-"""The networks of QGPO (arXiv:2304.12824) as published, to measure at its shapes."""
+"""The networks of QGPO (arXiv:2304.12824) as published, for measurements at their shapes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SETTINGS: dict[str, Any] = {
     "critic": {"activation": "relu", "layer_norm": False},
     "energy_network": {"layers": 4},
 }
-"""Of a recipe: no average of the noise model, a plain ReLU critic, one more layer in the energy network."""
+"""QGPO's settings in a recipe: no average of the noise model, a plain ReLU critic, one more layer in the energy network."""
 
 
 class ScoreUNet(nn.Module):
-    """The noise model of QGPO: residual blocks A -> 512 -> 256 -> 128 -> 256 -> 512 -> A with skips across, state and time
-    entering every block by one vector of 128. 1.6 million parameters.
+    """The noise model of QGPO with 1.6 million parameters: residual blocks A -> 512 -> 256 -> 128 -> 256 -> 512 -> A with skip
+    connections. State and time enter every block through one vector of 128 entries.
     """
 
     frequencies: Tensor
@@ -39,7 +39,7 @@ class ScoreUNet(nn.Module):
         self.last = nn.Linear(2 * width, event)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, event), (B,), c -> the noise (B, event)"""
+        """Predict the noise: (B, event), (B,), c -> (B, event)."""
         angles = 2 * math.pi * t[:, None] * self.frequencies
         time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
         condition = self.condition(torch.cat([time, self.context(torch.cat(flat_context(c), 1))], 1))

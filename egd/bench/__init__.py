@@ -1,1 +1,1 @@
-"""Benchmarks: how good the estimators are where the truth is known."""
+"""Benchmarks: the accuracy of estimators where the exact answer is known, and speed."""

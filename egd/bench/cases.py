@@ -1,4 +1,4 @@
-"""Problems whose exact E_t is known: Gaussian mixtures with an energy in closed form, or by quadrature in two dimensions."""
+"""Problems with known E_t: Gaussian mixtures, with an energy in closed form or by quadrature in two dimensions."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ class Case:
 
     @property
     def dim(self) -> int:
-        """Of the event."""
+        """The dimension of the event."""
         return self.mixture.means.shape[1]
 
     def exact(self, schedule: Schedule, beta: float, x: Tensor, t: Tensor) -> Tensor:
-        """E_t(x_t), (B, D), (B,) -> (B,): in closed form, or by quadrature over each component of the posterior."""
+        """Compute E_t(x_t), (B, D), (B,) -> (B,), in closed form or by quadrature over each component of the posterior."""
         if isinstance(self.energy, Quadratic):
             return self.mixture.energy(schedule, self.energy, beta, x, t)
         pieces = zip(torch.split(x, 64), torch.split(t, 64), strict=True)  # 64 rows of 9 components are 0.9 million nodes
         return torch.cat([self._quadrature(schedule, beta, *piece) for piece in pieces])
 
     def _quadrature(self, schedule: Schedule, beta: float, x: Tensor, t: Tensor) -> Tensor:
-        """The trapezoidal rule in whitened coordinates: for smooth integrands that decay it is exact to rounding."""
+        """Integrate by the trapezoidal rule in whitened coordinates, which is exact to rounding for smooth, decaying
+        integrands.
+        """
         log_w, means, covs = self.mixture.posterior(schedule, x, t)
         axis = torch.linspace(-6, 6, 40, dtype=x.dtype)
         nodes = torch.cartesian_prod(*[axis] * self.dim)
@@ -48,7 +50,7 @@ class Case:
         return -torch.logsumexp(log_w[:, :, None] + log_v - beta * energies, (1, 2))
 
     def target(self, beta: float, n: int, generator: torch.Generator) -> Tensor:
-        """n exact samples of q(x) exp(-beta E(x)) / Z: (n, D)."""
+        """Draw n exact samples of q(x) exp(-beta E(x)) / Z: (n, D)."""
         if isinstance(self.energy, Quadratic):
             return self.mixture.tilted(self.energy, beta).sample(n, generator)
         kept: list[Tensor] = []
@@ -60,21 +62,21 @@ class Case:
 
 
 def ring(components: int = 8, radius: float = 2.5, std: float = 0.15) -> GaussianMixture:
-    """Equal narrow modes on a circle."""
+    """Return a mixture of equal narrow modes on a circle."""
     angle = 2 * math.pi * torch.arange(components, dtype=torch.float64) / components
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     return GaussianMixture(torch.zeros(components).double().log_softmax(0), means, _round(components, 2, std))
 
 
 def grid(side: int = 3, spacing: float = 2.0, std: float = 0.25) -> GaussianMixture:
-    """Equal modes on a square grid."""
+    """Return a mixture of equal modes on a square grid."""
     axis = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
     means = torch.cartesian_prod(axis, axis)
     return GaussianMixture(torch.zeros(side**2).double().log_softmax(0), means, _round(side**2, 2, std))
 
 
 def wide(dim: int = 2) -> GaussianMixture:
-    """Three broad, overlapping, stretched modes: nearly one, and far from Gaussian."""
+    """Return a mixture of three broad, overlapping, stretched modes: almost unimodal, yet far from Gaussian."""
     means = torch.zeros(3, dim, dtype=torch.float64)
     means[1, 0], means[2, 1] = 2.0, 2.0
     covs = torch.stack([torch.diag(torch.linspace(0.3, 1.5, dim).double().roll(k)) for k in range(3)])
@@ -86,7 +88,7 @@ def _round(components: int, dim: int, std: float) -> Tensor:
 
 
 def _symmetric(dim: int, seed: int, low: float, high: float) -> Tensor:
-    """A random rotation of eigenvalues evenly spaced from low to high."""
+    """Return a symmetric matrix with eigenvalues evenly spaced from low to high and random eigenvectors."""
     g = torch.Generator().manual_seed(seed)
     turn, _ = torch.linalg.qr(torch.randn(dim, dim, generator=g, dtype=torch.float64))
     matrix: Tensor = (turn * torch.linspace(low, high, dim).double()) @ turn.mT
@@ -94,7 +96,9 @@ def _symmetric(dim: int, seed: int, low: float, high: float) -> Tensor:
 
 
 def _bowl(mixture: GaussianMixture, seed: int) -> Quadratic:
-    """A convex quadratic around a point near the data, its curvature falling with the dimension: E is of order 1."""
+    """Return a convex quadratic around a point near the data. Its curvature falls with the dimension, so that E is of
+    order 1.
+    """
     dim = mixture.means.shape[1]
     g = torch.Generator().manual_seed(seed)
     A = _symmetric(dim, seed, 0.2, 1.0) / math.sqrt(dim)
@@ -103,13 +107,13 @@ def _bowl(mixture: GaussianMixture, seed: int) -> Quadratic:
 
 
 def _grad(dim: int, seed: int) -> Quadratic:
-    """A linear energy of unit gradient."""
+    """Return a linear energy with a gradient of unit length."""
     b = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Quadratic(torch.zeros(dim, dim, dtype=torch.float64), b / b.norm())
 
 
 def _saddle(mixture: GaussianMixture, seed: int, beta: float = 10.0) -> Quadratic:
-    """An indefinite quadratic with a finite target up to beta: beta A + S_k^-1 stays positive for every mode."""
+    """Return an indefinite quadratic whose target is finite up to beta: beta A + S_k^-1 is positive definite for every mode."""
     dim = mixture.means.shape[1]
     A = _symmetric(dim, seed, -1.0, 1.0)
     top = torch.linalg.eigvalsh(mixture.covs)[:, -1].max()
@@ -117,17 +121,17 @@ def _saddle(mixture: GaussianMixture, seed: int, beta: float = 10.0) -> Quadrati
 
 
 def waves(x: Tensor, c: Context = None) -> Tensor:
-    """1 + sin(2 x_1) sin(2 x_2), from 0 to 2: (B, 2) -> (B,)"""
+    """Compute 1 + sin(2 x_1) sin(2 x_2), from 0 to 2: (B, 2) -> (B,)."""
     return 1 + torch.sin(2 * x[:, 0]) * torch.sin(2 * x[:, 1])
 
 
 def shell(x: Tensor, c: Context = None) -> Tensor:
-    """(|x|^2 / 4 - 1)^2 / 2, low on the circle of radius 2: (B, 2) -> (B,)"""
+    """Compute (|x|^2 / 4 - 1)^2 / 2, low on the circle of radius 2: (B, 2) -> (B,)."""
     return 0.5 * (x.square().sum(1) / 4 - 1).square()
 
 
 def cases(seed: int = 0) -> dict[str, Case]:
-    """All problems, by name; ``seed`` decides the random ones."""
+    """Return all problems by name; ``seed`` determines the random ones."""
     return {case.name: case for case in _all(seed)}
 
 

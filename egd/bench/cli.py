@@ -1,4 +1,4 @@
-"""``egd bench``: measure, print a table, write JSON and a figure."""
+"""``egd bench``: measures, prints a table, and writes JSON and a figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(help="Benchmarks: against exact answers, and of speed.", no_ar
 
 @app.callback()
 def bench() -> None:
-    """Benchmarks: against exact answers, and of speed."""
+    """Compare estimators with exact answers, and measure speed."""
 
 
 @app.command()
@@ -42,7 +42,7 @@ def energies(
     workers: Annotated[int, typer.Option(min=1, help="Cases measured at a time, one process and one thread each.")] = 1,
     smoke: Annotated[bool, typer.Option("--smoke", help="A trial of two minutes whose numbers mean nothing.")] = False,
 ) -> None:
-    """Every estimator of E_t against the exact one, on Gaussian mixtures."""
+    """Compare every estimator of E_t with the exact one, on Gaussian mixtures."""
     with user_errors():
         chosen, specs = _cases(case, seed), _estimators(estimator, mine)
         betas, denoisers = _betas(beta), _denoisers(denoiser)
@@ -62,7 +62,7 @@ def energies(
                 console.print(report.table(group))
             rows += [row for row, _ in results]
             lines += [line for _, line in results]
-            if json is not None:  # after every case: what is measured is kept
+            if json is not None:  # after every case, so that an interruption loses no finished case
                 report.write_json(json, rows)
             if curves is not None:
                 report.write_json(curves, lines)
@@ -83,7 +83,7 @@ def ratios(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Write the figure (PNG, PDF or SVG).")] = None,
 ) -> None:
-    """Log-ratios learned from samples, as EDIS needs them, against the exact ones of Gaussian mixtures."""
+    """Compare log-ratios learned from samples, as EDIS needs them, with the exact ones of Gaussian mixtures."""
     import torch
 
     from egd.bench import ratios as bench
@@ -104,7 +104,7 @@ def ratios(
             own = list(bench.run(problems[name], labels, settings))
             console.print(ratios_report.table(own))
             rows += own
-            if json is not None:  # after every problem: what is measured is kept
+            if json is not None:  # after every problem, so that an interruption loses no finished problem
                 report.write_json(json, rows)
     if markdown is not None:
         write_text(markdown, ratios_report.markdown(rows))
@@ -128,7 +128,7 @@ def speed(
     json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
 ) -> None:
-    """How long the pieces of training and acting take, beside plain code and beside what the device can do."""
+    """Time the pieces of training and acting, compared with plain code and with the device's limits."""
     import torch
 
     from egd.bench import report, speed_report
@@ -146,9 +146,9 @@ def speed(
     reporter = Reporter(console)
     with user_errors(), reporter.notices(), reporter.bar("measuring", len(chosen)) as bar:
         for row in bench.measure(chosen, setup, timing):
-            rows.append(report.rounded(row))  # so that table and files agree to the last figure
+            rows.append(report.rounded(row))  # rounded here, so that table and files agree to the last digit
             bar.advance(1, f"{row.piece} {row.batch}: {row.ms:.3g} ms")
-            if json is not None:  # after every piece: what is measured is kept
+            if json is not None:  # after every piece, so that an interruption loses no finished piece
                 report.write_json(json, rows)
     console.print(speed_report.table(rows))
     if markdown is not None:
@@ -161,7 +161,7 @@ Results = list[tuple["Row", "Curve"]]
 def _measured(
     names: Sequence[str], betas: list[float], denoisers: list[str], specs: Mapping[str, Any], settings: Settings, workers: int
 ) -> Iterator[Results]:
-    """The results of each case, in order."""
+    """Yield the results of each case, in order."""
     jobs = [(name, betas, denoisers, dict(specs), settings) for name in names]
     if workers == 1:
         yield from (_measure(job) for job in jobs)
@@ -184,7 +184,9 @@ def _measure(job: tuple[str, list[float], list[str], dict[str, Any], Settings]) 
 
 
 def _known(names: list[str] | None, known: Sequence[str], kind: str, key: str) -> list[str]:
-    """Those of the known ones that are named, in their order; all where none is. UserError for one there is not."""
+    """Return the known names that are chosen, in their own order; all where none is chosen. Raises UserError for an unknown
+    name.
+    """
     for name in names or ():
         if name not in known:
             raise UserError(f"no {kind} is called '{name}'; {nearest(name, known)}", key=key)

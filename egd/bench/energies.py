@@ -1,4 +1,4 @@
-"""Every estimator of E_t against the exact one: its gradient over t, and the samples it leads to."""
+"""Comparison of every estimator of E_t with the exact one: its gradient over t, and the samples that it leads to."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from egd.types import Context, Denoiser, Schedule, TimedEnergy
 
 @dataclass(frozen=True)
 class Settings:
-    """How much work goes into a row."""
+    """The amount of work per row."""
 
     seed: int = 0
     samples: int = 1000
-    """Guided samples, and exact ones to compare with."""
+    """Guided samples, and as many exact samples to compare with."""
     steps: int = 30
-    """Of DPM-Solver++(2M), uniform in log-SNR."""
+    """Steps of DPM-Solver++(2M), uniform in log-SNR."""
     points: int = 256
-    """States x_t ~ q_t at each time, where gradients are compared."""
+    """States x_t ~ q_t at each time, at which gradients are compared."""
     times: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     projections: int = 200
     calibration: int = 8192
-    """Samples at each time, by which the posteriors' variances are estimated."""
+    """Samples at each time from which the posteriors' variances are estimated."""
     denoiser_steps: int = 5000
     energy: Training = field(default_factory=lambda: Training(2000))
 
@@ -52,10 +52,11 @@ class Settings:
 class Row:
     """One estimator on one problem.
 
-    Errors are means over t at x_t ~ q_t, but for ``target_error``: the root of the mean over t of sigma_t^2 ||grad E_t -
-    exact||^2 at x_t of the *target*, where guided samples pass, as a share of that of no guidance at all. It ranks estimators
-    as their samples do. ``nfe`` are evaluations of the denoiser a sample, columns of its Jacobian included; ``seconds`` those
-    of sampling. A distance or energy is None where samples have diverged.
+    The gradient's relative error and cosine are means over t at x_t ~ q_t. ``target_error`` is the root of the mean over t of
+    sigma_t^2 ||grad E_t - exact||^2 at x_t of the *target*, where guided samples pass, relative to the same root for no
+    guidance; it ranks estimators as the quality of their samples does. ``nfe`` is the number of evaluations of the denoiser per
+    sample, columns of its Jacobian included. ``seconds`` is the time of sampling. A distance or energy is None where samples
+    diverged.
     """
 
     case: str
@@ -75,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """The gradient's error at each time behind a row."""
+    """The gradient's error at each time, of which a row holds the mean."""
 
     case: str
     beta: float
@@ -87,18 +88,18 @@ class Curve:
 
 
 def finite(value: float) -> float | None:
-    """None, which JSON knows, for what is no number."""
+    """Return the value, or None where it is not finite, since JSON has no such numbers."""
     return value if math.isfinite(value) else None
 
 
 class Counted:
-    """A denoiser that counts the rows it has been asked for."""
+    """A denoiser that counts the rows that it evaluates."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.rows = denoiser, 0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B, ...)"""
+        """Evaluate the denoiser: (B, ...), (B,), c -> (B, ...)."""
         self.rows += len(x)
         return self.denoiser(x, t, c)
 
@@ -109,7 +110,7 @@ State: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """One case at one beta with one denoiser: the parts, and the truth to measure against."""
+    """One case at one beta with one denoiser: the parts of estimators, and the exact answers to compare with."""
 
     case: Case
     beta: float
@@ -123,7 +124,7 @@ class Problem:
     targets: list[Tensor]
 
     def measure(self, label: str, energy: TimedEnergy) -> tuple[Row, Curve]:
-        """Gradients, then samples."""
+        """Measure an estimator's gradients, then its samples. Returns the row and the curve of errors."""
         energy = prepare(energy, None)
         errors, cosines = zip(*[self._compare(energy, *state) for state in self.states], strict=True)
         self.denoiser.rows, start = 0, time.perf_counter()
@@ -146,7 +147,7 @@ class Problem:
 
     @cached_property
     def _floor(self) -> float:
-        """The distance of two exact samples, on average."""
+        """The mean distance between two sets of exact samples."""
         pairs = [self._distance(a, b) for a, b in pairwise(self.targets)]
         return sum(pairs) / len(pairs)
 
@@ -157,14 +158,14 @@ class Problem:
         return float(self.case.energy(x, None).mean())
 
     def _compare(self, energy: TimedEnergy, x: Tensor, t: Tensor, truth: Tensor) -> tuple[float, float]:
-        """Relative error (root mean square) and mean cosine of grad E_t at one time."""
+        """Return the relative error (root mean square) and the mean cosine of grad E_t at one time."""
         _, grad = value_and_grad(lambda x: energy(x, t, None), x)
         error = (grad - truth).square().sum().sqrt() / truth.square().sum().sqrt()
         cosine = torch.nn.functional.cosine_similarity(grad, truth, eps=1e-12)  # 0 where a gradient has vanished
         return float(error), float(cosine.mean())
 
     def _target_error(self, energy: TimedEnergy) -> float:
-        """The sigma-weighted error of the gradient at x_t of the target, over all times."""
+        """Return the sigma-weighted relative error of the gradient at x_t of the target, over all times."""
         wrong, right = [], []
         for x, t, truth in self.target_states:
             _, grad = value_and_grad(lambda x, t=t: energy(x, t, None), x)  # type: ignore[misc]
@@ -178,7 +179,7 @@ class Problem:
         noise = torch.randn(s.samples, self.case.dim, generator=_generator(s.seed + 3), dtype=torch.float64)
         times = time_grid(self.schedule, s.steps, spacing="log_snr").double()
         guided = guide(self.denoiser, energy, Additive(), self.schedule)
-        # in pieces: tensors of hundreds of MB would be mapped and unmapped at every step
+        # in pieces of 250 rows: tensors of hundreds of MB would be mapped and unmapped at every step
         return torch.cat([dpm_solver_pp_2m(guided, self.schedule, part, times) for part in torch.split(noise, 250)])
 
 
@@ -189,7 +190,7 @@ def _generator(seed: int) -> torch.Generator:
 def run(
     case: Case, betas: Sequence[float], denoisers: Sequence[str], estimators: Mapping[str, Any], settings: Settings
 ) -> Iterator[tuple[Row, Curve]]:
-    """The rows of one case, in the order of their making. ``denoisers``: of ``exact`` and ``trained``."""
+    """Yield the rows of one case as they are measured. ``denoisers`` are from ``exact`` and ``trained``."""
     schedule = VPLinear()
     exact = lambda x, t, c=None: case.mixture.denoise(schedule, x, t)  # noqa: E731
     sample = lambda n, g: (case.mixture.sample(n, g), None)  # noqa: E731
@@ -215,7 +216,9 @@ def _exact(case: Case, schedule: Schedule, beta: float, x: Tensor, t: Tensor, c:
 
 
 def _make(problem: Problem, label: str, spec: Any, networks: dict[Any, TimedEnergy], sample: Any) -> TimedEnergy:
-    """A closed form, or a network; one whose objective asks nothing of the denoiser serves both denoisers."""
+    """Make a closed form, or train a network. A network whose objective does not depend on the denoiser serves both
+    denoisers.
+    """
     if not is_objective(spec):
         return closed_form(spec, problem.parts)
     key = (label, problem.beta, problem.name if reads_denoiser(spec) else "")
@@ -247,8 +250,9 @@ def _noised(x0: Tensor, schedule: Schedule, t: Tensor, generator: torch.Generato
 
 
 def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
-    """A network for the case's distribution, from fresh samples. It predicts v: at high noise an error of the noise is
-    magnified by sigma / alpha in x_0 and in its Jacobian, an error of v is not."""
+    """Train a denoiser for the case's distribution on fresh samples. The network predicts v: at high noise, an error in
+    predicted noise would be magnified by sigma / alpha in x_0 and in its Jacobian, an error in v is not.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = NoiseMLP(case.dim, width=128, blocks=4)
@@ -260,6 +264,6 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
 
 
 def smoke(settings: Settings) -> Settings:
-    """Seconds instead of minutes: for trying the command out."""
+    """Reduce the settings so that a trial takes seconds instead of minutes."""
     few: dict[str, Any] = {"samples": 200, "steps": 10, "points": 32, "times": (0.1, 0.5, 0.9), "calibration": 256}
     return replace(settings, **few, denoiser_steps=100, energy=Training(50))

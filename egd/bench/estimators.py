@@ -1,4 +1,4 @@
-"""What the benchmark compares: closed forms and objectives as a recipe would name them."""
+"""The estimators that the benchmark compares: closed forms and objectives, as a recipe would name them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLOSED_FORMS: dict[str, Any] = {
     "ess_blend": {"name": "ess_blend", "posterior": TWEEDIE, "samples": 4096},
     "mixture_fit": {"name": "mixture_fit", "samples": 65536},
 }
-"""Estimators without a network, from the cheapest to the dearest."""
+"""Estimators without a network, from the cheapest to the most expensive."""
 TRAINED: dict[str, Any] = {
     "AEPO": {"name": "analytic", "posterior": "posterior1"},
     "MSE": "mse",
@@ -40,12 +40,12 @@ TRAINED: dict[str, Any] = {
     "CEP": "cep",
     "CEP, batch labels": {"name": "cep", "labels": "batch"},
 }
-"""Objectives; each trains a network of its own."""
+"""Objectives, each of which trains its own network."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Equal for all networks of the benchmark."""
+    """The training of a network, the same for all networks of the benchmark."""
 
     steps: int
     batch: int = 256
@@ -55,49 +55,51 @@ class Training:
 
 
 def all_estimators(mine: str | None = None) -> dict[str, Any]:
-    """Label -> spec: closed forms, then objectives, then the user's own."""
+    """Return the estimators' specifications by label: closed forms, then objectives, then the user's own."""
     return {**CLOSED_FORMS, **TRAINED, **({} if mine is None else {label_of(mine): mine})}
 
 
 def label_of(mine: str) -> str:
-    """The name of a user's class; all of its path where an estimator of the library has that name."""
+    """Return the name of a user's class, or its full path where an estimator of the library has that name."""
     name = mine.rpartition(":")[2]
     taken = {label.casefold() for label in (*CLOSED_FORMS, *TRAINED)}
     return mine if name.casefold() in taken else name
 
 
 def small(specs: Mapping[str, Any], most: int = 256) -> dict[str, Any]:
-    """The same estimators with few samples each, for a trial."""
+    """Reduce every estimator's samples to at most ``most``, for a trial."""
     few = {k: {**s, "samples": min(s["samples"], most)} for k, s in specs.items() if isinstance(s, dict) and "samples" in s}
     return {**specs, **few}
 
 
 def is_objective(spec: Any) -> bool:
-    """Whether a spec names an objective, which trains a network, rather than a closed form."""
+    """Return whether a specification names an objective, which trains a network, rather than a closed form."""
     name = Spec.of(spec, "estimator").name
     return name in OBJECTIVES.names() or (":" in name and hasattr(ENERGIES.find(name, "--mine"), "loss"))
 
 
 def reads_denoiser(spec: Any) -> bool:
-    """Whether what an objective learns depends on the denoiser, directly or by a posterior."""
+    """Return whether the network that an objective trains depends on the denoiser, directly or through a posterior."""
     asked = wanted_parts(OBJECTIVES, Spec.of(spec, "estimator"), ENERGY_PARTS, "estimator")
     return bool(asked & {"denoiser", "posterior", "moments"})
 
 
 def check(mine: str) -> None:
-    """UserError when a user's class is not found, asks for what the benchmark has not, or breaks its contract on a few rows."""
+    """Raise UserError where a user's class is not found, asks for parts that the benchmark lacks, or breaks its contract on a
+    few rows.
+    """
     validate(ENERGIES, Spec.of(mine, "--mine"), ENERGY_PARTS, "--mine")
     Trial((2,), VPLinear()).energy(Spec.of(mine, "--mine"), "--mine")
 
 
 def closed_form(spec: Any, parts: Mapping[str, Any]) -> TimedEnergy:
-    """A closed form with the parts of a problem."""
+    """Build a closed form from the parts of a problem."""
     energy: TimedEnergy = build(ENERGIES, Spec.of(spec, "estimator"), parts, "estimator")
     return energy
 
 
 def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Training, dim: int, seed: int) -> TimedEnergy:
-    """A network trained on an objective, at work in float32 whatever it is asked in."""
+    """Train a network on an objective. The network computes in float32 whatever the dtype of its input."""
     objective: Objective = build(OBJECTIVES, Spec.of(spec, "estimator"), parts, "estimator")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +112,7 @@ def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Train
 
 
 def single(network: Callable[[Tensor, Tensor, Context], Tensor]) -> Denoiser:
-    """A float32 network that takes and gives whatever dtype x has."""
+    """Wrap a float32 network so that it takes and returns the dtype of x."""
 
     def called(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
         return network(x.float(), t.float(), c).to(x.dtype)
@@ -124,7 +126,7 @@ def _single(sample: Sample) -> Sample:
 
 @dataclass(frozen=True)
 class _Single:
-    """An objective whose network lives in float32 and whose problem lives in float64."""
+    """An objective that computes in float64 while its network computes in float32."""
 
     objective: Objective
 
@@ -133,6 +135,6 @@ class _Single:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective.loss(single(network), x0.double(), x.double(), t.double(), c, generator)
 
-    def __getattr__(self, name: str) -> Any:  # what the learner asks of an objective beside its loss
+    def __getattr__(self, name: str) -> Any:  # the learner reads further members of an objective
         value = getattr(self.objective, name)
         return (lambda x0, x, t, c: value(x0.double(), x.double(), t.double(), c)) if callable(value) else value

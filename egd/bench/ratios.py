@@ -1,7 +1,7 @@
-"""A target given by samples: log-ratios learned from them, against the exact ones of Gaussian mixtures.
+"""Targets given by samples: log-ratios learned from them, compared with the exact ones of Gaussian mixtures.
 
-q is a replay: a share ``f`` of online samples, density p, the rest offline ones. The target is p = q e^w, w = log p / q, and
-the exact intermediate energy E_t(x_t) = -log p_t(x_t) / q_t(x_t) the difference of two mixtures' log densities.
+q is a replay: a share ``f`` of online samples with density p, the rest offline samples. The target is p = q e^w with w = log p
+/ q. The exact intermediate energy E_t(x_t) = -log p_t(x_t) / q_t(x_t) is the difference of two mixtures' log densities.
 """
 
 from __future__ import annotations
@@ -41,25 +41,28 @@ LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Settings:
-    """How much work goes into a row."""
+    """The amount of work per row."""
 
     seed: int = 0
     share: float = 0.1
-    """Of online samples in q."""
+    """Share of online samples in q."""
     samples: int = 2000
     points: int = 512
     """States x_t ~ q_t at each noise level."""
     steps: int = 32
-    """Of Heun's method."""
+    """Steps of Heun's method."""
     training: int = 1500
-    """Steps of each network."""
+    """Training steps of each network."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator on one problem: ``cosine`` and ``error`` (relative, root mean square) of the gradient at each of LEVELS;
-    energy distance of guided samples to those of p, and how far from 0 that of two sets of these is; errors of mean and
-    standard deviations, in units of p's; seconds of training.
+    """One estimator on one problem.
+
+    ``cosine`` and ``error`` (relative, root mean square) are those of the gradient at each of LEVELS. ``distance`` is the
+    energy distance from guided samples to samples of p, and ``floor`` the mean absolute energy distance between two sets of
+    samples of p. ``mean_error`` and ``std_error`` are the errors of the samples' mean and standard deviations, in units of p's
+    standard deviations. ``seconds`` is the time of training.
     """
 
     case: str
@@ -75,28 +78,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """Online p and the replay q."""
+    """The online density p and the replay q."""
 
     name: str
     p: GaussianMixture
     q: GaussianMixture
 
     def clean(self, x: Tensor, c: Context = None) -> Tensor:
-        """E(x) = -log p(x) / q(x): (B, D) -> (B,)"""
+        """Compute E(x) = -log p(x) / q(x): (B, D) -> (B,)."""
         return self.q.log_prob(x) - self.p.log_prob(x)
 
     def energy(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """The exact E_t."""
+        """Compute the exact E_t: (B, D), (B,) -> (B,)."""
         alpha, sigma = EDM().alpha(t), EDM().sigma(t)
         return self.q.log_prob(x, alpha, sigma) - self.p.log_prob(x, alpha, sigma)
 
     def denoise(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """The exact denoiser of q."""
+        """Evaluate the exact denoiser of q: (B, D), (B,) -> (B, D)."""
         return self.q.denoise(EDM(), x, t)
 
 
 def problems(settings: Settings) -> dict[str, Problem]:
-    """A mode of the replay that is chosen, modes that are moved and narrowed, and the same in more dimensions."""
+    """Return the problems by name: modes selected from the replay, and modes shifted and narrowed, in several dimensions."""
     found = {}
     for name, dim, moved in (("chosen-2d", 2, 0.0), ("moved-2d", 2, 0.6), ("moved-8d", 8, 0.4), ("moved-23d", 23, 0.25)):
         offline = _scaled(GaussianMixture.random(5, dim, seed=settings.seed + dim))
@@ -108,7 +111,7 @@ def problems(settings: Settings) -> dict[str, Problem]:
 
 
 def _scaled(mixture: GaussianMixture) -> GaussianMixture:
-    """To unit variance on average."""
+    """Shift and scale a mixture to mean 0 and a mean variance of 1."""
     x = mixture.sample(20_000, torch.Generator().manual_seed(0))
     mean, unit = x.mean(0), float(x.var(0).mean().sqrt())
     return GaussianMixture(mixture.log_weights, (mixture.means - mean) / unit, mixture.covs / unit**2)
@@ -142,7 +145,7 @@ def _noised(problem: Problem, settings: Settings, kind: Any = "logistic") -> Tim
 
 
 def _learned(problem: Problem, settings: Settings) -> Energy:
-    """The clean ratio, by discrimination without noise."""
+    """Train the clean log-ratio by discrimination without noise."""
     wanted = lambda n, g: (problem.p.sample(n, g).float(), None)  # noqa: E731
     return at_zero(_trained(problem, settings, Ratio(EDM(), wanted, clean=True), UNIFORM, 2))
 
@@ -166,7 +169,7 @@ def _dps(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
 
 
 def _clean(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
-    """E at x_t as it is, which no theory supports."""
+    """Return E evaluated at x_t as if it were x_0, which no theory supports."""
     clean = problem.clean if exact else _learned(problem, settings)
     return lambda x, t, c: clean(x, c)
 
@@ -191,7 +194,7 @@ ESTIMATORS: Mapping[str, Make] = {
 
 
 def run(problem: Problem, estimators: Sequence[str], settings: Settings) -> Iterator[Row]:
-    """The rows of one problem."""
+    """Yield the rows of one problem."""
     generator = torch.Generator().manual_seed(settings.seed + 5)
     truth = [problem.p.sample(settings.samples, generator) for _ in range(2)]
     floor = _floor(problem, settings)
@@ -211,14 +214,14 @@ def run(problem: Problem, estimators: Sequence[str], settings: Settings) -> Iter
 
 
 def _floor(problem: Problem, settings: Settings, pairs: int = 8) -> float:
-    """Mean distance from 0: a single energy distance of two such sets may as well be negative."""
+    """Return the mean absolute energy distance between two sets of samples of p; a single distance may be negative."""
     generator = torch.Generator().manual_seed(settings.seed + 6)
     sets = [problem.p.sample(settings.samples, generator) for _ in range(2 * pairs)]
     return sum(abs(float(energy_distance(x, y))) for x, y in zip(sets[::2], sets[1::2], strict=True)) / pairs
 
 
 def _state(problem: Problem, sigma: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t ~ q_t, t, and the exact gradient."""
+    """Return x_t ~ q_t, t and the exact gradient."""
     t = EDM().time(torch.tensor(sigma, dtype=torch.float64).log().neg()).expand(n)
     x = problem.q.noised(EDM(), t, generator)
     return x, t, value_and_grad(lambda x: problem.energy(x, t), x)[1]

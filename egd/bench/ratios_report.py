@@ -1,4 +1,4 @@
-"""The rows of ``egd bench ratios`` as a table, as Markdown and as a figure."""
+"""Output of ``egd bench ratios``: its rows as a table, as Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from egd.runs.safe_names import figure_text, literal
 
 SHOWN = (0.1, 1.0, 5.0)
 FAR = 100.0
-"""Energy distances beyond are drawn at the edge: samples of a diverging guidance lie anywhere."""
+"""Larger energy distances are drawn at the edge: the samples of a diverging guidance can lie anywhere."""
 HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one problem for the terminal."""
+    """Tabulate the rows of one problem for the terminal."""
     out = Table(
         title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance ± {short(rows[0].floor)}",
         title_justify="left",
@@ -35,13 +35,13 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text, under HEADINGS."""
+    """Format a row as text, in the columns HEADINGS."""
     gradients = [f"{row.cosine[LEVELS.index(s)]:.2f}" for s in SHOWN] + [short(row.error[LEVELS.index(1.0)])]
     return [row.estimator, *gradients, *map(short, (row.distance, row.mean_error, row.std_error)), f"{row.seconds:.1f}"]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for every problem."""
+    """Render a Markdown table for every problem."""
     parts = []
     for name, own in by_problem(rows).items():
         lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, own)]
@@ -51,12 +51,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """In order."""
+    """Group rows by problem, in order."""
     return {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
 
 
 def figure(path: Path, rows: Sequence[Row]) -> None:
-    """Above: the gradient's relative error over the noise level, a panel a problem. Below: energy distance."""
+    """Draw the gradient's relative error over the noise level, a panel a problem, and below it the energy distances."""
     from egd.drawing import plain
 
     with plain():

@@ -1,4 +1,4 @@
-"""The benchmark's rows as a table, a figure and JSON."""
+"""Output of ``egd bench energies``: its rows as tables, a figure and JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADINGS = ("estimator", "error", "at target", "cosine", "SW2", "mean E", "NFE",
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one case, beta and denoiser."""
+    """Tabulate the rows of one case, beta and denoiser for the terminal."""
     first = rows[0]
     title = (
         f"[b]{markup(first.case)}, beta {first.beta:g}, {first.denoiser} denoiser[/]\n"
@@ -41,7 +41,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text, under HEADINGS."""
+    """Format a row as text, in the columns HEADINGS."""
     numbers = (row.sliced_w2, row.mean_energy)
     return [
         row.estimator,
@@ -55,14 +55,14 @@ def cells(row: Row) -> list[str]:
 
 
 def short(value: float | None) -> str:
-    """Three figures, never a long exponent."""
+    """Format a number with three decimals, or fewer where it is large; "diverged" where it is not finite."""
     if value is None or not math.isfinite(value):
         return "diverged"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
-    """By case, beta and denoiser, in order."""
+    """Group rows by case, beta and denoiser, in order."""
     groups: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.case, row.beta, row.denoiser), []).append(row)
@@ -70,7 +70,9 @@ def grouped(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """All rows as Markdown: a summary over cases, then a table for each case and denoiser, all betas side by side."""
+    """Render all rows as Markdown: a summary over cases, then a table for each case and denoiser with all betas side by
+    side.
+    """
     parts = ["## Summary", ""]
     for denoiser in dict.fromkeys(row.denoiser for row in rows):
         parts += [f"### {denoiser.capitalize()} denoiser", "", *_summary([r for r in rows if r.denoiser == denoiser]), ""]
@@ -82,7 +84,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Medians over cases at each beta, and on how many problems an estimator is good, and the best."""
+    """Tabulate medians over cases at each beta, the number of problems on which an estimator is good, and on which it is
+    best.
+    """
     betas = sorted({row.beta for row in rows})
     problems = {(row.case, row.beta) for row in rows}
     labels = list(dict.fromkeys(row.estimator for row in rows))
@@ -101,7 +105,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
 
 
 def _full(rows: Sequence[Row]) -> list[str]:
-    """One case and denoiser: an estimator a line."""
+    """Tabulate one case and denoiser, an estimator a line."""
     betas = sorted({row.beta for row in rows})
     floors = {b: next(r for r in rows if r.beta == b) for b in betas}
     truth = "; ".join(f"β {b:g}: {short(r.noise_floor)}, {short(r.exact_mean_energy)}" for b, r in floors.items())
@@ -141,26 +145,28 @@ def _line(columns: Sequence[str]) -> str:
 
 
 def write_json(path: Path, items: Sequence[DataclassInstance]) -> None:
-    """A list of objects, one a line; None for what is not finite."""
+    """Write a list of objects as JSON, one a line; numbers that are not finite become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(rounded(item))) for item in items]
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def rounded(item: Item) -> Item:
-    """The same object with numbers of six figures."""
+    """Return the object with its numbers rounded to six digits."""
     return replace(item, **{field.name: _rounded(getattr(item, field.name)) for field in fields(item)})
 
 
 def _rounded(value: Any) -> Any:
-    """Six figures are more than a row is worth."""
+    """Round to six digits, in lists and tuples, too; a number that is not finite becomes None."""
     if isinstance(value, tuple | list):
         return [_rounded(v) for v in value]
     return (float(f"{value:.6g}") if math.isfinite(value) else None) if isinstance(value, float) else value
 
 
 def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
-    """Above: the gradient's relative error over t, one panel a beta, the median over cases. Below: sliced W2 over its floor."""
+    """Draw the gradient's relative error over t, a panel a beta, as the median over cases, and below it sliced W2 over its
+    floor.
+    """
     from egd.drawing import plain
 
     with plain():

@@ -1,4 +1,4 @@
-"""The least that a call has to do, and what the device can do at most: the two sides of a roofline."""
+"""The two sides of a roofline: the least work that a call has to do, and the most that the device can do."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ GATHERS = {aten.index.Tensor, aten.index_select.default, aten.gather.default, at
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of the matrix products of a call, and bytes that it cannot help touching."""
+    """Floating-point operations in a call's matrix products, and the least number of bytes that it must read and write."""
 
     flops: int
     bytes: int
 
     def least_seconds(self, rates: Rates) -> float:
-        """The time of a program that is limited by the device alone."""
+        """Return the seconds of a program that only the device's rates limit."""
         return max(self.flops / rates.matmul, self.bytes / rates.copy)
 
 
 def count(call: Callable[[], object]) -> Cost:
-    """The cost of one call, its backward pass included; what is compiled is run as it is written.
+    """Count the cost of one call, its backward pass included. Compiled code is counted in its eager form.
 
-    Bytes: every block of memory that is there before the call and that it uses (parameters, averages, the optimiser's
-    states), and the result of every matrix product (activations and gradients), each once; of a data set, the rows that are
-    gathered. What lies between two products can be fused with them and is not counted, nor is a second reading.
+    Bytes count every block of memory that exists before the call and is used in it (parameters, averages, optimiser states),
+    and the result of every matrix product (activations and gradients), each once. Of a data set only the gathered rows count.
+    Operations between two products can be fused with them and are not counted, nor are repeated reads.
     """
     with torch.compiler.set_stance("force_eager"), _Counter() as counter:
         call()
@@ -43,9 +43,9 @@ def count(call: Callable[[], object]) -> Cost:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums up as ``count`` says; a block of memory is known by its address.
+    """Counter of operations and bytes as ``count`` describes; a block of memory is identified by its address.
 
-    The formulas are FlopCounterMode's own; that class follows modules through the backward pass, too, which
+    The formulas are those of FlopCounterMode. That class also follows modules through the backward pass, which
     ``torch.autograd.grad`` within ``torch.func.grad`` does not allow.
     """
 
@@ -80,21 +80,23 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _blocks(tree: Any) -> dict[int, int]:
-    """Address -> size of the memory behind the tensors of a tree."""
+    """Return address -> size of the memory behind the tensors in a tree."""
     storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """``matmul``: FLOP a second of a large matrix product. ``copy``: bytes a second read and written by a large copy."""
+    """The device's rates. ``matmul``: floating-point operations a second in a large matrix product. ``copy``: bytes read and
+    written a second in a large copy.
+    """
 
     matmul: float
     copy: float
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, *, smoke: bool = False) -> Rates:
-    """The best of a few trials on this device, in this precision and with the threads that torch has now."""
+    """Measure the best rates of a few trials on this device, at this precision and the present number of torch threads."""
     large = device.type == "cuda"
     n, megabytes = (128, 1) if smoke else (8192, 1024) if large else (2048, 256)
     a = torch.randn(n, n, device=device).to(dtype)
@@ -105,7 +107,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, *, s
 
 
 def elapsed(call: Callable[[], object], device: torch.device, times: int = 1) -> float:
-    """Seconds that ``times`` calls take, the device's own work included."""
+    """Return the seconds that ``times`` calls take, including the device's work."""
     synchronise(device)
     started = time.perf_counter()
     for _ in range(times):
@@ -115,6 +117,6 @@ def elapsed(call: Callable[[], object], device: torch.device, times: int = 1) ->
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the device still has to do."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

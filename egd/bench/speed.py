@@ -1,7 +1,7 @@
-"""``egd bench speed``: how long the pieces of training and acting take, beside plain code and beside what the device can do.
+"""``egd bench speed``: the time of pieces of training and acting, compared with plain code and with the device's limits.
 
-What is measured comes from domains: each entry point of the group ``egd.bench.pieces`` is a function of a ``Setup`` that gives
-a list of ``Piece``.
+Domains supply the pieces: each entry point of the group ``egd.bench.pieces`` is a function from a ``Setup`` to a list of
+``Piece``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GROUP = "egd.bench.pieces"
 
 @dataclass(frozen=True)
 class Setup:
-    """What the command line asks for: the networks' ``shapes`` by name and sizes, ``settings`` as ``a.b=c``. With ``smoke``
-    everything is as small as it can be.
+    """The options of the command line: the networks' ``shapes`` by name and sizes, and ``settings`` as ``a.b=c``. With
+    ``smoke`` everything is as small as possible.
     """
 
     device: torch.device
@@ -40,9 +40,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Case:
-    """Calls that are ready to be timed: ours; the ``eager`` code of the usual kind that does the same; and where ours does
-    many runs at once, ours with ``one`` run alone. ``dtype`` is that of matrix products. ``written`` is ours as it is written,
-    whose operations can be counted, where ``run`` hands them to another runtime.
+    """Calls that are ready to be timed. ``run`` is the library's code, ``eager`` plain code that does the same work. ``one`` is
+    the library's code with a single run, where ``run`` does many runs at once. ``dtype`` is that of matrix products.
+    ``written`` is the library's eager code, whose operations can be counted, where ``run`` uses another runtime.
     """
 
     run: Callable[[], object]
@@ -54,9 +54,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Piece:
-    """Something to measure: ``batch`` rows for each of ``runs`` runs; ``how`` says in what way ours is run, eager or compiled.
-    ``items`` are what a call gets done, in ``unit`` (states, say). ``make`` is called when its turn comes. ``extra`` pieces are
-    measured only when asked for.
+    """A piece of work to time: ``batch`` rows for each of ``runs`` runs. ``how`` says how the library's code is run, eager or
+    compiled. ``items`` is the number of items that a call processes, in ``unit`` (such as states). ``make`` is called when the
+    piece's turn comes. ``extra`` pieces are timed only on request.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians of ``blocks`` blocks of calls, each of about ``seconds``."""
+    """The effort of a measurement: medians over ``blocks`` blocks of calls, each of about ``seconds``."""
 
     seconds: float
     blocks: int
@@ -84,9 +84,10 @@ FULL, QUICK, SMOKE = Timing(0.5, 9), Timing(0.15, 3), Timing(0.0, 1)
 
 @dataclass(frozen=True)
 class Row:
-    """One piece measured. Times are milliseconds of a call; ``eager_ms`` and ``separate_ms`` (ours, one run after the other)
-    are those of all ``runs``. ``roofline_fraction`` is the least time the device could take over ``ms``. ``spread`` is the
-    largest over the smallest block time of ours: what else the machine does shows there.
+    """The measurement of one piece. Times are milliseconds per call. ``ms`` is the library's code; ``eager_ms`` (plain code)
+    and ``separate_ms`` (the library's code, one run after the other) are times of all ``runs``. ``roofline_fraction`` is the
+    least time that the device could take over ``ms``. ``spread`` is the ratio of the largest to the smallest block time of the
+    library's code, which shows the load by other programs.
     """
 
     piece: str
@@ -108,12 +109,14 @@ class Row:
 
     @property
     def speedup(self) -> float | None:
-        """Eager over ours."""
+        """Time of plain code over the library's time."""
         return None if self.eager_ms is None else self.eager_ms / self.ms
 
 
 def find_pieces(setup: Setup) -> list[Piece]:
-    """List those of all installed domains. UserError when there are none, or only the name of a package that is not here."""
+    """Return the pieces of all installed domains. Raises UserError where there are none, or where the package of the pieces is
+    not installed.
+    """
     pieces: list[Piece] = []
     for entry in found(GROUP).values():
         try:
@@ -132,7 +135,9 @@ def find_pieces(setup: Setup) -> list[Piece]:
 
 
 def choose(pieces: Sequence[Piece], names: Sequence[str], *, scaling: bool = False) -> list[Piece]:
-    """The named ones, or all but the extra ones (those too with ``scaling``). UserError for a name that is not there."""
+    """Return the named pieces; without names all but the extra ones, or all with ``scaling``. Raises UserError for an unknown
+    name.
+    """
     known = list(dict.fromkeys(piece.name for piece in pieces))
     for name in names:
         if name not in known:
@@ -141,11 +146,11 @@ def choose(pieces: Sequence[Piece], names: Sequence[str], *, scaling: bool = Fal
 
 
 def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[Row]:
-    """A row for every piece, in order, as soon as it is there."""
+    """Yield a row for every piece, in order, as soon as it is measured."""
     rates = cache(lambda dtype, precision: measure_rates(setup.device, dtype, smoke=setup.smoke))
     for piece in pieces:
         case = piece.make()
-        # the products' precision is a global setting that a piece may have made; rates are those under it
+        # a piece may change the global precision of products: rates are measured at this precision
         yield _row(piece, case, setup.device, timing, rates(case.dtype, torch.get_float32_matmul_precision()))
 
 
@@ -174,7 +179,7 @@ def _row(piece: Piece, case: Case, device: torch.device, timing: Timing, rates: 
 
 
 def as_torch_comes(call: Callable[[], object]) -> Callable[[], object]:
-    """The call with torch's default for the precision of products, which ours may have changed."""
+    """Return the call at torch's default precision of products, which the library may have changed."""
 
     def by_default() -> None:
         with products("highest"):
@@ -184,9 +189,9 @@ def as_torch_comes(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def block_times(calls: Sequence[Callable[[], object] | None], device: torch.device, timing: Timing) -> list[list[float]]:
-    """Seconds a call, block by block, for each of the calls ([] for None), after warming up.
+    """Return the seconds per call in every block, for each of the calls ([] for None), after warming up.
 
-    The calls take turns, so that what else the machine does is everyone's loss.
+    The calls take turns, so that the load by other programs affects all of them.
     """
     chosen = {i: call for i, call in enumerate(calls) if call is not None}
     counts = {i: _warm(call, device, timing.seconds) for i, call in chosen.items()}
@@ -198,7 +203,7 @@ def block_times(calls: Sequence[Callable[[], object] | None], device: torch.devi
 
 
 def _warm(call: Callable[[], object], device: torch.device, seconds: float) -> int:
-    """Call until it is warm; how many calls fill a block."""
+    """Call until warm, and return the number of calls that fill a block."""
     first = elapsed(call, device)
     if first > 10 * seconds:
         return 1
@@ -207,7 +212,7 @@ def _warm(call: Callable[[], object], device: torch.device, seconds: float) -> i
 
 
 def device_label(device: torch.device) -> str:
-    """For the table: a GPU's name, or the CPU with its threads."""
+    """Return the device's label for the table: a GPU's name, or the CPU with its threads."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

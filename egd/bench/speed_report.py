@@ -1,4 +1,4 @@
-"""The rows of ``egd bench speed`` as a table and as Markdown."""
+"""Output of ``egd bench speed``: its rows as a table and as Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For a terminal of eighty columns: what is in SHORT."""
+    """Tabulate the columns SHORT for a terminal of eighty columns."""
     out = Table(title=f"{rows[0].device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in SHORT:
         out.add_column(heading, justify="left" if heading in ("piece", "ours") else "right", no_wrap=True)
@@ -31,7 +31,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text, under HEADINGS."""
+    """Format a row as text, in the columns HEADINGS."""
     rate = "" if row.per_second is None else f"{figures(row.per_second)} {row.unit}/s"
     times = map(figures, (row.ms, row.eager_ms, row.speedup, row.separate_ms))
     batch = str(row.batch) if row.runs == 1 else f"{row.runs} x {row.batch}"
@@ -40,7 +40,7 @@ def cells(row: Row) -> list[str]:
 
 
 def figures(value: float | None) -> str:
-    """Three of them or four, never an exponent."""
+    """Format a number with up to four significant digits, without an exponent."""
     if value is None:
         return "-"
     value = float(f"{value:.4g}")
@@ -49,7 +49,7 @@ def figures(value: float | None) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table with the shapes of the networks, and the notes below it."""
+    """Render a Markdown table that includes the shapes of the networks, with the notes below it."""
     rule = ["---:" if heading in NUMBERS else "---" for heading in HEADINGS]
     lines = [f"{rows[0].device}. {LEGEND}", "", _line(HEADINGS), _line(rule)]
     lines += [_line([f"`{row.piece}`", *cells(row)[1:]]) for row in rows]
