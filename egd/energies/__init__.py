@@ -1,4 +1,4 @@
-"""Intermediate energies that need no training: one closed form a file, each found by its name in a recipe."""
+"""Intermediate energies without training: one closed form a file, each found by its name in a recipe."""
 
 from egd.energies.dps import DPS
 from egd.energies.ess_blend import EssBlend

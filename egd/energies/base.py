@@ -1,4 +1,4 @@
-"""What an energy may offer beyond its values."""
+"""Optional members of intermediate energies."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def prepare(energy: TimedEnergy, c: Context) -> TimedEnergy:
 
 
 def takes_context(energy: object) -> bool:
-    """Tell whether a context is of use to an energy or to its class; where it does not say, it is."""
+    """Tell whether an energy, or its class, uses a context; it does where it does not say."""
     return not isinstance(energy, TakesContext) or energy.conditional

@@ -1,4 +1,4 @@
-"""Clean energies E(x_0, c) made of others."""
+"""Clean energies E(x_0, c) from others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from egd.types import Context, Energy, TimedEnergy
 
 
 def combine(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
-    """sum_k w_k E^k(x_0, c), the weights 1 unless given; its target is q(x_0) prod_k exp(-beta w_k E^k). Any estimator may
-    be applied to it, and none is made worse by the adding, as a ``Sum`` of intermediate energies is.
+    """Make the energy sum_k w_k E^k(x_0, c), with weights 1 unless given; its target is q(x_0) prod_k exp(-beta w_k E^k).
 
+    Any estimator may be applied to it. Unlike a ``Sum`` of intermediate energies, the sum itself adds no error. Raises
     ValueError when there are no energies, or not one weight for each.
     """
     check_weights(energies, weights)
@@ -26,8 +26,9 @@ def combine(energies: Sequence[Energy], weights: Sequence[float] | None = None) 
 
 
 def at_zero(energy: TimedEnergy) -> Energy:
-    """E(x_0, c) = E_t(x_0, 0, c): an intermediate energy at t = 0, such as a network that ``Ratio`` trained there
-    (``clean: true``), as a clean energy for any closed form.
+    """Make the clean energy E(x_0, c) = E_t(x_0, 0, c) of an intermediate energy at t = 0, for use in any closed form.
+
+    The intermediate energy may be a network that ``Ratio`` trained at t = 0 (``clean: true``).
     """
 
     def clean(x0: Tensor, c: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""The energy at the posterior mean."""
+"""The clean energy at the posterior mean."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["DPS"]
 
 @dataclass(frozen=True)
 class DPS:
-    """E_t ~ beta E(D(x_t, t)): diffusion posterior sampling (arXiv:2209.14687).
+    """Energy at the posterior mean, E_t ~ beta E(D(x_t, t)): diffusion posterior sampling (arXiv:2209.14687).
 
-    Exact as the posterior's spread goes to zero (t -> 0); biased elsewhere (AEPO Theorem 3.1).
+    It is exact as the posterior's spread goes to zero (t -> 0), and biased elsewhere (AEPO Theorem 3.1).
     """
 
     energy: Energy
@@ -25,5 +25,5 @@ class DPS:
     beta: BetaOrZero = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         return self.beta * energy_values(self.energy, denoised(self.denoiser, x, t, c), c)

@@ -1,4 +1,4 @@
-"""Support samples where there are enough of them, a local expansion where there are not."""
+"""Support samples where enough of them count, a local expansion elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["EssBlend"]
 
 @dataclass(frozen=True)
 class EssBlend:
-    """w E_support + (1 - w) E_local,  w = n^4 / (n^4 + pivot^4), n the effective number of support samples.
+    """Blend w E_support + (1 - w) E_local, w = n^4 / (n^4 + pivot^4), n the effective number of support samples.
 
-    Support samples are consistent at high noise, where many of them count; the local form (``monte_carlo`` with the given
-    posterior unless ``local`` says otherwise) is exact as the posterior narrows. Every row has a w of its own. Both estimate
-    the same E_t, so their gradients are mixed: w is held constant under differentiation. n counts the weights of the
+    Support samples are consistent at high noise, where many of them count. The local form (``monte_carlo`` with the given
+    posterior unless ``local`` is given) is exact as the posterior narrows. Every row has a w of its own. Both forms estimate
+    the same E_t, so w is held constant under differentiation, and their gradients are mixed. n counts the weights of the
     posterior before the tilt: one sample at the right place says more than a local form that does not see it.
     """
 
@@ -38,29 +38,32 @@ class EssBlend:
     local: TimedEnergy | None = None
 
     def prepare(self, c: Context) -> TimedEnergy:
-        """The same energy with its support drawn."""
+        """Return the energy with its support samples drawn for the contexts."""
         local = MonteCarlo(self.energy, self.posterior, self.beta) if self.local is None else self.local
         support = SupportSamples(self.energy, self.support, self.schedule, self.beta, self.samples).prepare(c)
         return _Blend(prepare(local, c), support, self.pivot)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         return self.prepare(c)(x, t, c)
 
 
 @dataclass(frozen=True)
 class _Blend:
+    """Blend for contexts whose support samples are drawn."""
+
     local: TimedEnergy
     support: DrawnSupport
     pivot: Positive
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         near = self.support(x, t, c)
         w = 1 / (1 + (self.pivot / self.support.ess(x.detach(), t)) ** 4)
-        sure = w > 0.999  # high noise: nothing to expand, and a local form may be wild there
+        sure = w > 0.999  # at high noise the local form counts for nothing, and its values may be extreme
         if not transformed() and bool(sure.all()):
             return near
-        # rows that are sure come in without a graph and go out unused: whatever the local form makes of them, nan or an
-        # infinite gradient, reaches neither their own gradient nor another row's
+        # sure rows enter the local form without a graph and their values are not used, so that a nan or an infinite gradient
+        # there reaches neither their own gradient nor another row's
         local = timed_values(self.local, torch.where(expand(sure, x), x.detach(), x), t, c)
         return torch.where(sure, near, w * near + (1 - w) * local)

@@ -15,7 +15,7 @@ __all__ = ["Exact"]
 
 @dataclass(frozen=True)
 class Exact:
-    """E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t] in closed form, AEPO Eq. 11; for benchmarks and tests."""
+    """Exact E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t] in closed form (AEPO Eq. 11); for benchmarks and tests."""
 
     energy: Quadratic
     mixture: GaussianMixture
@@ -23,5 +23,5 @@ class Exact:
     beta: BetaOrZero = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, D), (B,), c -> (B,)"""
+        """Compute E_t: (B, D), (B,), c -> (B,)."""
         return self.mixture.energy(self.schedule, self.energy, self.beta, x, t)

@@ -1,4 +1,4 @@
-"""AEPO's closed form: the energy to first order around a point."""
+"""AEPO's closed form, the energy to first order around a point."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["FirstOrder"]
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """E_t ~ beta E(xbar) + g^T (mu - xbar) - 1/2 g^T Sigma g,  g = beta grad E(xbar). AEPO Eq. 17, 25.
+    """First-order expansion E_t ~ beta E(xbar) + g^T (mu - xbar) - 1/2 g^T Sigma g, g = beta grad E(xbar). AEPO Eq. 17, 25.
 
-    Exact when E is linear and the posterior N(mu, Sigma) is Gaussian. Without the last term (``variance: false``) it is
-    the linearised DPS. The expansion point xbar is mu, or ``at`` where the caller has a better one (AEPO's training:
-    the data point).
+    It is exact when E is linear and the posterior N(mu, Sigma) is Gaussian. Without the last term (``variance: false``) it is
+    the linearised DPS. The expansion point xbar is mu, or ``at`` where the caller gives a better one (in AEPO's training the
+    data point).
     """
 
     energy: Energy
@@ -29,7 +29,7 @@ class FirstOrder:
     variance: bool = True
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None, at: Tensor | None = None) -> Tensor:
-        """(B, ...), (B,), c, at (B, ...) -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c, at (B, ...) -> (B,)."""
         q = posterior_at(self.posterior, x, t, c)
         point = q.mean if at is None else at
         value, grad = value_and_grad(lambda p: energy_values(self.energy, p, c), point, create_graph=point.requires_grad)

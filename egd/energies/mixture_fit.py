@@ -23,35 +23,35 @@ from egd.types import Context, Energy, Schedule, Support, TimedEnergy
 
 __all__ = ["MixtureFit"]
 
-PATIENCE = 2  # numbers of components in a row that fit no better, after which no more are tried
-FLOOR = 1e-6  # of a variance, as a share of the data's
-GAP = 10.0  # a fall of the principal variances that makes data low-rank
-TRIED_AT = (0.1, 0.5, 0.9)  # times at which the correction is tried, on
-TRIED = 64  # noised samples of the data each
-ALONE = 1.5  # effective draws below which one draw has all the weight, however few there are
+PATIENCE = 2  # larger numbers of components are not tried after so many in a row that fit no better
+FLOOR = 1e-6  # least variance, as a share of the data's
+GAP = 10.0  # ratio of neighbouring principal variances from which on data count as low-rank
+TRIED_AT = (0.1, 0.5, 0.9)  # times at which the correction is tried
+TRIED = 64  # number of noised samples of the data for each trial
+ALONE = 1.5  # effective number of draws below which nearly one draw has all the weight
 
 
 class CollapsedError(UserError, ValueError):
-    """The correction of a fitted mixture rests on too few draws."""
+    """Error of a fitted mixture whose correction rests on too few draws."""
 
 
 @dataclass(frozen=True)
 class MixtureFit:
-    """E_t ~ -log sum_k v_k(x_t) Z_k(x_t): the posterior of a mixture fitted to ``samples`` of q, v_k its weights,
-    Z_k = E[exp(-beta E(x_0))] under its k-th Gaussian.
+    """Estimate E_t ~ -log sum_k v_k(x_t) Z_k(x_t) by the posterior of a mixture fitted to ``samples`` of q.
 
-    Z_k is the second-order closed form, exact for a quadratic E, times an importance-sampling correction over ``points``
-    draws (0: no correction), half of them of the Gaussian and half of it tilted by the quadratic, whose curvatures below
-    -1 + ``delta`` count as none. Where a smaller share of the draws than ``least_effective`` counts, or hardly more than one
-    draw, on noised samples of the data, the fit is refused (0: never); a sampling run that comes to such a place later on
-    warns, and ``Watch`` has the share.
-    The number of components is the one of ``components`` under which held-out samples are likeliest, in the directions in
-    which the data have modes (``fit_mixture``). For unconditional models (c is None); the fit is made once. The price of
-    seeing many modes is that the data must look like a mixture: ``egd bench energies`` shows by how much it does not.
+    v_k are the posterior's weights and Z_k = E[exp(-beta E(x_0))] under its k-th Gaussian. Z_k is the second-order closed form,
+    exact for a quadratic E, times an importance-sampling correction over ``points`` draws (0: no correction). Half of the draws
+    are of the Gaussian and half of it tilted by the quadratic, whose curvatures below -1 + ``delta`` are set to 0. The fit is
+    refused where the effective share of draws on noised samples of the data is below ``least_effective``, or hardly more than
+    one draw counts (0: never). A sampling run that later comes to such a place warns, and ``Watch`` has the share.
+
+    The number of components is the one of ``components`` under which held-out samples are likeliest, in the directions in which
+    the data have modes (``fit_mixture``). The fit is made once, and serves unconditional models (c is None). In return for many
+    modes, the data must look like a mixture: ``egd bench energies`` shows by how much they do not.
     """
 
     conditional: ClassVar[bool] = False
-    """Takes no context, and so is no arm of a policy."""
+    """False: a policy, whose context is the state, cannot use this energy."""
 
     energy: Energy
     support: Support
@@ -65,19 +65,22 @@ class MixtureFit:
     least_effective: Share = 0.05
 
     def prepare(self, c: Context) -> TimedEnergy:
-        """The same energy with the mixture fitted. ValueError for a context, as one fit serves one distribution, and
-        ``CollapsedError``, a ValueError too, where the correction rests on too few draws.
+        """Return the energy with the mixture fitted.
+
+        Raises ValueError for a context, as one fit serves one distribution, and ``CollapsedError``, a ValueError too, where the
+        correction rests on too few draws.
         """
         if c is not None:
             raise ValueError("mixture_fit fits one distribution and takes no context; use support_samples or ess_blend")
         return self._fitted
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), None -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), None -> (B,)."""
         return self.prepare(c)(x, t, c)
 
     @cached_property
     def _fitted(self) -> _Fitted:
+        """Energy of the mixture fitted to drawn support samples."""
         with torch.no_grad():
             data = self.support(None, self.samples)[0]
         mixture = fit_mixture(data.flatten(1), self.components, self.seed)
@@ -89,14 +92,17 @@ class MixtureFit:
 
 
 def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choose_on: int = 16384) -> GaussianMixture:
-    """Expectation-maximisation (scikit-learn): samples (N, d). ``components`` are tried in their order on the first
-    ``choose_on`` samples, a quarter of which is held out, until two in a row make those no likelier, by a standard error of
-    the difference at least; the best fit then goes on with all samples.
+    """Fit a Gaussian mixture to samples (N, d) by expectation-maximisation (scikit-learn).
+
+    ``components`` are tried in their order on the first ``choose_on`` samples, a quarter of which is held out. The trials end
+    after two in a row that do not raise the held-out likelihood by a standard error of the difference. The best fit then
+    continues with all samples.
 
     Data of low rank, whose principal variances fall by a factor of ``GAP`` somewhere, are fitted in the directions above the
-    fall, with one Gaussian for all others: a covariance of every component in all d would cost more samples than there are,
-    and modes with it. So they are unless components in all d make held-out samples likelier. ValueError for fewer samples
-    than the entries of one mean, and for samples that are all the same or not finite.
+    fall, with one Gaussian for all other directions: a covariance of every component in all d directions would need more
+    samples than there are, and modes would be lost. Components in all d directions are taken where they make held-out samples
+    likelier. Raises ValueError for fewer samples than the entries of one mean, and for samples that are all the same or not
+    finite.
     """
     data = samples.detach().cpu().double()
     few, held = data[:choose_on].tensor_split([-(-3 * min(choose_on, len(data)) // 4)])
@@ -116,8 +122,8 @@ def fit_mixture(samples: Tensor, components: Sequence[int], seed: int = 0, choos
 
 
 def _principal(data: Tensor) -> tuple[Tensor, int]:
-    """The principal directions (d, d), in columns, of data (N, d), and how many come before the largest fall of variance."""
-    values, basis = torch.linalg.eigh(data.mT.cov().reshape(data.shape[1], -1))  # of one dimension a plain number
+    """Return the principal directions of data (N, d), in columns (d, d), and the number before the largest fall of variance."""
+    values, basis = torch.linalg.eigh(data.mT.cov().reshape(data.shape[1], -1))  # in one dimension cov() is a number
     values, basis = values.flip(0).clamp(min=1e-12 * values[-1]), basis.flip(1)
     falls = values[:-1] / values[1:]
     if not len(falls) or falls.max() < GAP:
@@ -126,7 +132,7 @@ def _principal(data: Tensor) -> tuple[Tensor, int]:
 
 
 def _choose(few: Tensor, held: Tensor, components: Sequence[int], seed: int) -> int:
-    """The number of components, fitted to few (N, d), under which the held-out samples (M, d) are likeliest."""
+    """Return the number of components, fitted to few (N, d), under which the held-out samples (M, d) are likeliest."""
     best, most, worse = components[0], None, 0
     for k in components:
         if worse == PATIENCE or k * few.shape[1] >= len(few):
@@ -138,13 +144,13 @@ def _choose(few: Tensor, held: Tensor, components: Sequence[int], seed: int) -> 
 
 
 def _surely_above(new: Tensor, old: Tensor) -> bool:
-    """Whether numbers (N,) are above others, paired with them, by a standard error of their mean difference or more."""
+    """Tell whether numbers (N,) exceed others, paired with them, by a standard error of their mean difference or more."""
     gain = new - old
     return bool(gain.mean() > gain.std() / math.sqrt(len(gain)))
 
 
 def _fit(data: Tensor, basis: Tensor, rank: int, k: int, seed: int, start_on: int | None = None) -> GaussianMixture:
-    """k components in the first ``rank`` directions, times one Gaussian in the others."""
+    """Fit k components in the first ``rank`` directions, times one Gaussian in the others."""
     place = data @ basis[:, :rank]
     fit = _expectation_maximisation(place[:start_on], k, seed)
     if start_on is not None:
@@ -159,7 +165,7 @@ def _fit(data: Tensor, basis: Tensor, rank: int, k: int, seed: int, start_on: in
 
 
 def _expectation_maximisation(data: Tensor, k: int, seed: int, start: Any = None) -> Any:
-    """scikit-learn's mixture of k components fitted to data (N, d); from three beginnings, or to the end from one fit."""
+    """Fit scikit-learn's mixture of k components to data (N, d), from three initialisations or from the fit ``start``."""
     from sklearn.mixture import GaussianMixture as Fit
 
     shared = {"covariance_type": "full", "reg_covar": FLOOR * float(data.var(correction=0)), "random_state": seed}
@@ -171,6 +177,8 @@ def _expectation_maximisation(data: Tensor, k: int, seed: int, start: Any = None
 
 @dataclass(frozen=True)
 class _Fitted:
+    """Energy of a fitted mixture."""
+
     energy: Energy
     mixture: GaussianMixture
     schedule: Schedule
@@ -181,7 +189,7 @@ class _Fitted:
     least: float
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), None -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), None -> (B,)."""
         values, effective = self._averaged(x, t)
         if effective is not None:
             note_effective(self.energy, effective, self.points, self.least)
@@ -189,7 +197,7 @@ class _Fitted:
 
     @torch.no_grad()
     def check(self, data: Tensor) -> None:
-        """Try the correction on noised samples of the data (N, ...). ``CollapsedError`` where it rests on too few draws."""
+        """Try the correction on noised samples of the data (N, ...). Raises ``CollapsedError`` where too few draws count."""
         noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(self.seed)).to(data)
         for time in TRIED_AT:
             t = torch.full((len(data),), time, dtype=data.dtype, device=data.device)
@@ -204,7 +212,7 @@ class _Fitted:
                 )
 
     def _averaged(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """E_t, (B,), and the effective number () of draws behind it; None where it takes no draws."""
+        """Estimate E_t, (B,), and return it with the effective number () of its draws, None where it takes no draws."""
         log_v, means, covs = self.mixture.posterior(self.schedule, x.flatten(1), t)
         n, k, d = means.shape
         root = torch.linalg.cholesky(covs).expand(n, k, d, d).flatten(0, 1)
@@ -219,9 +227,10 @@ class _Fitted:
         return -torch.logsumexp(log_v + log_z.reshape(n, k), 1), effective
 
     def _correction(self, model: LocalQuadratic, log_z: Tensor, mean: Tensor, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log of E exp(-beta E) / E exp(-q), (N,), the latter's logarithm being ``log_z``; both by the same draws, half of the
-        prior and half of the prior tilted by q: no weight exceeds two, and of a quadratic E nothing is left. And the
-        effective number of draws behind each, (N,).
+        """Estimate log of E exp(-beta E) / E exp(-q), (N,), and return it with the effective number of draws behind it, (N,).
+
+        ``log_z`` is the logarithm of the denominator. Numerator and denominator use the same draws, half of the prior and half
+        of the prior tilted by q: no weight exceeds two, and the estimate has no error for a quadratic E.
         """
         prior, tilted = _normal(self.points, mean, self.seed).tensor_split(2)
         u = torch.cat([prior.expand(len(mean), -1, -1), model.tilted(tilted)], 1)
@@ -234,12 +243,12 @@ class _Fitted:
         return total - torch.logsumexp(log_w - q, 1), effective
 
     def _tilt(self, x: Tensor) -> Energy:
-        """beta E of flattened events."""
+        """Return beta E as a function of flattened events."""
         return lambda p, _: self.beta * energy_values(self.energy, p.reshape(-1, *x.shape[1:]), None)
 
 
 def _normal(n: int, like: Tensor, seed: int) -> Tensor:
-    """A scrambled Sobol sequence as standard normals: (n, d) of the d of ``like`` (..., d)."""
+    """Draw a scrambled Sobol sequence as standard normals (n, d), d being that of ``like`` (..., d)."""
     uniform = torch.quasirandom.SobolEngine(like.shape[-1], scramble=True, seed=seed).draw(n, dtype=torch.float64)  # type: ignore[no-untyped-call]
     normal: Tensor = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).to(like)
     return normal

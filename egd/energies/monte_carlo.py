@@ -18,11 +18,10 @@ __all__ = ["MonteCarlo"]
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """E_t ~ -log 1/K sum_k exp(-beta E(mu + Sigma^(1/2) z_k)), AEPO Eq. 11 over a Gaussian posterior.
+    """Monte Carlo estimate E_t ~ -log 1/K sum_k exp(-beta E(mu + Sigma^(1/2) z_k)), AEPO Eq. 11 over a Gaussian posterior.
 
-    Exact as K -> infinity when the posterior is Gaussian. The z_k come in antithetic pairs, drawn from a fixed ``seed``
-    and shared by
-    all rows, so that the estimate is one smooth function of x_t.
+    It is exact as K -> infinity when the posterior is Gaussian. The z_k come in antithetic pairs, are drawn from a fixed
+    ``seed`` and shared by all rows, so that the estimate is one smooth function of x_t.
     """
 
     energy: Energy
@@ -32,7 +31,7 @@ class MonteCarlo:
     seed: Seed = 0
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         q = posterior_at(self.posterior, x, t, c)
         points = q.sample(antithetic(self.samples, x[:1], self.seed)).transpose(0, 1).flatten(0, 1)  # (B * K, ...)
         energies = energy_values(self.energy, points, repeat_context(c, self.samples)).reshape(len(x), self.samples)
@@ -40,7 +39,9 @@ class MonteCarlo:
 
 
 def antithetic(n: int, like: Tensor, seed: int) -> Tensor:
-    """n standard normal draws shaped like ``like`` in pairs z, -z, always the same for a seed, whatever the precision of
-    ``like``: (n, ...)"""
+    """Draw n standard normals shaped like ``like`` in pairs z, -z: (n, ...).
+
+    They are the same for a seed whatever the precision of ``like``.
+    """
     z = torch.randn((n + 1) // 2, *like.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(like)
     return torch.cat([z, -z])[:n]

@@ -20,29 +20,31 @@ __all__ = ["SecondOrder"]
 
 @dataclass
 class ClipCount:
-    """How often a clip acted: rows whose curvature was clipped, of all rows."""
+    """Count of clips: rows whose curvature was clipped, of all rows."""
 
     clipped: int = 0
     total: int = 0
 
     def add(self, clipped: int, total: int) -> None:
-        """Count some more rows, here and in the sampling run that is being watched."""
+        """Count more rows, here and in the sampling run that is being watched."""
         self.clipped, self.total = self.clipped + clipped, self.total + total
         note_clips(clipped, total)
 
     @property
     def share(self) -> float:
-        """Of all rows so far."""
+        """Share of the rows so far whose curvature was clipped."""
         return self.clipped / max(1, self.total)
 
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """E_t ~ beta E(mu) - 1/2 g^T (I + Sigma H)^-1 Sigma g + 1/2 log det(I + Sigma H),  g = beta grad E, H = beta Hess E at mu.
+    """Second-order expansion E_t ~ beta E(mu) - 1/2 g^T (I + Sigma H)^-1 Sigma g + 1/2 log det(I + Sigma H), g = beta grad E, H
+    = beta Hess E at mu.
 
-    Exact for a Gaussian posterior N(mu, Sigma) and a quadratic E. With R R^T = Sigma, the eigenvalues of R^T H R are
+    It is exact for a Gaussian posterior N(mu, Sigma) and a quadratic E. With R R^T = Sigma, the eigenvalues of R^T H R are
     clipped from below at -1 + ``delta``, where the integral would otherwise diverge; ``clips`` counts the rows. The Hessian
-    takes d products; ValueError above ``max_dim`` dimensions. A ReLU network's Hessian is zero: use a smooth activation.
+    takes d products, and more than ``max_dim`` dimensions raise ValueError. A ReLU network's Hessian is zero: use a smooth
+    activation.
     """
 
     energy: Energy
@@ -53,7 +55,7 @@ class SecondOrder:
     clips: ClipCount = field(default_factory=ClipCount, compare=False)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         if x[0].numel() > self.max_dim:
             raise ValueError(
                 f"a Hessian of {x[0].numel()} dimensions: raise max_dim (now {self.max_dim}), or use dps or monte_carlo"
@@ -66,9 +68,9 @@ class SecondOrder:
 
 @dataclass(frozen=True)
 class LocalQuadratic:
-    """q(u) = ``value`` + ``grad``^T u + 1/2 u^T ``curvature`` u in whitened coordinates, x = mu + R u with u ~ N(0, I).
+    """Quadratic q(u) = ``value`` + ``grad``^T u + 1/2 u^T ``curvature`` u in whitened coordinates u ~ N(0, I), x = mu + R u.
 
-    Shapes (N,), (N, d), (N, d, d); ``factor`` is the Cholesky factor of I + curvature.
+    Shapes are (N,), (N, d), (N, d, d); ``factor`` is the Cholesky factor of I + curvature.
     """
 
     value: Tensor
@@ -86,16 +88,16 @@ class LocalQuadratic:
         clips: ClipCount | None = None,
         instead: float | None = None,
     ) -> LocalQuadratic:
-        """From value, gradient and Hessian by x at mu, and R; curvatures below -1 + delta become ``instead`` (or that bound).
+        """Make the quadratic of value, gradient and Hessian by x at mu, and R; curvatures below -1 + delta become ``instead``.
 
-        Eigenvectors are held constant under differentiation: exact for the log-determinant, and repeated eigenvalues do
-        no harm.
+        Without ``instead`` they become -1 + delta. Eigenvectors are held constant under differentiation: this is exact for the
+        log-determinant, and repeated eigenvalues do no harm.
         """
         curvature = root.mT @ hessian @ root
         sound, curvature = finite_rows(0.5 * (curvature + curvature.mT))
         eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
         below = torch.linalg.cholesky_ex(curvature.detach() + (1 - delta) * eye).info > 0
-        recorded = transformed()  # as one graph, which has no choice: all rows then take the way of those that are clipped
+        recorded = transformed()  # a recorded graph cannot branch: all rows then take the branch of clipped rows
         if recorded or bool(below.any()):
             with torch.no_grad():
                 values, vectors = torch.linalg.eigh(curvature)
@@ -107,23 +109,23 @@ class LocalQuadratic:
         pull = torch.einsum("bij,bi->bj", root, grad)
         value = torch.where(sound[:, 0, 0], value, torch.nan)
         factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(curvature + eye)  # of 1e16 beside the bound, rounding leaves no bound
+        factor, failed = torch.linalg.cholesky_ex(curvature + eye)  # beside an eigenvalue of 1e16, rounding loses the bound
         return LocalQuadratic(value, pull, curvature, torch.where(failed[:, None, None] > 0, torch.nan, factor))
 
     def log_partition(self) -> Tensor:
-        """log E exp(-q(u)): (N,)"""
+        """Compute log E exp(-q(u)): (N,)."""
         half: Tensor = torch.linalg.solve_triangular(self.factor, self.grad[..., None], upper=False)[..., 0]
         log_det: Tensor = self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return -self.value + 0.5 * half.square().sum(1) - log_det
 
     def tilted(self, noise: Tensor) -> Tensor:
-        """Draws of the density ~ N(u; 0, I) exp(-q(u)) from standard normal noise (P, d): (N, P, d)"""
+        """Draw from the density ~ N(u; 0, I) exp(-q(u)) by standard normal noise (P, d): (N, P, d)."""
         mean = -torch.cholesky_solve(self.grad[..., None], self.factor)
         spread = torch.linalg.solve_triangular(self.factor.mT, noise.mT.expand(len(mean), -1, -1), upper=True)
         drawn: Tensor = (mean + spread).mT
         return drawn
 
     def __call__(self, u: Tensor) -> Tensor:
-        """q(u): (N, P, d) -> (N, P)"""
+        """Evaluate q(u): (N, P, d) -> (N, P)."""
         linear: Tensor = torch.einsum("npd,nd->np", u, self.grad)
         return self.value[:, None] + linear + 0.5 * torch.einsum("npd,nde,npe->np", u, self.curvature, u)

@@ -1,4 +1,4 @@
-"""The definition of E_t over the unscented points of the Gaussian posterior."""
+"""The definition of E_t, averaged over the sigma points of the Gaussian posterior."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["SigmaPoints"]
 
 @dataclass(frozen=True)
 class SigmaPoints:
-    """E_t ~ -log sum_k w_k exp(-beta E(x_k)) over mu (weight kappa / (d + kappa)) and mu +- sqrt(d + kappa) R e_i
-    (weights 1 / (2 (d + kappa))), R R^T = Sigma: the unscented transform (Julier and Uhlmann, 1997).
+    """Sigma-point estimate E_t ~ -log sum_k w_k exp(-beta E(x_k)) by the unscented transform (Julier and Uhlmann, 1997).
 
-    Feels the energy at a distance and needs no second derivative; the points have the posterior's mean and covariance.
-    ValueError for a negative kappa: a negative weight has no logarithm.
+    With R R^T = Sigma, the points are mu (weight kappa / (d + kappa)) and mu +- sqrt(d + kappa) R e_i (weights 1 / (2 (d +
+    kappa))), which have the posterior's mean and covariance. The estimate sees the energy at a distance from mu and needs no
+    second derivative. Raises ValueError for a negative kappa: a negative weight has no logarithm.
     """
 
     energy: Energy
@@ -35,7 +35,7 @@ class SigmaPoints:
             raise ValueError(f"need kappa >= 0, got {self.kappa}")
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         q = posterior_at(self.posterior, x, t, c)
         d = x[0].numel()
         arms = math.sqrt(d + self.kappa) * q.root().mT  # (B, d, d): one arm a row

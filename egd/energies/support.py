@@ -17,11 +17,11 @@ __all__ = ["SupportSamples"]
 
 @dataclass(frozen=True)
 class SupportSamples:
-    """E_t ~ -log sum_i w_i exp(-beta E(x^i)),  w_i = softmax_i(-||x_t - alpha_t x^i||^2 / (2 sigma_t^2)),  x^i ~ q(. | c).
+    """Support-sample estimate E_t ~ -log sum_i w_i exp(-beta E(x^i)), w_i = softmax_i(-||x_t - alpha_t x^i||^2 / (2
+    sigma_t^2)), x^i ~ q(. | c).
 
-    Consistent in the number K of ``samples``; best at high noise, where many w_i count. ``prepare`` draws the x^i once
-    for a whole sampling
-    run; called directly the class draws them anew each time.
+    It is consistent in the number K of ``samples``, and best at high noise, where many w_i count. ``prepare`` draws the x^i
+    once for a whole sampling run; a direct call draws them anew each time.
     """
 
     energy: Energy
@@ -31,35 +31,35 @@ class SupportSamples:
     samples: Samples = 32
 
     def prepare(self, c: Context) -> DrawnSupport:
-        """The same energy with K samples drawn for every row of c and their energies computed."""
+        """Return the energy with K samples drawn for every row of c and their energies computed."""
         with torch.no_grad():
             points = self.support(c, self.samples)
             flat = energy_values(self.energy, points.flatten(0, 1), repeat_context(c, self.samples))
         return DrawnSupport(points, self.beta * flat.reshape(points.shape[:2]), self.schedule)
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,), c -> (B,)"""
+        """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         return self.prepare(c)(x, t, c)
 
 
 @dataclass(frozen=True)
 class DrawnSupport:
-    """Support samples and beta times their energies: ``points`` (B, K, ...) or (1, K, ...) for all rows, ``energies`` alike."""
+    """Support samples ``points`` (B, K, ...) and beta times their ``energies`` (B, K), with B = 1 where all rows share them."""
 
     points: Tensor
     energies: Tensor
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, ...), (B,) -> (B,)"""
+        """Estimate E_t: (B, ...), (B,) -> (B,)."""
         return -torch.logsumexp(self._log_weights(x, t) - self.energies, 1)
 
     def ess(self, x: Tensor, t: Tensor) -> Tensor:
-        """The effective number of samples 1 / sum_i w_i^2 behind the posterior, between 1 and K: (B,)"""
+        """Compute the effective number of samples behind the posterior, 1 / sum_i w_i^2, between 1 and K: (B,)."""
         return torch.exp(-torch.logsumexp(2 * self._log_weights(x, t), 1))
 
     def _log_weights(self, x: Tensor, t: Tensor) -> Tensor:
-        """log w_i, (B, K). Distances as products: (B, K, d) is never made when all rows share the samples."""
+        """Compute log w_i, (B, K). Distances are products, so that (B, K, d) is never made when all rows share the samples."""
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         points, flat = self.points.flatten(2), x.flatten(1)
         if len(points) not in (1, len(x)):

@@ -1,4 +1,4 @@
-"""AEPO's objective: regress the network on a closed form."""
+"""AEPO's objective, regression on a closed form."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Analytic"]
 
 @dataclass(frozen=True)
 class Analytic:
-    """mean (E_Theta(x_t, t, c) - target)^2 with a closed form as target. AEPO Eq. 26.
+    """Regression on a closed form, mean (E_Theta(x_t, t, c) - target)^2. AEPO Eq. 26.
 
-    Without ``target`` the form is AEPO's own, the first order, expanded at the data point moved by ``nu`` up the energy,
-    xbar = x_0 + nu grad E / ||grad E|| with the gradient taken at x_0: Eq. 46's a - nu Q'/||Q'|| in our sign (E = -Q).
-    ``expand_at: mean`` expands at the posterior mean instead. With ``target`` it is that energy at (x_t, t, c), whatever
-    it is: the network is then a fast copy of it, no more exact than it is, and the other settings are idle.
+    Without ``target`` the closed form is AEPO's first order, expanded at the data point moved by ``nu`` up the energy, xbar =
+    x_0 + nu grad E / ||grad E|| with the gradient taken at x_0: Eq. 46's a - nu Q'/||Q'|| in our sign (E = -Q). ``expand_at:
+    mean`` expands at the posterior mean instead. With ``target`` the closed form is that energy at (x_t, t, c): the network is
+    then a fast copy of it, no more exact than the energy itself, and the other settings have no effect.
 
-    The optimum is E[target | x_t, t, c]. ValueError when there is neither a target nor an energy and a posterior.
+    The optimum is E[target | x_t, t, c]. Raises ValueError when there is neither a target nor an energy and a posterior.
     """
 
     energy: Energy | None = None
@@ -44,9 +44,9 @@ class Analytic:
         if self.target is None and (self.energy is None or self.posterior is None):
             raise ValueError("Analytic needs an energy and a posterior, or a target of its own")
 
-    @torch.no_grad()  # an energy's own gradient is taken all the same; the denoiser's graph is not kept
+    @torch.no_grad()  # the denoiser's graph is not kept; the gradient of the energy is taken all the same
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """The regression targets, (B,)."""
+        """Compute the regression targets: (B,)."""
         if self.target is not None:
             return timed_values(prepare(self.target, c), x, t, c)
         assert self.energy is not None
@@ -62,7 +62,7 @@ class Analytic:
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss () and its metrics; x0 and x (B, ...), t (B,)."""
+        """Compute the loss () and its metrics: x0 and x (B, ...), t (B,)."""
         with watching() if self._is_watched() else nullcontext() as watch:
             targets = self.targets(x0, x, t, c)
         shares = {} if watch is None else watch.metrics()
@@ -74,5 +74,5 @@ class Analytic:
         }
 
     def _is_watched(self) -> bool:
-        """Whether a target may count its clips: its own form has none, and a compiled one counts nothing."""
+        """Tell whether the target's clips are counted: the first order has none, and a compiled target counts nothing."""
         return self.target is not None and not torch.compiler.is_compiling()

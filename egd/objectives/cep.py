@@ -1,4 +1,4 @@
-"""Contrastive energy prediction: which of K noised samples has the low energy?"""
+"""Contrastive energy prediction: the network tells which of K noised samples has the low energy."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ __all__ = ["CEP"]
 
 @dataclass(frozen=True)
 class CEP:
-    """-sum_i softmax_i(-beta E(x_0^i)) log softmax_i(-E_Theta(x_t^i, t, c)) over groups of K ``samples`` of q(. | c) with
-    one t a group and a noise of its own for each. QGPO (arXiv:2304.12824).
+    """Contrastive energy prediction, -sum_i softmax_i(-beta E(x_0^i)) log softmax_i(-E_Theta(x_t^i, t, c)). QGPO
+    (arXiv:2304.12824).
 
-    Fixes E_Theta up to a function of (t, c), which guidance does not feel. Exact (AEPO Eq. 11) as K -> infinity: a group's
-    own weights divide its labels, which leaves the optimum between the exact E_t and that of ``MSE``, at a share of the
-    order of 1 / K from the former. ``labels: batch`` divides by the weights of the whole batch instead, as QGPO's theorem
-    has it: exact at any K, and noisier the more exp(-beta E) differs from group to group.
+    The sum runs over groups of K ``samples`` of q(. | c), with one t for each group and independent noise for each sample. The
+    loss determines E_Theta up to a function of (t, c), which does not change the guidance. The optimum is exact (AEPO Eq. 11)
+    as K -> infinity. At finite K a group's own weights divide its labels, which biases the optimum from the exact E_t towards
+    that of ``MSE``, by a share of the order of 1 / K. ``labels: batch`` divides by the weights of the whole batch instead, as
+    QGPO's theorem has it: exact at any K, and noisier the more exp(-beta E) differs from group to group.
 
-    The K samples are rows of the batch, cut into groups, where there is no ``support`` or no context; with contexts and no
-    support the groups mix contexts, which is as right (E_Theta is then fixed up to a function of t) but asks the network to
-    learn the differences between them. Otherwise ``support`` draws them for the first B // K contexts. ValueError for
-    fewer than two samples, UserError for a batch of one that is all there is to compare.
+    Without ``support`` or without a context, the K samples are rows of the batch, cut into groups. With contexts and no support
+    the groups mix contexts. This is correct too (E_Theta is then determined up to a function of t), but the network must learn
+    the differences between contexts. Otherwise ``support`` draws the samples for the first B // K contexts. Raises ValueError
+    for fewer than two samples, and UserError for a batch of one, which leaves nothing to compare.
     """
 
     energy: Energy
@@ -48,13 +49,13 @@ class CEP:
             raise ValueError(f"CEP compares samples with one another: samples must be 2 or more, not {self.samples}")
 
     def targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """beta E(x_0), (B,): not regressed on, but E_Theta's spread is at most theirs."""
+        """Compute beta E(x_0), (B,); the loss does not regress on it, but E_Theta's spread is at most that of the targets."""
         return self.beta * energy_values(self.energy, x0, c).detach()
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss () and its metrics; x0 (B, ...), t (B,). The groups are noised afresh, so x is not used."""
+        """Compute the loss () and its metrics: x0 (B, ...), t (B,). The groups are noised afresh, so x is not used."""
         points, c, k = self._groups(x0, c)
         groups = len(points) // k
         times = t[:groups].repeat_interleave(k)
@@ -69,7 +70,7 @@ class CEP:
 
     @torch.no_grad()
     def _groups(self, x0: Tensor, c: Context) -> tuple[Tensor, Context, int]:
-        """G groups of K points in one batch (G K, ...), their contexts, and K."""
+        """Return G groups of K points in one batch (G K, ...), their contexts, and K."""
         k = self.samples if self.support is not None and c is not None else min(self.samples, len(x0))
         if k < 2:
             raise UserError("CEP compares samples with one another, and a batch of one has none to compare", key="batch")

@@ -1,4 +1,4 @@
-"""A target given by samples: a noised discriminator is the intermediate energy."""
+"""Discriminator of noised samples, whose logit is the intermediate energy of a target given by samples."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ __all__ = ["Ratio"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Tells noised samples of ``wanted`` (density p) from the batch's (the model's, density q) by the logit -E_Theta.
+    """Discriminator, with logit -E_Theta, of noised samples of ``wanted`` (density p) from the batch's (density q). EDIS
+    (arXiv:2407.12448).
 
-    EDIS (arXiv:2407.12448): where the target is given by samples, the exact intermediate energy is
-    E_t(x_t) = -log p_t(x_t) / q_t(x_t), for which no clean energy and no posterior is needed.
+    Where the target is given by samples, the exact intermediate energy is E_t(x_t) = -log p_t(x_t) / q_t(x_t), which needs no
+    clean energy and no posterior. The batch holds samples of the model.
 
-    ``kind: logistic``: mean softplus(E_Theta(wanted)) + mean softplus(-E_Theta(batch)), optimum E_t itself.
-    ``kind: info_nce``: each wanted sample against all of the batch, optimum E_t up to one constant that stays undetermined
-    (its guidance is the same). With contexts the densities are those of (x_t, c): -log p(c) / q(c) is added, which
-    guidance does not feel either.
+    ``kind: logistic`` is mean softplus(E_Theta(wanted)) + mean softplus(-E_Theta(batch)), with optimum E_t itself. ``kind:
+    info_nce`` compares each wanted sample with all of the batch, with optimum E_t up to one undetermined constant (the guidance
+    is the same). With contexts the densities are those of (x_t, c): -log p(c) / q(c) is added, which does not change the
+    guidance either.
 
-    ``clean`` compares at t = 0 only, without noise. The network then is the clean energy -log p / q at t = 0, for closed
-    forms: ``egd.energies.clean.at_zero``.
+    ``clean`` compares at t = 0 only, without noise. The network then is the clean energy -log p / q at t = 0, for closed forms:
+    ``egd.energies.clean.at_zero``.
 
-    No energy can ask for more than the batch supports: where q holds a share f of p, -E_t is at most -log f.
+    No energy can demand more than the batch supports: where q holds a share f of p, -E_t is at most -log f.
     """
 
     schedule: Schedule
@@ -43,7 +44,7 @@ class Ratio:
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss () and its metrics; x0 and x (B, ...) samples of the model, t (B,)."""
+        """Compute the loss () and its metrics: x0 and x (B, ...) samples of the model, t (B,)."""
         with torch.no_grad():
             y0, wanted_c = self.wanted(len(x0), generator)
             noise = torch.randn(y0.shape, generator=generator, dtype=y0.dtype, device=y0.device)
@@ -55,5 +56,5 @@ class Ratio:
 
 
 def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:
-    """Mean over positives (P,) of -log softmax of its logit among itself and all negatives (N,): () (arXiv:1807.03748)."""
+    """Average over positives (P,) -log softmax of the logit among itself and all negatives (N,): () (arXiv:1807.03748)."""
     return (torch.logaddexp(positive, negatives.logsumexp(0)) - positive).mean()

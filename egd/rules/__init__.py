@@ -1,4 +1,4 @@
-"""Guidance rules: how the gradient of an intermediate energy changes the score. One a file, found by name."""
+"""Guidance rules: how the gradient of an intermediate energy changes the score. Each is one file, and is found by its name."""
 
 from egd.rules.additive import Additive
 from egd.rules.gradient_clip import GradientClip

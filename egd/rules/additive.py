@@ -1,4 +1,4 @@
-"""The exact rule."""
+"""The exact guidance rule."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ __all__ = ["Additive"]
 
 @dataclass(frozen=True)
 class Additive:
-    """s - omega grad E_t: AEPO Eq. 13 with a scale; exact at omega = 1. ``omega`` is one number or one a row, (B,)."""
+    """Additive rule s - omega grad E_t, AEPO Eq. 13 with a guidance scale; exact at omega = 1.
+
+    ``omega`` is one number, or one for each row, (B,).
+    """
 
     omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        """Return the guided score: (B, ...), (B, ...), (B,) -> (B, ...)."""
         return score - scaled(self.omega, grad)
 
 
 def scaled(omega: float | Tensor, grad: Tensor) -> Tensor:
-    """omega * gradient, omega a number or (B,)."""
+    """Multiply the gradient by omega, a number or (B,)."""
     return (expand(omega, grad) if isinstance(omega, Tensor) else omega) * grad

@@ -1,4 +1,4 @@
-"""What rules that wrap another rule have in common."""
+"""The inner rule of rules that wrap another."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from egd.types import GuidanceRule
 
 
 def wrapped(rule: GuidanceRule | None, omega: float | Tensor) -> GuidanceRule:
-    """The inner rule, which has a guidance scale of its own; the additive one at ``omega`` where none is given."""
+    """Return the inner rule, which has its own guidance scale; the additive rule at ``omega`` where none is given."""
     return Additive(omega) if rule is None else rule

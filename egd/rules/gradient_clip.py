@@ -1,4 +1,4 @@
-"""A bound on how hard an energy may push."""
+"""A bound on the norm of an energy's gradient."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ __all__ = ["GradientClip"]
 
 @dataclass(frozen=True)
 class GradientClip:
-    """A gradient no longer than a limit: e min(1, limit / ||e||) in place of e = grad E_t, norms per sample.
+    """Rule with a clipped gradient, e min(1, limit / ||e||) in place of e = grad E_t, norms per sample.
 
-    With ``relative`` the bound is limit times ||s||. It changes nothing where the gradient is shorter, and so is exact
-    where the inner rule is. The inner ``rule`` (additive at ``omega`` where none is given) comes after it: its scale
-    multiplies the clipped gradient.
-    Raises ValueError unless limit > 0.
+    With ``relative`` the bound is limit times ||s||. A shorter gradient is not changed, so the rule is exact there if the inner
+    rule is. The inner ``rule`` (additive at ``omega`` where none is given) comes after the clip: its scale multiplies the
+    clipped gradient. Raises ValueError unless limit > 0.
     """
 
     limit: Positive
@@ -34,7 +33,7 @@ class GradientClip:
             raise ValueError(f"limit must be positive, got {self.limit}; for no guidance at all take omega = 0")
 
     def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        """Return the guided score: (B, ...), (B, ...), (B,) -> (B, ...)."""
         bound = self.limit * norm(score) if self.relative else self.limit
         shrink = (bound / norm(grad).clamp(min=1e-12)).clamp(max=1)
         return wrapped(self.rule, self.omega)(score, expand(shrink, grad) * grad, t)

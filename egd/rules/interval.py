@@ -1,4 +1,4 @@
-"""Guidance in a part of the noise levels only."""
+"""Guidance in an interval of noise levels only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Interval"]
 
 @dataclass(frozen=True)
 class Interval:
-    """The inner rule for t in [low, high], the plain score elsewhere (arXiv:2404.07724, there for classifier-free guidance).
+    """Inner rule for t in [low, high], and the unguided score elsewhere (arXiv:2404.07724, there for classifier-free guidance).
 
-    For estimates of E_t that are good at some noise levels and wrong at others. It saves no time: the energy is evaluated
+    It serves estimates of E_t that are good at some noise levels and wrong at others. It saves no time: the energy is evaluated
     everywhere. The inner ``rule`` is additive at ``omega`` where none is given. Raises ValueError unless low < high.
     """
 
@@ -33,6 +33,6 @@ class Interval:
             raise ValueError(f"need low < high, got [{self.low}, {self.high}]: data is at t = 0, noise at t = 1")
 
     def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        """Return the guided score: (B, ...), (B, ...), (B,) -> (B, ...)."""
         inside = (t >= self.low) & (t <= self.high)
         return torch.where(expand(inside, score), wrapped(self.rule, self.omega)(score, grad, t), score)

@@ -1,4 +1,4 @@
-"""AEPO's rescaled guidance."""
+"""AEPO's rescaled guidance rule."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Rescaled"]
 
 @dataclass(frozen=True)
 class Rescaled:
-    """(s - omega grad E_t) ||s|| / ||s - omega grad E_t||: AEPO Eq. 45, norms per sample.
+    """Rescaled rule (s - omega grad E_t) ||s|| / ||s - omega grad E_t||, norms per sample. AEPO Eq. 45.
 
-    Guidance turns the score but never lengthens it. That is robust to a wrong energy and never exact.
+    Guidance turns the score and keeps its length. The rule is robust to a wrong energy, and never exact.
     """
 
     omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        """Return the guided score: (B, ...), (B, ...), (B,) -> (B, ...)."""
         guided = score - scaled(self.omega, grad)
         return guided * expand(norm(score) / norm(guided).clamp(min=1e-12), guided)

@@ -19,16 +19,16 @@ __all__ = ["Scheduled"]
 
 ShapeName = Literal["linear", "cosine", "power"]
 Shape: TypeAlias = Callable[[Tensor], Tensor]
-"""u = 1 - t (B,), 0 at noise and 1 at data -> (B,), usually from 0 to 1."""
+"""Shape of the schedule, usually from 0 to 1: u = 1 - t (B,), 0 at noise and 1 at data -> (B,)."""
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A guidance scale omega w(t): w(t) e in place of e = grad E_t,  w(t) = at_noise + (at_data - at_noise) shape(1 - t).
+    """Rule with a scheduled scale, w(t) grad E_t in place of grad E_t, w(t) = at_noise + (at_data - at_noise) shape(1 - t).
 
-    By default from nothing at t = 1 to the full scale at t = 0; scales that rise towards the data served classifier-free
-    guidance best in arXiv:2404.13040. With u = 1 - t the shapes are u (linear), (1 - cos(pi u)) / 2 (cosine) and u^power;
-    in Python, any function of u. The inner ``rule`` is additive at ``omega`` where none is given.
+    By default the scale rises from 0 at t = 1 to omega at t = 0; scales that rise towards the data served classifier-free
+    guidance best in arXiv:2404.13040. With u = 1 - t the shapes are u (linear), (1 - cos(pi u)) / 2 (cosine) and u^power; in
+    Python, any function of u. The inner ``rule`` is additive at ``omega`` where none is given.
     """
 
     shape: ShapeName | Shape = "cosine"
@@ -39,11 +39,11 @@ class Scheduled:
     omega: Omega | Tensor = 1.0
 
     def __call__(self, score: Tensor, grad: Tensor, t: Tensor) -> Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...)"""
+        """Return the guided score: (B, ...), (B, ...), (B,) -> (B, ...)."""
         return wrapped(self.rule, self.omega)(score, expand(self.weight(t), grad) * grad, t)
 
     def weight(self, t: Tensor) -> Tensor:
-        """w(t): (B,) -> (B,)"""
+        """Return w(t): (B,) -> (B,)."""
         return self.at_noise + (self.at_data - self.at_noise) * self._shape(1 - t)
 
     def _shape(self, u: Tensor) -> Tensor:
