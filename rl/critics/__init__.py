@@ -1,4 +1,4 @@
-"""Critics: a file each, found by name. What a critic is asked for is ``rl.critics.base``."""
+"""Critics, one per file and found by name; ``rl.critics.base`` has their contract."""
 
 from rl.critics.base import Critic, CriticLearner, MinusAdvantage
 from rl.critics.cal_ql import CalQL

@@ -1,4 +1,4 @@
-"""The contracts of critics, and what they share: an ensemble of Q, one V, a Polyak target, and the energy of guidance."""
+"""Contracts of critics, and what they share: an ensemble of Q, one V, a Polyak target, and the energy of guidance."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rl.parts.support_actions import SupportTable
 
 
 class ValueFunction(Protocol):
-    """Q and V, as an energy asks for them: the value of a sample, an action or a plan, and the value of a state."""
+    """Q and V as energies use them: the value of a sample (an action or a plan), and the value of a state."""
 
     fit: Fit
     """The optimiser of V, whose step count tells when V has changed."""
 
     def q(self, state: Tensor, sample: Tensor, /) -> Tensor:
-        """Value samples: (B, S), (B, ...) -> (B,)"""
+        """Value samples: (B, S), (B, ...) -> (B,)."""
         ...
 
     def v(self, state: Tensor, /) -> Tensor:
-        """Value states: (B, S) -> (B,)"""
+        """Value states: (B, S) -> (B,)."""
         ...
 
 
 class Shared(TypedDict, total=False):
-    """Settings that every critic takes, so that two can be compared on the same networks."""
+    """Settings that every critic takes, so that two critics can be compared on the same networks."""
 
     gamma: float
     polyak: float
@@ -52,16 +52,16 @@ class Shared(TypedDict, total=False):
 
 
 class Critic(ABC):
-    """Q(s, a) as the least of ``ensemble`` target networks, and V(s), a baseline by which energies are centred.
+    """Q(s, a), the minimum over ``ensemble`` target networks, and V(s), a baseline by which energies are centred.
 
-    A subclass says what they are regressed on: ``loss``. One that learns from more than transitions gives a ``learner`` of its
-    own.
+    A subclass defines their regression targets in ``loss``. A subclass that learns from more than transitions returns a
+    ``learner`` of its own.
     """
 
     needs_support = False
-    """Whether it learns from actions drawn from the behaviour policy (``rl.parts.support_actions``)."""
+    """Whether the critic learns from actions drawn from the behaviour policy (``rl.parts.support_actions``)."""
     in_reward_units = True
-    """Whether Q is a discounted sum of rewards, which can be set beside another critic's."""
+    """Whether Q is a discounted sum of rewards, comparable with another critic's."""
 
     def __init__(
         self,
@@ -87,61 +87,61 @@ class Critic(ABC):
         self._learn(Fit(self.values, lr=lr, steps=steps, decay=decay))
 
     def _learn(self, fit: Fit) -> None:
-        """Learn by this fit, of the values and whatever is learned with them; the target follows Q."""
+        """Learn by this fit, which holds the values and all that is learned with them; the target follows Q."""
         self.fit, self.target = fit, fit.follow(self.values.q, 1 - self.polyak)
         self.target.update_parameters(self.values.q)  # the first call copies
 
     @abstractmethod
     def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
-        """Compute one step's loss () on what the learner draws, by default a ``Batch``, and metrics."""
+        """Compute one step's loss () and metrics on what the learner draws, by default a ``Batch``."""
 
     def learner(self, data: OfflineData, batch: int, support: SupportTable | None) -> Learner:
-        """Make the learner that trains it. ``support`` is there where the class says that it needs it."""
+        """Make the learner that trains the critic. ``support`` is given where ``needs_support`` is set."""
         return CriticLearner(self, partial(data.sample, batch))
 
     def backup(self, batch: Batch, next_value: Tensor) -> Tensor:
-        """Compute r + gamma (1 - terminal) V(s'): a batch and the values (B,) of its next states -> (B,)"""
+        """Compute r + gamma (1 - terminal) V(s') from a batch and the values (B,) of its next states: (B,)."""
         return batch.reward + self.gamma * (1 - batch.terminal) * next_value
 
     def q_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-        """mean_i E (Q_i(s, a) - target)^2, over members i; ``target`` (B,)."""
+        """Compute mean_i E (Q_i(s, a) - target)^2, over members i; ``target`` (B,)."""
         q = self.values.q(batch.state, batch.action)
         loss = (q - target).square().mean()
         return loss, {"q_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def v_loss(self, state: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
-        """E (V(s) - target)^2: ``state`` (B, S), ``target`` (B,)."""
+        """Compute E (V(s) - target)^2: ``state`` (B, S), ``target`` (B,)."""
         loss = (self.v(state) - target).square().mean()
         return loss, {"v_loss": loss.detach()}
 
     def q(self, state: Tensor, action: Tensor) -> Tensor:
-        """Value actions by the least of the target networks: (B, S), (B, A) -> (B,)"""
+        """Value actions by the minimum over the target networks: (B, S), (B, A) -> (B,)."""
         values: Tensor = self.target(state, action)
         return values.amin(0)
 
     def softmax_q(self, state: Tensor, actions: Tensor, beta: float) -> Tensor:
-        """Compute sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)): (B, S), (B, K, A) -> (B,)"""
+        """Compute sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)): (B, S), (B, K, A) -> (B,)."""
         k = actions.shape[1]
         q = self.q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, k)
         return ((beta * q).softmax(1) * q).sum(1)
 
     def v(self, state: Tensor) -> Tensor:
-        """Value states: (B, S) -> (B,)"""
+        """Value states: (B, S) -> (B,)."""
         value: Tensor = self.values.v(state)
         return value[0]
 
     def update_on(self, drawn: Any) -> Metrics:
-        """Take one step of Q, V and the target."""
+        """Take one step of Q, V and the target, and return its metrics."""
         loss, metrics = self.loss(drawn)
         self.fit.descend(loss)
         return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Give everything that decides later updates."""
+        """Return everything that decides later updates."""
         return {**prefixed("fit", self.fit.state()), **prefixed("target", self.target.state_dict())}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         self.fit.load(group("fit", state))
         self.target.load_state_dict(group("target", state))
 
@@ -153,7 +153,7 @@ class _Values(nn.Module):
 
 
 class CriticLearner(StepLearner):
-    """The learner of a critic, on what ``sample`` draws for its loss."""
+    """Learner of a critic, on what ``sample`` draws for its loss."""
 
     def __init__(self, critic: Critic, sample: Callable[[torch.Generator], Any]) -> None:
         self.critic, self.sample, self.fit = critic, sample, critic.fit
@@ -176,8 +176,10 @@ class CriticLearner(StepLearner):
 
 
 class MinusAdvantage:
-    """E(a, s) = (V(s) - Q(s, a)) / unit. V does not depend on a. Its last value is kept as long as states and critic are the
-    same: guidance asks about many actions of one batch of states.
+    """Energy E(a, s) = (V(s) - Q(s, a)) / unit.
+
+    V does not depend on a. Its last value is kept as long as states and critic are unchanged, because guidance evaluates many
+    actions of one batch of states.
     """
 
     def __init__(self, critic: ValueFunction, unit: Tensor) -> None:
@@ -185,7 +187,7 @@ class MinusAdvantage:
         self._last: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
     def __call__(self, action: Tensor, state: Context) -> Tensor:
-        """(B, ...), (B, S) -> (B,)"""
+        """Compute the energy: (B, ...), (B, S) -> (B,)."""
         assert isinstance(state, Tensor)  # contexts are states here
         value: Tensor = (self._value(state) - self.critic.q(state, action)) / self.unit
         return value

@@ -1,4 +1,4 @@
-"""Calibrated Q-learning: conservative, but not below what the data have earned."""
+"""Calibrated Q-learning: conservative Q-learning whose values are bounded from below by the data's returns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["CalQL"]
 
 
 class CalQL(CQL):
-    """Cal-QL (arXiv:2303.05479): CQL whose conservative term counts Q of the actor's actions as no less than the return that
-    the data have from the state on. So it does not learn values far below those of the behaviour policy, which fine-tuning
-    would first have to unlearn.
+    """Cal-QL (arXiv:2303.05479): CQL whose conservative term bounds Q of the actor's actions from below by the data's return
+    from that state on.
+
+    It does not learn values far below those of the behaviour policy, which fine-tuning would have to unlearn first.
     """
 
     @override
@@ -33,10 +34,10 @@ class CalQL(CQL):
 
 
 def returns_to_go(rows: Batch, gamma: float) -> Tensor:
-    """Sum gamma^k r_{i + k} over k to the end of the row's episode, (N,), rows in the order of time.
+    """Compute the sum of gamma^k r_{i + k} over k to the end of the row's episode, (N,), for rows in order of time.
 
-    A lower bound where the episode was cut off rather than ended: further rewards count as 0, or, as in tasks that pay -1 until
-    the goal is reached, as the last one for ever where that is less.
+    Where the episode was truncated, the sum is a lower bound: later rewards count as 0 or, if the last reward is negative (as
+    in tasks that pay -1 until the goal is reached), as that reward for ever.
     """
     follows = (rows.next_state[:-1] == rows.state[1:]).all(1) & (rows.terminal[:-1] == 0)
     goes_on = [*follows.tolist(), False]

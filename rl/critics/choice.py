@@ -1,4 +1,4 @@
-"""A critic by its name in a recipe, its own settings beside the keys that all critics have."""
+"""Choice of a critic by its name in a recipe; its own settings stand beside the keys that all critics have."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PARTS = {"state", "action", "shared", "expectile", *Shared.__annotations__}
 
 
 def check_critic(config: CriticConfig, *, support: bool = True) -> None:
-    """UserError for a critic that does not exist or settings that it does not have; without ``support`` actions to learn from,
-    also for one that needs them.
+    """Raise UserError for a critic that does not exist or that lacks the given settings.
+
+    Without ``support``, meaning that the agent draws no support actions, a critic that needs them is refused, too.
     """
     component = CRITICS.find(config.name, "critic.name")
     if not (isinstance(component, type) and issubclass(component, Critic)):
@@ -35,12 +36,12 @@ def check_critic(config: CriticConfig, *, support: bool = True) -> None:
 
 
 def needs_support(config: CriticConfig) -> bool:
-    """Tell whether a critic learns from actions of the behaviour policy."""
+    """Return whether the critic learns from actions of the behaviour policy."""
     return bool(getattr(CRITICS.find(config.name, "critic.name"), "needs_support", False))
 
 
 def make_critic(config: CriticConfig, state: int, action: int, device: torch.device) -> Critic:
-    """Fresh, for states and actions of so many entries."""
+    """Build the critic, untrained, for states and actions with these numbers of entries."""
     component = CRITICS.find(config.name, "critic.name")
     own = {"expectile": config.expectile} if "expectile" in parameters(component) else {}
     shared = config.model_dump(include=set(Shared.__annotations__))
@@ -53,7 +54,7 @@ def make_critic(config: CriticConfig, state: int, action: int, device: torch.dev
 
 @torch.no_grad()
 def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
-    """UserError for a critic of one's own whose Q or V of two rows is not one finite number each."""
+    """Raise UserError for a user's critic whose Q or V of two rows is not one finite number each."""
     states, actions = torch.zeros(2, state, device=device), torch.zeros(2, action, device=device)
     for what, values in {"Q": critic.q(states, actions), "V": critic.v(states)}.items():
         try:
@@ -65,11 +66,11 @@ def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
 
 
 def critic_settings(config: CriticConfig) -> dict[str, Any]:
-    """Collect the settings that decide what is learned."""
+    """Return the settings that decide what is learned."""
     unused = set() if "expectile" in parameters(CRITICS.find(config.name, "critic.name")) else {"expectile"}
     return config.model_dump(mode="json", exclude=unused)
 
 
 def beside_policy(config: CriticConfig, *, steps: int, batch: int) -> CriticConfig:
-    """The same section for the critic that is trained in step with a policy: in its steps and batches."""
+    """Return the same section for a critic that is trained together with a policy, in its steps and batches."""
     return config.model_copy(update={"name": f"{TD.__module__}:{TD.__name__}", "steps": steps, "batch": batch})

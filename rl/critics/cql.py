@@ -1,4 +1,4 @@
-"""Conservative Q-learning: Q of a soft actor-critic, lowered at random actions and its actor's, raised at the data's."""
+"""Conservative Q-learning: a soft actor-critic whose Q is lowered at random and actor's actions and raised at the data's."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ __all__ = ["CQL"]
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Transitions, and all random numbers of a step: standard normal ``actor_noise`` (B, 1, A) for the action that the actor
-    learns from, ``noise`` (B, n, A) and ``next_noise`` (B, n, A) for actions that Q is asked about in s and in s', and
-    ``uniform`` actions (B, n, A).
+    """Transitions, and all random numbers of a step.
+
+    ``actor_noise`` (B, 1, A) is standard normal, for the action that the actor learns from. ``noise`` (B, n, A) and
+    ``next_noise`` (B, n, A) are standard normal, for the actor's actions in s and in s' at which Q is evaluated; ``uniform``
+    (B, n, A) are uniform actions. ``floor`` (B,), if given, bounds Q of the actor's actions from below.
 
     ``floor`` (B,), where there is one, are values below which Q of the actor's actions counts as no less.
     """
@@ -43,14 +45,14 @@ torch.export.register_dataclass(NoisyBatch)
 
 
 class CQL(Critic):
-    """Twin (or more) Q by CQL(H) (arXiv:2006.04779, Eq. 4 and appendix F), with the actor that it is trained with.
+    """Twin (or more) Q by CQL(H) (arXiv:2006.04779, Eq. 4 and appendix F), trained together with its actor.
 
-    To the error of temporal differences is added ``alpha`` times log sum exp Q(s, .) - Q(s, a), estimated by importance
+    The loss is the error of temporal differences plus ``alpha`` times log sum exp Q(s, .) - Q(s, a), estimated by importance
     sampling from ``actions`` actions each of the uniform distribution, pi(. | s) and pi(. | s'). With a ``gap`` the term has
-    a multiplier of its own, which grows while the term exceeds the gap (Lagrange). ``max_target_backup`` takes the best of
-    ``actions`` next actions in place of one; ``clip_min`` bounds the term's difference from below; ``target_entropy`` is
-    minus the number of an action's entries unless given. V, from which nothing is learned, is regressed on Q at the actor's
-    action. Calibrated Q-learning is ``floor`` of ``draw``: the return that the data have from the state on.
+    a Lagrange multiplier, which grows while the term exceeds the gap. ``max_target_backup`` takes the best of ``actions``
+    next actions instead of one; ``clip_min`` bounds the term's difference from below; ``target_entropy`` defaults to minus
+    the number of an action's entries. V is regressed on Q at the actor's action, and nothing is learned from it.
+    Calibrated Q-learning passes the data's return from the state on as ``floor`` to ``draw``.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class CQL(Critic):
         return CriticLearner(self, sample)
 
     def draw(self, batch: Batch, generator: torch.Generator, floor: Tensor | None = None) -> NoisyBatch:
-        """Draw the random numbers of a step on a batch from anywhere, ``floor`` (B,) as in ``NoisyBatch``."""
+        """Draw the random numbers of a step for a batch; ``floor`` (B,) as in ``NoisyBatch``."""
         b, a = batch.action.shape
 
         def noise(k: int) -> Tensor:
@@ -107,7 +109,7 @@ class CQL(Critic):
         return torch.stack([*losses.values()]).sum(), metrics
 
     def losses(self, drawn: NoisyBatch) -> tuple[dict[str, Tensor], Metrics]:
-        """Compute the loss of each network by its name; none looks at another's parameters but as constants."""
+        """Compute the loss of each network by its name, in which the other networks are constants."""
         critic_loss, metrics = self.critic_loss(drawn)
         actor_loss, actor_info = self.actor_loss(drawn)
         temperature_loss = self.temperature_loss(actor_info["entropy"])
@@ -117,7 +119,9 @@ class CQL(Critic):
         return losses, {**metrics, **actor_info}
 
     def critic_loss(self, drawn: NoisyBatch) -> tuple[Tensor, Metrics]:
-        """E (Q_i(s, a) - target)^2 + weight E [log sum exp Q_i(s, .) - Q_i(s, a)], averaged over members i; and V's loss."""
+        """Compute E (Q_i(s, a) - target)^2 + weight E [log sum exp Q_i(s, .) - Q_i(s, a)], averaged over members i, plus V's
+        loss.
+        """
         batch = drawn.batch
         with torch.no_grad():
             acted = self.actor(batch.state, drawn.noise)
@@ -140,7 +144,7 @@ class CQL(Critic):
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def log_sum_exp(self, drawn: NoisyBatch, acted: tuple[Tensor, Tensor], next_acted: tuple[Tensor, Tensor]) -> Tensor:
-        """log sum exp(Q(s, a)) / density(a) over uniform actions and those of the actor in s and s': (members, B)"""
+        """Estimate log sum exp(Q(s, a)) / density(a) over uniform actions and those of the actor in s and s': (members, B)."""
         actions = torch.cat([drawn.uniform, acted[0], next_acted[0]], 1)
         q = of_each(self.values.q, drawn.batch.state, actions)
         if drawn.floor is not None:
@@ -150,7 +154,7 @@ class CQL(Critic):
         return (q - torch.cat([log_uniform, acted[1], next_acted[1]], 1)).logsumexp(2)
 
     def actor_loss(self, drawn: NoisyBatch) -> tuple[Tensor, Metrics]:
-        """E [temperature log pi(a|s) - min_i Q_i(s, a)], a the actor's."""
+        """Compute E [temperature log pi(a|s) - min_i Q_i(s, a)] for actions a of the actor."""
         state = drawn.batch.state
         actions, log_density = self.actor(state, drawn.actor_noise)
         q = of_each(frozen(self.values.q), state, actions).amin(0)
@@ -159,29 +163,29 @@ class CQL(Critic):
         return loss, {"actor_loss": loss.detach(), "entropy": -log_density.detach().mean(), "temperature": temperature}
 
     def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """log temperature (entropy - target entropy): the temperature rises while the entropy is too low."""
+        """Compute log temperature (entropy - target entropy): the temperature rises while the entropy is too low."""
         loss: Tensor = -self.temperature.log * (self.target_entropy - entropy)
         return loss
 
     def multiplier_loss(self, conservative: Tensor, gap: float) -> Tensor:
-        """-multiplier alpha (conservative - gap): the multiplier rises while the term exceeds the gap."""
+        """Compute -multiplier alpha (conservative - gap): the multiplier rises while the term exceeds the gap."""
         loss: Tensor = -self.multiplier() * self.alpha * (conservative - gap)
         return loss
 
 
 def of_each(q: Callable[[Tensor, Tensor], Tensor], state: Tensor, actions: Tensor) -> Tensor:
-    """Evaluate every member at K actions of every state: (B, S), (B, K, A) -> (members, B, K)"""
+    """Evaluate every member at K actions of every state: (B, S), (B, K, A) -> (members, B, K)."""
     b, k, _ = actions.shape
     return q(state.repeat_interleave(k, 0), actions.flatten(0, 1)).reshape(-1, b, k)
 
 
 class _Exponential(nn.Module):
-    """A positive number, no more than a million."""
+    """Positive parameter exp(log), at most a million."""
 
     def __init__(self, log: float) -> None:
         super().__init__()
         self.log = nn.Parameter(torch.tensor(log))
 
     def forward(self) -> Tensor:
-        """()"""
+        """Return exp(log), clamped at a million: ()."""
         return self.log.exp().clamp(max=1e6)

@@ -1,4 +1,4 @@
-"""In-sample planning: values of the data's actions, backed up along its trajectories."""
+"""In-sample planning: values of the data's actions, backed up along the data's trajectories."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from rl.parts.support_actions import SupportTable
 
 __all__ = ["InSamplePlanning"]
 
-STATES = 1024  # whose actions are valued in one batch
+STATES = 1024  # number of states whose actions are valued in one batch
 
 Planned: TypeAlias = tuple[Batch, Tensor]
 """Transitions, and the returns (B,) planned from them, in units of their spread."""
 
 
 class InSamplePlanning(Critic):
-    """Q towards R_n = r_n + gamma max(R_n+1, V(s_n+1)), the return of the data as long as that is better than to follow the
-    policy, V(s) = sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)), the a_k drawn from the behaviour policy. SfBC
+    """Q towards R_n = r_n + gamma max(R_n+1, V(s_n+1)): the data's return as long as it exceeds the policy's value.
+
+    V(s) = sum_k w_k Q(s, a_k), w = softmax_k(beta Q(s, a_k)), with the a_k drawn from the behaviour policy. SfBC
     (arXiv:2209.14548) Eq. 9, 10 and Algorithm 1.
 
-    Steps come in ``rounds`` of as many. The first knows no V: its R is the discounted return. Before each later one, V is
-    computed of the last Q and all R are planned anew, and Q starts again from its first weights unless ``reset`` is off. Q, V
-    and 1 / ``beta`` are in units of the spread of R, with the mean of R as zero.
+    Training has ``rounds`` rounds of equal length. The first has no V: its R is the discounted return. Before each later round,
+    V is computed from the last Q, all R are planned anew, and Q restarts from its initial weights unless ``reset`` is off. Q,
+    V and 1 / ``beta`` are in units of the spread of R, with the mean of R as zero.
     """
 
     needs_support = True
@@ -67,14 +68,14 @@ class InSamplePlanning(Critic):
         return q_loss + v_loss, {**q_info, **v_info}
 
     def restart(self) -> None:
-        """Start again from the first weights, with a fresh optimiser."""
+        """Restart from the initial weights, with a fresh optimiser."""
         self.values.load_state_dict(self.fresh)
         self.target.module.load_state_dict(self.values.q.state_dict())
         self.fit.optimiser.state.clear()
 
 
 class PlanningLearner:
-    """The learner of Q, on returns that are planned anew before each round."""
+    """Learner of Q on returns that are planned anew before each round."""
 
     def __init__(self, critic: InSamplePlanning, data: OfflineData, batch: int, support: SupportTable) -> None:
         self.critic, self.data, self.support, self.batch = critic, data, support, batch
@@ -88,7 +89,7 @@ class PlanningLearner:
 
     @property
     def computing(self) -> Computing:
-        """The precision and compilation of its steps."""
+        """Precision and compilation of the learner's steps."""
         return self._steps.computing
 
     @computing.setter
@@ -97,11 +98,11 @@ class PlanningLearner:
 
     @property
     def round(self) -> int:
-        """The length of a round in steps."""
+        """Length of a round in steps."""
         return max(1, -(-self.critic.fit.steps // self.critic.rounds))
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """Take one step, after planning where a round begins."""
+        """Take one step, after planning where a round begins, and return its metrics."""
         metrics = self._plan() if self.critic.fit.step % self.round == 0 else {}
         return {**self._steps.update(generator), **metrics}
 
@@ -121,23 +122,23 @@ class PlanningLearner:
             yield self.critic.softmax_q(states, actions, self.critic.beta)
 
     def state(self) -> dict[str, Tensor]:
-        """Give the critic's state, and the returns of this round."""
+        """Return the critic's state and the returns of this round."""
         planned = {"returns": self.returns, "mean": self.mean, "spread": self.spread}
         return {**prefixed("critic", self.critic.state()), **prefixed("planned", planned)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         self.critic.load(group("critic", state))
         planned = {name: tensor.to(self.returns.device) for name, tensor in group("planned", state).items()}
         self.returns, self.mean, self.spread = planned["returns"], planned["mean"], planned["spread"]
 
 
 def planned(rows: Batch, support: SupportTable, values: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """Plan R_n of every row, (N,), from ``values`` (M,) of the table's states, and the share of rows that go on along the data.
+    """Plan R_n of every row, (N,), from ``values`` (M,) of the table's states; return it with the share of rows that follow the
+    data.
 
-    A trajectory ends where the next row does not start in this one's next state. If that is no end of the episode, the row
-    bootstraps on V of its next state; while there is no V, as if the lowest reward of the data, or 0 if none is lower, came
-    for ever after.
+    A trajectory ends where the next row does not start in this row's next state. If the episode does not end there, the row
+    bootstraps on V of its next state; without V, on the value of receiving the data's lowest reward (at most 0) for ever.
     """
     never = torch.full_like(rows.reward, float("-inf"))
     following = never if values is None else values[support.next_row]

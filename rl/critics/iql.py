@@ -1,4 +1,4 @@
-"""Implicit Q-learning: Q and V without ever asking Q about an action outside the data."""
+"""Implicit Q-learning: Q and V without evaluating Q at actions outside the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["IQL"]
 
 
 def expectile_loss(difference: Tensor, tau: float | Tensor) -> Tensor:
-    """E |tau - 1(u < 0)| u^2, u (B,). IQL (arXiv:2110.06169) Eq. 5; AEPO Eq. 27."""
+    """Compute E |tau - 1(u < 0)| u^2, u (B,). IQL (arXiv:2110.06169) Eq. 5; AEPO Eq. 27."""
     weight = torch.where(difference < 0, 1 - tau, tau)
     return (weight * difference.square()).mean()
 
@@ -40,7 +40,7 @@ class IQL(Critic):
         return v_loss + q_loss, {**q_info, **v_info}
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """E L_tau(Q_target(s, a) - V(s)), L_tau the expectile loss."""
+        """Compute E L_tau(Q_target(s, a) - V(s)) for the expectile loss L_tau."""
         with torch.no_grad():
             q = self.q(batch.state, batch.action)
         advantage = q - self.v(batch.state)

@@ -1,4 +1,4 @@
-"""In-support softmax Q-learning: values of the next state by a softmax over actions of the behaviour policy."""
+"""In-support softmax Q-learning: the next state's value is a softmax over actions of the behaviour policy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ Supported: TypeAlias = tuple[Batch, Tensor]
 
 
 class ISQL(Critic):
-    """Q towards r + gamma (1 - terminal) sum_k w_k Q(s', a'_k), w = softmax_k(beta Q(s', a'_k)), the a' drawn from the
-    behaviour policy. QGPO (arXiv:2304.12824) Eq. 13 and Algorithm 1; ``beta`` is its alpha of Q-learning.
+    """Q towards r + gamma (1 - terminal) sum_k w_k Q(s', a'_k), w = softmax_k(beta Q(s', a'_k)), with a' from the behaviour
+    policy.
+
+    QGPO (arXiv:2304.12824) Eq. 13 and Algorithm 1; ``beta`` is its alpha of Q-learning. V, which QGPO does not use, is
+    regressed on the same softmax value; nothing is learned from it.
 
     V, which QGPO has no use for, is regressed on the same softmax value; nothing is learned from it.
     """

@@ -17,7 +17,9 @@ Acted: TypeAlias = tuple[Batch, Tensor]
 
 
 class TD(Critic):
-    """Q towards r + gamma (1 - terminal) min_i Q_target,i(s', a'), a' the policy's; V, a baseline only, towards that same Q."""
+    """Q towards r + gamma (1 - terminal) min_i Q_target,i(s', a'), a' from the policy; V, a baseline only, towards the same
+    minimum.
+    """
 
     @override
     def loss(self, drawn: Acted) -> tuple[Tensor, Metrics]:

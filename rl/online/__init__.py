@@ -1,1 +1,3 @@
-"""From offline to online: one loop, in which base algorithms, replays and generators differ by what a batch consists of."""
+"""Offline-to-online fine-tuning: one loop, in which base algorithms, replays and generators differ by the contents
+of a batch.
+"""

@@ -1,4 +1,4 @@
-"""The generator of a recipe by its name, and the online loop around it."""
+"""Choice of a recipe's generator by name, and construction of the online loop around it."""
 
 from __future__ import annotations
 

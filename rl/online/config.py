@@ -1,4 +1,4 @@
-"""The section ``online`` of a recipe: how an agent goes on learning in the environment."""
+"""Section ``online`` of a recipe: how an agent goes on learning in the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from egd.config.base import ComponentConfig, Strict
 
 
 class SharesConfig(Strict):
-    """The shares of a batch: replayed online transitions, offline ones, generated ones. They sum to 1."""
+    """Shares of a batch: replayed online transitions, offline ones, generated ones. They sum to 1."""
 
     online: Share = 0.5
     offline: Share = 0.5
     generated: Share = 0.0
     pooled: bool = False
-    """Draw the online and the offline share uniformly from all of these rows, as published fine-tuning of IQL does: the online
-    part then grows with time.
+    """Draw the online and the offline share together, uniformly from the rows of both, as published fine-tuning of IQL does:
+    the online part then grows with time.
     """
 
     @model_validator(mode="after")
@@ -29,30 +29,30 @@ class SharesConfig(Strict):
         return self
 
     def rows(self, batch: int) -> tuple[int, int, int]:
-        """Count the rows of a batch: online, offline and generated ones, ``batch`` in all."""
+        """Return the numbers of online, offline and generated rows of a batch, which sum to ``batch``."""
         offline, generated = round(self.offline * batch), round(self.generated * batch)
         return batch - offline - generated, offline, generated
 
 
 class OnlineConfig(Strict):
-    """One loop: a step in the environment, then updates on batches of three shares."""
+    """Settings of the loop: a step in the environment, then updates on batches of three shares."""
 
     steps: Steps = 50_000
     """Steps in the environment."""
     start: Every = 1000
-    """Steps before the first update: until then the agent acts as the offline phase has left it."""
+    """Steps before the first update, taken with the agent of the offline phase."""
     updates: Rounds = 1
-    """Updates at a time."""
+    """Number of updates after each ``update_every`` steps."""
     update_every: Every = 1
     """Steps between updates."""
     batch: Batch = 256
     lr: Rate | None = None
-    """The largest of each optimiser's learning rates, the others in proportion, without decay; by default those of their
-    sections.
+    """Largest of each optimiser's learning rates, without decay; its other rates are scaled in proportion. By default the rates
+    of their sections.
     """
     shares: SharesConfig = SharesConfig()
     generator: ComponentConfig | None = None
-    """The source of the generated share: one of ``rl.online.generators`` (``egd list``)."""
+    """Source of the generated share: one of ``rl.online.generators`` (``egd list``)."""
     refresh: Every = 5000
     """Steps between refreshes of the generator; the first is at ``start``."""
 

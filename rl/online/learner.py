@@ -1,4 +1,4 @@
-"""The online loop: a step in the environment, now and then a refresh of the generator, an update on a batch of three shares."""
+"""The online loop: a step in the environment, a refresh of the generator when due, and updates on batches of three shares."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from rl.parts.base import Part
 
 
 class Stateful(Protocol):
-    """A part that a checkpoint holds."""
+    """Part of an agent that a checkpoint stores."""
 
     def state(self) -> dict[str, Tensor]:
-        """Give everything that decides later updates, as flat tensors."""
+        """Return everything that decides later updates, as flat tensors."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         ...
 
 
 class OnlineAgent(Protocol):
-    """An agent that can go on learning."""
+    """Agent that can go on learning in the environment."""
 
     data: OfflineData
     device: torch.device
 
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions to learn from, of the current policy, in standardised states: (B, S) -> (B, A)"""
+        """Draw actions of the current policy for learning, in standardised states: (B, S) -> (B, A)."""
         ...
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Update all networks once."""
+        """Update all networks once, and return metrics."""
         ...
 
     def fits(self) -> Sequence[Fit]:
-        """List the optimisers of an update."""
+        """Return the optimisers of an update."""
         ...
 
     def learned(self) -> Mapping[str, Stateful]:
-        """Name everything that decides later updates."""
+        """Return, by name, everything that decides later updates."""
         ...
 
 
@@ -59,9 +59,11 @@ STREAMS = ("acting", "online")
 
 
 class OnlineLearner(Part):
-    """The online loop. Online only, offline replay, generated and resampled replay, and EDIS differ in the shares of ``config``
-    and in the generator, in nothing else: the noise of actions and the draws of online rows have random streams of their own,
-    by ``seed``, so that they are the same in all.
+    """The online loop.
+
+    Online only, offline replay, generated and resampled replay, and EDIS differ only in the shares of ``config`` and in the
+    generator. Action noise and draws of online rows have random streams of their own, by ``seed``, so that they are the same in
+    all.
     """
 
     name = "online"
@@ -80,11 +82,11 @@ class OnlineLearner(Part):
         self._rates_fixed = False
 
     def parts(self) -> Sequence[Part]:
-        """List what the generator learns offline, and the loop itself."""
+        """Return the parts that the generator trains offline, and the loop itself."""
         return [*([] if self.generator is None else self.generator.parts()), self]
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """Take a step in the environment, refresh the generator when it is due, then update the agent."""
+        """Take a step in the environment, refresh the generator when due, update the agent, and return metrics."""
         self._fix_rates()
         metrics = self._act()
         since = self.step - self.config.start
@@ -98,7 +100,7 @@ class OnlineLearner(Part):
         return metrics
 
     def _fix_rates(self) -> None:
-        """Fix the learning rates of the online phase: decay has left the offline ones at nothing."""
+        """Fix the learning rates of the online phase, because decay has taken the offline rates to zero."""
         if not self._rates_fixed:
             self._rates_fixed = True
             for fit in self.agent.fits():
@@ -140,7 +142,7 @@ class OnlineLearner(Part):
         return [offline[index[index < len(offline)]], self.replay.rows[index[index >= len(offline)] - len(offline)]]
 
     def state(self) -> dict[str, Tensor]:
-        """Give the agent, the replay, the environment and the generator, for a checkpoint."""
+        """Return the state of the agent, the replay, the environment and the generator, for a checkpoint."""
         found = {
             **prefixed("replay", self.replay.state()),
             **prefixed("env", self.env.state()),
@@ -156,7 +158,7 @@ class OnlineLearner(Part):
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         for name, part in self.agent.learned().items():
             part.load(group(f"agent.{name}", state))
         self.replay.load(group("replay", state))

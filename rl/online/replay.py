@@ -1,4 +1,4 @@
-"""The online replay: transitions of the environment in the order in which they came."""
+"""The online replay: transitions of the environment, oldest first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rl.data.transitions import Batch, drawn
 
 
 class Replay:
-    """Room for ``capacity`` transitions like those of ``like``."""
+    """Buffer for ``capacity`` transitions of the shapes of ``like``."""
 
     def __init__(self, capacity: int, like: Batch) -> None:
         fields = (getattr(like, name) for name in Batch.__dataclass_fields__)
@@ -21,30 +21,30 @@ class Replay:
 
     @property
     def rows(self) -> Batch:
-        """All transitions, a view."""
+        """All transitions, as a view."""
         return self.recent(self.size)
 
     def recent(self, count: int) -> Batch:
-        """Give the last ``count`` at most, a view."""
+        """Return the last ``count`` transitions, or all if there are fewer, as a view."""
         part = slice(max(0, self.size - count), self.size)
         return Batch(*(getattr(self.room, name)[part] for name in Batch.__dataclass_fields__))
 
     def append(self, row: Batch) -> None:
-        """Append one transition. IndexError where there is no room."""
+        """Append one transition. Raise IndexError where the buffer is full."""
         for name in Batch.__dataclass_fields__:
             getattr(self.room, name)[self.size] = getattr(row, name)[0]
         self.size += 1
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw n, uniformly with replacement."""
+        """Draw n transitions, uniformly with replacement."""
         return drawn(self.rows, n, generator)
 
     def state(self) -> dict[str, Tensor]:
-        """Give all transitions, for a checkpoint."""
+        """Return all transitions, for a checkpoint."""
         return {name: getattr(self.rows, name) for name in Batch.__dataclass_fields__}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         self.size = len(state["reward"])
         for name in Batch.__dataclass_fields__:
             getattr(self.room, name)[: self.size] = state[name]

@@ -1,4 +1,4 @@
-"""The mixture of offline and online transitions that generators learn from, as vectors."""
+"""Mixture of offline and online transitions, as vectors, that generators learn from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ CHUNK = 65_536  # vectors at a time
 
 
 class ReplayMixture:
-    """q(x) = (1 - f) D_off + f D_on. f is ``online_share``, or by default that of the rows as they are: then a million offline
-    rows drown the current policy's for long, and the weight that tells it from q is as long in being learned.
+    """Mixture q(x) = (1 - f) D_off + f D_on, where f is ``online_share``, or by default the share of the rows.
+
+    By default a million offline rows long outnumber those of the current policy, so that the weight between the policy and q is
+    learned slowly.
     """
 
     def __init__(self, offline: Batch, codec: TransitionCodec, online_share: float | None) -> None:
@@ -24,19 +26,19 @@ class ReplayMixture:
         self.online: Batch | None = None
 
     def take(self, online: Replay) -> None:
-        """Take these as the online rows from now on."""
+        """Use these online rows from now on."""
         self.online = online.rows if len(online) else None
 
     @property
     def share(self) -> float:
-        """The share f of online rows in q."""
+        """Share f of online rows in q."""
         if self.online is None:
             return 0.0
         known = self.online_share
         return len(self.online) / (len(self.offline) + len(self.online)) if known is None else known
 
     def share_of(self, recent: int) -> float:
-        """Give the share of the last ``recent`` online rows in q."""
+        """Return the share of the last ``recent`` online rows in q."""
         return 0.0 if self.online is None else self.share * recent / len(self.online)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -48,7 +50,7 @@ class ReplayMixture:
         return torch.where(online, self.codec.encode(drawn(self.online, n, generator)), x)
 
     def weighed(self) -> Iterator[tuple[Tensor, float]]:
-        """Yield all vectors, offline ones first, in parts (B, D), with the log-probability under q of each row of a part."""
+        """Yield all vectors, offline ones first, in parts (B, D), each with the log-probability under q of every row in it."""
         for rows, share in ((self.offline, 1 - self.share), (self.online, self.share)):
             if rows is None:
                 continue
@@ -57,6 +59,6 @@ class ReplayMixture:
                 yield self.codec.encode(rows[index]), each
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """Find the least and the largest of every coordinate: (D,), (D,)"""
+        """Return the minimum and the maximum of every coordinate: (D,), (D,)."""
         parts = [(x.amin(0), x.amax(0)) for x, _ in self.weighed()]
         return torch.stack([low for low, _ in parts]).amin(0), torch.stack([high for _, high in parts]).amax(0)

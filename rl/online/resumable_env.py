@@ -1,4 +1,4 @@
-"""An environment in which a killed run can resume where it was."""
+"""Environment whose episode can be resumed after a run was killed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Outcome(NamedTuple):
-    """The outcome of one step: ``observation`` (S,) is the state after it, also where the episode ended; ``finished`` is the
-    return of an episode that ended with it.
+    """Outcome of one step.
+
+    ``observation`` (S,) is the state after the step, also where the episode ended; ``finished`` is the return of an episode
+    that ended with it.
     """
 
     reward: float
@@ -28,10 +30,10 @@ class Outcome(NamedTuple):
 
 
 class ResumableEnv:
-    """One environment that is stepped for ever, made at its first use.
+    """Environment that is stepped for ever and made at its first use.
 
-    Simulators keep state in many places that cannot be read. A checkpoint therefore has the episode's seed and its actions so
-    far, and resuming replays them.
+    A simulator's state cannot be read completely. A checkpoint therefore stores the episode's seed and its actions so far, and
+    resuming replays them.
     """
 
     def __init__(self, make_env: Callable[[], Env], seed: int) -> None:
@@ -44,7 +46,7 @@ class ResumableEnv:
 
     @property
     def observation(self) -> Array:
-        """The present state (S,). UserError where a resumed episode did not come out as it was."""
+        """Present state (S,). Raises UserError where the replay of a resumed episode differs from the original."""
         if self._env is None:
             self._env = self.make_env()
             self._replay()
@@ -82,7 +84,7 @@ class ResumableEnv:
                 )
 
     def state(self) -> dict[str, Tensor]:
-        """Give the present episode's number, actions and return so far."""
+        """Return the present episode's number, actions and return so far."""
         actions = torch.as_tensor(np.array(self.actions, dtype=np.float32)) if self.actions else torch.empty(0)
         return {
             "episode": torch.tensor(self.episode),
@@ -91,7 +93,7 @@ class ResumableEnv:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave; the episode is replayed at the next use."""
+        """Restore the tensors returned by ``state``; the episode is replayed at the next use."""
         self.episode, self.episode_return = int(state["episode"]), float(state["return"])
         self.actions = list(state["actions"].cpu().numpy()) if state["actions"].numel() else []
         self.close()

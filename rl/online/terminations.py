@@ -1,4 +1,4 @@
-"""The states that end an episode, where the environment's own rule is known."""
+"""Rules of termination of episodes, for environments whose rule is known."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rl.online.transition_codec import Rule
 from rl.tasks import Task
 
 HEALTHY = {"Hopper": ((0.7, float("inf")), 0.2), "Walker2d": ((0.8, 2.0), 1.0)}
-"""Height of the torso, and how far it may lean: ``healthy_z_range`` and ``healthy_angle_range`` of gymnasium."""
+"""Range of the torso's height, and its largest angle: ``healthy_z_range`` and ``healthy_angle_range`` of gymnasium."""
 NEVER = ("HalfCheetah", "AdroitHand", "egd/Maze2D")
 ANTMAZE = "egd/AntMaze"
 
 
 def known(task: Task) -> None:
-    """Raise UserError where it is not known when an episode of the task ends."""
+    """Raise UserError unless the rule by which an episode of the task ends is known."""
     env = task.env_id or ""
     if not (env.startswith((*NEVER, ANTMAZE)) or env.partition("-")[0] in HEALTHY):
         raise UserError(
@@ -27,7 +27,7 @@ def known(task: Task) -> None:
 
 
 def rule(task: Task, data: OfflineData) -> Rule:
-    """Make the rule of a task's environment, for standardised states. UserError where it is not known."""
+    """Return the rule of a task's environment, for standardised states. Raise UserError where it is not known."""
     known(task)
     env = task.env_id or ""
     if env.startswith(NEVER):

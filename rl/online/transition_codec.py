@@ -1,4 +1,4 @@
-"""The encoding of transitions as vectors, the sample space of their diffusion model."""
+"""Encoding of transitions as vectors, the sample space of their diffusion model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from rl.data.transitions import Batch
 
 TerminalModel = Literal["generated", "computed", "never"]
-"""The terminal of a generated transition: a further coordinate, generated too; computed from s' by the environment's own rule;
-or 0 always, as EDIS's code has it."""
+"""Terminal of a generated transition: a further generated coordinate; computed from s' by the environment's own rule; or always
+0, as in EDIS's code."""
 
 Rule = Callable[[Tensor], Tensor]
-"""Standardised states (B, S) -> whether they are terminal (B,), 0 or 1."""
+"""Maps standardised states (B, S) to terminals (B,), 0 or 1."""
 
 
 class TransitionCodec:
-    """x = (s, a, r, s'[, terminal]) (B, D), each coordinate standardised by ``data``; terminal is -1 or 1.
+    """Codec of x = (s, a, r, s'[, terminal]) (B, D), each coordinate standardised by ``data``; terminal is -1 or 1.
 
-    ``rule`` is there where terminals are ``computed``.
+    ``rule`` is given where terminals are ``computed``.
     """
 
     def __init__(self, data: Batch, terminal: TerminalModel, rule: Rule | None = None) -> None:
@@ -34,27 +34,27 @@ class TransitionCodec:
 
     @property
     def size(self) -> int:
-        """The dimension D of x."""
+        """Dimension D of x."""
         return len(self.mean)
 
     @property
     def state(self) -> slice:
-        """The coordinates of s."""
+        """Coordinates of s."""
         return slice(0, self.s)
 
     @property
     def bounded(self) -> list[int]:
-        """The coordinates that stay in their range in ``decode`` or by clipping: a and terminal."""
+        """Coordinates of a and terminal, which ``decode`` or clipping keeps in their range."""
         return [*range(self.s, self.s + self.a), *range(2 * self.s + self.a + 1, self.size)]
 
     @property
     def state_action(self) -> slice:
-        """The coordinates of (s, a)."""
+        """Coordinates of (s, a)."""
         return slice(0, self.s + self.a)
 
     @property
     def next_state(self) -> slice:
-        """The coordinates of s'."""
+        """Coordinates of s'."""
         return slice(self.s + self.a + 1, 2 * self.s + self.a + 1)
 
     def _raw(self, rows: Batch) -> Tensor:
@@ -64,16 +64,16 @@ class TransitionCodec:
         return torch.cat(parts, 1)
 
     def encode(self, rows: Batch) -> Tensor:
-        """Encode transitions: (B, D)"""
+        """Encode transitions: (B, D)."""
         return (self._raw(rows) - self.mean) / self.std
 
     def encode_pairs(self, state: Tensor, action: Tensor) -> Tensor:
-        """Encode (s, a) alone: (B, S), (B, A) -> (B, S + A)"""
+        """Encode (s, a) alone: (B, S), (B, A) -> (B, S + A)."""
         part = self.state_action
         return (torch.cat([state, action], 1) - self.mean[part]) / self.std[part]
 
     def decode(self, x: Tensor) -> Batch:
-        """Decode vectors (B, D), with terminals by the model's rule."""
+        """Decode vectors (B, D) to transitions, with terminals as ``terminal`` says."""
         raw = x * self.std + self.mean
         body = raw[:, :-1] if self.terminal == "generated" else raw
         state, action, reward, next_state = torch.split(body, [self.s, self.a, 1, self.s], 1)

@@ -1,4 +1,4 @@
-"""A diffusion model of whole transitions, and the transitions that it has generated."""
+"""Diffusion model of whole transitions, and the transitions that it has generated."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from rl.online.transition_codec import TerminalModel, TransitionCodec
 from rl.parts.base import Part
 from rl.tasks import Task
 
-ROWS = 2048  # sampled at a time
+ROWS = 2048  # vectors sampled at a time
 SCHEDULE = ComponentConfig(name="edm")
 
 
 class ModelConfig(DenoiserConfig):
-    """The network of the model; ``steps`` are taken offline, before the first refresh."""
+    """Settings of the model's network; ``steps`` are taken offline, before the first refresh."""
 
     prediction: Prediction = "v_prediction"
     blocks: Layers = 4
@@ -45,7 +45,7 @@ class ModelConfig(DenoiserConfig):
 
 
 class StepsConfig(SamplerConfig):
-    """Steps uniform in the schedule's time, which is Karras' spacing for EDM's."""
+    """Settings of the sampler; its steps are uniform in the schedule's time, which for EDM is Karras' spacing."""
 
     steps: SamplerSteps = 20
     spacing: Spacing = "time"
@@ -55,11 +55,11 @@ MODEL, SAMPLER = ModelConfig(), StepsConfig()
 
 
 class TransitionModel(Part):
-    """An unconditional diffusion model q of x = (s, a, r, s', terminal), as SynthER (arXiv:2303.06614) has it.
+    """Unconditional diffusion model q of x = (s, a, r, s', terminal), as in SynthER (arXiv:2303.06614).
 
     The default schedule is EDM's with its distribution of noise levels; a network that predicts v under it is EDM's
-    preconditioned one for data of unit variance (arXiv:2206.00364, Table 1). ``online_share`` is the share of online
-    transitions in ``mixture``, which the model learns from; by default all rows are drawn alike, as SynthER's are.
+    preconditioned network for data of unit variance (arXiv:2206.00364, Table 1). ``online_share`` is the share of online
+    transitions in ``mixture``, which the model learns from; by default all rows are equally likely, as in SynthER.
     """
 
     name = "generator"
@@ -101,7 +101,9 @@ class TransitionModel(Part):
 
     @staticmethod
     def check(settings: Mapping[str, Any], task: Task) -> None:
-        """Raise UserError for a schedule or a sampler that does not fit, and where the rule of terminal states is not known."""
+        """Raise UserError for an unsuitable schedule or sampler, and where the rule of terminal states is needed
+        but not known.
+        """
         schedule = make_schedule(ComponentConfig.model_validate(settings.get("schedule", SCHEDULE)).spec)
         sampler = StepsConfig.model_validate(settings.get("sampler", SAMPLER))
         try:
@@ -116,7 +118,7 @@ class TransitionModel(Part):
     # -- learning ------------------------------------------------------------------------------------------------
 
     def parts(self) -> Sequence[Part]:
-        """List itself where it learns from the offline data: the same for every generator with this model."""
+        """Return the model itself if it learns from the offline data; it is the same for every generator with this model."""
         return [self] if self.warm_start else []
 
     @cached_property
@@ -125,7 +127,7 @@ class TransitionModel(Part):
         return self._learner(self.fit)
 
     def learn(self, online: Replay, generator: torch.Generator) -> Metrics:
-        """Fit the model further to offline and online transitions, with a learning rate that begins anew."""
+        """Train the model further on offline and online transitions, with a restarted learning rate; return metrics."""
         self.mixture.take(online)
         network = self.fit.model if self.warm_start else self.context.fresh(f"generator/{self.refreshes}", self._network)
         self.fit = self._fit(network, self.refresh_steps)
@@ -152,11 +154,11 @@ class TransitionModel(Part):
 
     @property
     def denoiser(self) -> Denoiser:
-        """D(x_t, t), unguided."""
+        """Unguided denoiser D(x_t, t)."""
         return NetworkDenoiser(self.fit.model, self.schedule, self.config.prediction)
 
     def draw(self, denoiser: Denoiser, n: int, generator: torch.Generator) -> Tensor:
-        """Sample vectors (n, D) with this denoiser."""
+        """Draw vectors (n, D) by sampling with this denoiser."""
         s = self.sampler
         times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(generator.device)
         sampler, found = s.chosen(), []
@@ -166,10 +168,10 @@ class TransitionModel(Part):
         return torch.cat(found)
 
     def generate(self, denoiser: Denoiser, generator: torch.Generator) -> Metrics:
-        """Replace the ``generated`` transitions by ``samples`` of this denoiser.
+        """Replace the ``generated`` transitions by ``samples`` new ones of this denoiser, and return metrics.
 
-        Actions are clipped to [-1, 1]. Rows that are not finite, or further from the range of the data than ``reach`` of its
-        width, are rejected and drawn again from the others.
+        Actions are clipped to [-1, 1]. Rows that are not finite, or lie outside the range of the data by more than ``reach`` of
+        its width, are rejected and replaced by draws from the other rows.
         """
         x = self.draw(denoiser, self.samples, generator)
         low, high = self.mixture.range()
@@ -202,11 +204,11 @@ class TransitionModel(Part):
         return {"model": self.fit.model}
 
     def state(self) -> dict[str, Tensor]:
-        """The generated transitions, and the number of refreshes."""
+        """Return the generated transitions and the number of refreshes."""
         rows = {name: getattr(self.generated, name) for name in Batch.__dataclass_fields__}
         return rows | {"refreshes": torch.tensor(self.refreshes)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         self.refreshes = int(state["refreshes"])
         self.generated = Batch(*(state[name] for name in Batch.__dataclass_fields__))

@@ -1,1 +1,1 @@
-"""Generators of transitions for the generated share of a batch: a file each, found by name."""
+"""Generators of transitions for the generated share of a batch, one per file and found by name."""

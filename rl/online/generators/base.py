@@ -1,4 +1,4 @@
-"""The contract of a generator of transitions, and what it is given."""
+"""Contract of a generator of transitions, and the context it is given."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from rl.tasks import Task
 
 @dataclass(frozen=True)
 class GeneratorContext:
-    """The offline data, the task, and the agent's current policy: what a generator may look at."""
+    """Offline data, task and current policy of the agent, from which a generator is built."""
 
     data: OfflineData
     task: Task
     act: Callable[[Tensor, torch.Generator], Tensor]
-    """Standardised states (B, S) -> actions (B, A) of the policy, drawn."""
+    """Draws actions (B, A) of the policy in standardised states (B, S)."""
     fresh: Callable[[str, Callable[[], Any]], Any]
-    """(name, make) -> a network with initial weights by the run's seed and its name."""
+    """Calls ``make`` for a network whose initial weights are drawn by the run's seed and the given name."""
 
 
 class Generator(ABC):
-    """A source of transitions. A subclass takes ``context`` and settings of its own; ``refresh`` comes before ``sample``."""
+    """Source of transitions. A subclass takes ``context`` and settings of its own; ``refresh`` is called before ``sample``."""
 
     @classmethod  # noqa: B027
     def check(cls, settings: Mapping[str, Any], task: Task) -> None:
-        """Raise UserError for what the types of the settings cannot tell, before anything is trained."""
+        """Raise UserError for invalid settings that their types do not reveal, before anything is trained."""
 
     def parts(self) -> Sequence[Part]:
-        """List what learns from the offline data alone."""
+        """Return the parts that learn from the offline data alone."""
         return []
 
     @abstractmethod
@@ -49,12 +49,12 @@ class Generator(ABC):
         """Draw n transitions."""
 
     def networks(self) -> dict[str, nn.Module]:
-        """Name the networks that a refresh goes on from."""
+        """Return, by name, the networks that a refresh continues from."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Give all else that a resumed run must have again."""
+        """Return all other tensors that a resumed run needs."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""

@@ -1,4 +1,4 @@
-"""Generated transitions of an unguided diffusion model, checked before they are used."""
+"""Generator of transitions by an unguided diffusion model, whose samples are checked before use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ __all__ = ["Diffusion"]
 
 
 class Diffusion(Generator):
-    """SynthER (arXiv:2303.06614): a diffusion model of transitions, learned offline, and at every refresh for
-    ``refresh_steps`` more on offline and online transitions; then ``samples`` are drawn in place of those of the last refresh.
+    """SynthER (arXiv:2303.06614): transitions of a diffusion model that is trained offline and updated at every refresh.
+
+    A refresh trains the model for ``refresh_steps`` more steps on offline and online transitions, and then replaces the
+    generated transitions by ``samples`` new ones. ``warm_start: false`` starts each refresh from a fresh network, as EDIS's
+    code does.
 
     ``warm_start: false`` begins each refresh with a fresh network, as EDIS's code does.
     """

@@ -56,35 +56,37 @@ __all__ = ["EDIS"]
 
 Term = Literal["state", "action", "transition"]
 Draw = Callable[[int, torch.Generator], Tensor]
-"""(n, generator) -> vectors (n, D)."""
+"""Draws n vectors (n, D) with a generator of random numbers."""
 
-GRID, SAMPLES = 12, 2048  # of a calibration, and of the rows that describe a weight
+GRID, SAMPLES = 12, 2048  # times of a calibration, and the number of rows of a calibration or of a weight's statistics
 KEY = "online.generator"
 
 
 class RatioConfig(NetworkConfig):
-    """The networks of the log-weights; ``steps`` are taken at every refresh."""
+    """Settings of the networks of the log-weights; ``steps`` are taken at every refresh."""
 
     width: Width = 256
     layers: Layers = 2
     steps: Steps = 500
     lr: Rate = 1e-3
     window: Steps = 5000
-    """So many of the last online transitions stand for p; 0: all."""
+    """Number of the last online transitions that represent p; 0 for all."""
     actions: Literal["policy", "replay"] = "policy"
-    """Actions of p: fresh ones of the current policy in the states of the window, or those that were taken there."""
+    """Actions of p: drawn from the current policy in the states of the window, or those recorded there."""
     headroom: NotNegative = 0.5
-    """No weight is above -log f + headroom, f the share of the window in q: of the states of p, and of their actions as they
-    were taken, q has a share f. Fresh actions may be any; with these it keeps a few rows from being all that counts.
+    """Upper bound of a log-weight above -log f, where f is the share of the window in q.
+
+    q contains the states of p, with their recorded actions, in the share f, so that -log f bounds their log-weight. Actions
+    drawn from the policy have no such bound; there the limit keeps a few rows from dominating.
     """
     floor: NotNegative = 5
-    """No part is below minus this. Where p has next to nothing, log p / q is what the network makes of it, and a difference of
-    two such parts, as for actions alone, would be noise.
+    """Magnitude of the lower bound of a log-ratio. Where p has almost no density, the network's log p / q is arbitrary, and
+    the difference of two such ratios, as for actions alone, would be noise.
     """
 
 
 class TimedConfig(NetworkConfig):
-    """The network of the intermediate energy; ``steps`` are taken at every refresh."""
+    """Settings of the network of the intermediate energy; ``steps`` are taken at every refresh."""
 
     width: Width = 256
     layers: Layers = 3
@@ -100,12 +102,13 @@ TERMS: Mapping[Term, float] = {"state": 1.0, "action": 1.0}
 
 
 class EDIS(Generator):
-    """The generator of the algorithm above; each refresh goes on from the networks of the one before.
+    """EDIS, the algorithm above; each refresh continues from the networks of the one before.
 
-    ``terms`` weighs E1, E2 and E3. ``energy`` is any energy or objective of egd for E_t: a closed form looks at E = -w; an
-    objective trains a network on all of x_t, which knows of (s, a) even where E depends on these alone; ``ratio`` asks for no
-    E: it tells noised online transitions, as they were, from replayed ones. ``rule`` and ``omega`` guide as ever; the other
-    settings are those of ``Diffusion``, which is EDIS without guidance.
+    ``terms`` weighs E1, E2 and E3. ``energy`` is any energy or objective of egd for E_t. A closed form evaluates E = -w; an
+    objective trains a network on all of x_t, whose other coordinates carry information about (s, a) even where E depends on
+    these alone; ``ratio`` needs no E, because it discriminates noised online transitions, as recorded, from replayed ones.
+    ``rule`` and ``omega`` are those of guidance; the other settings are those of ``Diffusion``, which is EDIS without
+    guidance.
     """
 
     def __init__(
@@ -184,14 +187,14 @@ class EDIS(Generator):
         return metrics | more | self.model.generate(denoiser, generator)  # 4. D_gen
 
     def guided_denoiser(self, online: Replay, generator: torch.Generator) -> tuple[Denoiser, Metrics]:
-        """Guide the model towards p, of which the last online transitions are samples: score - omega grad E_t."""
+        """Guide the model towards p, represented by the last online transitions: score - omega grad E_t."""
         recent = online.recent(self.window or len(online))
         metrics = self.learn_weights(recent, generator)  # E = -w
         energy, more = self.intermediate_energy(recent, generator)
         return guide(self.model.denoiser, energy, self.rule, self.model.schedule), metrics | more
 
     def learn_weights(self, recent: Batch, generator: torch.Generator) -> Metrics:
-        """Learn w = -E from ``recent`` transitions of p and replayed ones of q, and for E3 from samples of the model."""
+        """Learn w = -E from ``recent`` transitions of p and replayed transitions of q; E3 also needs samples of the model."""
         if self.weights is None:
             return {}
         model, mixture = self.model, self.model.mixture
@@ -201,7 +204,7 @@ class EDIS(Generator):
         return metrics | self.weights.spread(mixture.draw(SAMPLES, generator))
 
     def intermediate_energy(self, recent: Batch, generator: torch.Generator) -> tuple[TimedEnergy, Metrics]:
-        """Build E_t, and train its network where it has one."""
+        """Build E_t, and train its network if it has one."""
         parts = self._parts(recent, generator)
         component = build(energy_registry(self.energy.name, f"{KEY}.energy"), self.energy.spec, parts, f"{KEY}.energy")
         if self.network is None:
@@ -215,12 +218,12 @@ class EDIS(Generator):
         return at_unit_scale(self.network, schedule), {"energy_loss": metrics["loss"]} if metrics else {}
 
     def clean_energy(self, x0: Tensor, c: Context = None) -> Tensor:
-        """E(x) = -w(x): (B, D) -> (B,)"""
+        """Compute E(x) = -w(x): (B, D) -> (B,)."""
         assert self.weights is not None
         return -self.weights(x0)
 
     def _parts(self, recent: Batch, generator: torch.Generator) -> dict[str, Any]:
-        """Gather what energies and objectives may ask for."""
+        """Return the parts that energies and objectives may ask for."""
         model, encoded = self.model, self.model.codec.encode(recent)
         parts: dict[str, Any] = {
             "schedule": model.schedule,
@@ -261,11 +264,12 @@ class EDIS(Generator):
 
 
 class LogWeights:
-    """w(x) = -(lambda_1 E1 + lambda_2 E2 + lambda_3 E3) for vectors x (B, D) of ``codec``; ``terms`` are the lambdas by name.
+    """Log-weight w(x) = -(lambda_1 E1 + lambda_2 E2 + lambda_3 E3) of vectors x (B, D) of ``codec``; ``terms`` has the lambdas
+    by name.
 
-    Each network discriminates samples of two densities. -E1 is the log-ratio of s. -E2 is the log-ratio of (s, a) less that of
-    s, and so is normalised in every state, as the theorem needs it; a contrast within each state would leave a function of s
-    free. -E3 is the log-ratio of real transitions to samples of the model.
+    Each network discriminates samples of two densities. -E1 is the log-ratio of s. -E2 is the log-ratio of (s, a) minus that
+    of s, so that it is normalised in every state, as the theorem requires; a contrast within each state would leave a function
+    of s undetermined. -E3 is the log-ratio of real transitions to samples of the model.
     """
 
     def __init__(
@@ -291,14 +295,16 @@ class LogWeights:
         return network
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks, which a refresh goes on from."""
+        """Return, by name, the networks that a refresh continues from."""
         return {f"ratio_{name}": network for name, network in self.by_part.items()}
 
     # -- learning ------------------------------------------------------------------------------------------------
 
     def learn(self, recent: Batch, replayed: Draw, share: float, of_model: Draw | None, generator: torch.Generator) -> Metrics:
-        """Learn all parts from the ``recent`` online rows, vectors ``replayed`` from q, of which ``share`` are recent, and, for
-        E3, samples of the model.
+        """Learn all parts, and return metrics.
+
+        p is represented by the ``recent`` online rows, q by vectors that ``replayed`` draws, of which the share ``share`` is
+        recent. For E3, ``of_model`` draws samples of the model.
         """
         self.most = self.config.headroom - math.log(max(share, 1e-9))
         of_policy = partial(self._of_policy, recent)
@@ -322,7 +328,7 @@ class LogWeights:
         return {key: metrics[key] for key in ("loss", "auc") if key in metrics}
 
     def _of_policy(self, recent: Batch, n: int, generator: torch.Generator) -> Tensor:
-        """(s, a) of p: states of d^pi, and actions of pi in them."""
+        """Draw (s, a) of p: recent states, and actions of pi in them or the recorded ones."""
         rows = drawn(recent, n, generator)
         action = rows.action if self.config.actions == "replay" else self.context.act(rows.state, generator)
         return self.codec.encode_pairs(rows.state, action)
@@ -330,7 +336,7 @@ class LogWeights:
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B,)"""
+        """Compute w: (B, D) -> (B,)."""
         return self._unbounded(x).clamp(max=self.most)
 
     def _unbounded(self, x: Tensor) -> Tensor:
@@ -343,20 +349,20 @@ class LogWeights:
 
     @torch.no_grad()
     def spread(self, x: Tensor) -> Metrics:
-        """Measure, for vectors (B, D) of q, the share of them that counts, and the share as heavy as a weight may be."""
+        """Measure, for vectors (B, D) of q, the effective share of the weighted rows and the share at the upper bound."""
         w = self._unbounded(x)
         found = {"effective_share": effective_share(w.clamp(max=self.most))}
         return found | {"at_most": (w >= self.most - 1e-6).float().mean()}
 
 
 def effective_share(log_weights: Tensor) -> Tensor:
-    """(sum e^w)^2 / (n sum e^2w), (): Kish's effective share of n rows weighted so."""
+    """Compute (sum e^w)^2 / (n sum e^2w), (): Kish's effective share of n rows with these log-weights."""
     w = log_weights.double()
     return (2 * w.logsumexp(0) - (2 * w).logsumexp(0) - math.log(len(w))).exp().float()
 
 
 def marginal(draw: Draw, part: slice) -> Sample:
-    """Draw these coordinates alone."""
+    """Return a sampler of these coordinates alone."""
     return lambda n, generator: (draw(n, generator)[:, part], None)
 
 
@@ -364,12 +370,12 @@ def marginal(draw: Draw, part: slice) -> Sample:
 
 
 def wanted_of(energy: ComponentConfig) -> set[str]:
-    """Find the parts that an energy or an objective asks for."""
+    """Return the names of the parts that an energy or an objective asks for."""
     return wanted_parts(energy_registry(energy.name, f"{KEY}.energy"), energy.spec, RATIO_PARTS, f"{KEY}.energy")
 
 
 def check_without_weights(energy: str, settings: Mapping[str, Any]) -> None:
-    """Raise UserError for settings of which weight is meant, where there is none; how one is trained may stay in a recipe."""
+    """Raise UserError for settings that define a weight where none is used; settings of its training may stay in a recipe."""
     unused = ["terms"] * ("terms" in settings) + ["ratio.actions"] * ("actions" in dict(settings.get("ratio", {})))
     if unused:
         raise UserError(

@@ -21,9 +21,10 @@ __all__ = ["Resampled"]
 
 
 class Resampled(Generator):
-    """Rows of D_off and D_on with probability proportional to e^w(s, a), w = log p / q as EDIS learns it; with an
-    ``online_share`` that of q is that of EDIS, too. It costs the ratio alone, and its transitions obey the dynamics: what EDIS
-    has to beat.
+    """Rows of D_off and D_on drawn with probability proportional to e^w(s, a), w = log p / q learned as in EDIS.
+
+    With an ``online_share`` q is that of EDIS, too. Only the ratio is trained, and the transitions obey the dynamics: this is
+    the baseline that EDIS has to beat.
     """
 
     def __init__(
