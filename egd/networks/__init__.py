@@ -1,4 +1,4 @@
-"""Networks: dense, temporal, and ensembles of them."""
+"""Networks for flat and temporal events, and ensembles."""
 
 from egd.networks.mlp import EnergyMLP, EnergyNetwork, LayerNorm, NoiseMLP, mlp
 from egd.networks.temporal import TemporalEnergy, TemporalUNet

@@ -12,7 +12,7 @@ from egd.networks.mlp import ACTIVATIONS, LayerNorm
 
 
 class EnsembleLinear(nn.Module):
-    """``members`` independent linear layers as one batched product: (members, B, in) -> (members, B, out)."""
+    """Ensemble of ``members`` independent linear layers as one batched product: (members, B, in) -> (members, B, out)."""
 
     def __init__(self, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -21,23 +21,23 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(members, B, in) -> (members, B, out)"""
+        """Apply the layers: (members, B, in) -> (members, B, out)."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
 class LastEnsembleLinear(EnsembleLinear):
-    """In float32 whatever x has, as ``egd.networks.mlp.LastLinear``."""
+    """Last layer of an ensemble, in float32 whatever the precision of x, as ``egd.networks.mlp.LastLinear``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(members, B, in) -> (members, B, out)"""
+        """Apply the layers: (members, B, in) -> (members, B, out)."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 class EnsembleMLP(nn.Module):
-    """``members`` MLPs with one output each: (B, in) -> (members, B).
+    """Ensemble of ``members`` MLPs with one output each: (B, in) -> (members, B).
 
-    A smooth activation (SiLU, Mish) matters here more than elsewhere: first-order guidance reads the critic's gradient
+    A smooth activation (SiLU, Mish) matters here more than elsewhere, because first-order guidance uses the critic's gradient
     at a point.
     """
 
@@ -56,7 +56,7 @@ class EnsembleMLP(nn.Module):
         self.net = nn.Sequential(*parts, LastEnsembleLinear(members, width, 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Flat inputs (B, ...), concatenated -> (members, B)"""
+        """Evaluate the MLPs on flat inputs (B, ...), concatenated: (members, B)."""
         x = torch.cat(inputs, 1)
         out: Tensor = self.net(x.expand(self.members, *x.shape))
         return out.squeeze(-1)

@@ -23,15 +23,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """Over the last axis; in float32 whatever x has: autocast does so on GPUs, not on CPUs.
+    """Layer normalisation over the last axis, in float32 whatever the precision of x: autocast does so on GPUs, not on CPUs.
 
-    torch's kernel takes mean and deviation as constants in its higher derivatives: the third one, which the gradient of a
-    second-order energy has of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
-    So where ``torch.func`` differentiates forwards or twice, it is written out.
+    torch's kernel takes mean and deviation as constants in its higher derivatives. The third derivative, which the gradient of
+    a second-order energy takes of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
+    The normalisation is therefore written out where ``torch.func`` differentiates forwards or twice.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shaped like x."""
+        """Normalise x: shaped like x."""
         x = x.float() if x.dtype == torch.bfloat16 else x
         if not differentiated_again():
             return super().forward(x)
@@ -41,16 +41,16 @@ class LayerNorm(nn.LayerNorm):
 
 
 class LastLinear(nn.Linear):
-    """A last layer in float32 whatever x has: eight bits of mantissa know a value of 300 to no better than 1."""
+    """Last layer, in float32 whatever the precision of x: bfloat16's 8 bits of mantissa resolve a value of 300 to 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
+        """Apply the layer: (..., in) -> (..., out)."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 def mlp(inputs: int, outputs: int, *, width: int, layers: int, activation: str, layer_norm: bool = False) -> nn.Sequential:
-    """``layers`` hidden layers of one width, the last layer in float32: (B, inputs) -> (B, outputs)."""
+    """Make an MLP of ``layers`` hidden layers of one width, the last layer in float32: (B, inputs) -> (B, outputs)."""
     parts: list[nn.Module] = []
     for a, b in pairwise([inputs] + [width] * layers):
         parts += [nn.Linear(a, b), *([LayerNorm(b)] if layer_norm else []), ACTIVATIONS[activation]()]
@@ -58,8 +58,9 @@ def mlp(inputs: int, outputs: int, *, width: int, layers: int, activation: str, 
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t at geometrically spaced frequencies (DDPM's, with t in (0, 1] scaled by 1000), then one layer:
-    (B,) -> (B, dim).
+    """Time embedding of t by sinusoids at geometrically spaced frequencies, then one layer: (B,) -> (B, dim).
+
+    The frequencies are DDPM's, with t in (0, 1] scaled by 1000.
     """
 
     frequencies: Tensor
@@ -71,16 +72,16 @@ class TimeEmbedding(nn.Module):
         self.layer = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B,) -> (B, dim)"""
+        """Embed t: (B,) -> (B, dim)."""
         angles = t[:, None] * self.frequencies
         out: Tensor = nn.functional.silu(self.layer(torch.cat([angles.sin(), angles.cos()], 1)))
         return out
 
 
 class NoiseMLP(nn.Module):
-    """eps(x_t, t, c) for flat events: ``blocks`` residual blocks h <- h + W act(LayerNorm(h)) of one width.
+    """Residual MLP eps(x_t, t, c) for flat events, of ``blocks`` residual blocks h <- h + W act(LayerNorm(h)) of one width.
 
-    x (B, event), c any context whose flattened tensors have ``context`` entries a row in all. The last layer starts at zero.
+    x is (B, event), c any context whose flattened tensors have ``context`` entries a row in all. The last layer starts at zero.
     """
 
     def __init__(self, event: int, context: int = 0, *, width: int = 256, blocks: int = 7, time: int = 32) -> None:
@@ -94,7 +95,7 @@ class NoiseMLP(nn.Module):
         self.last = nn.Sequential(LayerNorm(width), nn.SiLU(), final)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, event), (B,), c -> (B, event)"""
+        """Predict eps: (B, event), (B,), c -> (B, event)."""
         h = self.first(torch.cat([x, self.time(t), *flat_context(c)], 1))
         for block in self.blocks:
             h = h + block(h)
@@ -103,8 +104,10 @@ class NoiseMLP(nn.Module):
 
 
 class EnergyNetwork(nn.Module):
-    """E_Theta(x_t, t, c), (B,): what has an output of centre + scale * its layers'. The two buffers, set from the targets
-    before training (``standardise``), let these work at unit scale whatever the energy's units.
+    """Network of E_Theta(x_t, t, c), (B,), whose output is centre + scale times that of its layers.
+
+    The two buffers, set from the targets before training (``standardise``), let the layers work at unit scale whatever the
+    energy's units.
     """
 
     centre: Tensor
@@ -116,14 +119,14 @@ class EnergyNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def standardise(self, targets: Tensor) -> None:
-        """Take centre and scale from a sample of regression targets (B,); a single one says nothing of the scale."""
+        """Set centre and scale from a sample of regression targets (B,); a single target sets the centre alone."""
         self.centre.copy_(targets.mean())
         if len(targets) > 1:
             self.scale.copy_(targets.std().clamp(min=1e-6))
 
 
 class EnergyMLP(EnergyNetwork):
-    """E_Theta(x_t, t, c) for flat events: ``layers`` hidden layers, one number out."""
+    """MLP of E_Theta(x_t, t, c) for flat events, with ``layers`` hidden layers and one output."""
 
     def __init__(
         self, event: int, context: int = 0, *, width: int = 256, layers: int = 3, time: int = 32, activation: str = "silu"
@@ -136,6 +139,6 @@ class EnergyMLP(EnergyNetwork):
         self.net = nn.Sequential(*hidden, LastLinear(width, 1))
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, event), (B,), c -> (B,)"""
+        """Estimate E_t: (B, event), (B,), c -> (B,)."""
         out: Tensor = self.net(torch.cat([x, self.time(t), *flat_context(c)], 1))
         return self.centre + self.scale * out.squeeze(1)

@@ -1,4 +1,4 @@
-"""Networks for events (H, D) of H steps with D entries each: plans, signals, motions."""
+"""Networks for events (H, D) of H steps with D entries each: trajectories, signals, motions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["TemporalEnergy", "TemporalUNet"]
 
 
 class GroupNorm(nn.GroupNorm):
-    """In float32 whatever x has: autocast does so on GPUs, not on CPUs."""
+    """Group normalisation in float32 whatever the precision of x: autocast does so on GPUs, not on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shaped like x."""
+        """Normalise x: shaped like x."""
         return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 class Residual(nn.Module):
-    """Two convolutions along the steps, what is embedded added in between: (B, inputs, H), (B, embedded) -> (B, outputs, H)."""
+    """Residual block of two convolutions along the steps, with the embedding added in between."""
 
     def __init__(self, inputs: int, outputs: int, embedded: int, kernel: int, activation: ActivationName) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Residual(nn.Module):
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
-        """(B, inputs, H), (B, embedded) -> (B, outputs, H)"""
+        """Apply the block: (B, inputs, H), (B, embedded) -> (B, outputs, H)."""
         out: Tensor = self.second(self.first(h) + self.shift(embedded)[..., None]) + self.skip(h)
         return out
 
 
 class TemporalSettings(TypedDict, total=False):
-    """What both networks take; the defaults are the encoder's."""
+    """Settings of both networks; the defaults are the encoder's."""
 
     width: int
     levels: int
@@ -56,11 +56,11 @@ class TemporalSettings(TypedDict, total=False):
 
 
 class Encoder(nn.Module):
-    """x, t and c to features of ever fewer steps: what the U-Net and the energy have in common.
+    """Encoder of x, t and c into features of ever fewer steps, which the U-Net and the energy share.
 
     Every level but the first has half the steps and twice the channels. ``given`` marks entries of x that c (B, k) holds, in
-    the event's order: they are put in place, whatever x has there, so that the network knows them without noise. c is embedded
-    with t where ``context``, the number of its entries, is not 0.
+    the event's order: they replace the entries of x, so that the network sees them without noise. c is embedded with t where
+    ``context``, the number of its entries, is not 0. Raises ValueError for an even kernel.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         self.register_buffer("given", given, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, c: Context) -> tuple[list[Tensor], Tensor]:
-        """(B, H, D), (B,), c -> features (B, width, steps) of every level, and what is embedded (B, embedded)."""
+        """Encode: (B, H, D), (B,), c -> features (B, width, steps) of every level, and the embedding (B, embedded)."""
         h = self._placed(x, c).mT
         embedded = torch.cat([self.time(t), *(flat_context(c) if self.context else [])], 1)
         features: list[Tensor] = []
@@ -97,6 +97,7 @@ class Encoder(nn.Module):
         return features, embedded
 
     def _placed(self, x: Tensor, c: Context) -> Tensor:
+        """Return x with the given entries replaced by those of c."""
         given = self.get_buffer("given")
         if given is None:
             return x
@@ -104,13 +105,15 @@ class Encoder(nn.Module):
 
 
 class TemporalUNet(nn.Module):
-    """A prediction (eps, x_0, ...) for events (B, H, D) of any number H of steps: convolutions along the steps at ``levels``
-    resolutions, those of the way down handed over to the way up. The network of Diffuser (arXiv:2205.09991) figure A1, with one
-    residual block a level. The last layer starts at zero.
+    """U-Net that predicts eps, x_0 or the like for events (B, H, D) of any number H of steps.
+
+    Its convolutions run along the steps at ``levels`` resolutions, and the features of the encoder are handed to the decoder.
+    It is the network of Diffuser (arXiv:2205.09991) figure A1, with one residual block for each level. The last layer starts at
+    zero.
 
     ``given`` (H, D), booleans, marks entries that c (B, k) holds: the network sees them in place and without noise, and so
-    learns the denoiser of the others given these; ``egd.wrappers.Inpaint`` has its samples hold them. ``context`` is how many
-    entries c has where it is to be embedded with t. Raises ValueError for an even kernel.
+    learns the denoiser of the other entries given these; ``egd.wrappers.Inpaint`` makes the samples hold them. ``context`` is
+    the number of entries of c where it is to be embedded with t. Raises ValueError for an even kernel.
     """
 
     def __init__(self, dim: int, context: int = 0, **settings: Unpack[TemporalSettings]) -> None:
@@ -124,7 +127,7 @@ class TemporalUNet(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, H, D), (B,), c -> (B, H, D)"""
+        """Predict: (B, H, D), (B,), c -> (B, H, D)."""
         features, embedded = self.encoder(x, t, c)
         h = self.middle(features[-1], embedded)
         for skip, residual in zip(reversed(features), reversed(self.up), strict=True):
@@ -135,9 +138,10 @@ class TemporalUNet(nn.Module):
 
 
 class TemporalEnergy(EnergyNetwork):
-    """E_Theta(x_t, t, c) for events (B, H, D) of H = ``steps`` steps: the way down of ``TemporalUNet``, then one layer.
+    """Network of E_Theta(x_t, t, c) for events (B, H, D) of H = ``steps`` steps: ``TemporalUNet``'s encoder, then one layer.
 
-    Diffuser's value of noised plans is one, trained by the objective ``mse``. Settings and errors are as in ``TemporalUNet``.
+    Diffuser's value of noised trajectories is such a network, trained by the objective ``mse``. Settings and errors are as in
+    ``TemporalUNet``.
     """
 
     def __init__(self, steps: int, dim: int, context: int = 0, **settings: Unpack[TemporalSettings]) -> None:
@@ -148,12 +152,12 @@ class TemporalEnergy(EnergyNetwork):
         self.last = LastLinear(self.encoder.widths[-1] * steps + self.encoder.embedded, 1)
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, H, D), (B,), c -> (B,)"""
+        """Estimate E_t: (B, H, D), (B,), c -> (B,)."""
         features, embedded = self.encoder(x, t, c)
         out: Tensor = self.last(torch.cat([features[-1].flatten(1), embedded], 1))
         return self.centre + self.scale * out.squeeze(1)
 
 
 def _groups(channels: int, at_most: int = 8) -> int:
-    """The largest divisor of the channels."""
+    """Return the largest divisor of the channels that is not above ``at_most``."""
     return max(n for n in range(1, at_most + 1) if channels % n == 0)

@@ -1,4 +1,4 @@
-"""Samplers: plain functions that walk x from noise to data and ask only for a denoiser. One a file, found by name."""
+"""Samplers: functions that take x from noise to data and need only a denoiser. Each is one file, and is found by its name."""
 
 from egd.samplers.ancestral import ancestral
 from egd.samplers.base import check_times, differentiable, initial_noise

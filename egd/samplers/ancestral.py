@@ -25,10 +25,11 @@ def ancestral(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws x_s from q(x_s | x_t, x_0 = D(x_t, t)), DDPM (arXiv:2006.11239) Eq. 6 and 7, for any alpha and sigma.
+    """Sample by DDPM's ancestral steps x_s ~ q(x_s | x_t, x_0 = D(x_t, t)), arXiv:2006.11239 Eq. 6 and 7.
 
-    The same as DDIM with eta = 1 (arXiv:2010.02502 section 4.1), and so computed. Its samples tend to q_0 as the steps get
-    finer; few steps suit it less than a deterministic sampler. Arguments, result and errors as ``ddim``.
+    Any alpha and sigma will do. The steps are computed as DDIM with eta = 1, which is the same (arXiv:2010.02502 section 4.1).
+    The distribution of samples tends to q_0 as the steps get finer; with few steps a deterministic sampler is better.
+    Arguments, result and errors are as in ``ddim``.
     """
-    walk = differentiable(partial(ddim, eta=1.0))  # whether there is a graph is decided above
+    walk = differentiable(partial(ddim, eta=1.0))  # ``watched`` above decides whether a graph is kept
     return walk(denoiser, schedule, x, times, c, generator=generator)

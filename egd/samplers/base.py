@@ -1,4 +1,4 @@
-"""What samplers share: the check of their times, the noise they start from, and the first-order step."""
+"""Parts that samplers share: the check of their times, their initial noise, and the first-order step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def check_times(times: Tensor) -> None:
 
 
 def differentiable(sampler: Sampler) -> Sampler:
-    """The same walk with its graph: samples that can be differentiated by what the denoiser reads, and by the initial noise.
+    """Return a sampler that keeps its graph: samples are differentiable by the denoiser's inputs and by the initial noise.
 
-    Those of the library keep none by themselves, as a graph holds the activations of every step.
+    The library's samplers keep no graph by themselves, since a graph holds the activations of every step.
     """
-    if isinstance(sampler, partial):  # one with settings
+    if isinstance(sampler, partial):  # a sampler with settings
         return partial(differentiable(sampler.func), *sampler.args, **sampler.keywords)
     bare: Sampler = inspect.unwrap(sampler)
     return bare
@@ -37,24 +37,25 @@ def initial_noise(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """sigma_t times standard normal noise: what a sampler starts from at t = times[0]. On the generator's device by default.
+    """Draw sigma_t times standard normal noise, from which a sampler starts at t = times[0].
 
-    N(0, sigma_t^2) is q_t up to alpha_t x_0, so start where alpha_t / sigma_t is small.
+    It is on the generator's device by default. N(0, sigma_t^2) is q_t up to alpha_t x_0, so start where alpha_t / sigma_t is
+    small.
     """
     noise = torch.randn(tuple(shape), generator=generator, device=device or generator.device, dtype=dtype)
     return schedule.sigma(torch.as_tensor(t, device=noise.device, dtype=noise.dtype)) * noise
 
 
 def levels(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """alpha, sigma and log(alpha / sigma) at ``times``, each (N + 1,)."""
+    """Return alpha, sigma and log(alpha / sigma) at ``times``, each (N + 1,)."""
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     return alpha, sigma, (alpha / sigma).log()
 
 
 def shrink(x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, i: int) -> Tensor:
-    """x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x_0 from times[i] = t to times[i + 1] = s.
+    """Compute x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x_0 from t = times[i] to s = times[i + 1].
 
-    DPM-Solver++ (arXiv:2211.01095) Eq. 14 at first order; alpha_t may be 0 and sigma_s may be.
+    This is DPM-Solver++ (arXiv:2211.01095) Eq. 14 at first order; alpha_t and sigma_s may be 0.
     """
     ratio = sigma[i + 1] / sigma[i]
     return ratio * x + (alpha[i + 1] - alpha[i] * ratio) * x0

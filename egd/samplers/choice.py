@@ -1,4 +1,4 @@
-"""A sampler by its name or file, as a recipe gives it."""
+"""Samplers by their name or file, as a recipe gives them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from egd.types import Sampler
 
 
 def choose(spec: Spec, key: str, *, others: Iterable[str] = ()) -> Sampler:
-    """The sampler of that short name or ``path.py:function``, with its settings.
+    """Return the sampler of a short name or ``path.py:function``, with its settings.
 
-    Raises UserError (naming ``key``) where there is none, for a function that cannot be called as a ``Sampler``, and for a
-    setting that it does not have; ``others`` are the keys of the same section, to suggest for a misspelt one.
+    Raises UserError (naming ``key``) for an unknown name, for a function that cannot be called as a ``Sampler``, and for a
+    setting that it does not have; ``others`` are the keys of the same section, suggested for a misspelt setting.
     """
     known = set(parameters(SAMPLERS.find(spec.name, key)))
     if missing := SAMPLER_PARTS - known:

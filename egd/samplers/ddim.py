@@ -1,4 +1,4 @@
-"""DDIM, with as much fresh noise as wanted."""
+"""DDIM, with a chosen share of fresh noise."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def ddim(
     eta: Share = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DDIM, arXiv:2010.02502 Eq. 12 and 16, for any alpha and sigma: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
+    """Sample by DDIM, arXiv:2010.02502 Eq. 12 and 16, for any alpha and sigma.
 
-        v = eta^2 (sigma_s / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2).
+        x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z
+        v   = eta^2 (sigma_s / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2)
 
-    eta = 0 is deterministic given x, eta = 1 is ``ancestral``. x (B, ...) is noise at times[0]; ``times`` (N + 1,)
-    decreases; fresh noise comes from ``generator``. Returns (B, ...). Raises ValueError for times that do not decrease, and
-    unless 0 <= eta <= 1.
+    eta = 0 is deterministic given x, eta = 1 is ``ancestral``. x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases;
+    fresh noise comes from ``generator``. Returns (B, ...). Raises ValueError for times that do not decrease, and unless 0 <=
+    eta <= 1.
     """
     check_times(times)
     if not 0 <= eta <= 1:

@@ -22,9 +22,9 @@ def dpm_solver_pp_1(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DPM-Solver++ of first order (arXiv:2211.01095): the numbers of DDIM with eta = 0, deterministic given x.
+    """Sample by DPM-Solver++ of first order (arXiv:2211.01095), which equals DDIM with eta = 0; deterministic given x.
 
-    x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases; one denoiser call a step. Returns (B, ...). Raises
+    x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases; a step takes one denoiser call. Returns (B, ...). Raises
     ValueError for times that do not decrease.
     """
     check_times(times)

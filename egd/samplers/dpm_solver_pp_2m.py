@@ -22,10 +22,10 @@ def dpm_solver_pp_2m(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), arXiv:2211.01095 Algorithm 2: one denoiser call a step, deterministic given x.
+    """Sample by DPM-Solver++(2M), arXiv:2211.01095 Algorithm 2; deterministic given x.
 
-    x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases. A last time of 0 ends on the denoised x_0 (a first-
-    order step). Returns (B, ...). Raises ValueError for times that do not decrease.
+    A step takes one denoiser call. x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases. A last time of 0 ends on the
+    denoised x_0 (a first-order step). Returns (B, ...). Raises ValueError for times that do not decrease.
     """
     check_times(times)
     times = times.to(x.device)

@@ -24,12 +24,12 @@ def euler(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Euler's steps of the probability-flow ODE dx = D dalpha + eps dsigma, eps = (x - alpha D) / sigma.
+    """Sample by Euler steps of the probability-flow ODE dx = D dalpha + eps dsigma, eps = (x - alpha D) / sigma.
 
-    For flow matching this is x_s = x_t + (s - t) u with the velocity u = eps - x_0 (arXiv:2209.03003), for alpha = 1 Euler
-    in sigma (EDM), and in exact arithmetic DDIM with eta = 0 for every schedule. alpha_t may be 0. x (B, ...) is noise at
-    times[0]; ``times`` (N + 1,) decreases; one denoiser call a step. Returns (B, ...). Raises ValueError for times that do
-    not decrease.
+    For flow matching a step is x_s = x_t + (s - t) u with the velocity u = eps - x_0 (arXiv:2209.03003); for alpha = 1 it is
+    Euler in sigma (EDM); in exact arithmetic it is DDIM with eta = 0 for every schedule. alpha_t may be 0. x (B, ...) is noise
+    at times[0]; ``times`` (N + 1,) decreases; a step takes one denoiser call. Returns (B, ...). Raises ValueError for times
+    that do not decrease.
     """
     check_times(times)
     for t, s in pairwise(times.to(x.device)):

@@ -32,14 +32,14 @@ def heun(
     s_noise: NotNegative = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Heun's method for dx = D dalpha + eps dsigma; two denoiser calls a step, one in a step to sigma = 0.
+    """Sample by Heun's method for dx = D dalpha + eps dsigma.
 
-    For alpha = 1 this is EDM (arXiv:2206.00364) Algorithm 2, for flow matching Heun on the velocity. ``rescaled`` takes
-    EDM's steps in x/alpha over sigma/alpha whatever alpha, as ``diffusers`` does for VP: less accurate there, and its first
-    step is Euler's where alpha = 0. With ``s_churn`` > 0 each step starts with fresh noise from ``generator`` (EDM's S_churn,
-    S_min, S_max and S_noise, in sigma/alpha): it needs the schedule's ``time``, and never goes beyond t = 1. x (B, ...) is
-    noise at times[0]; ``times`` (N + 1,) decreases. Returns (B, ...). Raises ValueError for times that do not decrease, and
-    for churn without ``time``.
+    A step takes two denoiser calls, and a step to sigma = 0 one. For alpha = 1 this is EDM (arXiv:2206.00364) Algorithm 2, for
+    flow matching Heun on the velocity. ``rescaled`` takes EDM's steps in x/alpha over sigma/alpha for any alpha, as
+    ``diffusers`` does for VP: less accurate there, and the first step is Euler's where alpha = 0. With ``s_churn`` > 0 each
+    step starts with fresh noise from ``generator`` (EDM's S_churn, S_min, S_max and S_noise, in sigma/alpha), which needs the
+    schedule's ``time`` and never goes beyond t = 1. x (B, ...) is noise at times[0]; ``times`` (N + 1,) decreases. Returns (B,
+    ...). Raises ValueError for times that do not decrease, and for churn without ``time``.
     """
     check_times(times)
     gamma = min(s_churn / (len(times) - 1), math.sqrt(2) - 1)
@@ -69,7 +69,7 @@ def _step(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, x0: Tensor, eps: 
 def _churn(
     schedule: Schedule, x: Tensor, t: Tensor, gamma: float, s_noise: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """x and t with sigma/alpha raised to (1 + gamma) times itself by fresh noise."""
+    """Raise sigma/alpha to (1 + gamma) times itself by fresh noise, and return x and t there."""
     inverse = inverse_log_snr(schedule)
     if inverse is None:
         raise ValueError(f"churn needs {type(schedule).__name__}.time(lam); use s_churn=0")

@@ -1,4 +1,4 @@
-"""What a sampling run is watched for: samples that leave the data's scale, and energies that never push."""
+"""Watching of sampling runs: for samples that leave the data's scale, and energies whose gradient is always zero."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from egd.types import Energy, TimedEnergy
 P = ParamSpec("P")
 R = TypeVar("R")
 FAR = 100.0
-"""A sample is off the scale beyond so many times the largest entry of the initial noise, or of 1 where that is larger."""
+"""Bound of the data's scale: so many times the largest entry of the initial noise, or of 1 where that is larger."""
 OFTEN = 8
-"""Calls of a guided denoiser after which it waits for its device to see whether x_0 is off the scale; on a CPU, which there
-is no wait for, it looks at each."""
+"""Number of calls of a guided denoiser between two checks of x_0 on a GPU, which wait for it; a CPU checks every call."""
 SHARES = ("off_scale", "clipped", "effective")
-"""The names of a watch's metrics."""
+"""Names of a watch's metrics."""
 SCALE = f"left the data's scale (an entry beyond {FAR:g} times the noise's largest)"
 TOO_STRONG = (
     "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
@@ -37,14 +36,16 @@ TOO_STRONG = (
 
 
 class SamplingWarning(Notice):
-    """Samples are not what they seem: off the data's scale, not finite, or not guided."""
+    """Warning of samples that are off the data's scale, not finite, or not guided."""
 
 
 @dataclass
 class Watch:
-    """What was seen between ``watching()`` and its end. ``pushed`` holds, for every energy that guided, whether any of its
-    gradients was not zero; a tensor, so that no step waits for the device. ``walk``: it is of one run, at whose end samples
-    are looked at."""
+    """Counts and flags of the sampling within ``watching()``.
+
+    ``pushed`` holds, for every energy that guided, whether any of its gradients was not zero, as a tensor, so that no step
+    waits for the device. ``walk`` tells that the watch is of one sampling run, at whose end samples are checked.
+    """
 
     walk: bool = False
     rows: int = 0
@@ -56,21 +57,25 @@ class Watch:
     least_effective: float = math.inf
 
     def add(self, other: Watch) -> None:
-        """Count what another watch has seen, once that is over, as well."""
+        """Add the counts of another watch that is over."""
         self.rows, self.off_scale = self.rows + other.rows, self.off_scale + other.off_scale
         self.curved, self.clipped = self.curved + other.curved, self.clipped + other.clipped
         self.least_effective = min(self.least_effective, other.least_effective)
 
     def metrics(self) -> dict[str, float]:
-        """``off_scale``, the share of samples that are; ``clipped``, that of rows in which a curvature was clipped, where one
-        could have been; ``effective``, the least share of draws that counted where a fitted mixture averages by draws."""
+        """Return the shares that are known.
+
+        ``off_scale`` is the share of samples off the data's scale; ``clipped`` the share of rows with a clipped curvature,
+        where curvatures were computed; ``effective`` the least effective share of draws, where a fitted mixture averages by
+        draws.
+        """
         shares = {"off_scale": self.off_scale / self.rows} if self.rows else {}
         shares |= {"clipped": self.clipped / self.curved} if self.curved else {}
         return shares | ({"effective": self.least_effective} if self.least_effective < math.inf else {})
 
 
 def clips_of(shares: Mapping[str, Any]) -> str | None:
-    """What to say of the metrics of a sampling run in which curvatures were clipped; None where none was."""
+    """Return a text on the clipped curvatures in the metrics of a sampling run; None where there were none."""
     share = shares.get("clipped", 0.0)
     said = f"an energy curves downwards by more than its estimator can integrate in {100 * share:.2g} % of the rows, which were"
     return f"{said} clipped" if share else None
@@ -82,7 +87,7 @@ _label: ContextVar[str] = ContextVar("_label", default="")
 
 @contextmanager
 def named(label: str) -> Iterator[None]:
-    """Say in warnings whose sampling it is that happens in a with-block."""
+    """Put ``label``, the name of a sampling, in front of the warnings in a with-block."""
     token = _label.set(label)
     try:
         yield
@@ -92,7 +97,9 @@ def named(label: str) -> Iterator[None]:
 
 @contextmanager
 def watching(*, walk: bool = False) -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block, or one ``walk`` that ends with ``finish``; a block around it sees the same."""
+    """Watch the sampling runs of a with-block, or one run (``walk``) that ends with ``finish``; an outer block sees them
+    too.
+    """
     outer, own = _current.get(), Watch(walk)
     token = _current.set(own)
     try:
@@ -104,9 +111,9 @@ def watching(*, walk: bool = False) -> Iterator[Watch]:
 
 
 def watched(walk: Callable[P, R]) -> Callable[P, R]:
-    """Make a sampler keep no graph, and warn when it has ended where no data are or was never guided.
+    """Make a sampler keep no graph, and warn when its samples are off the data's scale or were never guided.
 
-    It takes the noise as ``x`` in the third place, and gives samples, or something that holds ``samples`` (B, K, ...).
+    The sampler takes the noise as its third argument, ``x``, and returns samples, or an object with ``samples`` (B, K, ...).
     """
 
     @wraps(walk)
@@ -122,7 +129,7 @@ def watched(walk: Callable[P, R]) -> Callable[P, R]:
 
 
 class Lookout:
-    """Warns once when a denoiser that is called in a loop of somebody's own gives x_0 that left the data's scale, or none."""
+    """Check of a guided denoiser in a loop outside the library: warns once of an x_0 off the data's scale or not finite."""
 
     def __init__(self) -> None:
         self._bound: Tensor | None = None
@@ -131,13 +138,14 @@ class Lookout:
         self._over = False
 
     def wanted(self, x0: Tensor) -> bool:
-        """Whether there is anything to look at: not within a sampling run, which looks at its samples."""
+        """Tell whether to check x_0: a sampling run of the library checks its samples itself."""
         watch = _current.get()
         return not self._over and (watch is None or not watch.walk) and readable(x0)
 
     def look(self, x: Tensor, x0: Tensor, alpha: Tensor, *, bounded: bool) -> None:
-        """Look at x_0 (B, ...) of x_t (B, ...), by its share alpha x_0 in x_t; alpha (B, 1, ...). The scale is that of the
-        first x_t, or 1. Where x_0 will be ``bounded``, only what is no number counts.
+        """Check x_0 (B, ...) at x_t (B, ...) by its share alpha x_0 in x_t, with alpha (B, 1, ...).
+
+        The scale is that of the first x_t, or 1. Where x_0 will be ``bounded``, only nan counts.
         """
         if self._bound is None or self._bound.device != x.device:
             self._bound, self._off, self._calls = _bound_of(x), None, 0
@@ -152,7 +160,7 @@ class Lookout:
 
 
 def note_slope(energy: TimedEnergy, grad: Tensor) -> None:
-    """Remember whether an energy pushed; nothing outside a watched run, or while a graph is recorded."""
+    """Record whether an energy's gradient was not zero; nothing outside a watched run, or while a graph is recorded."""
     watch = _current.get()
     if watch is not None and readable(grad):
         before = watch.pushed.get(id(energy))
@@ -161,8 +169,7 @@ def note_slope(energy: TimedEnergy, grad: Tensor) -> None:
 
 
 def note_effective(energy: Energy, effective: Tensor, points: int, least: float) -> None:
-    """Remember the least effective number () of ``points`` draws with which an energy was averaged; fewer than ``least`` are
-    warned of."""
+    """Record the least effective number () of ``points`` draws of an energy's average; fewer than ``least`` cause a warning."""
     watch = _current.get()
     if watch is not None and readable(effective):
         before = watch.effective.get(id(energy))
@@ -181,15 +188,17 @@ def _bound_of(noise: Tensor) -> Tensor:
 
 
 def tell(text: str, stacklevel: int = 3) -> None:
-    """Warn, with the name of whose sampling it is in front (``named``)."""
+    """Warn, with the name of the sampling in front (``named``)."""
     label = _label.get()
     warnings.warn(f"{label}: {text}" if label else text, SamplingWarning, stacklevel=stacklevel + 1)
 
 
 def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
-    """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn; one wait for the
-    device. Python shows a warning once for each text and place in the code, so no text has numbers of this one run: how many
-    is in the watch."""
+    """Count the samples ``end`` (B, ...) that are off the scale of the noise ``start`` (B, ...), and warn.
+
+    The count waits once for the device. Python shows a warning once for each text and place in the code, so no text has numbers
+    of this one run; the watch has them.
+    """
     if not readable(end) or not len(end):
         return
     bound = _bound_of(start)
@@ -220,6 +229,6 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether a tensor's values can be asked for: not while operations are recorded, compiled or captured."""
+    """Tell whether a tensor's values can be read: not while operations are recorded, compiled or captured."""
     recorded = transformed() or torch.compiler.is_compiling() or get_proxy_mode() is not None
     return not (recorded or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
