@@ -1,4 +1,4 @@
-"""Pipelines of diffusers whose samples are guided by an energy."""
+"""Pipelines of diffusers with energy guidance."""
 
 from egd.pipelines.guided import EnergyGuidedPipeline
 

@@ -1,4 +1,4 @@
-"""A ``diffusers`` pipeline whose samples are guided by an energy. Loading this module loads diffusers."""
+"""A ``diffusers`` pipeline whose samples are guided by an energy. Importing this module imports diffusers."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from egd.types import Context, Denoiser, Energy, GuidanceRule, Posterior, Suppor
 from egd.wrappers import Clip
 
 Component: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
-"""A component's name, ``{name: ..., setting: ...}`` as in a recipe, or an object."""
+"""Component: its name, ``{name: ..., setting: ...}`` as in a recipe, or an object."""
 
 
 @dataclass(frozen=True)
 class UNetDenoiser:
-    """D(x_t, t) of a UNet trained for a scheduler, whatever it predicts; x_t as the schedule has it, at any t in (0, 1].
+    """Denoiser D(x_t, t) of a UNet trained for a scheduler, of any prediction type, at any t in (0, 1]; x_t is the schedule's.
 
-    ``c`` is None or a mapping; its ``class_labels`` (B,), where it has them, go to the UNet.
+    ``c`` is None or a mapping; its ``class_labels`` (B,), where it has them, are passed to the UNet.
     """
 
     unet: Any
@@ -54,7 +54,7 @@ class UNetDenoiser:
     schedule: Diffusers
 
     def __call__(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, C, H, W), (B,), c -> (B, C, H, W)"""
+        """Return E[x_0 | x_t, c]: (B, C, H, W), (B,), c -> (B, C, H, W)."""
         if not hasattr(self.scheduler, "precondition_outputs"):
             return NetworkDenoiser(self._network, self.schedule, self.schedule.prediction)(x, t, c)
         sigma = expand(self.schedule.sigma(t), x)
@@ -69,18 +69,18 @@ class UNetDenoiser:
 
 
 def run_unet(unet: Any, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-    """The UNet's output, class labels handed over only where there are some."""
+    """Return the UNet's output; class labels are passed only where there are some."""
     extra = {} if labels is None else {"class_labels": labels}
     output: Tensor = unet(x.to(unet.dtype), timestep, **extra).sample
     return output
 
 
 class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Images of a trained UNet from p(x_0) ~ q(x_0) exp(-beta E(x_0)), by any scheduler's own steps.
+    """Pipeline that samples images of a trained UNet from p(x_0) ~ q(x_0) exp(-beta E(x_0)), by the steps of any scheduler.
 
     ``unet`` is a ``UNet2DModel`` or the like (class labels optional), ``scheduler`` any ``diffusers`` scheduler that
-    ``egd.schedules.Diffusers`` can read: the VP ones, k-diffusion's (Euler, Heun, ...), EDM's and flow matching's. At each
-    step D(x_t, t) is guided as ``egd.guidance.guide`` does it, and turned back into what the scheduler expects of the UNet.
+    ``egd.schedules.Diffusers`` can read: those of VP, k-diffusion (Euler, Heun, ...), EDM and flow matching. At each step
+    D(x_t, t) is guided as in ``egd.guidance.guide``, and converted into the output that the scheduler expects of the UNet.
     Folders written by ``DDPMPipeline`` and ``DDIMPipeline`` load as they are.
     """
 
@@ -113,21 +113,21 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Tensor] | None] | None = None,
         guidance_scale: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Sample; with neither an energy nor a guidance of one's own exactly what ``diffusers`` would sample.
+        """Sample images. With neither an energy nor a callable ``guidance`` they are exactly those of ``diffusers``.
 
-        ``energy(x_0, c)`` takes x_0 (B, C, H, W) in [-1, 1] and gives (B,), low = wanted. c is ``context`` with
+        ``energy(x_0, c)`` takes x_0 (B, C, H, W) in [-1, 1] and returns (B,), low = wanted. c is ``context`` with
         ``class_labels`` (B,) added, or None. ``guidance`` says how E_t is estimated: a name (``egd list``), ``{name: ...,
-        setting: ...}``, or a callable that is given those of energy, denoiser, posterior, schedule, support and beta that
-        its parameters name, and returns a timed energy. ``posterior`` is a callable (see ``calibrate``) or a name, and
-        ``support`` gives samples of the data; needed only where the guidance asks for them. ``rule`` is additive at
-        ``omega`` (1 unless given) by default; ``guidance_scale`` is another name for it. ``clip_x0`` keeps x_0 in [-1, 1],
-        before and after guidance; so does ``dynamic_threshold``, by shrinking. ``eta`` goes to schedulers that take one,
-        ``mu`` to flows with a dynamic shift. The scheduler's own state stays as it is. ``output_type`` is ``pil``, ``np`` or
-        ``pt``, from 0 to 1, or ``latent``, as sampled.
-        ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return {"image": another}.
+        setting: ...}``, or a callable that returns a timed energy and is given those of energy, denoiser, posterior, schedule,
+        support and beta that its parameters name. ``posterior`` is a callable (see ``calibrate``) or a name, and ``support``
+        returns samples of the data; they are needed only where the guidance uses them. ``rule`` is additive at ``omega`` (1
+        unless given) by default; ``guidance_scale`` is another name of ``omega``. ``clip_x0`` keeps x_0 in [-1, 1], before and
+        after guidance; ``dynamic_threshold`` does so by shrinking. ``eta`` is passed to schedulers that take one, ``mu`` to
+        flows with a dynamic shift. The scheduler's own state does not change. ``output_type`` is ``pil``, ``np`` or ``pt``,
+        from 0 to 1, or ``latent``, as sampled. ``callback_on_step_end(pipe, step, timestep, {"image": x})`` may return
+        {"image": another}.
 
-        Raises UserError for a name or setting that does not exist and for a scheduler that cannot be guided, ValueError for
-        a missing posterior or support, for a UNet that also predicts variances, and for an argument that makes no sense.
+        Raises UserError for a name or setting that does not exist and for a scheduler that cannot be guided, ValueError for a
+        missing posterior or support, for a UNet that also predicts variances, and for an invalid argument.
         """
         check_output_type(output_type)
         omega = scale_of(omega, guidance_scale)
@@ -165,11 +165,11 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def schedule(self) -> Diffusers:
-        """The forward process of the scheduler."""
+        """Forward process of the scheduler."""
         return from_diffusers(self.scheduler)
 
     def denoiser(self, *, clip_x0: bool | Component = True) -> Denoiser:
-        """D(x_t, t, c) of the UNet under the present scheduler."""
+        """Return D(x_t, t, c) of the UNet under the present scheduler."""
         return _bounded(UNetDenoiser(self.unet, self.scheduler, self.schedule), clip_x0)
 
     def calibrate(
@@ -184,10 +184,10 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         samples: int = 512,
         batch: int = 64,
     ) -> MomentPosterior:
-        """The posterior N(D, v(t) I), v estimated on images (N, C, H, W) in [-1, 1]; for ``posterior=`` above.
+        """Estimate the posterior N(D, v(t) I) on images (N, C, H, W) in [-1, 1], for ``posterior=`` of a call.
 
-        It costs grid * samples evaluations of the UNet and holds for this UNet and kind of schedule. ValueError for images
-        that are not as the UNet's, such as those of uint8; any range will do without ``clip_x0``.
+        It takes grid * samples evaluations of the UNet, and holds for this UNet and kind of schedule. Raises ValueError for
+        images unlike the UNet's, such as those of uint8; without ``clip_x0`` their range is not checked.
         """
         device = self._execution_device
         check_images("images", images, self._event(), bounded=clip_x0)
@@ -229,6 +229,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         clip_x0: bool | Component,
         c: Context,
     ) -> Denoiser:
+        """Make the guided denoiser of a call's arguments."""
         if self.unet.config.get("out_channels") not in (None, self.unet.config.in_channels):
             raise ValueError("the UNet predicts variances beside the mean; guide one with as many channels out as in")
         denoiser, schedule = self.denoiser(clip_x0=clip_x0), self.schedule
@@ -241,6 +242,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
     # -- around the steps ----------------------------------------------------------------------------------------
 
     def _event(self) -> tuple[int, int, int]:
+        """Return the shape of the UNet's images. Raises ValueError where its config has none."""
         size = self.unet.config.sample_size
         if size is None:
             raise ValueError("the UNet's config has no sample_size; set it: unet.register_to_config(sample_size=64)")
@@ -248,6 +250,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self.unet.config.in_channels, height, width
 
     def _finish(self, image: Tensor, output_type: str) -> Any:
+        """Convert images to the output type."""
         if output_type == "latent":
             return image
         image = (image / 2 + 0.5).clamp(0, 1)
@@ -259,6 +262,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def _bounded(denoiser: Denoiser, bound: bool | Component) -> Denoiser:
+    """Wrap a denoiser by its bound on x_0."""
     if isinstance(bound, bool):
         return Clip(denoiser, -1.0, 1.0) if bound else denoiser
     parts = {"denoiser": denoiser, "low": -1.0, "high": 1.0}
@@ -267,6 +271,7 @@ def _bounded(denoiser: Denoiser, bound: bool | Component) -> Denoiser:
 
 
 def _context(context: Mapping[str, Tensor] | None, labels: Tensor | None) -> Context:
+    """Combine context and class labels."""
     if context is None and labels is None:
         return None
     return {**(context or {}), **({} if labels is None else {"class_labels": labels})}
@@ -289,6 +294,7 @@ def _rule(rule: Component | None, omega: float) -> GuidanceRule:
 
 
 def _timed_energy(guidance: Component, parts: Mapping[str, Any]) -> TimedEnergy:
+    """Make the timed energy. Raises ValueError for parts that are missing or unknown."""
     if callable(guidance):
         others = {n for n, p in parameters(guidance).items() if p.default is p.empty} - UNCALIBRATED_PARTS
         if others:

@@ -1,4 +1,4 @@
-"""What a pipeline is given, checked before anything is sampled. Raises ValueError naming the argument."""
+"""Checks of a pipeline's arguments before anything is sampled. They raise ValueError naming the argument."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from egd.types import Context, Energy, Support
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 ROUNDING = 1e-3
-"""How far beyond [-1, 1] images may lie."""
+"""Tolerance of the range [-1, 1] of images."""
 
 
 def check_images(name: str, images: Tensor, event: tuple[int, ...], *, bounded: bool = True) -> None:
-    """ValueError naming the argument for images (..., C, H, W) that are not floating, finite, of this event's shape, and in
-    [-1, 1] where they are ``bounded``; a warning where all lie in [0, 1], which is another scale.
+    """Raise ValueError unless images (..., C, H, W) are floating, finite, shaped like ``event``, and in [-1, 1] if ``bounded``.
+
+    Warns where all bounded images lie in [0, 1], which is another scale.
     """
     scale = "images in [-1, 1]" if bounded else "images"
     if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -39,8 +40,10 @@ def check_images(name: str, images: Tensor, event: tuple[int, ...], *, bounded: 
 
 
 def check_energy(energy: Energy, shape: tuple[int, ...], c: Context, device: torch.device, dtype: torch.dtype) -> None:
-    """ValueError for an energy that does not give one finite number for each of two images of noise, the first two rows of a
-    batch (B, C, H, W). Whether it has a gradient is another question: not every guidance asks for one.
+    """Raise ValueError unless an energy gives one finite number for each of two images of noise.
+
+    They take the first two rows of a batch (B, C, H, W). Whether the energy has a gradient is not checked: not every guidance
+    needs one.
     """
     x0 = torch.rand(min(2, shape[0]), *shape[1:], generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(device, dtype)
     with torch.no_grad():
@@ -50,7 +53,7 @@ def check_energy(energy: Energy, shape: tuple[int, ...], c: Context, device: tor
 
 
 def checked_support(support: Support, event: tuple[int, ...], *, bounded: bool) -> Support:
-    """The support, its images checked whenever there are any."""
+    """Return the support with a check of the images that it draws."""
 
     def checked(c: Context, k: int) -> Tensor:
         images = support(c, k)
@@ -61,7 +64,7 @@ def checked_support(support: Support, event: tuple[int, ...], *, bounded: bool) 
 
 
 def check_numbers(*, batch_size: int, num_inference_steps: int, beta: float, omega: float, eta: float) -> None:
-    """ValueError for counts below 1, infinite strengths and an eta outside [0, 1]."""
+    """Raise ValueError for counts below 1, beta or omega that are not finite, and eta outside [0, 1]."""
     for name, count in {"batch_size": batch_size, "num_inference_steps": num_inference_steps}.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} is a whole number from 1; got {count!r}")
@@ -73,14 +76,14 @@ def check_numbers(*, batch_size: int, num_inference_steps: int, beta: float, ome
 
 
 def scale_of(omega: float | None, guidance_scale: float | None) -> float:
-    """Take the guidance scale under either of its names; 1 under neither. ValueError under both."""
+    """Return the guidance scale under either of its names, 1 if neither is given. Raises ValueError if both are."""
     if omega is not None and guidance_scale is not None:
         raise ValueError(f"omega ({omega}) and guidance_scale ({guidance_scale}) are one thing; give one of them")
     return next((scale for scale in (omega, guidance_scale) if scale is not None), 1.0)
 
 
 def check_rows(n: int, generator: Any, labels: Tensor | None, context: Mapping[str, Tensor] | None) -> None:
-    """ValueError naming what does not have one entry for each of the n images."""
+    """Raise ValueError for a generator, labels or context that do not have one entry for each of the n images."""
     rows = {} if labels is None else {"class_labels": labels}
     rows |= {f"context['{name}']": value for name, value in (context or {}).items()}
     for name, value in rows.items():
@@ -95,7 +98,7 @@ def check_rows(n: int, generator: Any, labels: Tensor | None, context: Mapping[s
 
 
 def replaced(image: Tensor, returned: Mapping[str, Tensor] | None) -> Tensor:
-    """The image that a callback returned in place of this one, if any."""
+    """Return the image that a callback returned, or the given one if it returned none. Raises ValueError for anything else."""
     if returned is None:
         return image
     if not isinstance(returned, Mapping) or set(returned) - {"image"}:
@@ -109,12 +112,12 @@ def replaced(image: Tensor, returned: Mapping[str, Tensor] | None) -> Tensor:
 
 
 def check_output_type(output_type: str) -> None:
-    """ValueError for one that the pipeline does not have."""
+    """Raise ValueError for an output type that the pipeline does not have."""
     if output_type not in OUTPUTS:
         raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}; got {output_type!r}")
 
 
 def warn_of_dropout(network: nn.Module) -> None:
-    """A warning for a network that draws dropout anew at every call: no denoiser, and its gradient is that of another."""
+    """Warn of a network that draws dropout anew at every call: it is no denoiser, and its gradient is of another function."""
     if network.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules()):
         warnings.warn("the UNet is in training mode, and has dropout; call unet.eval()", stacklevel=3)

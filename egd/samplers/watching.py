@@ -97,9 +97,7 @@ def named(label: str) -> Iterator[None]:
 
 @contextmanager
 def watching(*, walk: bool = False) -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block, or one run (``walk``) that ends with ``finish``; an outer block sees them
-    too.
-    """
+    """Watch the sampling runs of a with-block, or one run (``walk``) that ends with ``finish``; outer blocks see them too."""
     outer, own = _current.get(), Watch(walk)
     token = _current.set(own)
     try:

@@ -1,4 +1,4 @@
-"""Training: learners, their times, many runs as one program, the precision of a step."""
+"""Training: learners, times, batches of runs, and the precision of a step."""
 
 from egd.training.learners import DenoiserLearner, EnergyLearner, Fit, Learner, Metrics, StepLearner, train
 

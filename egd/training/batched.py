@@ -1,4 +1,4 @@
-"""Many runs as one program: learners that differ only in their tensors take their steps together."""
+"""Batches of runs: learners that differ only in their tensors take their steps together, as one program."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _active: ContextVar[bool] = ContextVar("_active", default=False)
 
 
 def inside() -> bool:
-    """Whether this is a call for many runs at once: nothing made of their tensors may be kept."""
+    """Tell whether this is a call for many runs at once: nothing made of their tensors may be kept."""
     return _active.get()
 
 
 @contextmanager
 def _batched_call() -> Iterator[None]:
+    """Mark the calls in a with-block as calls for many runs at once."""
     token = _active.set(True)
     try:
         yield
@@ -34,7 +35,7 @@ def _batched_call() -> Iterator[None]:
 
 
 class Stack:
-    """The tensors of S modules of one shape, stacked: name -> (S, ...)."""
+    """Stacked tensors of S modules of one shape: name -> (S, ...)."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules, self.first = modules, modules[0]
@@ -42,9 +43,10 @@ class Stack:
         self.tensors = {name: torch.stack([own[name] for own in all_of_them]).detach() for name in all_of_them[0]}
 
     def call(self, f: Callable[..., Any], *arguments: Any, tensors: dict[str, Tensor] | None = None) -> Any:
-        """f(*arguments) once for every module, the first module holding the others' tensors in turn; every tensor of the
-        arguments is (S, ...), everything else is shared. What f returns is stacked likewise. Random numbers within f are
-        refused: they would not be those of separate runs.
+        """Call f(*arguments) once for every module, with that module's tensors in the first module, and stack what f returns.
+
+        Every tensor of the arguments is (S, ...); everything else is shared. Random numbers within f are refused, because they
+        would not be those of separate runs.
         """
         runner = Runner(self.first, f)
         axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
@@ -57,40 +59,41 @@ class Stack:
 
     @torch.no_grad()
     def unstack(self) -> None:
-        """Give every module its own tensors back."""
+        """Copy the stacked tensors back into their modules."""
         for i, module in enumerate(self.modules):
             for name, tensor in tensors_of(module).items():
                 tensor.copy_(self.tensors[name][i])
 
 
 class Runner(nn.Module):
-    """A function as a module, beside the one whose tensors it reads."""
+    """Module of a function, beside the module whose tensors it uses."""
 
     def __init__(self, module: nn.Module, f: Callable[..., Any]) -> None:
         super().__init__()
         self.module, self.f = module, f
 
     def forward(self, *arguments: Any) -> Any:
-        """What the function gives."""
+        """Return the function's result."""
         return self.f(*arguments)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that no checkpoint keeps included."""
+    """Return parameters and buffers by name, including buffers that no checkpoint keeps."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 class NotBatchable(Exception):
-    """Learners that cannot take their steps together, and why."""
+    """Error of learners that cannot take their steps together; its text is the reason."""
 
 
 class BatchedLearner:
-    """S learners that take every step together: one loss over stacked tensors, one optimiser over stacked parameters.
+    """Learner of S runs that take every step together: one loss over stacked tensors, one optimiser over stacked parameters.
 
-    Random numbers, gradients, Adam's moments and averages are those of separate runs, so that results are equal up to the
-    order of additions. ``update`` takes one generator and gives one mapping of metrics a learner; ``unstack`` writes
+    Random numbers, gradients, Adam's moments and averages are those of separate runs, so that results are equal up to the order
+    of additions. ``update`` takes one generator and gives one mapping of metrics for each learner. ``unstack`` writes
     everything back into the learners, whose checkpoints are those of separate runs. Raises NotBatchable for learners at
-    different steps, that clip gradients by their norm, or whose loss draws random numbers or branches on a tensor.
+    different steps, learners that clip gradients by their norm, and learners whose loss draws random numbers or branches on a
+    tensor.
     """
 
     def __init__(self, learners: Sequence[Any], generators: Sequence[torch.Generator]) -> None:
@@ -112,15 +115,16 @@ class BatchedLearner:
             raise NotBatchable(str(error).splitlines()[0]) from error
 
     def update(self) -> list[Metrics]:
-        """One step of every learner."""
+        """Take one step of every learner, and return their metrics."""
         metrics = self._descend(_stacked(self._draw()))
         return [{name: value[i] for name, value in metrics.items()} for i in range(len(self.learners))]
 
     def _draw(self) -> list[Any]:
+        """Draw the next batch of every learner."""
         return [learner.draw(own) for learner, own in zip(self.learners, self.generators, strict=True)]
 
     def _peek(self) -> list[Any]:
-        """The next draws, generators left as they were."""
+        """Draw the next batches, and leave the generators as they were."""
         states = [generator.get_state() for generator in self.generators]
         drawn = self._draw()
         for generator, state in zip(self.generators, states, strict=True):
@@ -138,6 +142,7 @@ class BatchedLearner:
             fit.step = self.step
 
     def _stack(self) -> None:
+        """Stack the learners' modules, averages and optimiser states."""
         first = self.fits[0]
         modules = [nn.ModuleDict({"fitted": x.fit.module, **ema_modules(x.fit), **x.loss_networks()}) for x in self.learners]
         self.stack = Stack(modules)
@@ -161,12 +166,12 @@ class BatchedLearner:
 
     @cached_property
     def _grads(self) -> Callable[..., tuple[dict[str, Tensor], Metrics]]:
-        """(tensors, batches) -> the gradients of all runs' losses by name, and the metrics."""
+        """Function (tensors, batches) -> the gradients of all runs' losses by name, and the metrics."""
         loss, names = self.learners[0].loss, set(self.names)
 
         def total(fitted: dict[str, Tensor], others: dict[str, Tensor], batches: Any) -> tuple[Tensor, Metrics]:
             losses, metrics = self.stack.call(loss, batches, tensors={**others, **fitted})
-            return losses.sum(), metrics  # a run's loss reads its own tensors alone: the sum's gradient is every run's own
+            return losses.sum(), metrics  # a run's loss uses its own tensors alone: the sum has every run's own gradient
 
         def grads(tensors: dict[str, Tensor], batches: Any) -> tuple[dict[str, Tensor], Metrics]:
             fitted = {name: tensors[name] for name in self.names}
@@ -178,17 +183,18 @@ class BatchedLearner:
 
     @property
     def device(self) -> torch.device:
-        """Of the learners."""
+        """Device of the learners."""
         return self.parameters[0].device
 
     def _descend(self, batches: Any) -> Metrics:
+        """Take one step of all runs on their batches, and return the stacked metrics."""
         first = self.fits[0]
         first.step = self.step
         first.set_rate(self.optimiser)
         tensors = {name: tensor.detach() for name, tensor in self.stack.tensors.items()}
         grads, metrics = self._grads(tensors, batches)
         for parameter, name in zip(self.parameters, self.names, strict=True):
-            parameter.grad = grads[name].contiguous()  # a fused optimiser takes the layout for granted
+            parameter.grad = grads[name].contiguous()  # a fused optimiser relies on the layout
         self.optimiser.step()
         with torch.no_grad():
             for (average, averaged, followed), count in zip(self.follows, self.counts, strict=True):
@@ -202,7 +208,7 @@ class BatchedLearner:
 
 
 def _groups(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Those of an optimiser, with its learning rates, of other parameters in the same order."""
+    """Return an optimiser's parameter groups, with its learning rates, for other parameters in the same order."""
     others = iter(parameters)
     return [
         {"params": [next(others) for _ in own["params"]], "lr": own["lr"], "initial_lr": own["initial_lr"]}
@@ -211,14 +217,16 @@ def _groups(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> l
 
 
 def _stacked(drawn: Sequence[Any]) -> Any:
+    """Stack the tensors of all draws; everything else is that of the first."""
     return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *drawn)
 
 
 def ema_modules(fit: Fit) -> dict[str, nn.Module]:
-    """The averages that follow a fit, by name."""
+    """Return the moving averages of a fit by name."""
     modules: dict[str, nn.Module] = {f"average{i}": f.average.module for i, f in enumerate(fit.ema_modules)}
     return modules
 
 
 def _copied(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Return the entries of an optimiser's state, copied."""
     return ((key, value.clone()) for key, value in state.items())

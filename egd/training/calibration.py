@@ -1,4 +1,4 @@
-"""Posterior variances over t as a trained part of a run."""
+"""Calibration of posterior variances over t as a phase of a run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from egd.types import Denoiser, Sample, Schedule
 
 
 class Calibration(nn.Module):
-    """The ``Moments`` of one or several denoisers by name, from a pass over the data: a learner whose one update is
-    ``calibrate`` with ``settings``.
+    """Learner of the ``Moments`` of one or several denoisers by name; its one update is ``calibrate`` with ``settings``.
 
-    They are buffers, so that those of many runs can be stacked. ``version`` counts how often they changed.
+    The moments are buffers, so that those of many runs can be stacked. ``version`` counts how often they changed.
     """
 
     def __init__(
@@ -32,13 +31,13 @@ class Calibration(nn.Module):
 
     @property
     def moments(self) -> dict[str, Moments]:
-        """Name -> moments; {} before the first update."""
+        """Moments by the name of their denoiser; {} before the first update."""
         loaded = {name: Moments.load(_tensors(module)) for name, module in self.fitted.items()}
         return {name: replace(moments, schedule=self.schedule) for name, moments in loaded.items()}
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
-        """Estimate everything anew."""
+        """Estimate all moments anew, and return the data's variance."""
         for name, denoiser in self.denoisers.items():
             found = calibrate(denoiser(), self.schedule, self.sample, generator=generator, **self.settings)
             self._keep(name, found.state())
@@ -46,11 +45,11 @@ class Calibration(nn.Module):
         return {"data_var": next(iter(self.moments.values())).data_var}
 
     def state(self) -> dict[str, Tensor]:
-        """Give the moments, for the checkpoint."""
+        """Return the moments as flat tensors, for the checkpoint."""
         return {k: v for name, module in self.fitted.items() for k, v in prefixed(name, _tensors(module)).items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave. ValueError where it is of other denoisers, or of another grid."""
+        """Set the moments from a ``state``. Raises ValueError where it is of other denoisers, or of another grid."""
         for name in self.denoisers:
             if not (tensors := group(name, state)):
                 raise ValueError(f"there are no moments of {name}")
@@ -61,11 +60,12 @@ class Calibration(nn.Module):
         self.version += 1
 
     def _keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the moments of one denoiser as buffers."""
         self.fitted[name] = nn.Module()
         for key, tensor in tensors.items():
             self.fitted[name].register_buffer(key.replace(".", "/"), tensor)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Give a module's buffers, whose names had dots."""
+    """Return a module's buffers by their names before registration, which had dots."""
     return {name.replace("/", "."): tensor for name, tensor in module.named_buffers()}

@@ -1,4 +1,4 @@
-"""Learners: what is trained, one update at a time, with everything that a killed run needs to go on bit for bit."""
+"""Learners, which train one update at a time and keep everything that a killed run needs to continue bit for bit."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ Metrics: TypeAlias = dict[str, Tensor]
 
 
 class Learner(Protocol):
-    """One trained part. Its random numbers come from the generator that the caller keeps and checkpoints.
+    """Learner of one trained part. Its random numbers come from the generator that the caller keeps and checkpoints.
 
     Optional: ``computing`` (``HasComputing``) and ``training_only`` (``TrainingOnly``).
     """
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One gradient step; the metrics stay on the device."""
+        """Take one gradient step, and return the metrics, which stay on the device."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides later updates, as flat tensors."""
+        """Return everything that decides later updates, as flat tensors."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Set everything from a ``state``."""
         ...
 
 
 @runtime_checkable
 class HasComputing(Protocol):
-    """A learner whose steps can be taken in another precision, or compiled."""
+    """Learner whose steps can be taken in another precision, or compiled."""
 
     computing: Computing
 
 
 @runtime_checkable
 class TrainingOnly(Protocol):
-    """A learner that says whether what it makes is of use in training alone: it is not loaded to act."""
+    """Learner that says whether its result is used in training alone, so that a policy need not load it."""
 
     training_only: bool
 
 
 def computing_of(learner: object) -> Computing:
-    """Tell how a learner's steps are taken: in float32 where it does not say."""
+    """Return the precision of a learner's steps, float32 where it does not say."""
     return learner.computing if isinstance(learner, HasComputing) else Computing()
 
 
 def is_training_only(learner: object) -> bool:
-    """Tell whether what a learner makes is of use in training alone."""
+    """Tell whether a learner's result is used in training alone."""
     return isinstance(learner, TrainingOnly) and learner.training_only
 
 
 def train(learner: Learner, steps: int, generator: torch.Generator) -> Metrics:
-    """So many updates, one after the other; returns the metrics of the last, none of none."""
+    """Take ``steps`` updates, and return the metrics of the last; {} for no update."""
     metrics: Metrics = {}
     for _ in range(steps):
         metrics = learner.update(generator)
@@ -76,13 +76,13 @@ def train(learner: Learner, steps: int, generator: torch.Generator) -> Metrics:
 
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a module's parameters; its first update copies them."""
+    """Make an exponential moving average of a module's parameters; its first update copies them."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class EMA:
-    """A moving average of a part of what is fitted."""
+    """Exponential moving average of a part of the fitted module."""
 
     average: AveragedModel
     part: nn.Module
@@ -90,8 +90,9 @@ class EMA:
 
 
 class Fit:
-    """A module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional
-    exponential moving average. ``rates`` are learning rates of the module's children by name, where they differ from ``lr``.
+    """Module with Adam, an optional cosine decay to zero over ``steps``, gradient clipping and an optional moving average.
+
+    ``rates`` are learning rates of the module's children by name, where they differ from ``lr``.
     """
 
     def __init__(
@@ -112,27 +113,27 @@ class Fit:
         self.step, self.cycles = 0, 1
 
     def follow(self, part: nn.Module, decay: float) -> AveragedModel:
-        """A moving average of a part of the module, updated with every step; its first update copies."""
+        """Return a moving average of a part of the module that every step updates; its first update copies the part."""
         average = moving_average(part, decay)
         self.ema_modules.append(EMA(average, part, decay))
         return average
 
     @property
     def model(self) -> nn.Module:
-        """The network to use: the average where there is one."""
+        """Network to use: the moving average where there is one, else the module."""
         return self.average.module if self.average is not None else self.module
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are fitted, in the optimiser's order."""
+        """List the fitted parameters, in the optimiser's order."""
         return [p for settings in self.optimiser.param_groups for p in settings["params"]]
 
     @property
     def device(self) -> torch.device:
-        """Of the module."""
+        """Device of the module."""
         return self.parameters()[0].device
 
     def fix_rates(self, lr: float | None) -> None:
-        """Fix the learning rates from now on, without decay; scaled, if one is given, so that the largest is this."""
+        """Fix the learning rates from now on, without decay; if ``lr`` is given, scale them so that the largest is ``lr``."""
         self.decay = False
         largest = max(settings["initial_lr"] for settings in self.optimiser.param_groups)
         for settings in self.optimiser.param_groups:
@@ -140,13 +141,13 @@ class Fit:
             settings["lr"] = settings["initial_lr"]
 
     def descend(self, loss: Tensor) -> None:
-        """One step down the loss ()."""
+        """Take one step down the gradient of the loss ()."""
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.step_down()
 
     def step_down(self) -> None:
-        """One step down the gradients that the parameters hold."""
+        """Take one step down the gradients that the parameters hold."""
         self.set_rate(self.optimiser)
         if self.clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
@@ -156,7 +157,7 @@ class Fit:
         self.step += 1
 
     def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
-        """The learning rates of this step; its decay begins anew in each of ``cycles`` equal parts of the steps."""
+        """Set the learning rates of this step; the decay begins anew in each of ``cycles`` equal parts of the steps."""
         if self.decay:
             length = max(1, -(-self.steps // self.cycles))
             done = self.step % length if self.step < self.steps else length
@@ -165,7 +166,7 @@ class Fit:
                 settings["lr"] = settings["initial_lr"] * share
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, average, optimiser and step count."""
+        """Return weights, moving average, optimiser and step count as flat tensors."""
         average = {} if self.average is None else prefixed("average", self.average.state_dict())
         return {
             **prefixed("module", self.module.state_dict()),
@@ -175,7 +176,7 @@ class Fit:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Set everything from a ``state``."""
         self.module.load_state_dict(group("module", state))
         load_optimiser(self.optimiser, group("optimiser", state))
         if self.average is not None:
@@ -184,7 +185,7 @@ class Fit:
 
 
 def _groups(module: nn.Module, lr: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Of parameters by learning rate, in the module's order."""
+    """Return the optimiser's parameter groups, by learning rate, in the module's order."""
     found: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         found.setdefault(rates.get(name.partition(".")[0], lr), []).append(parameter)
@@ -192,8 +193,10 @@ def _groups(module: nn.Module, lr: float, rates: Mapping[str, float]) -> list[di
 
 
 class StepLearner(ABC):
-    """A learner whose step is a draw, a loss and a descent: random numbers come in the draw, so that the rest can be compiled,
-    captured, or done for many runs at once (``egd.training.batched``).
+    """Learner whose step is a draw, a loss and a descent.
+
+    All random numbers come in the draw, so that the rest can be compiled, captured, or done for many runs at once
+    (``egd.training.batched``).
     """
 
     fit: Fit
@@ -201,21 +204,21 @@ class StepLearner(ABC):
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Any:
-        """All that is random in a step, as tensors in tuples, mappings or the like."""
+        """Draw all that is random in a step, as tensors in tuples, mappings or the like."""
 
     @abstractmethod
     def loss(self, drawn: Any) -> tuple[Tensor, Metrics]:
-        """The loss () to descend, and the metrics, detached."""
+        """Compute the loss () to descend, and the metrics, detached."""
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """The modules, beside the fitted one, whose tensors the loss reads and which are not the same in all runs."""
+        """Return the modules, beside the fitted one, whose tensors the loss uses and which differ between runs."""
         return {}
 
     def begin(self, drawn: Any) -> None:  # noqa: B027
-        """What is to be set from the first draw of all."""
+        """Set what depends on the first draw of all."""
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One step."""
+        """Take one step, and return the metrics."""
         drawn = self.draw(generator)
         if self.fit.step == 0:
             self.begin(drawn)
@@ -225,21 +228,22 @@ class StepLearner(ABC):
         return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides later updates, as flat tensors."""
+        """Return everything that decides later updates, as flat tensors."""
         return self.fit.state()
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Set everything from a ``state``."""
         self.fit.load(state)
 
 
 Noised: TypeAlias = tuple[Tensor, Context, Tensor, Tensor]
-"""x_0 (B, ...), c, t (B,) and noise (B, ...): x_t is ``diffuse(schedule, x_0, t, noise)``."""
+"""Draw of x_0 (B, ...), c, t (B,) and noise (B, ...): x_t is ``diffuse(schedule, x_0, t, noise)``."""
 
 
 def draw_noised(sample: Sample, batch: int, times: Times, generator: torch.Generator) -> Noised:
-    """A batch of data with times and standard normal noise; of as many rows as ``sample`` gives, which may be others than it
-    was asked for.
+    """Draw a batch of data with times and standard normal noise.
+
+    It has as many rows as ``sample`` returns, which may differ from ``batch``.
     """
     x0, c = sample(batch, generator)
     t = times(len(x0), generator)
@@ -247,10 +251,10 @@ def draw_noised(sample: Sample, batch: int, times: Times, generator: torch.Gener
 
 
 class DenoiserLearner(StepLearner):
-    """Trains a network on the denoising loss of what it predicts (for noise AEPO Algorithm 1, first part).
+    """Learner of a denoiser, by the denoising loss of its network's prediction type (for noise AEPO Algorithm 1, first part).
 
-    ``weights`` (x_0, c) -> (B,) weighs the data: the denoiser learned is that of the weighted data (energy-weighted
-    training). See ``prediction_loss``.
+    ``weights`` (x_0, c) -> (B,) weights the data, and the denoiser is that of the weighted data (energy-weighted training). See
+    ``prediction_loss``.
     """
 
     def __init__(
@@ -268,11 +272,11 @@ class DenoiserLearner(StepLearner):
         self.prediction, self.weights, self.times = prediction, weights, times
 
     def draw(self, generator: torch.Generator) -> Noised:
-        """Data, times and noise."""
+        """Draw data, times and noise."""
         return draw_noised(self.sample, self.batch, self.times, generator)
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
-        """The metric is the mean over dimensions, 1 for a noise model that predicts nothing."""
+        """Compute the loss (); the metric is its mean over dimensions, 1 for a noise model that predicts nothing."""
         x0, c, t, noise = drawn
         weight = None if self.weights is None else energy_values(self.weights, x0, c).detach()
         loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
@@ -280,10 +284,10 @@ class DenoiserLearner(StepLearner):
 
 
 class EnergyLearner(StepLearner):
-    """Trains an energy network on an objective (AEPO Algorithm 1, last part).
+    """Learner of an energy network, by an objective (AEPO Algorithm 1, last part).
 
-    Use it as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``: so it was trained. Not ``fresh``
-    is a network that has been trained before; its output scale is left alone.
+    Use the network as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``, because it is trained so.
+    ``fresh`` is false for a network that has been trained before; its output scale is then left alone.
     """
 
     def __init__(
@@ -302,19 +306,19 @@ class EnergyLearner(StepLearner):
         self._generator = torch.Generator()
 
     def draw(self, generator: torch.Generator) -> Noised:
-        """Data, times and noise."""
+        """Draw data, times and noise."""
         self._generator = generator
         return draw_noised(self.sample, self.batch, self.times, generator)
 
     def begin(self, drawn: Noised) -> None:
-        """The network's output scale is set from the first batch's targets."""
+        """Set the network's output scale from the first batch's targets."""
         x0, c, t, noise = drawn
         network, objective = self.fit.module, self.objective
         if self.fresh and isinstance(objective, HasTargets) and isinstance(network, EnergyNetwork):
             network.standardise(objective.targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
 
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
-        """The objective's, in squares of the network's output scale where it has a unit."""
+        """Compute the objective's loss (), divided by the square of the network's output scale where it has a unit."""
         x0, c, t, noise = drawn
         x = diffuse(self.schedule, x0, t, noise)
         module = self.fit.module
@@ -325,10 +329,10 @@ class EnergyLearner(StepLearner):
         return loss, {"loss": loss.detach(), **metrics}
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """Those that the objective says it reads."""
+        """Return the networks that the objective's loss uses."""
         return self.objective.loss_networks() if isinstance(self.objective, HasLossNetworks) else {}
 
     @property
     def scale(self) -> Tensor | float:
-        """The network's output scale: losses with a unit are reported and descended in its squares."""
+        """Output scale of the network; losses with a unit are reported and descended in its square."""
         return self.fit.module.scale if isinstance(self.fit.module, EnergyNetwork) else 1.0

@@ -1,4 +1,4 @@
-"""Steps of one learner on batches that come from elsewhere, as in a loop that gathers them itself."""
+"""Steps of one learner on batches that a loop outside gathers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from egd.training.learners import Metrics, StepLearner
 
 
 class Steps:
-    """Takes a learner's steps on what others have drawn for it, in one shape; compiled where the learner's ``computing`` says
-    so. The learner's own tensors are updated, so that what reads these between steps need not know; ``BatchedLearner`` has
+    """Steps of a learner on given draws of one shape, compiled where the learner's ``computing`` says so.
+
+    The learner's own tensors are updated, so that code that uses them between steps needs no change; ``BatchedLearner`` has
     stacked copies, and draws for itself.
     """
 
@@ -25,10 +26,10 @@ class Steps:
         self.module = nn.ModuleDict({"fitted": self.fit.module, **ema_modules(self.fit), **learner.loss_networks()})
         names = {id(p): name for name, p in self.module.named_parameters()}
         self.fitted = {names[id(p)]: p for p in self.fit.parameters()}
-        self.tensors = tensors_of(self.module)  # found once: whatever is loaded or averaged is written into these
+        self.tensors = tensors_of(self.module)  # looked up once: loading and averaging write into the same tensors
 
     def __call__(self, drawn: Any) -> Metrics:
-        """One step on what the learner's ``draw`` might have given."""
+        """Take one step on a draw as the learner's ``draw`` returns it, and return the metrics."""
         if not self.learner.computing.compile:
             with self.learner.computing.autocast(self.fit.device):
                 loss, metrics = self.learner.loss(drawn)
@@ -36,13 +37,13 @@ class Steps:
             return metrics
         grads, metrics = self._grads({name: tensor.detach() for name, tensor in self.tensors.items()}, drawn)
         for name, parameter in self.fitted.items():
-            parameter.grad = grads[name].contiguous()  # a fused optimiser takes the layout for granted
+            parameter.grad = grads[name].contiguous()  # a fused optimiser relies on the layout
         self.fit.step_down()
-        return {name: value.clone() for name, value in metrics.items()}  # on a GPU the next step writes over the graph's own
+        return {name: value.clone() for name, value in metrics.items()}  # on a GPU the next step overwrites the graph's outputs
 
     @cached_property
     def _grads(self) -> Callable[..., tuple[dict[str, Tensor], Metrics]]:
-        """(tensors, drawn) -> gradients by name, and the metrics."""
+        """Function (tensors, drawn) -> the gradients by name, and the metrics."""
         runner = Runner(self.module, self.learner.loss)
 
         def loss(fitted: dict[str, Tensor], others: dict[str, Tensor], drawn: Any) -> tuple[Tensor, Metrics]:

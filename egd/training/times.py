@@ -1,4 +1,4 @@
-"""Times at which networks are trained."""
+"""Distributions of the times at which networks are trained."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from egd.types import Schedule
 
 
 class Times(Protocol):
-    """Draws the times of a batch."""
+    """Distribution of the times of a batch."""
 
     def __call__(self, n: int, generator: torch.Generator, /) -> Tensor:
-        """(n,), on the generator's device."""
+        """Draw n times: (n,), on the generator's device."""
         ...
 
 
 @dataclass(frozen=True)
 class UniformTimes:
-    """t ~ U[low, 1]."""
+    """Uniform distribution of times, t ~ U[low, 1]."""
 
     low: float = 1e-3
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,)"""
+        """Draw n times: (n,)."""
         return random_times(n, self.low, generator)
 
 
 @dataclass(frozen=True)
 class LogNormalTimes:
-    """log(sigma_t / alpha_t) ~ N(mean, std^2), no time below ``low``: EDM's noise levels (arXiv:2206.00364, section 5), which
-    has mean -1.2 and standard deviation 1.2.
+    """Log-normal distribution of noise levels, log(sigma_t / alpha_t) ~ N(mean, std^2), with no time below ``low``.
 
-    ValueError for a schedule without ``time``.
+    EDM (arXiv:2206.00364, section 5) has mean -1.2 and standard deviation 1.2. Raises ValueError for a schedule without
+    ``time``.
     """
 
     schedule: Schedule
@@ -50,7 +50,7 @@ class LogNormalTimes:
             raise ValueError(f"log-normal times need {type(self.schedule).__name__}.time(lam)")
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,)"""
+        """Draw n times: (n,)."""
         log_ratio = self.mean + self.std * torch.randn(n, generator=generator, device=generator.device)
         inverse = inverse_log_snr(self.schedule)
         assert inverse is not None
