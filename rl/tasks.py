@@ -1,7 +1,7 @@
-"""The tasks of AEPO's tables under D4RL's names: where their data, environments, step limits and reference scores are.
+"""Tasks of AEPO's tables under D4RL's names, with their datasets, environments, step limits and reference scores.
 
-Reference scores are D4RL's by task name, never a dataset's own metadata (some of those are wrong). Today's environments
-(MuJoCo -v5, Adroit -v1) differ from the ones the references were measured on, and ``Task.env_note`` says how: scores are
+Reference scores are D4RL's by task name, never those of a dataset's metadata, some of which are wrong. Today's environments
+(MuJoCo -v5, Adroit -v1) differ from those the references were measured on, and ``Task.env_note`` says how: scores are
 comparable, not equal.
 """
 
@@ -19,7 +19,7 @@ Family = Literal["gym-mujoco", "adroit", "maze2d", "antmaze", "other"]
 
 @dataclass(frozen=True)
 class RewardTransform:
-    """Rewards become (r + ``shift``) times ``scale``; ``range`` is 1000 / (largest - smallest return of an episode)."""
+    """Reward transform (r + ``shift``) times ``scale``; ``range`` is 1000 / (largest - smallest return of an episode)."""
 
     scale: Literal["range"] | float = 1.0
     shift: float = 0.0
@@ -40,14 +40,14 @@ REWARDS: Mapping[Family, RewardTransform] = {
     "antmaze": RewardTransform(shift=-1.0),
     "other": RewardTransform(),
 }
-"""A family's transform in the recipes here: IQL's and QGPO's, but for maze2d, whose episodes are pieces of one walk with
-returns that mean nothing: its rewards stay as they are, as in CORL."""
+"""Reward transform of a family in the recipes: that of IQL and QGPO, except for maze2d, whose rewards are unchanged, as in
+CORL: its episodes are pieces of one walk, and their returns have no meaning."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark task. ``reference`` is (min, max) return: score = 100 (R - min) / (max - min). Without it the score
-    is the return.
+    """Benchmark task. ``reference`` is (min, max) return: score = 100 (R - min) / (max - min). Without it the score is the
+    return.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Task:
     observation_keys: tuple[str, ...] = ()
     goal_reward: bool = False
     benchmark: str | None = None
-    """D4RL's id, version and all, of the task of AEPO's tables that this is; None for a task beyond those 33."""
+    """D4RL's id with version, for one of the 33 tasks of AEPO's tables; None for any other task."""
     env_note: str = ""
-    """How the environment differs from the one of the benchmark; empty where no benchmark has it."""
+    """Difference of the environment from the benchmark's; empty for a task of no benchmark."""
     on_hub: bool = True
     """Whether Minari's hub has the datasets."""
 
     @property
     def reward(self) -> RewardTransform:
-        """The transform of the family's recipe."""
+        """Reward transform of the family's recipe."""
         return REWARDS[self.family]
 
     def score(self, episode_return: float) -> float:
-        """D4RL's normalised score of an undiscounted return; the return itself where no reference is known."""
+        """Return D4RL's normalised score of an undiscounted return, or the return itself where no reference is known."""
         low, high = self.reference or (0.0, 100.0)
         return 100 * (episode_return - low) / (high - low)
 
@@ -194,11 +194,13 @@ def _table() -> dict[str, Task]:
 
 
 TASKS = _table()
-"""By short name: the 33 tasks of AEPO's tables, and those that have no ``benchmark``."""
+"""Tasks by short name: the 33 of AEPO's tables, and those without a ``benchmark``."""
 
 
 def find_task(name: str) -> Task:
-    """The task of D4RL's short name (with or without -v1/-v2) or of a Minari id. UserError for a name of neither form."""
+    """Return the task of D4RL's short name (with or without -v1/-v2) or of a Minari id. Raise UserError for a name of neither
+    form.
+    """
     short = re.sub(r"-v\d+$", "", name)
     if short in TASKS:
         return TASKS[short]
@@ -215,7 +217,11 @@ _MAZE2D_ID = re.compile(r"(D4RL/pointmaze|egd/maze2d)/(umaze|medium|large)(-dens
 
 
 def _by_dataset(dataset: str) -> Task:
-    """The task whose only dataset it is; else, by the id, that of a known environment; else one of its own environment."""
+    """Return the task of a Minari id.
+
+    It is the task whose only dataset this is; else one of the known environment in the id; else one of the dataset's own
+    environment.
+    """
     if not re.fullmatch(r"([\w-]+/)+[\w-]+-v\d{1,9}", dataset):  # it becomes a path: no dots
         raise UserError(f"'{dataset[:100]}' is not a Minari id of the form namespace/name-v0", key="--task")
     for task in TASKS.values():

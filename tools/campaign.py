@@ -1,8 +1,7 @@
-"""What the campaigns share: experiments of a second, the command line in processes that can be killed, and what makes two
-folders of runs the same.
+"""Shared parts of the campaigns: small experiments, ``egd`` in processes that can be killed, and comparison of run folders.
 
-A process here is a fork of this one, which has imported everything already: it takes a second where a fresh one takes five,
-and is killed like any other.
+A process here is a fork of this one, which has imported everything already: it starts in one second instead of five, and
+it is killed like any other process.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ sampler: {steps: 1}
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe and how it is run; ``stored``: finished phases are taken from a store and put there."""
+    """Recipe and the way it is run; with ``stored``, finished phases are taken from a store and put there."""
 
     name: str
     recipe: str
@@ -106,7 +105,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All experiments, every agent, many runs at once, and sweeps with a store."""
+    """Return the cases: all experiments, every agent, several runs at once, and sweeps with a store."""
 
     def offline(agent: str, text: str, *arguments: str, name: str = "", **settings: Any) -> Case:
         return Case(name or agent, f"{text}agent: {agent}\n", arguments, **settings)
@@ -156,7 +155,7 @@ MODULES = (
 
 
 def prepare(work: Path) -> None:
-    """Import all that a run needs and make known the task of short episodes whose data lie below ``work``."""
+    """Import everything that a run needs, and register a task with short episodes whose data lie below ``work``."""
     os.environ["MINARI_DATASETS_PATH"] = str(work / "minari")
     (work / "minari").mkdir(parents=True, exist_ok=True)
     for name in MODULES:
@@ -174,7 +173,7 @@ def prepare(work: Path) -> None:
 
 
 def _draw_once(path: Path) -> None:
-    """The first figure of a process takes a second, for its fonts."""
+    """Draw a figure, because the first one of a process takes a second to load its fonts."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
@@ -187,8 +186,9 @@ def _draw_once(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Crash:
-    """The process ends itself at its ``number``-th operation of a kind: ``half``, when half of a file is written, ``before``
-    or ``after`` a finished file takes its place.
+    """Crash of a process at its ``number``-th operation of a kind.
+
+    ``when`` is ``half``, when half of a file is written, or ``before`` or ``after`` a finished file takes its place.
     """
 
     when: str
@@ -197,7 +197,7 @@ class Crash:
 
 @dataclass
 class Process:
-    """The command line at work."""
+    """Process that runs the command line."""
 
     pid: int
     log: Path
@@ -205,7 +205,7 @@ class Process:
     code: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit status, or minus the signal that ended it; None while it works."""
+        """Return the exit status, or minus the signal that ended the process; None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -213,7 +213,7 @@ class Process:
         return self.code
 
     def wait(self, seconds: float = 600.0) -> int:
-        """The same, once it has ended; a process that hangs is killed and counts as a failure."""
+        """Return the exit status once the process has ended; one that hangs is killed and counts as failed."""
         until = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
@@ -223,19 +223,21 @@ class Process:
         return self.code
 
     def send(self, number: signal.Signals) -> None:
-        """A signal."""
+        """Send a signal to the process, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def said(self) -> str:
-        """All that it printed."""
+        """Return everything that the process printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def start(
     arguments: list[str], log: Path, environment: Mapping[str, str], *, crash: Crash | None = None, ops: Path | None = None
 ) -> Process:
-    """``egd`` with these arguments. Its file operations are listed in the file ``ops``, if any."""
+    """Start ``egd`` with these arguments, and return its process; its file operations are listed in the file
+    ``ops``, if given.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -304,24 +306,24 @@ def _watch_files(crash: Crash | None, ops: Path | None) -> None:
 # -- what a folder of runs holds -------------------------------------------------------------------------------------
 
 TIMES = {"seconds", "action_ms", "device", "versions", "reused", "digest"}
-"""Entries of a summary that are not results."""
+"""Entries of a summary that are no results."""
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All of a safetensors file."""
+    """Return all tensors of a safetensors file."""
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def checkpoints(folder: Path) -> Iterator[Path]:
-    """The last one of every phase, and networks that are written at the end."""
+    """Yield the last checkpoint of every phase, and networks that are written at the end."""
     for path in sorted(folder.rglob("*.safetensors")):
-        if path.parent.name != "previous":  # where that one stands depends on when a run was killed
+        if path.parent.name != "previous":  # its step depends on when a run was killed
             yield path
 
 
 def results(summary: Path) -> Any:
-    """What a run found."""
+    """Return the results of a run: its summary without times and versions."""
     return _without_times(json.loads(summary.read_text(encoding="utf-8")))
 
 
@@ -332,7 +334,7 @@ def _without_times(tree: Any) -> Any:
 
 
 def differences(reference: Path, other: Path) -> list[str]:
-    """What is not the same, bit for bit, in two folders of runs: tensors, metrics, summaries; and files left behind."""
+    """Return the differences, bit for bit, of two folders of runs: tensors, metrics, summaries, and files left behind."""
     found: list[str] = []
 
     def compare(kind: str, one: Mapping[Path, Any], two: Mapping[Path, Any], same: Callable[[Path, Path], bool]) -> None:
@@ -350,7 +352,7 @@ def differences(reference: Path, other: Path) -> list[str]:
 
 
 def same_tensors(one: Path, other: Path) -> bool:
-    """Names, shapes, types and every bit."""
+    """Return whether two files agree in names, shapes, types and every bit of their tensors."""
     a, b = tensors(one), tensors(other)
     return a.keys() == b.keys() and all(_identical(a[name], b[name]) for name in a)
 
@@ -364,10 +366,10 @@ def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def same_results(one: Path, other: Path) -> bool:
-    """Of two summaries."""
+    """Return whether two summaries have the same results."""
     return bool(results(one) == results(other))
 
 
 def same_bytes(one: Path, other: Path) -> bool:
-    """Of two files."""
+    """Return whether two files have the same content."""
     return one.read_bytes() == other.read_bytes()

@@ -1,11 +1,11 @@
-"""Damage every file of a run, and of the store, in more than twenty ways, and see what each command makes of it.
+"""Damage every file of a run, and of the store, in more than twenty ways, and check how each command reacts.
 
     python tools/corrupt_runs.py --seed 0 --jobs 2
 
-Every file meets every fault of its kind once, by a command drawn at random: going on with an unfinished run, showing a finished
-one, ``eval``, ``report``, ``select``, acting with the trained policy, or a run that takes phases from the store. Where a digest
-guards a file, faults of its content come with a digest made anew, so that they are met by more than the digest. What comes out
-must be the result of the sound run, or a message. Exit code 1 where a result is silently another one or a traceback is shown.
+Every file gets every fault of its kind once, and is read by a command drawn at random: resuming an unfinished run, showing a
+finished one, ``eval``, ``report``, ``select``, acting with the trained policy, or a run that takes phases from the store. Where
+a digest guards a file, faults of its content come with a new digest, so that further checks are tested, too. The outcome must
+be the result of the sound run, or a message. Exit code 1 where a result is silently different or a traceback is shown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import yaml
 from campaign import Case, Crash, cases, checkpoints, prepare, results, same_tensors, start
 
 Fault = Callable[[bytes, random.Random, "Place"], bytes | None]
-"""What becomes of a file's bytes; None: it is deleted."""
+"""Maps a file's bytes to damaged ones, or to None if the file is to be deleted."""
 
 SELECT = ("--states", "8", "--actions", "4", "--device", "cpu")
 OUTCOMES = ("same", "recovered, and said", "refused, and said", "SILENTLY WRONG", "TRACEBACK")
@@ -45,18 +45,18 @@ SEED0, SEED1 = "out/egd-maze2d-short-v0/seed-0", "out/egd-maze2d-short-v0/seed-1
 
 @dataclass(frozen=True)
 class Place:
-    """A file, and where others are that could be mistaken for it."""
+    """File to be damaged, with the files that could be mistaken for it."""
 
     path: Path
     folder: Path
 
     def of_other_seed(self) -> bytes:
-        """The file of the same name in the run of another seed."""
+        """Return the content of the same file in the run of another seed."""
         other = Path(str(self.path).replace("/seed-0/", "/seed-1/"))
         return other.read_bytes() if other.exists() else b""
 
     def neighbour(self) -> bytes:
-        """Another file of the same kind beside it."""
+        """Return the content of another file of the same kind in the same folder."""
         beside = [p for p in sorted(self.path.parent.glob(f"*{self.path.suffix}")) if p != self.path]
         return beside[0].read_bytes() if beside else b""
 
@@ -102,7 +102,7 @@ def _without(lines: list[bytes], r: random.Random) -> list[bytes]:
 
 
 def _tensors(change: Callable[[dict[str, torch.Tensor], dict[str, Any], random.Random], None]) -> Fault:
-    """A checkpoint with another content and a digest to it."""
+    """Return a fault that changes a checkpoint's content and renews its digest."""
 
     def fault(content: bytes, r: random.Random, place: Place) -> bytes:
         from egd.runs.checkpoint import as_bytes, load_checkpoint
@@ -167,7 +167,7 @@ CHECKPOINT: dict[str, Fault] = {
 
 
 def _json(change: Callable[[dict[str, Any]], None], **dump: Any) -> Fault:
-    """A summary with another content and a digest to it."""
+    """Return a fault that changes a summary's content and renews its digest."""
 
     def fault(content: bytes, r: random.Random, place: Place) -> bytes:
         from egd.runs.summaries import digest
@@ -219,7 +219,7 @@ CONFIG: dict[str, Fault] = {
 
 
 def faults_of(path: Path) -> dict[str, Fault]:
-    """Those that a file of its kind can have."""
+    """Return the faults that a file of this kind can have."""
     found = dict(ANY)
     if path.suffix in (".json", ".jsonl", ".yaml"):
         found |= TEXT
@@ -237,7 +237,7 @@ def faults_of(path: Path) -> dict[str, Fault]:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, what it said, and its result."""
+    """Outcome of a command: exit code, output and result."""
 
     code: int
     said: str
@@ -245,13 +245,13 @@ class Ran:
 
 
 def case() -> Case:
-    """The runs that are damaged: two seeds of AEPO with a trained energy."""
+    """Return the case that is damaged: AEPO with a trained energy, run with two seeds."""
     (found,) = (c for c in cases() if c.name == "aepo")
     return found
 
 
 def run_line(folder: Path, *more: str, out: str = "out") -> list[str]:
-    """Of two seeds."""
+    """Return the command line that runs two seeds."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ def run_line(folder: Path, *more: str, out: str = "out") -> list[str]:
 
 
 def perform(command: str, folder: Path) -> Ran:
-    """Run it and take its result."""
+    """Run the command, and return its outcome."""
     runs, seed0, log = folder / "out", folder / SEED0, folder / f"log-{time.monotonic_ns()}"
     store = {"EGD_STORE": str(folder / "store") if command == "from the store" else ""}
     lines = {
@@ -287,7 +287,7 @@ def perform(command: str, folder: Path) -> Ran:
 
 
 def _scores(runs: Path) -> dict[str, Any]:
-    """What a report reads."""
+    """Return the scores that a report reads."""
     from egd.errors import UserError
     from egd.report.runs import find
 
@@ -302,8 +302,10 @@ def _read_json(path: Path) -> Any:
 
 
 def same(command: str, ran: Ran, sound: Mapping[str, Any], damaged: Path) -> bool:
-    """Whether the result is the sound one; of a command that leaves the damaged run out, that of the other. Showing a finished
-    run reads no checkpoint: one that was ``damaged`` may stay as it is.
+    """Return whether the result is that of the sound runs, or, where the command leaves the damaged run out, that of the other
+    run.
+
+    Showing a finished run reads no checkpoint, so that a ``damaged`` one may stay as it is.
     """
     if command in ("resume", "show", "from the store"):
         reference = {name: path for name, path in sound[command].items() if name in ran.result}
@@ -320,7 +322,7 @@ def same(command: str, ran: Ran, sound: Mapping[str, Any], damaged: Path) -> boo
             ran.result == {name: scores for name, scores in sound["report"].items() if name in left} and "seed-1" in left
         )
     if ran.code:
-        return True  # nothing was given
+        return True  # the command gave no result
     return bool(ran.result == sound[command])
 
 
@@ -329,7 +331,7 @@ def _same_run(one: Path, other: Path, unread: Path | None) -> bool:
         if results(one / "summary.json") != results(other / "summary.json"):
             return one.name == "seed-0" and "out" in other.parts and not _readable(other)
     except ValueError:
-        return True  # still damaged, as it was refused
+        return True  # the summary is still damaged, and was refused
     pairs = [(p, other / p.relative_to(one)) for p in checkpoints(one)]
     return all(q == unread or not q.exists() or _same_or_damaged(p, q) for p, q in pairs)
 
@@ -354,11 +356,11 @@ def _same_or_damaged(one: Path, other: Path) -> bool:
         load_phase(other)
         return same_tensors(one, other)
     except (UserError, ValueError, OSError):
-        return True  # refused by whoever reads it
+        return True  # every reader refuses it
 
 
 def act(arguments: list[str]) -> None:
-    """``egd act RUN``, of this campaign alone: what the trained policy does in two states."""
+    """Run ``egd act RUN``, a command of this campaign alone: print the trained policy's actions in two states."""
     from egd.cli.main import user_errors
     from rl.deploy.module import load_module
 
@@ -377,7 +379,7 @@ SOUND: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Task:
-    """A file of a state (``complete``, ``unfinished`` or ``stored``), a fault, a command."""
+    """One trial: a file of a folder in a state (``complete``, ``unfinished`` or ``stored``), a fault, and a command."""
 
     state: str
     path: str
@@ -387,7 +389,7 @@ class Task:
 
 
 def trial(task: Task) -> tuple[Task, str, str]:
-    """The outcome of one fault, and what was said."""
+    """Apply one fault, and return the task, its outcome and the end of the output."""
     folder = WORK[0] / f"trial-{task.number}"
     shutil.copytree(WORK[0] / task.state, folder)
     path, chance = folder / task.path, random.Random(task.number)
@@ -412,7 +414,9 @@ def _outcome(task: Task, ran: Ran, folder: Path) -> str:
 
 
 def tasks(seed: int, work: Path, limit: int) -> list[Task]:
-    """Every file with every fault of its kind, by a command drawn at random; ``limit`` of them drawn at random, if not 0."""
+    """Return every file with every fault of its kind and a command drawn at random; at most ``limit`` of them, drawn at random,
+    if not 0.
+    """
     chance, found = random.Random(seed), []
     for state in ("complete", "unfinished", "stored"):
         root = work / state
@@ -427,16 +431,16 @@ def tasks(seed: int, work: Path, limit: int) -> list[Task]:
 
 
 def references(work: Path) -> None:
-    """The sound folders in their three states, and what each command makes of them."""
+    """Make the sound folders in their three states, and record the result of each command on them."""
     complete, stored, unfinished = work / "complete", work / "stored", work / "unfinished"
     made = start(run_line(complete), work / "log", {"EGD_STORE": str(complete / "store")}, ops=work / "ops")
     assert made.wait() == 0, made.said()
     ops = [op for op in work.joinpath("ops").read_text(encoding="utf-8").splitlines() if op.startswith("replace")]
-    first = f"{SEED0}/checkpoints/energy"  # of a phase that has steps left, and a checkpoint before it
+    first = f"{SEED0}/checkpoints/energy"  # a phase with steps left and an earlier checkpoint
     number = [i + 1 for i, op in enumerate(ops) if first in op][1]
     stored.mkdir()
     shutil.move(complete / "store", stored / "store")
-    store = {"EGD_STORE": str(unfinished / "store")}  # with one, as the operations were counted
+    store = {"EGD_STORE": str(unfinished / "store")}  # with a store, as when the operations were counted
     cut = start(run_line(unfinished), work / "log", store, crash=Crash("after", number))
     assert cut.wait() == -signal.SIGKILL, cut.said()
     assert not [*unfinished.rglob("summary.json")], "it is finished"
@@ -459,7 +463,7 @@ def _sound(name: str, work: Path, complete: Path) -> Any:
 
 
 def main() -> int:
-    """The campaign."""
+    """Run the campaign, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=0, help="so many faults drawn at random; 0: every one")
     parser.add_argument("--seed", type=int, default=0)
@@ -501,7 +505,7 @@ def _offer_act() -> None:
 
 
 def table(outcomes: Mapping[tuple[str, str], int]) -> None:
-    """Outcomes by file."""
+    """Print the counts of outcomes by file."""
     writer = csv.writer(sys.stdout, delimiter="|")
     writer.writerow(["file", *OUTCOMES])
     for name in sorted({name for name, _ in outcomes}):

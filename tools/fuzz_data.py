@@ -1,9 +1,9 @@
 """Damage small datasets in random ways and read them: ``python tools/fuzz_data.py --cases 1000 --seed 0``.
 
-A case is one damage to a local Minari dataset or to a D4RL file (bytes, arrays, links, declarations, metadata), after which
-it is checked, described, imported and made into transitions, in a forked process with a limit of memory and time. Right is a
-UserError that says what is wrong, or data that are sound; and the check must say the same as the reading. Everything else (a
-traceback, a crash, a hang, a message of many pages) is printed with the numbers that repeat it, and the exit code is 1.
+A case damages a local Minari dataset or a D4RL file (bytes, arrays, links, declarations, metadata), and then checks, describes,
+imports and converts it to transitions, in a forked process with limits of memory and time. It passes with a UserError that says
+what is wrong, or with sound data, if the check agrees with the reading. Any other outcome (a traceback, a crash, a hang, a
+message of many pages) is printed with the numbers that repeat the case, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IMPORTED = "fuzz/imported-v0"
 KINDS = ("box", "dict", "d4rl")
 SECONDS = 60
 MEMORY = 3 * 2**30
-"""Bytes beyond those that a process has at its start."""
+"""Bytes that a process may use beyond those at its start."""
 LENGTHS = (6, 1, 4)
 Rng = np.random.Generator
 Damage = Callable[[Path, Rng], object]
@@ -53,7 +53,7 @@ Base = dict[str, tuple[Path, str]]
 
 
 def make(kind: str, root: Path = Path()) -> Path:
-    """The folder of a Minari dataset of three episodes, or that with a D4RL file of eleven rows."""
+    """Make a sound Minari dataset of three episodes, or a D4RL file of eleven rows, and return its folder."""
     rng = np.random.default_rng(0)
     if kind == "d4rl":
         rows = sum(LENGTHS)
@@ -82,7 +82,7 @@ def make(kind: str, root: Path = Path()) -> Path:
 
 
 def flip(folder: Path, rng: Rng) -> None:
-    """Some bytes are others."""
+    """Change some bytes."""
     path = _file(folder, rng)
     content = bytearray(path.read_bytes())
     for at in rng.integers(len(content), size=int(rng.choice([1, 1, 2, 8, 64]))):
@@ -91,7 +91,7 @@ def flip(folder: Path, rng: Rng) -> None:
 
 
 def overwrite(folder: Path, rng: Rng) -> None:
-    """A stretch of bytes is all the same."""
+    """Overwrite a stretch of bytes by one value."""
     path = _file(folder, rng)
     content = bytearray(path.read_bytes())
     at, n = int(rng.integers(len(content))), int(rng.integers(1, 200))
@@ -100,20 +100,20 @@ def overwrite(folder: Path, rng: Rng) -> None:
 
 
 def cut(folder: Path, rng: Rng) -> None:
-    """The file ends early."""
+    """Cut off the end of the file."""
     path = _file(folder, rng)
     content = path.read_bytes()
     path.write_bytes(content[: int(rng.integers(len(content)))])
 
 
 def without(folder: Path, rng: Rng) -> None:
-    """Something is missing."""
+    """Delete an entry."""
     with _edited(folder) as file:
         del file[_any(file, rng)]
 
 
 def resize(folder: Path, rng: Rng) -> None:
-    """An array has another number of rows."""
+    """Change an array's number of rows."""
     with _edited(folder) as file:
         name = _array(file, rng)
         old = file[name][()]
@@ -122,7 +122,7 @@ def resize(folder: Path, rng: Rng) -> None:
 
 
 def reshape(folder: Path, rng: Rng) -> None:
-    """An array has other axes."""
+    """Change an array's axes."""
     with _edited(folder) as file:
         name = _array(file, rng)
         old = file[name][()]
@@ -131,7 +131,7 @@ def reshape(folder: Path, rng: Rng) -> None:
 
 
 def retype(folder: Path, rng: Rng) -> None:
-    """An array is of another type."""
+    """Change an array's type."""
     with _edited(folder) as file:
         name = _array(file, rng)
         old = file[name][()]
@@ -155,7 +155,7 @@ def retype(folder: Path, rng: Rng) -> None:
 
 
 def spoil(folder: Path, rng: Rng) -> None:
-    """A number is NaN, infinite, huge or out of range."""
+    """Replace a number by NaN, infinity, or one that is huge or out of range."""
     with _edited(folder) as file:
         name = _array(file, rng)
         values = file[name][()].astype(np.float64)
@@ -165,7 +165,7 @@ def spoil(folder: Path, rng: Rng) -> None:
 
 
 def note(folder: Path, rng: Rng) -> None:
-    """An attribute says something else."""
+    """Change an attribute."""
     with _edited(folder) as file:
         group = file.get("episode_1", file)
         key = str(rng.choice(["total_steps", "seed", "options/x", "id"]))
@@ -175,7 +175,7 @@ def note(folder: Path, rng: Rng) -> None:
 
 
 def link(folder: Path, rng: Rng) -> None:
-    """A link takes the place of something."""
+    """Replace an entry by a link."""
     with _edited(folder) as file:
         name = _any(file, rng)
         parent = file[name].parent.name
@@ -194,7 +194,7 @@ def link(folder: Path, rng: Rng) -> None:
 
 
 def elsewhere(folder: Path, rng: Rng) -> None:
-    """An array lies in other files."""
+    """Replace an array by one that lies in other files."""
     with _edited(folder) as file:
         name = _array(file, rng)
         shape = file[name].shape
@@ -208,7 +208,7 @@ def elsewhere(folder: Path, rng: Rng) -> None:
 
 
 def declare(folder: Path, rng: Rng) -> None:
-    """An array claims rows that are not there."""
+    """Replace an array by one that declares rows the file does not hold."""
     with _edited(folder) as file:
         name = _array(file, rng)
         shape = file[name].shape
@@ -221,7 +221,7 @@ def declare(folder: Path, rng: Rng) -> None:
 
 
 def rename(folder: Path, rng: Rng) -> None:
-    """Something has another name."""
+    """Rename an entry."""
     with _edited(folder) as file:
         name = _any(file, rng)
         new = str(rng.choice(["episode_7", "episode_-1", "episode_00", "x" * 300, "épisode", "rewards", "episode_1e9"]))
@@ -230,7 +230,7 @@ def rename(folder: Path, rng: Rng) -> None:
 
 
 def metadata(folder: Path, rng: Rng) -> None:
-    """metadata.json says something else."""
+    """Change an entry of metadata.json."""
     path = folder / "metadata.json"
     if not path.exists():
         return flip(folder, rng)
@@ -247,7 +247,7 @@ def metadata(folder: Path, rng: Rng) -> None:
 
 
 def _change(tree: Any, rng: Rng, key: str | None = None) -> None:
-    """One entry of a tree of dicts and lists, somewhere in it."""
+    """Change or delete one entry, at a random place in a tree of dicts and lists."""
     while isinstance(tree, dict | list) and tree:
         keys = sorted(tree) if isinstance(tree, dict) else list(range(len(tree)))
         at: Any = keys[int(rng.integers(len(keys)))] if key is None else key
@@ -271,7 +271,7 @@ def _value(rng: Rng) -> Any:
 
 
 def _file(folder: Path, rng: Rng) -> Path:
-    """Mostly the arrays."""
+    """Draw one of the dataset's files, mostly that of the arrays."""
     files = [path for path in (folder / "main_data.hdf5", folder / "metadata.json") if path.exists()]
     return files[0] if len(files) == 1 or rng.random() < 0.7 else files[1]
 
@@ -281,7 +281,7 @@ def _edited(folder: Path) -> Any:
 
 
 def _names(file: h5py.File) -> tuple[list[str], list[str]]:
-    """Of all there is, and of the arrays."""
+    """Return the names of all entries, and those of the arrays."""
     everything: list[str] = []
     file.visit(everything.append)
     return everything, [name for name in everything if isinstance(file[name], h5py.Dataset)]
@@ -310,8 +310,9 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 def use(kind: str, folder: Path, sound: str) -> str:
-    """Read it in every way. ``same``, ``other`` (sound data, but not those of before) or ``refused``; RuntimeError where the
-    ways disagree.
+    """Read the dataset in every way, and return ``same``, ``other`` (sound data, but not the original's) or ``refused``.
+
+    Raises RuntimeError where the ways disagree.
     """
     if kind == "d4rl":
         path = folder / "main_data.hdf5"
@@ -343,7 +344,7 @@ def _imported(path: Path) -> str:
 
 
 def _summed(dataset: str) -> str:
-    """A digest of all transitions."""
+    """Return a digest of all transitions."""
     task = find_task(dataset)
     episodes = load_episodes([dataset], download=False)
     data = to_offline_data(episodes, 0.0)
@@ -352,7 +353,7 @@ def _summed(dataset: str) -> str:
 
 
 def case(kind: str, number: int, root: Path, seed: int, base: Base) -> tuple[str, str]:
-    """The outcome and the damage's name; in this process."""
+    """Run a case in this process, and return its outcome and the damage's name."""
     rng = np.random.default_rng([seed, number])
     damage = DAMAGES[int(rng.integers(len(DAMAGES)))]
     folder, sound = base[kind]
@@ -364,7 +365,7 @@ def case(kind: str, number: int, root: Path, seed: int, base: Base) -> tuple[str
 
 
 def bases(root: Path) -> Base:
-    """Of every kind the sound one, in a store of its own, and its digest."""
+    """Make the sound dataset of every kind in a store of its own, and return its folder and digest."""
     found: Base = {}
     for kind in KINDS:
         os.environ["MINARI_DATASETS_PATH"] = str(root / kind)
@@ -375,7 +376,7 @@ def bases(root: Path) -> Base:
 
 
 def isolated(kind: str, number: int, seed: int, base: Base) -> tuple[str, str]:
-    """The same in a forked process that may take so much memory and time."""
+    """Run a case in a forked process with limits of memory and time, and return its outcome and the damage's name."""
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory() as scratch:
         child = os.fork()
@@ -406,7 +407,7 @@ def _child(writing: int, run: Callable[[], tuple[str, str]]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
-"""Try what a stranger could send: run folders, recipes and results that name code or have evil names, under every command.
+"""Try hostile inputs under every command: run folders, recipes and results that name code or have dangerous names.
 
     python tools/hostile_folders.py            # all cases
     python tools/hostile_folders.py --only eval
 
-None may run code (which would make a file ``canary``), write outside of ``--out``, or end in a traceback. Each case says what
-exit code is right: 2 where something is refused, 0 where it is harmless. Small runs are trained first, in a temporary folder;
-all is done in this process, except that nothing is cached between cases.
+No case may run code (which would make a file ``canary``), write outside of ``--out``, or end in a traceback. Each case states
+the right exit code: 2 where an input is refused, 0 where it is harmless. Small runs are trained first, in a temporary folder.
+All cases run in this process, and nothing is cached between them.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ KEYS: dict[str, list[str]] = {
         "estimators.dps.clip_x0",
     ],
 }  # fmt: skip
-"""Where the settings of a run name code; ``a=name.b`` stands for ``b`` within a component ``name`` at ``a``."""
+"""Settings of a run that name code; ``a=name.b`` stands for ``b`` within a component ``name`` at ``a``."""
 
 OFTEN = ("brought", "process", "disguised")
-"""Ways to name code that are tried under every command; all are under ``egd eval``."""
+"""Ways to name code that are tried under every command; under ``egd eval`` all ways are tried."""
 
 EVIL = """
 from pathlib import Path
@@ -127,28 +127,28 @@ NAMES = {
     "formula": "=1+1", "pipe": "a|b`c`", "reserved": "NUL", "umlaut": "größe", "hidden": "_x", "backslash": "a\\",
 }  # fmt: skip
 REFUSED = {"up", "root", "nul", "long", "empty", "newline", "escape", "surrogate", "markup", "reserved", "backslash"}
-"""Of those: what no folder is called after."""
+"""Those of ``NAMES`` that may not become the name of a folder."""
 
 
 @dataclass
 class Place:
-    """A sandbox: trained runs, a project that is the current folder, and what must not be touched."""
+    """Sandbox: trained runs, a project that is the current folder, and files that must not be touched."""
 
     root: Path
     results: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def canary(self) -> Path:
-        """A file that code of a stranger would make."""
+        """File that a stranger's code would make."""
         return self.root / "canary"
 
     @property
     def out(self) -> Path:
-        """Where a command may write."""
+        """Folder that a command may write to."""
         return self.root / "project" / "out"
 
     def targets(self) -> dict[str, str | dict[str, Any]]:
-        """Ways to name code."""
+        """Return the ways to name code."""
         touch = ["touch", str(self.canary)]
         return {
             "brought": {"name": "stranger/evil.py:Evil"},
@@ -164,18 +164,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """A command, the exit codes that are right, and what to prepare."""
+    """Command, its right exit codes, and its preparation."""
 
     name: str
     arguments: list[str]
     right: set[int]
     prepare: Callable[[], None] = lambda: None
     writes: Path | None = None
-    """Where it may write, other than to --out."""
+    """Folder that the command may write to, besides --out."""
 
 
 def main() -> None:
-    """Train, try all, and say what got through."""
+    """Train the runs, try all cases, and report failures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS), help="kinds of runs to attack")
@@ -193,7 +193,7 @@ def main() -> None:
 
 
 def campaign(place: Place, only: str = "", runs: Mapping[str, Any] = RUNS) -> tuple[int, list[tuple[str, str]]]:
-    """How many cases there are, and (case, problem) of those that are not as they should be."""
+    """Run the cases, and return their number and (case, problem) for those that fail."""
     settle(place, runs)
     cases = [case for case in all_cases(place, runs) if only in case.name]
     failures = []
@@ -207,7 +207,7 @@ def campaign(place: Place, only: str = "", runs: Mapping[str, Any] = RUNS) -> tu
 
 
 def settle(place: Place, runs: Mapping[str, Any]) -> None:
-    """The project, its store of data, and a trained run of every kind."""
+    """Make the project, its store of data, and a trained run of every kind."""
     project = place.root / "project"
     project.mkdir()
     os.chdir(project)
@@ -216,7 +216,7 @@ def settle(place: Place, runs: Mapping[str, Any]) -> None:
         "EGD_STORE": "",
         "XDG_CONFIG_HOME": str(place.root / "config"),
     }
-    matplotlib.get_configdir()  # made now, not by the first report
+    matplotlib.get_configdir()  # creates the folder now rather than in the first report
     (place.root / "victims").mkdir()
     (place.root / "victims" / "mine").write_text("of the user", encoding="utf-8")
     (place.root / "victim").write_text("of the user", encoding="utf-8")
@@ -233,13 +233,13 @@ def settle(place: Place, runs: Mapping[str, Any]) -> None:
         done = invoke(["run", f"{name}.yaml", "--device", "cpu", "-o", f"trained/{name}"])
         if done.exit_code:
             raise SystemExit(f"the run '{name}' to attack is not trained: {done.output}")
-    for path in project.glob("trained/**/checkpoints/*.safetensors"):  # a stranger's are consistent with what they say
+    for path in project.glob("trained/**/checkpoints/*.safetensors"):  # a stranger's checkpoints are consistent
         tensors, meta = load_checkpoint(path)
         save_checkpoint(path, tensors, {key: value for key, value in meta.items() if key != "settings"})
 
 
 def invoke(arguments: list[str]) -> Any:
-    """As the console would, within a minute and some memory."""
+    """Run the command as the console would, with a limit of time, and return its result."""
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(SECONDS)
     try:
@@ -253,7 +253,7 @@ def _too_long(number: int, frame: object) -> None:
 
 
 def tried(place: Place, case: Case) -> Iterator[str]:
-    """What is wrong with how it ends."""
+    """Run a case, and yield its problems."""
     shutil.rmtree(place.out, ignore_errors=True)
     case.prepare()
     before = snapshot(place, case.writes)
@@ -277,7 +277,7 @@ def tried(place: Place, case: Case) -> Iterator[str]:
 
 
 def snapshot(place: Place, apart_from: Path | None) -> set[str]:
-    """All files that are there, but for those of --out and what is only noted of an evaluation."""
+    """Return all files outside of --out, with their sizes, except those of metrics, which an evaluation may extend."""
     own = [place.out, *([apart_from] if apart_from else [])]
     found = {p for p in place.root.rglob("*") if not any(map(p.is_relative_to, own)) and "__pycache__" not in p.parts}
     found |= set(Path(tempfile.gettempdir()).glob("escaped*"))
@@ -288,7 +288,7 @@ def snapshot(place: Place, apart_from: Path | None) -> set[str]:
 
 
 def all_cases(place: Place, runs: Mapping[str, Any]) -> Iterator[Case]:
-    """Code by every key and command, then names."""
+    """Yield the cases: code by every key and command, file replacements, and then names."""
     for name in runs:
         for key in KEYS[name]:
             yield from code_cases(place, name, key)
@@ -298,7 +298,9 @@ def all_cases(place: Place, runs: Mapping[str, Any]) -> Iterator[Case]:
 
 
 def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The trained run as a stranger would send it, with their code beside it and a record that vouches for all."""
+    """Return the trained run as a stranger would send it, with the stranger's code beside it and a record that vouches for
+    everything.
+    """
     folder = place.root / "project" / "stranger"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(place.root / "project" / "trained" / name / RUNS[name][1], folder)
@@ -315,7 +317,7 @@ def stranger(place: Place, name: str, change: Callable[[dict[str, Any]], None]) 
 
 
 def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
-    """One key of one run, by every way to name code and every command that reads run folders."""
+    """Yield the cases of one key of one run: every way to name code, under every command that reads run folders."""
     for way, target in place.targets().items():
         text_only = key in ("agent", "critic.name") or key.endswith("sampler.name")
         value = target["name"] if text_only and isinstance(target, dict) else target
@@ -324,7 +326,7 @@ def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
             stranger(place, name, lambda tree: put(tree, key, value))
 
         commands = {"eval": ["eval", "stranger", "--device", "cpu"]}
-        if way in OFTEN:  # the others differ in how they are found, not in who reads them
+        if way in OFTEN:  # other ways differ in how code is found, not in who reads it
             commands["run"] = ["run", "stranger/config.yaml", "-o", "out"]
         if name == "aepo" and way in OFTEN:
             commands |= {
@@ -356,7 +358,7 @@ def code_cases(place: Place, name: str, key: str) -> Iterator[Case]:
 
 
 def as_out(place: Place, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """The stranger's folder is the --out of a recipe by hand."""
+    """Make the stranger's folder the --out of a recipe."""
     run = stranger(place, name, change)
     moved = run.with_name("moved")
     run.rename(moved)
@@ -374,12 +376,12 @@ FILES = {
     ],
     "images": ["images.json", "pipeline"],
 }  # fmt: skip
-"""What a run folder may hold; a stranger may put anything in its place."""
+"""Entries of a run folder, in whose place a stranger may put anything."""
 WAYS = ("link", "folder link", "loop", "nowhere", "pipe", "endless", "folder")
 
 
 def file_cases(place: Place, name: str) -> Iterator[Case]:
-    """What is no file of the run in place of one, under commands that read it and one that goes on with it."""
+    """Yield cases in which something else takes the place of a run's file, under commands that read it and one that resumes."""
     for entry in FILES[name]:
         for way in WAYS:
 
@@ -403,7 +405,7 @@ def file_cases(place: Place, name: str) -> Iterator[Case]:
 
 
 def spoil(place: Place, run: Path, entry: str, way: str) -> None:
-    """Something else in place of a file of a run."""
+    """Replace a file of a run by something else."""
     path = run / entry
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -438,7 +440,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def name_cases(place: Place, label: str, name: str) -> Iterator[Case]:
-    """One name, wherever people and strangers choose names."""
+    """Yield the cases of one name, at every place where users and strangers choose names."""
     right = {2} if label in REFUSED else {0}
     shown = {2} if label == "surrogate" else {0}  # half a pair is no text of JSON
     project = place.root / "project"

@@ -1,10 +1,10 @@
-"""Kill runs of every experiment at random moments, go on with the same command, compare with runs that were never killed.
+"""Kill runs of every experiment at random moments, resume them, and compare them with runs that were never killed.
 
     python tools/kill_runs.py --kills 200 --seed 0 --jobs 2
 
 Runs are killed (SIGKILL) at any moment, several times in a row, in their evaluation, when half of a file is written, before
-and after a finished file takes its place, in the writes of the store; or asked to end (SIGTERM). Every tensor of every
-checkpoint, the metrics and the scores must be the same, bit for bit, and nothing may be left behind. Exit code 1 otherwise.
+and after a finished file takes its place, and in writes to the store; or they are asked to end (SIGTERM). Every tensor of every
+checkpoint, the metrics and the scores must be the same, bit for bit, and no file may be left behind. Exit code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STYLES = ("moment", "in a row", "evaluation", "half a file", "before a file", "a
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that was never killed: where it is, what it took, and its file operations in order."""
+    """Run that was never killed: its folder, its duration, and its file operations in order."""
 
     case: Case
     folder: Path
@@ -40,18 +40,18 @@ class Reference:
     ops: list[str]
 
     def numbers(self, kind: str, store: bool) -> list[int]:
-        """Which operations of a kind concern the store, or do not."""
+        """Return the numbers of the operations of a kind that concern the store, or that do not."""
         targets = [op.split(" ", 1)[1] for op in self.ops if op.startswith(kind)]
         return [i + 1 for i, target in enumerate(targets) if ("/store/" in target) == store]
 
     def metrics(self) -> int:
-        """Bytes of all metrics: where they are reached, training is done."""
+        """Return the bytes of all metrics; a run that has written as many is done training."""
         return size_of_metrics(self.folder / "out")
 
 
 @dataclass
 class Trial:
-    """What became of one run that was killed."""
+    """Result of one run that was killed."""
 
     case: str
     style: str
@@ -61,12 +61,12 @@ class Trial:
 
 
 def size_of_metrics(out: Path) -> int:
-    """Of all runs below a folder."""
+    """Return the bytes of the metrics of all runs below a folder."""
     return sum(path.stat().st_size for path in out.rglob("metrics.jsonl"))
 
 
 def command(case: Case, folder: Path, again: bool = False) -> list[str]:
-    """The line a user types."""
+    """Return the command line that a user types."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,12 @@ def command(case: Case, folder: Path, again: bool = False) -> list[str]:
 
 
 def environment(case: Case, folder: Path) -> dict[str, str]:
-    """With a store of its own, if any."""
+    """Return the environment variables, with a store of the case's own, if it uses one."""
     return {"EGD_STORE": str(folder / "store") if case.stored else ""}
 
 
 def reference(case: Case, work: Path) -> Reference:
-    """Run it once, undisturbed."""
+    """Run the case once, undisturbed."""
     folder = work / "reference" / case.name.replace(" ", "_")
     ops, began = folder / "ops", time.monotonic()
     process = start(command(case, folder), folder / "log", environment(case, folder), ops=ops)
@@ -91,7 +91,7 @@ def reference(case: Case, work: Path) -> Reference:
 
 
 def strike(process: Process, style: str, ref: Reference, folder: Path, chance: random.Random) -> bool:
-    """Kill the process; whether it was there to be killed. Those that end themselves are waited for."""
+    """Kill the process, and return whether it was still running; a process that crashes by itself is waited for."""
     if style == "evaluation":
         while process.poll() is None and size_of_metrics(folder / "out") < ref.metrics():
             time.sleep(0.002)
@@ -108,7 +108,7 @@ def strike(process: Process, style: str, ref: Reference, folder: Path, chance: r
 
 
 def crash_of(style: str, ref: Reference, chance: random.Random) -> Crash | None:
-    """Where the process ends itself."""
+    """Draw the operation at which the process crashes, or return None for a style that kills it from outside."""
     when = {"half a file": "half", "before a file": "before", "after a file": "after"}.get(style)
     if style == "store write":
         when = chance.choice(["half", "before", "after"])
@@ -119,7 +119,7 @@ def crash_of(style: str, ref: Reference, chance: random.Random) -> Crash | None:
 
 
 def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
-    """Kill a run, once or several times, go on to the end, compare."""
+    """Kill a run, once or several times, resume it to the end, and compare it with the reference."""
     chance, case, result = random.Random(seed), ref.case, Trial(ref.case.name, style)
     folder = work / f"trial-{seed}"
     wanted = chance.choice([2, 3]) if style == "in a row" else 1
@@ -137,9 +137,9 @@ def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
                 result.codes.append(process.code or 0)
                 _judge(process, result)
         elif again:
-            break  # it went on to its end between two kills
+            break  # the run ended between two kills
         else:
-            shutil.rmtree(folder)  # it ended before it could be killed: another moment
+            shutil.rmtree(folder)  # it ended before it could be killed: try again
         if result.kills >= wanted:
             break
     last = start(command(case, folder, again=True), folder / "log", environment(case, folder))
@@ -153,7 +153,7 @@ def trial(ref: Reference, style: str, seed: int, work: Path) -> Trial:
 
 
 def _judge(process: Process, result: Trial) -> None:
-    """Told to end, a run says so and exits as shells expect, unless it had not begun, or had ended, by then."""
+    """Check that a run asked to end says so and exits as shells expect, unless it had not begun or had already ended."""
     said = process.said()
     if process.code not in (143, 0, -signal.SIGTERM) or "Traceback" in said:
         result.faults.append(f"SIGTERM ends with code {process.code}: {said[-600:]}")
@@ -168,18 +168,18 @@ def _reference(case: Case) -> Reference:
 
 
 def _trial(task: tuple[str, str, int, float]) -> Trial | None:
-    """None where the time is up."""
+    """Run a trial, or return None where the time is up."""
     name, style, seed, until = task
     return trial(REFERENCES[name], style, seed, WORK[0]) if time.monotonic() < until else None
 
 
 def styles_of(case: Case) -> list[str]:
-    """Those that make sense."""
+    """Return the styles that apply to the case."""
     return [style for style in STYLES if style != "store write" or case.stored]
 
 
 def tasks(chosen: list[Case], count: int, seed: int, until: float) -> Iterator[tuple[str, str, int, float]]:
-    """Cases in turn, each by its styles in turn."""
+    """Yield the cases in turn, each with its styles in turn."""
     turn: Counter[str] = Counter()
     for i in range(count):
         case = chosen[i % len(chosen)]
@@ -190,7 +190,7 @@ def tasks(chosen: list[Case], count: int, seed: int, until: float) -> Iterator[t
 
 
 def table(title: str, trials: list[Trial], key: str) -> None:
-    """Counts by case or style."""
+    """Print counts by case or by style."""
     print(f"\n{title:<24}{'runs':>6}{'kills':>7}{'identical':>11}")
     for name in dict.fromkeys(str(getattr(t, key)) for t in trials):
         own = [t for t in trials if getattr(t, key) == name]
@@ -198,7 +198,7 @@ def table(title: str, trials: list[Trial], key: str) -> None:
 
 
 def main() -> int:
-    """The campaign."""
+    """Run the campaign, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0)
@@ -215,13 +215,13 @@ def main() -> int:
     WORK.append(work)
     prepare(work)
     first = next((case for case in chosen if "offline_rl" in case.recipe), chosen[0])
-    _reference(first)  # makes the data set
+    _reference(first)  # makes the dataset
     shutil.rmtree(work / "reference")
     context, began = multiprocessing.get_context("fork"), time.monotonic()
     trials: list[Trial] = []
     with context.Pool(options.jobs) as pool:
         REFERENCES.update({ref.case.name: ref for ref in pool.imap_unordered(_reference, chosen)})
-    with context.Pool(options.jobs) as pool:  # forked anew: it knows the references
+    with context.Pool(options.jobs) as pool:  # forked anew, with the references in memory
         until = began + 60 * options.minutes
         for done in pool.imap_unordered(_trial, tasks(chosen, options.kills, options.seed, until)):
             if done is None:

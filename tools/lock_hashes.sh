@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Pins with hashes for a release: every package that "pip install .[rl]" brings, at the versions of constraints.txt, for this Python and platform.
+# Write pins with hashes for a release: every package that "pip install .[rl]" installs, at the versions of constraints.txt, for this Python and platform.
 #   tools/lock_hashes.sh requirements.lock
 #   pip install --require-hashes -r requirements.lock && pip install --no-deps .
-# The index is trusted now, so that it need not be later. PYTHON names the interpreter (python3 by default).
+# The index is trusted when this runs, so that later installations need not trust it. PYTHON names the interpreter (python3 by default).
 set -euo pipefail
 out=$(realpath -m "${1:?usage: tools/lock_hashes.sh FILE}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,9 +1,9 @@
-"""Mutates every recipe and plans what comes of it: each is refused by name or is sane, and none ends in a traceback.
+"""Mutate every recipe and plan its runs: each must be refused by name or be sane, and none may end in a traceback.
 
     python tools/mutate_recipes.py --cases 10000 --seed 0
 
-Nothing is trained. What is accepted is judged by a rule of its own (``absurd``), which knows names and not the types that the
-planner checks by. Exit code 1 if there is a traceback, a message that does not name the key, or an absurd number in a run.
+Nothing is trained. Accepted runs are judged by a separate rule (``absurd``), which goes by names of settings and not by the
+planner's types. Exit code 1 if there is a traceback, a message that does not name the key, or an absurd number in a run.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ TABLES = ("tasks", "methods", "budgets", "variants", "targets", "estimators", "s
 
 @dataclass
 class Case:
-    """A recipe that was changed: its text, what the command line adds, and the keys of which one is to be named."""
+    """Mutated recipe: its text, options of the command line, and the keys of which a message must name one."""
 
     tree: Tree
     keys: set[str]
@@ -88,7 +88,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Base:
-    """A recipe as it is, one task and method of it, and the settings of the run that they make."""
+    """Unchanged recipe, with one of its tasks and methods, and the settings of the resulting runs."""
 
     path: Path
     tree: Tree
@@ -97,7 +97,7 @@ class Base:
 
 
 def plan(tree: Mapping[str, Any], source: str, settings: list[str], chosen: Mapping[str, Any]) -> list[Tree]:
-    """The settings of the runs, as they would be kept in their folders."""
+    """Return the settings of the runs, as they would be kept in their folders."""
     options = Options(out=Path("nowhere"), source=source, device="auto", settings=settings, **chosen)
     jobs: list[Any] = experiments.load(tree.get("experiment"), source).plan(tree, options)
     configs = [run.config for job in jobs for run in getattr(job, "planned", [job])]
@@ -106,12 +106,12 @@ def plan(tree: Mapping[str, Any], source: str, settings: list[str], chosen: Mapp
 
 @cache
 def bases() -> list[list[Base]]:
-    """All recipes, the first task of each with each of its methods."""
+    """Return the bases of all recipes: the first task of each, with each of its methods."""
     return [of_recipe(path) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
 
 
 def of_recipe(path: Path) -> list[Base]:
-    """The same of one recipe."""
+    """Return the bases of one recipe."""
     tree, found = read_recipe(path), list[Base]()
     for method in list(tree.get("methods") or {}) or [None]:
         chosen: dict[str, Any] = {"tasks": [next(iter(tree["tasks"]))], "methods": [method] if method else []}
@@ -123,7 +123,7 @@ def of_recipe(path: Path) -> list[Base]:
 
 
 def put(tree: Tree, path: list[str], value: Any) -> Tree:
-    """A copy with the value at that place; what is in the way is replaced."""
+    """Return a copy with the value at that place; other values in the way are replaced."""
     result = here = copy.deepcopy(tree)
     for key in path[:-1]:
         if isinstance(here.get(key), str):  # a component by its name alone
@@ -136,12 +136,12 @@ def put(tree: Tree, path: list[str], value: Any) -> Tree:
 
 
 def as_text(value: Any) -> str:
-    """A value for ``--set``."""
+    """Format a value for ``--set``."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).removesuffix("\n...\n").strip()
 
 
 def given(base: Base, path: list[str], value: Any, rng: Random, about: str) -> Case:
-    """The value in the file, or by ``--set``."""
+    """Return a case with the value in the file, or in ``--set``."""
     inner = {part for key in flatten(value) for part in key.split(".")} if isinstance(value, dict) else set()
     keys, about = {*path, *inner}, f"{about}: {'.'.join(path)} = {value!r:.60}"
     if rng.random() < 0.5:
@@ -150,26 +150,26 @@ def given(base: Base, path: list[str], value: Any, rng: Random, about: str) -> C
 
 
 def leaf(base: Base, rng: Random) -> list[str]:
-    """A key of the run's settings, which the recipe may not name."""
+    """Draw a key of the run's settings, which the recipe need not name."""
     keys = [key for key in flatten(base.runs[0]) if key not in ("task", "method", "experiment", "device")]
     return rng.choice(keys).split(".")
 
 
 def numbers(base: Base, rng: Random) -> Case:
-    """An absurd number where there is one."""
+    """Return a case with an absurd number in place of a number."""
     flat = flatten(base.runs[0])
     places = [key for key, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)]
     return given(base, rng.choice(places).split("."), rng.choice(ABSURD), rng, "number")
 
 
 def types(base: Base, rng: Random) -> Case:
-    """Another type anywhere."""
+    """Return a case with a value of another type anywhere."""
     path = leaf(base, rng)
     return given(base, path[: rng.randint(1, len(path))], rng.choice(TYPES), rng, "type")
 
 
 def renamed(base: Base, rng: Random) -> Case:
-    """A key with a slip of the pen."""
+    """Return a case with a misspelt key."""
     path = leaf(base, rng)
     word = list(path[-1])
     word.insert(rng.randrange(len(word) + 1), rng.choice("abcxyz_ 0é"))
@@ -177,7 +177,7 @@ def renamed(base: Base, rng: Random) -> Case:
 
 
 def removed(base: Base, rng: Random) -> Case:
-    """A key that the recipe has, taken out of it."""
+    """Return a case without one of the recipe's keys."""
     tree = copy.deepcopy(base.tree)
     flat = [key.split(".") for key in flatten(tree)]
     path = rng.choice(flat)
@@ -190,7 +190,7 @@ def removed(base: Base, rng: Random) -> Case:
 
 
 def nested(base: Base, rng: Random) -> Case:
-    """A section within another one."""
+    """Return a case with a section inside another section."""
     sections = [key for key, value in base.tree.items() if isinstance(value, dict)]
     inner, outer = rng.choice(sections), rng.choice(sections)
     tree = copy.deepcopy(base.tree)
@@ -199,7 +199,7 @@ def nested(base: Base, rng: Random) -> Case:
 
 
 def components(base: Base, rng: Random) -> Case:
-    """A component that does not exist."""
+    """Return a case with a component that does not exist."""
     flat = [key for key in flatten(base.runs[0]) if key.endswith(".name") or key in ("agent",)]
     path = rng.choice(flat or ["sampler.name"]).split(".")
     if any(key in TABLES for key in path) and rng.random() < 0.5:
@@ -208,7 +208,7 @@ def components(base: Base, rng: Random) -> Case:
 
 
 def settings(base: Base, rng: Random) -> Case:
-    """A setting that a component does not have, or an absurd one that it may have."""
+    """Return a case with a setting that a component does not have, or with an absurd value."""
     flat = [key.split(".")[:-1] for key in flatten(base.runs[0]) if key.endswith(".name")]
     names = [
         "samples",
@@ -231,7 +231,7 @@ def settings(base: Base, rng: Random) -> Case:
 
 
 def tables(base: Base, rng: Random) -> Case:
-    """A table of tasks, budgets, methods or variants of another form."""
+    """Return a case with an invalid table of tasks, budgets, methods, variants and the like."""
     name = rng.choice(TABLES)
     entry = rng.choice(["x", "guided", "behaviour", "a.b", "", "1", "quick"])
     value = rng.choice([rng.choice(TYPES), {entry: rng.choice(TYPES)}, {entry: {"nope": 1}}, {entry: {"seed": math.nan}}])
@@ -239,7 +239,7 @@ def tables(base: Base, rng: Random) -> Case:
 
 
 def letters(base: Base, rng: Random) -> Case:
-    """Letters of the file, changed."""
+    """Return a case with some letters of the file changed."""
     text = list(base.path.read_text(encoding="utf-8"))
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(text))
@@ -273,7 +273,7 @@ def letters(base: Base, rng: Random) -> Case:
 
 
 def _keys(text: str) -> set[str]:
-    """All keys, where it is YAML still."""
+    """Return all keys of the text, or none where it is no longer YAML."""
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
@@ -321,14 +321,14 @@ LARGEST = {"lr": 1e4, "width": 1e5, "widths": 1e5, "layers": 1e4, "blocks": 1e4,
 
 
 def absurd(run: Tree, base: Tree) -> str:
-    """What no run can mean, in words; empty where there is nothing."""
+    """Return what is absurd in a run's settings, in words, or an empty string."""
     flat, before = flatten(run), flatten(base)
     for key, value in flat.items():
         name = key.rpartition(".")[2]
         if isinstance(value, bool) and isinstance(before.get(key), int | float) and not isinstance(before[key], bool):
             return f"{key} is {value}, a truth value for a number"
         for number in value if isinstance(value, list | tuple) else [value]:
-            if (wrong := _wrong(name, number)) and not key.startswith("targets"):  # a tolerance is called width there
+            if (wrong := _wrong(name, number)) and not key.startswith("targets"):  # there ``width`` is a tolerance
                 return f"{key} is {number!r:.40}: {wrong}"
     return ""
 
@@ -348,11 +348,11 @@ def _wrong(name: str, value: Any) -> str:
 
 
 ASKED = {"--task", "--method", "default_budget"}
-"""What refers to a table of the recipe."""
+"""Names of what refers to a table of the recipe."""
 
 
 def judge(base: Base, case: Case, folder: Path) -> tuple[str, str]:
-    """One of ``OUTCOMES``, and what there is to say."""
+    """Plan the case, and return one of ``OUTCOMES`` with its message."""
     path = folder / "recipe.yaml"
     path.write_text(to_yaml(case.tree) if case.text is None else case.text, encoding="utf-8", newline="")
     try:
@@ -360,7 +360,7 @@ def judge(base: Base, case: Case, folder: Path) -> tuple[str, str]:
     except UserError as error:
         message = f"{error.key or ''}: {error}".replace(str(path), "recipe")
         keys = case.keys | ASKED if case.keys & {"tasks", "methods", "budgets"} else case.keys
-        keys |= set(base.chosen["methods"])  # what the command asks for, and the recipe may have lost
+        keys |= set(base.chosen["methods"])  # the command asks for them, and the recipe may lack them
         named = any(key and key in message for key in keys) and len(message) < 3000
         return ("refused" if named else "unnamed"), message
     except Exception:
@@ -370,7 +370,7 @@ def judge(base: Base, case: Case, folder: Path) -> tuple[str, str]:
 
 
 def campaign(cases: range, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Counts by mutation and outcome, and what failed. A case is the same whatever others there are."""
+    """Run the cases, and return counts by mutation and outcome, and the failures. A case does not depend on the others."""
     counts, failures = Counter[tuple[str, str]](), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         for number in cases:
@@ -386,7 +386,7 @@ def campaign(cases: range, seed: int) -> tuple[Counter[tuple[str, str]], list[st
 
 
 def main() -> int:
-    """Print a table."""
+    """Run the campaign, print a table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

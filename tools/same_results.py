@@ -4,8 +4,8 @@
     python tools/same_results.py record after.json
     python tools/same_results.py compare before.json after.json
 
-Every method of every recipe that ships is trained at the recipe's ``smoke`` budget with one seed on a CPU. A phase is recorded
-as the digests of its tensors, whatever these are called, and a run as its scores. Exit code 1 where anything differs.
+Every method of every shipped recipe is trained at the recipe's ``smoke`` budget with one seed on a CPU. A phase is recorded as
+the digests of its tensors, whatever their names, and a run as its scores. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("toy2d.yaml",),
     ("digits.yaml",),
 )
-"""Recipes, and what of them is run."""
+"""Recipes, with the options that select their runs."""
 
 
 def record(recipes: Path, work: Path, only: str, methods: list[str]) -> dict[str, Any]:
-    """Run what is wanted, and digest what is left of it. RuntimeError for a command that fails."""
+    """Run the recipes that match, and return digests of their phases and their scores. Raise RuntimeError for a command that
+    fails.
+    """
     found: dict[str, Any] = {}
     egd = [str(Path(sys.executable).parent / "egd")]
     for number, (recipe, *options) in enumerate(RUNS):
@@ -60,19 +62,19 @@ def record(recipes: Path, work: Path, only: str, methods: list[str]) -> dict[str
 
 
 def phases(run: Path) -> dict[str, list[str]]:
-    """Name of a phase -> the digests of its tensors, in their own order."""
+    """Return, by phase, the digests of its tensors, sorted."""
     files = [path for path in sorted(run.rglob("*.safetensors")) if path.parent.name != "previous"]
     return {path.stem: sorted(digest(tensor) for tensor in load_file(path).values()) for path in files}
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """Of shape, type and bytes."""
+    """Return a digest of shape, type and bytes."""
     content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + content, digest_size=12).hexdigest()
 
 
 def scores(summary: Any) -> Any:
-    """A summary without times, versions and digests."""
+    """Return a summary without times, versions and digests."""
     if isinstance(summary, dict):
         timed = ("seconds", "versions", "digest", "action_ms", "reused", "device", "ms")
         return {key: scores(value) for key, value in summary.items() if key not in timed}
@@ -80,7 +82,7 @@ def scores(summary: Any) -> Any:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs in the runs of the second, a line each."""
+    """Return the differences of the runs of ``after``, one per line."""
     lines = [f"{name}: after alone" for name in sorted(after.keys() - before.keys())]
     for name in sorted(before.keys() & after.keys()):
         one, other = before[name], after[name]
@@ -92,14 +94,14 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def numbers(tree: Any) -> list[str]:
-    """All numbers in a tree, whatever they are called."""
+    """Return all numbers in a tree, whatever their keys."""
     if isinstance(tree, dict | list):
         return sorted(n for value in (tree.values() if isinstance(tree, dict) else tree) for n in numbers(value))
     return [repr(tree)] if isinstance(tree, int | float) and not isinstance(tree, bool) else []
 
 
 def main() -> int:
-    """Record or compare."""
+    """Record or compare, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("files", type=Path, nargs="+", help="record: one file; compare: two")

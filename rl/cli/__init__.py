@@ -1,1 +1,1 @@
-"""The commands that offline RL adds to ``egd``."""
+"""Commands that offline RL adds to ``egd``."""

@@ -1,5 +1,5 @@
-"""``egd data``: what datasets there are, what is in them, and how to come by more. Heavy imports wait for the command
-that needs them.
+"""The commands ``egd data``: list, describe, check, generate and import datasets. Heavy imports wait for the command that needs
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from egd.runs.safe_names import literal
 
 app = typer.Typer(help="Offline datasets: list, check, describe, generate, import.", no_args_is_help=True)
 SHOWN = 100
-"""Problems of a dataset that are printed."""
+"""Maximum number of problems printed per dataset."""
 
 
 @app.command("list")
@@ -53,7 +53,7 @@ def describe(
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the histogram of returns: an image file (.png, .pdf).")] = None,
 ) -> None:
-    """Sizes, returns and scores of a dataset, ranges, and rewards as they are trained on, with a histogram of returns."""
+    """Show sizes, returns and scores of a dataset, its ranges, and its rewards as trained on, with a histogram of returns."""
     from rl.data.describe import describe as facts_of
     from rl.data.describe import returns_figure
     from rl.data.episodes import load_episodes
@@ -78,7 +78,7 @@ def check(
     dataset: Annotated[str, typer.Argument(help="A Minari id, a task's short name, or a D4RL file (HDF5).")],
     trust_code: TrustCode = False,
 ) -> None:
-    """Say all that is wrong with a dataset, or with a file before it is imported; exit code 2 where anything is."""
+    """List all problems of a dataset, or of a file before it is imported; exit code 2 if there are any."""
     from rl.data.health import problems_of
 
     with user_errors(), trusting(True) if trust_code else nullcontext():
@@ -109,7 +109,7 @@ def _evaluated(trained: Mapping[str, Any]) -> str:
 
 
 def _environment(dataset: str) -> str:
-    """Say whether there is an environment to evaluate in; ``egd data check`` says what may be wrong with it."""
+    """Return whether there is an environment to evaluate in; ``egd data check`` says what may be wrong with it."""
     from rl.data.stored import existing
     from rl.envs.specs import NoEnvironment, stored_spec
 
@@ -230,7 +230,7 @@ def generate(
 
 
 def _shares(parts: Sequence[str]) -> dict[str, float]:
-    """Dataset -> share, from DATASET=SHARE; DATASET alone is the whole."""
+    """Parse DATASET=SHARE to shares by dataset; DATASET alone has share 1."""
     shares: dict[str, float] = {}
     for text in parts:
         name, _, share = text.partition("=")
@@ -252,7 +252,7 @@ def import_file(
     env: Annotated[str | None, typer.Option(help="The gymnasium environment id to store with it.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Episode length where the file has no 'timeouts'.", min=1)] = None,
 ) -> None:
-    """Turn a D4RL HDF5 file into a local Minari dataset."""
+    """Import a D4RL HDF5 file as a local Minari dataset."""
     from rl.data.d4rl_import import import_hdf5
     from rl.envs.making import register
 

@@ -1,4 +1,4 @@
-"""``egd export``: a trained policy as a file that runs without egd."""
+"""The command ``egd export``: a trained policy as a file that runs without egd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def export(
     batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a trained policy to one file that runs without egd: the whole guided solve, its noise an input."""
+    """Write a trained policy to one file that runs without egd: the whole guided solve, with its noise as an input."""
     from egd.runs.progress import Reporter
     from rl.deploy.export import check_target, write
     from rl.deploy.module import load_module

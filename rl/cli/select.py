@@ -1,4 +1,4 @@
-"""``egd select``: which policy to take where there is no simulator. Heavy imports wait for the command."""
+"""The command ``egd select``: choose a policy without a simulator. Heavy imports wait for the command."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def select(
 
 
 def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
-    """All of a selection, as JSON values."""
+    """Return the whole selection as JSON values."""
     rows = [
         {"run": r.run, "policy": r.policy, **_numbers(r.score), "simulated": r.simulated, "chosen": r.name == found.chosen}
         for r in found.rows
@@ -88,7 +88,7 @@ def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
 
 
 def _numbers(score: Score) -> dict[str, float | None]:
-    """All of a score; null in JSON for what is no number."""
+    """Return the fields of a score, with None (JSON's null) for values that are not finite."""
     return {name: value if isfinite(value) else None for name, value in asdict(score).items()}
 
 

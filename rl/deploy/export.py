@@ -1,4 +1,6 @@
-"""A policy as a file: torch.export's .pt2, or ONNX, with a small JSON file beside it that says what goes in and out."""
+"""Export of a policy to a file: torch.export's .pt2, or ONNX, with a small JSON file beside it that describes inputs and
+output.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ from rl.deploy.module import PolicyModule
 
 
 def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:
-    """Write the policy for a fixed batch size, and <path>.json; returns what is in that. UserError as ``check_target``, and
-    for an arm that is not one graph.
+    """Write the policy for a fixed batch size and its description <path>.json, and return the description.
+
+    Raises UserError as ``check_target`` does, and for an arm that is not one graph.
     """
     check_target(path)
     content = FORMATS[path.suffix](module, batch)
@@ -35,7 +38,7 @@ def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:
 
 
 def check_target(path: Path) -> None:
-    """UserError for a suffix other than .pt2 and .onnx, and where what writes it is not installed."""
+    """Raise UserError for a suffix other than .pt2 and .onnx, and where the exporter is not installed."""
     if path.suffix not in FORMATS:
         raise UserError(f"'{path}' does not end in {' or '.join(FORMATS)}, by which the format is chosen", key="--to")
     if path.suffix == ".onnx":
@@ -51,12 +54,12 @@ def _need(*packages: str, instead: str = "do without ONNX") -> None:
 
 
 def has_onnx_runtime() -> bool:
-    """Whether ``onnx_runtime`` can be used."""
+    """Return whether ``onnx_runtime`` can be used."""
     return all(map(find_spec, RUNTIME))
 
 
 def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
-    """Where it comes from, and names and shapes of inputs and output, all of them float32."""
+    """Return the policy's origin, and the names and shapes of its inputs and output, all of them float32."""
     config = module.agent.config
     return {
         "task": config.task,
@@ -90,7 +93,7 @@ def _onnx(module: PolicyModule, batch: int) -> bytes:
         raise UserError(
             f"arm '{module.arm}' does what ONNX has no operation for, such as eigenvalues; write .pt2 instead", key="--to"
         ) from error
-    assert program is not None  # as it always is with dynamo=True
+    assert program is not None  # always so with dynamo=True
     content: bytes = program.model_proto.SerializeToString()
     return content
 
@@ -99,8 +102,9 @@ FORMATS: dict[str, Callable[[PolicyModule, int], bytes]] = {".pt2": _pt2, ".onnx
 
 
 def onnx_runtime(module: PolicyModule, batch: int) -> Callable[..., Tensor]:
-    """``module`` for a fixed batch size in ONNX Runtime, on as many CPU threads as torch has. UserError where it is not
-    installed.
+    """Return ``module`` for a fixed batch size in ONNX Runtime, on as many CPU threads as torch has.
+
+    Raises UserError where it is not installed.
     """
     _need(*RUNTIME)
     runtime = importlib.import_module("onnxruntime")
@@ -118,7 +122,7 @@ def onnx_runtime(module: PolicyModule, batch: int) -> Callable[..., Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own insides."""
+    """Suppress the exporters' internal warnings."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A policy of a trained agent as a function of tensors, which can be traced."""
+"""Policy of a trained agent as a function of tensors that can be traced."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rl.runs.loading import read_config, restore
 
 
 class PolicyModule(nn.Module):
-    """One arm of a trained agent as a function of tensors: the code that evaluates it, with its noise given from outside.
+    """Arm of a trained agent as a function of tensors: the evaluation's own code, with the noise as an input.
 
-    ``arm`` is one of the agent's, the headline's unless given (``guided``, a variant, ``behaviour``; ``policy`` of an agent
-    without guidance); ``omega`` its guidance scale, the recipe's unless given. ``draws`` (M)
-    is how many normal draws a state takes: one for each action it samples (``candidates``), and one for each support sample.
-    UserError for an arm that does not exist, a negative scale, or an arm that draws random numbers of another kind.
+    ``arm`` is one of the agent's: ``guided``, a variant or ``behaviour``, or ``policy`` of an agent without guidance; by
+    default the headline's. ``omega`` is its guidance scale, by default the recipe's. ``draws`` (M) is the number of normal
+    draws per state: one for each sampled action (``candidates``), and one for each support sample. Raises UserError for an arm
+    that does not exist, a negative scale, or an arm that draws random numbers of another kind.
     """
 
     def __init__(self, agent: Agent, arm: str | None = None, omega: float | None = None) -> None:
         super().__init__()
         self.arm = agent.headline.partition("@")[0] if arm is None else arm
         self.omega = _scale(agent, self.arm, omega)
-        self._agent = (agent,)  # in a tuple, as it is no module
+        self._agent = (agent,)  # the tuple hides it from nn.Module
         self.networks = nn.ModuleDict(agent.modules())
         self.observations, self.actions = len(agent.data.state_mean), len(agent.data.action_low)
         self.entries = agent.entries
@@ -46,13 +46,16 @@ class PolicyModule(nn.Module):
 
     @property
     def agent(self) -> Agent:
-        """Whose arm it is."""
+        """Agent that the arm belongs to."""
         return self._agent[0]
 
     @torch.no_grad()
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Observations (N, S) as the environment gives them, standard normal noise (N, M, E) -> actions (N, A), within the
-        range of the data's. E is the agent's ``entries``: A, but for plans."""
+        """Compute actions (N, A), clipped to the data's range, from observations (N, S) of the environment and standard normal
+        noise (N, M, E).
+
+        E is the agent's ``entries``: A, except for plans.
+        """
         return self._act(observation, GivenNoise(noise)).clamp(self.agent.data.action_low, self.agent.data.action_high)
 
     def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
@@ -66,18 +69,19 @@ class PolicyModule(nn.Module):
         device = self.agent.device
         endless = GivenNoise(torch.zeros(1, 1, self.entries, device=device).expand(1, 1_000_000_000, self.entries))
         with _naming(self.arm), Folding(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", SamplingWarning)  # of equal noises: support samples that coincide push nowhere
+            warnings.simplefilter("ignore", SamplingWarning)  # with equal noises support samples coincide
             self._act(torch.zeros(1, self.observations, device=device), endless)
         return endless.used
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
-        """Zeros in the shapes of the inputs, by name, for a batch of that size."""
+        """Return zeros in the shapes of the inputs, by name, for a batch of that size."""
         shapes = {"observation": (batch, self.observations), "noise": (batch, self.draws, self.entries)}
         return {name: torch.zeros(shape, device=self.agent.device) for name, shape in shapes.items()}
 
     def graph(self, batch: int, decompositions: Mapping[Any, Any] | None = None) -> fx.GraphModule:
-        """``forward`` for a fixed batch size as one flat graph, with a copy of the weights. UserError for an arm that decides
-        by its values what to compute, as ``second_order`` does.
+        """Return ``forward`` for a fixed batch size as one flat graph, with a copy of the weights.
+
+        Raises UserError for an arm whose operations depend on its values, as those of ``second_order`` do.
         """
         with _naming(self.arm):
             return trace(self, self.inputs(batch), decompositions)
@@ -114,9 +118,10 @@ def load_module(
     *,
     trust_code: bool = False,
 ) -> PolicyModule:
-    """An arm of a complete run, from its folder OUT/<task>/seed-<n>; its data set must be at hand. UserError where the folder
-    is none or the run is not complete, where its settings name code of a stranger and not ``trust_code``, and as
-    ``PolicyModule``.
+    """Load an arm of a complete run from its folder OUT/<task>/seed-<n>; its dataset must be local.
+
+    Raises UserError where there is no such folder or the run is not complete, where its settings name untrusted code without
+    ``trust_code``, and as ``PolicyModule`` does.
     """
     folder = RunFolder(Path(run))
     if not folder.config.exists():

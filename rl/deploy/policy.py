@@ -1,4 +1,4 @@
-"""A trained policy in a control loop: the guided solve as one graph, traced once a batch size and then only run."""
+"""Trained policy in a control loop: the guided solve as one graph, traced once per batch size."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from rl.deploy.export import onnx_runtime
 from rl.deploy.module import PolicyModule, load_module
 
 SIZES = (1, 10, 100, 1000)
-"""Batch sizes that a policy is traced for; smaller batches are filled up, larger ones cut into pieces of the last."""
+"""Batch sizes that a policy is traced for; smaller batches are padded, larger ones split into pieces of the last size."""
 
 Compile = Literal[False, True, "onnx"]
 Observation = TypeVar("Observation", Tensor, "np.ndarray[Any, Any]")
 
 
 class Policy:
-    """policy(observation) -> action, for a control loop: the traced ``PolicyModule``, with a generator of its own.
+    """Policy for a control loop, policy(observation) -> action: the traced ``PolicyModule``, with a random generator of its
+    own.
 
     The first call of a batch size (``SIZES``) traces the solve, which takes seconds; ``warm_up`` does so beforehand. The graph
     is run operation by operation, or with ``compile`` by torch.compile, which takes up to a minute, less from its cache on
-    disk; where that fails (on a CPU it needs a C++ compiler) there is a warning, and the graph is run as it is. ``compile`` =
-    "onnx" is ONNX Runtime, the fastest on a CPU; UserError for it on a GPU, and where it is not installed.
+    disk. Where compilation fails (on a CPU it needs a C++ compiler), a warning is shown and the graph is run as it is.
+    ``compile`` = "onnx" selects ONNX Runtime, the fastest on a CPU; UserError for it on a GPU, and where it is not installed.
     """
 
     def __init__(self, module: PolicyModule, *, compile: Compile = False, seed: int = 0) -> None:
@@ -53,28 +54,29 @@ class Policy:
         batch: int = 1,
         trust_code: bool = False,
     ) -> Policy:
-        """An arm of a complete run, warmed up for batches of one size. UserError as ``load_module``."""
+        """Load an arm of a complete run, warmed up for batches of one size. Raise UserError as ``load_module`` does."""
         module = load_module(run, arm, omega, device, trust_code=trust_code)
         policy = cls(module, compile=compile, seed=seed)
         policy.warm_up(batch)
         return policy
 
     def warm_up(self, batch: int = 1) -> None:
-        """Make ready for batches of that size."""
+        """Prepare the graphs for batches of that size."""
         for size in {_padded(len(piece)) for piece in torch.split(torch.empty(batch, 0), SIZES[-1])}:
             if size not in self._ready:
                 self._ready[size] = self._prepare(size)
 
     def noise(self, batch: int) -> Tensor:
-        """Fresh noise for so many states, (N, M, E)."""
+        """Draw noise for that many states, (N, M, E)."""
         shape = (batch, self.module.draws, self.module.entries)
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     @torch.no_grad()
     def __call__(self, observation: Observation, noise: Tensor | None = None) -> Observation:
-        """(S,) or (N, S) -> (A,) or (N, A), a float32 array for an array and a tensor for a tensor.
+        """Compute actions, (S,) or (N, S) -> (A,) or (N, A), as a float32 array for an array and a tensor for a tensor.
 
-        ``noise`` (N, M, E), or (M, E), in place of fresh noise makes the action repeatable. ValueError for other shapes.
+        ``noise`` (N, M, E), or (M, E), replaces fresh noise and makes the action repeatable. Raises ValueError for other
+        shapes.
         """
         given = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         rows = given if given.ndim == 2 else given[None]
@@ -93,7 +95,7 @@ class Policy:
         if n < size:
             rows, noise = (torch.cat([v, v.new_zeros(size - n, *v.shape[1:])]) for v in (rows, noise))
         with quick_products(self.device, size * self.module.draws):
-            return self._ready[size](rows, noise)[:n].clone()  # compiled for a GPU, it overwrites its result at the next call
+            return self._ready[size](rows, noise)[:n].clone()  # compiled for a GPU, the graph overwrites its results
 
     def _prepare(self, size: int) -> Callable[..., Tensor]:
         inputs = list(self.module.inputs(size).values())
@@ -112,5 +114,5 @@ def _warm(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., T
 
 
 def _padded(n: int) -> int:
-    """The smallest size that holds n."""
+    """Return the smallest traced size that holds n."""
     return next(size for size in SIZES if n <= size)

@@ -1,1 +1,1 @@
-"""Runs of offline RL: their configuration, their jobs, and what is loaded of them."""
+"""Runs of offline RL: their configuration, their jobs, and the loading of finished runs."""

@@ -1,4 +1,4 @@
-"""The recipe of an offline run, typed. The defaults are the library's; what a paper states is in its recipe."""
+"""Typed recipe of an offline run. The defaults are the library's; a paper's settings are in its recipe."""
 
 from __future__ import annotations
 
@@ -52,14 +52,16 @@ from rl.tasks import RewardTransform, Task, find_task
 
 @dataclass(frozen=True)
 class Varies:
-    """Marks a setting in which runs may differ that are trained together: a tensor holds it, or it matters after training."""
+    """Mark of a setting that may differ between runs trained together: it is held in a tensor, or only matters
+    after training.
+    """
 
 
 VARIES = Varies()
 
 
 def varying(config: BaseModel) -> dict[str, Any]:
-    """Name the settings of a recipe that are so marked, as pydantic's ``exclude`` has it."""
+    """Return the marked settings of a recipe, in the form of pydantic's ``exclude``."""
     found: dict[str, Any] = {}
     kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BaseModel)]  # a subclass may give a new default alone
     for name in type(config).model_fields:
@@ -72,34 +74,34 @@ def varying(config: BaseModel) -> dict[str, Any]:
 
 
 class DataConfig(Strict):
-    """Where the transitions come from and how they are transformed."""
+    """Source of the transitions, and their transformation."""
 
     datasets: tuple[str, ...] = ()
-    """Minari ids, concatenated; empty: those of the task."""
+    """Minari ids, concatenated; if empty, those of the task."""
     download: bool = True
     generator: ComponentConfig | None = None
-    """Makes the (one) dataset when it is not there; see ``rl.data.generators``."""
+    """Generator that makes the (one) dataset if it is missing; see ``rl.data.generators``."""
     reward_scale: RewardScale | Literal["task"] = "task"
-    """A factor; ``range``, 1000 / (largest - smallest return); or ``task``, that of the task's family."""
+    """Factor of the reward: a number; ``range``, 1000 / (largest - smallest return); or ``task``, that of the task's family."""
     reward_shift: Number | Literal["task"] = "task"
-    """Added to the reward first (antmaze: -1); ``task``, that of the task's family."""
+    """Number added to the reward before scaling (antmaze: -1); or ``task``, that of the task's family."""
     standardise_states: bool = True
 
     def rewards(self, task: Task) -> RewardTransform:
-        """Of a task."""
+        """Return the reward transform for a task."""
         scale = task.reward.scale if self.reward_scale == "task" else self.reward_scale
         return RewardTransform(scale, task.reward.shift if self.reward_shift == "task" else self.reward_shift)
 
 
 class CriticConfig(ChosenConfig):
-    """Q and V, on the same networks whatever they are regressed on; a critic's own settings, as ISQL's ``beta``, stand beside
-    these.
+    """Settings of Q and V, whose networks are the same for every critic; a critic's own settings, as ISQL's ``beta``, stand
+    beside them.
     """
 
     name: str = "iql"
-    """A critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
+    """Critic of ``rl.critics`` (``egd list``), or ``path.to.module:Name``."""
     expectile: Annotated[ProperShare, VARIES] = 0.7
-    """tau of IQL (AEPO Eq. 27)."""
+    """Expectile tau of IQL (AEPO Eq. 27)."""
     gamma: Decay = 0.99
     polyak: PositiveShare = 0.005
     width: Width = 256
@@ -114,16 +116,18 @@ class CriticConfig(ChosenConfig):
 
 
 class ActorConfig(NetworkConfig):
-    """A policy that is one network, without diffusion."""
+    """Settings of a policy that is one network, without diffusion."""
 
     name: Literal["deterministic", "gaussian"] = "deterministic"
-    """tanh of a network; or a Gaussian around it, with one standard deviation for all states. Its mean acts."""
+    """Tanh of a network; or a Gaussian around it, with one standard deviation for all states, whose mean acts."""
     activation: ActivationName = "relu"
     layer_norm: bool = False
 
 
 class AdvantageCalibrationConfig(CalibrationConfig):
-    """Posterior variances and the spread of the advantages; ``every`` so many steps anew, in joint training only."""
+    """Settings of the estimates of posterior variances and of the advantages' spread; ``every`` is their period in steps, in
+    joint training only.
+    """
 
     every: Every = 1000
 
@@ -132,31 +136,31 @@ Selection = Literal["best", "softmax", "smc"]
 
 
 class GuidanceConfig(Strict):
-    """From critic to guided actions."""
+    """Settings of guidance, from critic to guided actions."""
 
     energy: ComponentConfig = ComponentConfig(name="support_samples")
-    """A closed form (``egd list``), or an objective that trains a network."""
+    """Intermediate energy: a closed form (``egd list``), or an objective that trains a network."""
     rule: ComponentConfig = ComponentConfig(name="additive")
     beta: Beta = 3.0
     omega: Omega = 1.0
     omegas: tuple[Omega, ...] = Field(default=(), max_length=1000)
-    """Further guidance scales to evaluate beside it, in the same batched pass."""
+    """Further guidance scales, evaluated beside ``omega`` in the same batched pass."""
     posterior: ComponentConfig = ComponentConfig(name="residual")
-    """Of the energies that name none of their own."""
+    """Posterior of the energies that name none of their own."""
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions."""
     straight_through: bool = False
-    """Energies that look through the denoiser see the derivatives of the unclipped x_0."""
+    """Differentiate energies through the denoiser as if x_0 were not clipped."""
     energy_scale: Literal["raw", "advantage_std"] = "raw"
-    """E = V - Q in the critic's units, or divided by the data's spread of Q - V so that beta means the same on every task."""
+    """Unit of E = V - Q: the critic's, or the data's spread of Q - V, so that beta means the same on every task."""
     candidates: Candidates = 1
-    """Draw that many actions for every state and keep one."""
+    """Number of actions drawn for every state, of which one is kept."""
     selection: Selection = "best"
-    """Of the candidates: that of lowest energy; by softmax(-beta E); or by sequential Monte Carlo along the sampler, which
-    corrects whatever the intermediate energy gets wrong."""
+    """Choice among the candidates: the lowest energy; by softmax(-beta E); or by sequential Monte Carlo along the sampler,
+    which corrects errors of the intermediate energy."""
     temperature: Temperature = 1.0
-    """Standard deviation of the sampler's initial noise in units of the schedule's: below 1 actions gather where the density
-    is high, at 0 they are a function of the state. Low-temperature sampling of Decision Diffuser (arXiv:2211.15657)."""
+    """Standard deviation of the sampler's initial noise in units of the schedule's: below 1 actions concentrate where the
+    density is high, at 0 they are a function of the state. Low-temperature sampling of Decision Diffuser (arXiv:2211.15657)."""
 
     @model_validator(mode="after")
     def _particles_are_exact(self) -> GuidanceConfig:
@@ -165,43 +169,43 @@ class GuidanceConfig(Strict):
         return self
 
     def alters(self, omega: float) -> bool:
-        """Whether it is, at that scale, another policy than the behaviour policy."""
+        """Return whether the guided policy at that scale differs from the behaviour policy."""
         return omega > 0 or self.candidates > 1 or self.temperature != 1
 
 
 class EvaluationConfig(Strict):
-    """Rollouts in the task's environment."""
+    """Settings of rollouts in the task's environment."""
 
     episodes: Annotated[Episodes, VARIES] = 30
     every: Steps = 0
-    """Also evaluate every so many steps of the last phase (0: at the end only)."""
+    """Period, in steps of the last phase, of further evaluations (0: at the end only)."""
     envs: Annotated[Environments, VARIES] = 30
-    """Environments a guidance scale runs at a time."""
+    """Number of environments that run at a time, per guidance scale."""
     max_steps: Every | None = None
-    """Steps after which an episode ends; none: those of the task, or of an environment that has a limit of its own."""
+    """Steps after which an episode ends; by default the limit of the task, or the environment's own."""
     workers: Workers = 0
-    """Processes that step the environments while actions are sampled; 0: the main process, in between. Changes no result."""
+    """Processes that step the environments while actions are sampled; 0: the main process, in turn. Changes no result."""
 
 
 class SupportConfig(Strict):
-    """Actions of the behaviour policy, drawn once for every state of the data, for what learns from them."""
+    """Settings of support actions: actions of the behaviour policy, drawn once for every state of the data, to learn from."""
 
     actions: Candidates = 16
-    """K for each state."""
+    """Number K of actions for each state."""
     clip_x0: bool = False
     """Keep the denoiser's x_0 within the range of the data's actions."""
 
 
 class RunConfig(RunSettings):
-    """What every run of offline RL has, whatever the agent."""
+    """Settings of every run of offline RL, whatever the agent."""
 
     agent: str = "aepo"
-    """One of ``rl.agents``, or ``path/to/file.py:Name``."""
+    """Agent of ``rl.agents``, or ``path/to/file.py:Name``."""
     method: str = ""
-    """What a table calls it: the name under ``methods``, or else its agent."""
+    """Name of the method in tables: the one under ``methods``, or else the agent's."""
     seed: Annotated[Seed, VARIES] = 0
     precision: Precision = "float32"
-    """Of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
+    """Precision of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
     compile: bool = False
     """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
     data: DataConfig = DataConfig()
@@ -216,18 +220,18 @@ class RunConfig(RunSettings):
         return {**cls.completed(value), "method": method}
 
     def found_task(self) -> Task:
-        """Its task, with the time limit that the recipe gives it."""
+        """Return the task, with the time limit that the recipe gives it."""
         task = find_task(self.task)
         return task if self.evaluation.max_steps is None else replace(task, max_steps=self.evaluation.max_steps)
 
     @property
     def computing(self) -> Computing:
-        """``precision`` and ``compile``."""
+        """Precision and compilation of training: ``precision`` and ``compile``."""
         return Computing(self.precision, self.compile)
 
 
 class DiffusionConfig(RunConfig):
-    """A run with a diffusion model of the behaviour policy."""
+    """Settings of a run with a diffusion model of the behaviour policy."""
 
     schedule: ComponentConfig = ComponentConfig(name="vp_linear")
     denoiser: DenoiserConfig = DenoiserConfig()
@@ -235,7 +239,7 @@ class DiffusionConfig(RunConfig):
 
 
 class ValuedConfig(DiffusionConfig):
-    """A run with a behaviour policy and a critic."""
+    """Settings of a run with a behaviour policy and a critic."""
 
     critic: CriticConfig = CriticConfig()
     support: SupportConfig = SupportConfig()
@@ -243,7 +247,7 @@ class ValuedConfig(DiffusionConfig):
 
 
 class GuidedConfig(ValuedConfig):
-    """A behaviour policy, a critic, and guidance by the one of samples of the other, in one way or in several."""
+    """Settings of a run that guides samples of a behaviour policy by a critic, in one way or in several."""
 
     training: Literal["phased", "joint"] = "phased"
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig()
@@ -259,11 +263,11 @@ class GuidedConfig(ValuedConfig):
 
     @property
     def guidances(self) -> dict[str, GuidanceConfig]:
-        """The headline guidance under the name ``guided``, and the variants."""
+        """Headline guidance, under the name ``guided``, and the variants."""
         return {"guided": self.guidance, **self.variants}
 
     @property
     def energy_steps(self) -> int:
-        """The steps of every energy network: in joint training they go on as long as anything does."""
+        """Steps of every energy network: in joint training, the largest number of steps of any network."""
         own = self.energy_network.steps
         return max(self.denoiser.steps, self.critic.steps, own) if self.training == "joint" else own

@@ -1,4 +1,4 @@
-"""Offline RL as an experiment of the command line: recipes to jobs, run folders to fresh evaluations."""
+"""Offline RL as an experiment of the command line: jobs from recipes, fresh evaluations from run folders."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from rl.tasks import Task, find_task
 
 
 class OfflineRL:
-    """The entry point ``offline_rl`` of the group ``egd.experiments``."""
+    """Entry point ``offline_rl`` of the group ``egd.experiments``."""
 
     caption = "normalised scores; the return itself where a task has no reference score"
     evaluates = (
@@ -57,7 +57,9 @@ class OfflineRL:
     sections = SECTIONS
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
-        """A job of all runs that can be trained together, for every task and method or those of ``--task`` and ``--method``."""
+        """Return the jobs for every task and method, or those of ``--task`` and ``--method``; a job has all runs that can be
+        trained together.
+        """
         refuse_old_keys(recipe, options.source)
         refuse_old_options(options.settings, "--set")
         refuse_old_options([f"{key}={','.join(map(str, values))}" for key, values in options.grid.items()], "--grid")
@@ -77,7 +79,7 @@ class OfflineRL:
     def _jobs(
         self, recipe: Mapping[str, Any], task: tuple[str, Tree], method: tuple[str, Tree], options: Options
     ) -> list[OfflineJob]:
-        """``task`` and ``method`` with what each changes in the recipe."""
+        """Return the jobs of one task and method, each given with the changes it makes in the recipe."""
         place = options.out / folder_of_task(task[0], "tasks") / method[0]
         batch_key: dict[str, OfflineJob] = {}
         store = None if options.fresh else default_store()
@@ -93,8 +95,10 @@ class OfflineRL:
         return list(batch_key.values())
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
-        """Fresh rollouts of a trained run: ``omegas`` for every arm in one batched pass, ``episodes``, ``seed``, ``device``; of
-        these ``policies`` alone, if any; filmed into the file ``video``, if any.
+        """Roll out the policies of a trained run anew, and return the rows of the results table.
+
+        ``settings`` may have ``omegas`` for every arm (in one batched pass), ``episodes``, ``seed``, ``device``, ``policies``
+        to select some, and ``video``, the file of a film.
         """
         if settings.get("policies") and settings.get("omegas") is not None:
             raise UserError("give --policy or --omega, not both: --policy guided@1.5", key="--policy")
@@ -114,7 +118,7 @@ class OfflineRL:
             episodes = len(next(iter(returns.values())))
             try:
                 folder.log({"phase": "eval", "episodes": episodes, **{k: float(r.mean()) for k, r in returns.items()}})
-            except OSError as error:  # of somebody else, or on a full disk: what was found is shown all the same
+            except OSError as error:  # another user's folder, or a full disk: the results are still shown
                 reporter.warn(f"these scores are not noted in {folder.metrics}: {error.strerror}")
         return rows(
             {
@@ -127,11 +131,11 @@ class OfflineRL:
         )
 
     def listings(self) -> dict[str, Listing]:
-        """``egd list tasks`` and ``egd list methods``."""
+        """Return the tables of ``egd list tasks`` and ``egd list methods``."""
         return {"tasks": list_tasks, "methods": list_methods}
 
     def components(self) -> dict[str, dict[str, str]]:
-        """Kind -> name -> the first line of its docstring."""
+        """Return, by kind and name, the first line of each component's docstring."""
         kinds: dict[str, dict[str, Any]] = {
             "agent": dict(AGENTS),
             "critic": CRITICS.names(),
@@ -142,7 +146,7 @@ class OfflineRL:
 
 
 def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int, reporter: Reporter) -> dict[str, Any]:
-    """Returns by policy."""
+    """Roll out the policies, and return the returns by policy."""
     episodes = settings.get("episodes") or agent.config.evaluation.episodes
     policies = settings.get("policies")
     if settings.get("omegas") is not None and not any(scale is not None for scale in agent.policies().values()):
@@ -155,7 +159,7 @@ def _rolled_out(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int
 
 
 def _filmed(agent: Agent, task: Task, settings: Mapping[str, Any], seed: int, reporter: Reporter) -> dict[str, Any]:
-    """The same of what is filmed, one episode if nothing else is said."""
+    """Film the policies, one episode by default, and return the returns by policy."""
     episodes, policies = settings.get("episodes") or 1, settings.get("policies")
     scales = chosen(agent, policies) if policies else video.shown(agent, settings.get("omegas"))
     with reporter.bar("pictures", None) as bar:

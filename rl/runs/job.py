@@ -1,4 +1,4 @@
-"""Runs of one task, from data to summaries."""
+"""Jobs: runs of one task, from data to summaries."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from rl.evaluation.rollouts import Rollouts
 from rl.runs.loading import check_room, load_data
 from rl.runs.run import Planned, Run
 
-PATHS = 8  # paths kept for the maze figure
-ENVIRONMENTS = 1000  # in one evaluation of several runs, as a simulator takes up to 10 MB
+PATHS = 8  # number of paths kept for the maze figure
+ENVIRONMENTS = 1000  # maximum in one evaluation of several runs: a simulator takes up to 10 MB
 
 Failures = dict[str, Exception]
 Started = tuple[Run, Phase]
@@ -38,28 +38,29 @@ Started = tuple[Run, Phase]
 
 @dataclass(frozen=True)
 class OfflineJob:
-    """Runs of one task whose parts can be trained together, as they differ in seed, in numbers, or in evaluation alone."""
+    """Runs of one task that can be trained together, because they differ only in seed, in numbers or in evaluation."""
 
     planned: list[Planned]
     resume: bool
     store: Store | None = None
-    """Of finished phases; None to train all anew."""
+    """Store of finished phases; None to train all anew."""
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Description of the job for users."""
         each = [(p.cell, p.config.seed) for p in self.planned]
         return runs_label(self.planned[0].title, each)
 
     @property
     def runs(self) -> int:
-        """How many."""
+        """Number of runs."""
         return len(self.planned)
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, evaluate, write the summaries; a complete run only shows its result.
+        """Train what is not yet trained, evaluate, write the summaries, and return the results; a complete run only returns its
+        result.
 
-        A run that fails does not stop the others: RunsFailed at the end.
+        A run that fails does not stop the others: RunsFailed is raised at the end.
         """
         first = self.planned[0].config
         set_up(first.device, first.threads, first.precision)
@@ -91,13 +92,13 @@ class OfflineJob:
             reporter.warn(f"{which}, {warning}")
 
     def _results(self, runs: Sequence[Run], failures: Failures, reporter: Reporter) -> Iterator[tuple[Run, Rollouts | None]]:
-        """The runs and their rollouts, where there is an environment for them."""
+        """Yield the runs with their rollouts, or with None where there is no environment."""
         yield from ((run, None) for run in runs if run.not_evaluated)
         for together in _passes([run for run in runs if not run.not_evaluated]):
             yield from _evaluate(together, failures, reporter)
 
     def _train(self, going: Sequence[Started], failures: Failures, reporter: Reporter) -> None:
-        """One phase of all runs, by what is in the store where that has it. Runs that need the same train it once."""
+        """Train one phase of all runs, or take it from the store; runs that need the same result train it once."""
         firsts: dict[str, Started] = {}
         for run, phase in going:
             firsts.setdefault(key_of(phase.cache_key or run.label), (run, phase))
@@ -125,7 +126,7 @@ class OfflineJob:
             reporter.warn(f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}")
 
     def _prepare(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> list[Run]:
-        """Data and fresh agents, of those whose data are what they were when their training began."""
+        """Load the data, and return fresh runs, but for those whose data changed since their training began."""
         started = time.perf_counter()
         config = todo[0].config
         device = torch.device(config.device)
@@ -173,7 +174,7 @@ def _train(going: Sequence[Started], failures: Failures, reporter: Reporter) -> 
 
 
 def _passes(runs: Sequence[Run]) -> list[list[Run]]:
-    """Those to be evaluated in one pass: of as many episodes, and not so many that their environments fill the memory."""
+    """Group runs for evaluation in one pass: equal numbers of episodes, and no more environments than fit into memory."""
     passes: list[list[Run]] = []
     room = 0
     for run in sorted(runs, key=lambda run: run.config.evaluation.episodes):
@@ -188,7 +189,7 @@ def _passes(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> list[tuple[Run, Rollouts]]:
-    """In one pass; one after the other where that fails, so that only the run at fault is lost."""
+    """Evaluate the runs in one pass, or one by one where that fails, so that only the failing run is lost."""
     try:
         return list(zip(runs, _rollouts(runs, reporter), strict=True))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The tasks and the methods as tables: ``egd list tasks``, ``egd data list``, ``egd list methods``."""
+"""Tables of tasks and of methods: ``egd list tasks``, ``egd data list``, ``egd list methods``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WIDE = ("task", "D4RL's id", "datasets", "here", "environment", "steps", "refer
 
 
 def list_tasks(wide: bool = False) -> list[RenderableType]:
-    """All tasks known by a short name, family by family; ``wide`` also has the datasets' ids and the notes in columns."""
+    """Return the table of all tasks with a short name, by family; ``wide`` adds columns of dataset ids and notes."""
     beyond = [task for task in TASKS.values() if task.benchmark is None]
     title = f"tasks: the {len(TASKS) - len(beyond)} of AEPO's tables, and {len(beyond)} more (*)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
@@ -46,7 +46,7 @@ def list_tasks(wide: bool = False) -> list[RenderableType]:
 
 
 def list_methods(wide: bool = False) -> list[RenderableType]:
-    """The agents that a recipe can name, with the first line of each."""
+    """Return the table of the agents that a recipe can name, with the first line of each one's docstring."""
     table = Table(title="methods, agent: in a recipe", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("agent", no_wrap=True)
     table.add_column("what it is", overflow="fold")
@@ -89,7 +89,7 @@ def _here(task: Task) -> str:
 
 
 def _notes(tasks: Sequence[Task]) -> RenderableType:
-    """A family's data, and what of its environments is not the benchmark's."""
+    """Return notes on a family's data, and on how its environments differ from the benchmark's."""
     family = tasks[0].family
     environments: dict[str, dict[str, None]] = {}
     for head, _, remark in (task.env_note.partition(": ") for task in tasks):

@@ -1,4 +1,4 @@
-"""From a run's configuration to its transitions, and from its folder to what it trained."""
+"""Loading: a run's transitions from its configuration, and its trained agent from its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rl.tasks import Task
 
 
 def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter | None = None) -> tuple[OfflineData, Task]:
-    """The task's transitions on the device; a dataset with a generator is made where it is missing."""
+    """Load the task's transitions on the device, and return them with the task; a missing dataset with a generator is made."""
     task = config.found_task()
     names = config.data.datasets or task.datasets
     _generate(config, names, reporter or Reporter())
@@ -42,8 +42,9 @@ def load_data(config: RunConfig, device: torch.device | str, reporter: Reporter 
 
 
 def check_room(configs: Sequence[RunConfig], data: Episodes | OfflineData) -> None:
-    """UserError where these data, with what runs that are trained together make of them, need more memory than there is: a
-    plan knows neither how many transitions a dataset has nor how wide they are.
+    """Raise UserError where the data, and what these runs make of them, need more memory than there is.
+
+    A plan cannot check this, because it knows neither the number of a dataset's transitions nor their width.
     """
     rows, states, actions = size_of(data)
     trees = [config.model_dump() for config in configs]
@@ -63,7 +64,7 @@ def _generate(config: RunConfig, names: Sequence[str], reporter: Reporter) -> No
 
 
 def check_generated(config: RunConfig) -> None:
-    """UserError where the recipe's dataset is there, but was made by other settings than the recipe's."""
+    """Raise UserError where the recipe's dataset exists, but was made by other settings than the recipe's."""
     generator, names = config.data.generator, config.data.datasets or config.found_task().datasets
     if generator is not None and is_local(names[0]):
         check_made_by(names[0], generator.spec, "data.generator")
@@ -82,8 +83,10 @@ def _offline(config: RunConfig, task: Task, episodes: Episodes, device: torch.de
 
 
 def read_config(folder: RunFolder) -> RunConfig:
-    """The configuration of a run. UserError where it is none of this version's, names a stranger's code
-    (``egd.config.trust``), or needs more memory than there is.
+    """Read the configuration of a run.
+
+    Raises UserError where it is not of this version, names untrusted code (``egd.config.trust``), or needs more memory than
+    there is.
     """
     with trusting(False, folder.path):
         config = typed(read_yaml(folder.config), str(folder.config))
@@ -92,22 +95,22 @@ def read_config(folder: RunFolder) -> RunConfig:
 
 
 def restore(config: RunConfig, folder: RunFolder, device: torch.device, reporter: Reporter | None = None) -> tuple[Agent, Task]:
-    """The agent of a run with the weights of its checkpoints and its statistics, and its task.
+    """Return the agent of a run, with the weights of its checkpoints and its statistics, and its task.
 
-    Where its dataset is not here, those statistics are enough for most agents to act. UserError where a checkpoint is missing,
-    or the dataset of that id is not the one that the run was trained on.
+    Where the dataset is not local, the statistics suffice for most agents to act. Raises UserError where a checkpoint is
+    missing, or where the local dataset is not the one that the run was trained on.
     """
     reporter, task = reporter or Reporter(), config.found_task()
     record = Record.read(folder)
     if record is not None and not all(map(is_local, config.data.datasets or task.datasets)):
-        with suppress(ValueError, RuntimeError, IndexError):  # of an agent that looks at transitions even to act
+        with suppress(ValueError, RuntimeError, IndexError):  # raised by an agent that needs transitions even to act
             return restored(config, folder, record.alone(device), device), task
     data = of_run(folder, load_data(config, device, reporter)[0], reporter.warn)
     return restored(config, folder, data, device), task
 
 
 def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: torch.device) -> Agent:
-    """The agent of a run where its data are at hand, as ``of_run`` gives them."""
+    """Return the agent of a run with the weights of its checkpoints, from data that ``of_run`` returned."""
     agent = agent_class(config.agent)(config, data, device)
     for phase in agent.phases():
         if is_training_only(phase.learner):

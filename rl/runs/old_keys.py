@@ -1,4 +1,4 @@
-"""Keys that recipes of earlier versions have, refused with the line to write in their place."""
+"""Keys of recipes of earlier versions, refused with the lines to write in their place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from egd.config.yaml_text import parse_or_text
 from egd.errors import UserError
 
 SHOWN = 12
-"""At most so many lines, so that they fit a screen."""
+"""Maximum number of lines shown, so that they fit a screen."""
 LAYERS = ("tasks", "methods", "budgets")
-"""Sections whose entries have the keys of the recipe itself."""
+"""Sections whose entries have the same keys as the recipe."""
 
 
 def refuse_old_keys(recipe: Mapping[str, Any], source: str) -> None:
-    """UserError where ``kind`` chooses an agent, a critic or an actor, or ``settings`` holds those of a critic."""
+    """Raise UserError where ``kind`` chooses an agent, a critic or an actor, or ``settings`` holds those of a critic."""
     places: dict[str, list[str]] = {}
     for path, new in _rewritten(recipe):
         places.setdefault(f"{path.rpartition('.')[2]}: {_flow(new)}", []).append(path.rpartition(".")[0])
@@ -29,7 +29,7 @@ def refuse_old_keys(recipe: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_old_options(settings: Sequence[str], option: str) -> None:
-    """The same of ``a.b=c``, as --set and --grid have it."""
+    """Raise UserError for the same keys in options ``a.b=c`` of --set and --grid."""
     for setting in settings:
         key, _, value = setting.partition("=")
         key = key.strip()
@@ -52,13 +52,13 @@ def refuse_old_options(settings: Sequence[str], option: str) -> None:
 
 
 def _where(paths: Sequence[str]) -> str:
-    """Where a line belongs, if not at the top."""
+    """Return a comment that says where a line belongs, if not at the top."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"   # in {paths[0] or 'the recipe'}{more}" if any(paths) else ""
 
 
 def _rewritten(tree: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
-    """(Key, new value) of the old keys of a recipe, and of its tasks, methods and budgets."""
+    """Yield (key, new value) for the old keys of a recipe, and of its tasks, methods and budgets."""
     if "kind" in tree:
         yield f"{head}agent", tree["kind"]
     for section in ("critic", "actor"):
@@ -80,7 +80,7 @@ def _renamed(old: Mapping[str, Any]) -> Tree:
 
 
 def _flow(value: Any) -> str:
-    """YAML in one line."""
+    """Return the value as YAML in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 

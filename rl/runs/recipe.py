@@ -1,4 +1,4 @@
-"""From the tree of a recipe to the typed configuration of a run: methods, agents, variants."""
+"""Conversion of a recipe's tree to the typed configuration of a run: methods, agents, variants."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from rl.tasks import find_task
 
 
 def listed_methods(recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options: Options) -> dict[str, Tree]:
-    """Name -> what it changes in the recipe, for those of ``--method`` where given; {'': {}} where the recipe has none.
+    """Return the changes of each method in the recipe, by name, for the methods of ``--method`` or for all; {'': {}} where the
+    recipe has none.
 
-    A budget may change methods too, and so may each of the ``tasks`` (``task_settings``). UserError for a name that the recipe
-    does not have.
+    A budget may change methods, too, and so may each of the ``tasks`` (``task_settings``). Raises UserError for a name that
+    the recipe does not have.
     """
     budget = chosen_budget(recipe, options)
     own, over = (mappings(tree, "methods", options.source) for tree in (recipe, budget))
@@ -47,12 +48,13 @@ def _sections() -> Sections:
 
 
 SECTIONS = _sections()
-"""Sections of any agent that name a component, as ``merge`` takes them."""
+"""Sections of any agent that name a component, in the form that ``merge`` takes."""
 
 
 def task_settings(task: tuple[str, Tree], method: tuple[str, Tree], options: Options) -> Tree:
-    """What a method changes in the recipe, then the task, then the task for this method, which is under its ``methods``. Task
-    and method are each a name and what it changes.
+    """Merge the changes of a method, of a task, and of the task for this method (under its ``methods``), in this order.
+
+    Task and method are each given as a name and its changes.
     """
     over = {key: value for key, value in task[1].items() if key != "methods"}
     return merge(merge(method[1], over, SECTIONS), _own_methods(*task, options).get(method[0], {}), SECTIONS)
@@ -63,8 +65,9 @@ def _own_methods(task: str, tree: Tree, options: Options) -> dict[str, Tree]:
 
 
 def for_method(tree: Tree, name: str, options: Options) -> Tree:
-    """The tree under that name. Where the agent is a method's or an option's, rather than the recipe's own, it is without the
-    sections that other agents have and this one does not.
+    """Return the tree as the method of that name.
+
+    Where a method or an option chooses the agent, sections that this agent lacks and other agents have are removed.
     """
     if not (name or any(setting.startswith("agent=") for setting in options.settings)):
         return tree
@@ -75,8 +78,9 @@ def for_method(tree: Tree, name: str, options: Options) -> Tree:
 
 
 def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
-    """``methods`` by their sections. UserError for a section of ``--set`` that none of them has, and for one of ``--grid`` that
-    one of them has not: its cells would be the same run.
+    """Raise UserError for a section of ``--set`` that no method has, and for one of ``--grid`` that any method lacks.
+
+    The cells of such a grid would be the same run. ``methods`` maps each method to its sections.
     """
     for key, wanted, given in (("--set", any, options.settings), ("--grid", all, options.grid)):
         for setting in given:
@@ -89,14 +93,14 @@ def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
 
 
 def agent_of(tree: Mapping[str, Any]) -> Any:
-    """The class of ``agent``. UserError where there is none."""
+    """Return the class of ``agent``. Raise UserError where there is none."""
     return agent_class(str(tree.get("agent", RunConfig.model_fields["agent"].default)))
 
 
 def typed(tree: Tree, source: str, given: Mapping[str, str] | None = None) -> RunConfig:
-    """The configuration that the agent understands, checked; ``given`` as in ``validate``.
+    """Return the checked configuration of the recipe's agent; ``given`` as in ``validate``.
 
-    A variant has what it does not say from ``guidance``.
+    A variant takes the settings it does not give from ``guidance``.
     """
     refuse_old_keys(tree, source)
     agent = agent_of(tree)

@@ -1,4 +1,4 @@
-"""One run: its settings and place, its training and what is left of it."""
+"""One run: its settings and folder, its training, and its results."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from rl.runs.vitals import VITALS, vitals
 from rl.tasks import Task
 
 NOTHING = Rollouts({}, {}, 0)
-CALLS = 11  # of a policy, to say what one takes
+CALLS = 11  # number of calls by which the time of a policy's action is measured
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run to be: its settings, its folder, and its cell where it is one of a grid."""
+    """Planned run: its settings, its folder, and its cell if it belongs to a grid."""
 
     config: RunConfig
     folder: RunFolder
     cell: Cell = field(default_factory=dict)
     method: str = ""
-    """Its name in a recipe of several."""
+    """Name of the method in a recipe of several."""
 
     @property
     def title(self) -> str:
-        """Its task, and its method where the recipe has several."""
+        """Name of the task, and of the method where the recipe has several."""
         return f"{self.config.task} {self.method}".strip()
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Description of the run for users."""
         return run_label(self.title, self.cell, self.config.seed)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run in training and evaluation."""
+    """Run in training and evaluation."""
 
     agent: Agent
     planned: Planned
@@ -61,22 +61,22 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
     not_evaluated: str = ""
-    """Why there is nothing to evaluate in."""
+    """Reason why there is no environment to evaluate in, or an empty string."""
     reused: dict[str, str] = field(default_factory=dict)
-    """Phases that were taken from the store, and their keys there."""
+    """Phases that were taken from the store, with their keys in it."""
 
     @property
     def config(self) -> RunConfig:
-        """Its settings."""
+        """Settings of the run."""
         return self.planned.config
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Description of the run for users."""
         return self.planned.label
 
     def phases(self) -> list[Phase]:
-        """The agent's, with the evaluations in mid-training that the recipe wants."""
+        """Return the agent's phases, with the recipe's evaluations in mid-training."""
         phases = [replace(phase, vitals=partial(vitals, self.agent, phase.name)) for phase in self.agent.phases()]
         every = self.config.evaluation.every
         if not every or self.not_evaluated:
@@ -87,19 +87,19 @@ class Run:
         return [hooked if p is last else p for p in phases]
 
     def _action_ms(self) -> float:
-        """Of one action of the headline in one state, eager."""
+        """Measure the time of one action of the headline policy in one state, without compilation, in milliseconds."""
         agent, act = self.agent, self.agent.acting(0)
         state, which = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
         times = [_seconds(lambda: act(state, which).cpu()) for _ in range(CALLS)]
         return 1000 * median(times)
 
     def _evaluated(self) -> Any:
-        """What decides the evaluations in mid-training."""
+        """Return the settings that decide the evaluations in mid-training."""
         how = {"device", "threads", "compile", "checkpoint_minutes"}
         return self.config.model_dump(mode="json", exclude={*how, "variants", "method"})
 
     def _interim(self, phase: str) -> dict[str, Any]:
-        """A headline evaluation in mid-training."""
+        """Evaluate the headline policy in mid-training, and return its score."""
         agent, (name, _, scale) = self.agent, self.agent.headline.partition("@")
         agent.ready(phase, torch.Generator(agent.device).manual_seed(self.config.seed))
         scales = {name: [float(scale)] if scale else []}
@@ -107,8 +107,8 @@ class Run:
         return {"phase": phase, "score": statistics(self.task, result.returns[agent.headline])["mean"]}
 
     def finish(self, result: Rollouts | None) -> list[str]:
-        """Diagnostics, figures and summary, from the rollouts of its evaluation, if there was one. Returns what people should
-        look at.
+        """Compute diagnostics, save figures and write the summary, from the rollouts if there were any; return warnings for
+        users.
         """
         agent, folder = self.agent, self.planned.folder
         diagnostics = agent.diagnostics(torch.Generator(agent.device).manual_seed(seed_of(self.config.seed, "diagnostics")))
@@ -154,7 +154,7 @@ class Run:
 
 
 def _last_vitals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By phase, those of its end: whether training went astray."""
+    """Return, by phase, the vitals at its end, which show whether training diverged."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         if seen := {name: row[name] for name in VITALS if name in row}:
@@ -169,7 +169,7 @@ def _seconds(f: Callable[[], object]) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """For the summary."""
+    """Return the name of the device for the summary."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

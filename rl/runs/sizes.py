@@ -1,4 +1,4 @@
-"""What runs of offline RL take of memory, by the keys of their recipe that decide it."""
+"""Estimates of the memory of offline RL runs, by the keys of the recipe that decide it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from egd.runs.resources import ROW, Estimates, Sizes, of_arrays, of_networks, sections_in, whole
 
-SIMULATOR = 10_000_000  # bytes of an environment
-ROWS = 10_000  # of a dataset of unknown size
+SIMULATOR = 10_000_000  # estimated bytes of an environment
+ROWS = 10_000  # assumed for a dataset of unknown size
 
 
 def networks(tree: Mapping[str, Any]) -> Sizes:
-    """Weights; those along the steps of a plan are convolutional."""
+    """Estimate the memory of weights; networks along the steps of a plan are convolutional."""
     return of_networks(tree, ("denoiser", "energy_network") if "plan" in tree else ())
 
 
 def arrays(tree: Mapping[str, Any]) -> Sizes:
-    """Environments that run at once, the samples in them, the data and what is made of them."""
+    """Estimate the memory of concurrent environments, their samples, the data and what is made of them."""
     evaluation = tree.get("evaluation", {})
     guidances = [tree.get("guidance") or {}, *(tree.get("variants") or {}).values()]
     scales = 1 + sum(1 + len(guidance.get("omegas", ())) for guidance in guidances)

@@ -1,4 +1,4 @@
-"""What shows that an agent's training goes astray: values that rewards cannot give, actions that leave the data's range."""
+"""Signs that an agent's training diverges: values that rewards cannot give, actions that leave the data's range."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from rl.critics import Critic
 from rl.parts.behaviour import Behaviour
 
 ROWS = 256
-"""Of the data, the first ones, so that a look draws no random number of the training's."""
+"""Number of rows examined: the first of the data, so that the check draws no random number of the training."""
 Q_SIZE = 1000.0
-"""Times what rewards allow, from which a critic is lost."""
+"""Largest |Q|, in multiples of what rewards allow, before training stops."""
 CRITIC_REMEDY = "lower critic.lr or gamma, raise the ensemble, or look for outliers in the rewards"
 POLICY_REMEDY = "train the denoiser longer, lower its lr, or keep clip_x0 on"
 TRAINED_BY = {"critic": ("critic", "policy", "joint", "online"), "behaviour": ("denoiser", "policy", "joint")}
-"""The phases that train a part, by what an agent calls it."""
+"""Phases that train a part, by the part's name in an agent."""
 
 
 def vitals(agent: Agent, phase: str) -> dict[str, Vital]:
-    """Of the parts that the phase trains."""
+    """Return the vitals of the parts that the phase trains."""
     return dict([*_of_critic(agent, phase), *_of_behaviour(agent, phase)])
 
 
 def _of_critic(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
-    """Of data's actions: the largest |Q|, in units of the largest reward / (1 - gamma), and the share beyond that."""
+    """Yield, for the data's actions, the largest |Q| in units of the largest reward / (1 - gamma), and the share beyond that
+    limit.
+    """
     critic, rows = getattr(agent, "critic", None), agent.data.transitions
     if not isinstance(critic, Critic) or not critic.in_reward_units or phase not in TRAINED_BY["critic"] or critic.gamma >= 1:
         return
@@ -42,12 +44,12 @@ def _of_critic(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
 
 
 def _of_behaviour(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
-    """The share of entries of sampled actions that are beyond the data's, before any clip, by more than their range's tenth."""
+    """Yield the share of entries of sampled actions that exceed the data's range by over a tenth, before any clip."""
     behaviour, rows = getattr(agent, "behaviour", None), agent.data.transitions
     if not isinstance(behaviour, Behaviour) or phase not in TRAINED_BY["behaviour"] or rows.action.ndim != 2:
         return
     generator = torch.Generator(rows.state.device).manual_seed(0)
-    with warnings.catch_warnings():  # of what is counted here
+    with warnings.catch_warnings():  # about clips, which are counted here
         warnings.simplefilter("ignore", SamplingWarning)
         actions = behaviour.actions(rows.state[: ROWS // 4], 1, generator).reshape(-1, *behaviour.low.shape)  # or rows of plans
     margin = 0.1 * (behaviour.high - behaviour.low)
