@@ -7,3 +7,8 @@ def label(number: float) -> str:
     """Return the shortest text that reads back as exactly this number: 1, 1.5, 1.0000001."""
     short = f"{number:g}"
     return short if float(short) == number else repr(float(number))
+
+
+def with_seed(task: str, seed: int) -> str:
+    """Return the task as a results table names it, with the seed where it is not 0."""
+    return f"{task} ({seed})" if seed else task

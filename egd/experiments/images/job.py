@@ -6,8 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,11 @@ from egd.experiments.images.model import DATA, ImagesModel, clip_key
 from egd.runs.experiment import Row
 from egd.runs.files import read_regular, write_atomic
 from egd.runs.folder import RunFolder
-from egd.runs.grid import Cell, in_cell, run_label
-from egd.runs.phase_files import settle
-from egd.runs.phases import run_phase
+from egd.runs.grid import in_cell
+from egd.runs.job import PlannedRun, common_summary, train
+from egd.runs.labels import with_seed
 from egd.runs.progress import Reporter
 from egd.samplers.watching import clips_of
-from egd.training.precision import set_up
 
 TRUSTED = 0.8  # of the test images; a judge below it says little of samples
 
@@ -40,53 +38,40 @@ TRUSTED = 0.8  # of the test images; a judge below it says little of samples
 class ImagesJob:
     """One run and its folder."""
 
-    config: ImagesConfig
-    folder: RunFolder
-    resume: bool
-    cell: Cell = field(default_factory=dict)
-    """Its place where it is one of a grid."""
+    planned: PlannedRun[ImagesConfig]
 
     @property
     def label(self) -> str:
         """For people."""
-        return run_label(self.config.task, self.cell, self.config.seed)
+        return self.planned.label
 
     def run(self, reporter: Reporter) -> list[Row]:
         """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
-        set_up(self.config.device, self.config.threads)
-        model = None if self.folder.summary.exists() else load_model(self.config)  # what is refused leaves no folder behind
-        with self.folder.lock():
-            self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            summary = self.folder.read_summary(ImagesSummary) or self._run(model or load_model(self.config), reporter)
-        name = f"{self.config.task} ({self.config.seed})" if self.config.seed else self.config.task
-        return in_cell(rows(name, summary["results"]), self.cell)
+        config = self.planned.config
+        summary = self.planned.summary(
+            ImagesSummary, lambda: load_model(config), lambda model: self._complete(model, reporter), reporter
+        )
+        return in_cell(rows(with_seed(config.task, config.seed), summary["results"]), self.planned.cell)
 
-    def _run(self, model: ImagesModel, reporter: Reporter) -> dict[str, Any]:
-        settle(self.folder, reporter.warn)
-        same_images(self.folder, model, new=True)
-        seconds = train(model, self.folder, reporter)
+    def _complete(self, model: ImagesModel, reporter: Reporter) -> dict[str, Any]:
+        config, folder = self.planned.config, self.planned.folder
+        same_images(folder, model, new=True)
+        seconds = train(model.phases(), self.planned, reporter)
         started = time.perf_counter()
-        evaluation = evaluated(model, reporter, self.config.seed)
+        evaluation = evaluated(model, reporter, config.seed)
         seconds["evaluation"] = time.perf_counter() - started
-        grid_figure(evaluation.cells, self.folder.figures / "samples.png", self.config.evaluation.shown)
-        _save_pipeline(model, self.folder.path / "pipeline")
-        summary = self._summary(model, evaluation, seconds)
-        self.folder.write_summary(summary)
-        self._warn(model, evaluation, reporter, summary["test_accuracy"])
-        return summary
-
-    def _summary(self, model: ImagesModel, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
-        found = {name: accuracy(learner.fit.model, model.test) for name, learner in model.classifiers.items()}
-        return {
-            "task": self.config.task,
-            "seed": self.config.seed,
-            "device": self.config.device,
-            "versions": {name: version(name) for name in ("egd", "torch", "diffusers")},
+        grid_figure(evaluation.cells, folder.figures / "samples.png", config.evaluation.shown)
+        _save_pipeline(model, folder.path / "pipeline")
+        summary = {
+            **common_summary(config, ("egd", "torch", "diffusers")),
             "images": {"train": len(model.train), "test": len(model.test)},
-            "test_accuracy": found,
+            "test_accuracy": {name: accuracy(learner.fit.model, model.test) for name, learner in model.classifiers.items()},
             "results": evaluation.results,
             "seconds": seconds,
         }
+        folder.write_summary(summary)
+        self._warn(model, evaluation, reporter, summary["test_accuracy"])
+        return summary
 
     def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
         """A clamp that acts, samples that are not numbers, test images that were trained on, and a classifier that hardly knows
@@ -99,7 +84,7 @@ class ImagesJob:
             if found < TRUSTED:
                 reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")
         moments = model.calibration.moments
-        for name, estimator in self.config.estimators.items():
+        for name, estimator in self.planned.config.estimators.items():
             kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
             used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, UNCALIBRATED_PARTS, name) and kind in own.raw
             share = own.clamp_share(kind) if used else 0.0
@@ -152,17 +137,6 @@ def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> 
         raise UserError(
             f"{folder.path} was begun with other images than these {model.count}; put back what they were", key="data"
         )
-
-
-def train(model: ImagesModel, folder: RunFolder, reporter: Reporter) -> dict[str, float]:
-    """All phases, from their checkpoints where there are some; seconds of each."""
-    c = model.config
-    every: dict[str, Any] = c.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
-    seconds = {}
-    for phase in model.phases():
-        progress = run_phase(phase, folder, reporter, seed=c.seed, device=model.device, **every)
-        seconds[phase.name] = progress.seconds
-    return seconds
 
 
 def evaluated(

@@ -16,7 +16,7 @@ from egd.experiments.toy2d.exact import Draws
 from egd.experiments.toy2d.model import EXACT, UNGUIDED, Toy2dModel
 from egd.metrics import sliced_wasserstein
 from egd.runs.experiment import Row
-from egd.runs.labels import label
+from egd.runs.labels import label, with_seed
 from egd.runs.phases import seed_of
 from egd.runs.summaries import Common, Frozen
 from egd.samplers.watching import named, tell, watching
@@ -127,7 +127,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 
 def rows(task: str, seed: int, summary: Mapping[str, Any]) -> list[Row]:
     """The results table: a row an estimator; for every beta the sliced W2 and, in brackets, the mean energy."""
-    return [_row(f"{task} ({seed})" if seed else task, name, by_beta) for name, by_beta in summary["results"].items()]
+    return [_row(with_seed(task, seed), name, by_beta) for name, by_beta in summary["results"].items()]
 
 
 def _row(task: str, name: str, by_beta: Mapping[str, Mapping[str, Any]]) -> Row:

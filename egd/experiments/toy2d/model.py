@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -120,23 +120,23 @@ class Toy2dModel:
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def first_phases(self) -> list[Phase]:
-        """The denoiser, then its calibration."""
-        return [self._denoiser_phase("denoiser", self.denoiser_fit, None), Phase("calibration", 1, self.calibration)]
+    def phases(self) -> Iterator[Phase]:
+        """The denoiser, its calibration, and a phase for every trained estimator and beta > 0. These are made once the
+        calibration is trained, on which objectives may depend.
+        """
+        yield self._denoiser_phase("denoiser", self.denoiser_fit, None)
+        yield Phase("calibration", 1, self.calibration)
+        energies = []
+        for name, estimator in self.config.estimators.items():
+            make = self._weighted_phase if estimator.name == WEIGHTED else self._energy_phase
+            if estimator.name == WEIGHTED or is_trained(estimator.name):
+                energies += [make(name, estimator.spec, beta) for beta in self.config.betas if beta]
+        yield from energies
 
     def _denoiser_phase(self, label: str, fit: Fit, weights: Weights | None) -> Phase:
         d = self.config.denoiser
         learner = DenoiserLearner(fit, self.schedule, self.data.sample, batch=d.batch, prediction=d.prediction, weights=weights)
         return Phase(label, d.steps, learner)
-
-    def energy_phases(self) -> list[Phase]:
-        """One for every trained estimator and beta > 0; after the calibration, on which objectives may depend."""
-        phases = []
-        for name, estimator in self.config.estimators.items():
-            make = self._weighted_phase if estimator.name == WEIGHTED else self._energy_phase
-            if estimator.name == WEIGHTED or is_trained(estimator.name):
-                phases += [make(name, estimator.spec, beta) for beta in self.config.betas if beta]
-        return phases
 
     def _weighted_phase(self, name: str, spec: Spec, beta: float) -> Phase:
         phase = f"denoiser_{name}_beta{label(beta)}"

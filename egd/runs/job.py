@@ -1,0 +1,130 @@
+"""What experiments share that train one run a job: the runs of a recipe, their phases and summaries, and finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from egd.config.base import Tree, read_yaml, sections_of, validate
+from egd.config.sections import RunSettings
+from egd.errors import UserError
+from egd.runs import resources
+from egd.runs.experiment import Options
+from egd.runs.folder import RunFolder
+from egd.runs.grid import Cell, Variation, check_count, run_label, variations
+from egd.runs.phase_files import settle
+from egd.runs.phases import Phase, load_trained, run_phase
+from egd.runs.progress import Reporter
+from egd.runs.recipe import blaming, given, pick_device, resolve, without_nulls
+from egd.runs.safe_names import apart, check_names, folder_of_task
+from egd.runs.summaries import Common
+from egd.training.precision import set_up
+
+C = TypeVar("C", bound=RunSettings)
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class PlannedRun(Generic[C]):
+    """One run: its settings, its folder, and its cell where it is one of a grid."""
+
+    config: C
+    folder: RunFolder
+    resume: bool
+    cell: Cell = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The task, the cell and the seed, for people."""
+        return run_label(self.config.task, self.cell, self.config.seed)
+
+    def summary(
+        self, schema: type[Common], make: Callable[[], Model], complete: Callable[[Model], dict[str, Any]], reporter: Reporter
+    ) -> dict[str, Any]:
+        """Return the run's summary. A run that has none is completed, on the model that ``make`` makes."""
+        set_up(self.config.device, self.config.threads)
+        model = None if self.folder.summary.exists() else make()  # what is refused leaves no folder behind
+        with self.folder.lock():
+            self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+            if (found := self.folder.read_summary(schema)) is not None:
+                return found
+            model = make() if model is None else model
+            settle(self.folder, reporter.warn)
+            return complete(model)
+
+
+def planned(
+    schema: type[C],
+    recipe: Mapping[str, Any],
+    tasks: Mapping[str, Tree],
+    options: Options,
+    check: Callable[[C], None],
+    nullable: Collection[str] = (),
+) -> list[PlannedRun[C]]:
+    """Plan a run for each of the ``tasks``, given with what each changes in the recipe, and each variation of the options.
+
+    An entry of the sections ``nullable`` that is null is left out. Raises UserError for settings that the ``schema`` or
+    ``check`` refuses, or that take more memory or disk than there is.
+    """
+
+    def one(task: str, over: Tree, variation: Variation) -> PlannedRun[C]:
+        chosen = variation.options
+        with blaming(chosen):
+            tree = without_nulls(resolve(recipe, task, over, chosen, sections_of(schema)), *nullable)
+            config = validate(schema, tree, chosen.source, given(chosen))
+            check_names(config)
+            check(config)
+        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}", options.out)
+        return PlannedRun(config, folder, options.resume, variation.cell)
+
+    check_count(options, len(tasks))
+    apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
+    runs = [one(task, over, variation) for task, over in tasks.items() for variation in variations(options)]
+    resources.check([[run.config.model_dump()] for run in runs], options.out, options.source)
+    return runs
+
+
+def finished(schema: type[C], summary: type[Common], run: Path, device: str | None) -> tuple[C, RunFolder]:
+    """Open a finished run to evaluate it again, on a device, ``auto`` where None. Raises UserError where it is not complete."""
+    folder = RunFolder(run)
+    config = validate(schema, read_yaml(folder.config), str(folder.config))
+    resources.check_memory([config.model_dump()], str(folder.config))
+    if folder.read_summary(summary) is None:
+        raise UserError(f"{run} is not complete; finish it with egd run --resume")
+    config = config.model_copy(update={"device": pick_device(device or "auto")})
+    set_up(config.device, config.threads)
+    return config, folder
+
+
+def train(phases: Iterable[Phase], run: PlannedRun[Any], reporter: Reporter) -> dict[str, float]:
+    """Train the phases in turn, each from its checkpoint where there is one. Return the seconds that each took.
+
+    A phase may be made once those before it are trained: ``phases`` is read one at a time.
+    """
+    config: RunSettings = run.config
+    every: dict[str, Any] = config.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
+    device = torch.device(config.device)
+    return {
+        phase.name: run_phase(phase, run.folder, reporter, seed=config.seed, device=device, **every).seconds for phase in phases
+    }
+
+
+def load(phases: Iterable[Phase], folder: RunFolder, device: torch.device) -> None:
+    """Load what a finished run has trained, one phase at a time. Raises UserError where a phase is not finished."""
+    for phase in phases:
+        load_trained(phase, folder, device)
+
+
+def common_summary(config: RunSettings, packages: Iterable[str]) -> dict[str, Any]:
+    """Return the first keys of a summary: the task, the seed, the device, and the versions of these packages."""
+    return {
+        "task": config.task,
+        "seed": config.seed,
+        "device": config.device,
+        "versions": {name: version(name) for name in packages},
+    }
