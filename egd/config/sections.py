@@ -57,12 +57,9 @@ class ChosenConfig(Strict):
         return Spec(self.name, self.settings)
 
 
-class NetworkConfig(Strict):
-    """A network of dense layers, and its training."""
+class TrainingConfig(Strict):
+    """The training of a network."""
 
-    width: Width = 256
-    layers: Layers = 3
-    activation: ActivationName = "silu"
     steps: Steps = 1_000_000
     batch: Batch = 256
     lr: Rate = 3e-4
@@ -70,20 +67,25 @@ class NetworkConfig(Strict):
     """Whether the learning rate decays to 0 along a cosine."""
 
 
+class NetworkConfig(TrainingConfig):
+    """A network of dense layers, and its training."""
+
+    width: Width = 256
+    layers: Layers = 3
+    activation: ActivationName = "silu"
+
+
 class EnergyNetworkConfig(NetworkConfig):
     """The network E_Theta of trained energies."""
 
 
-class DenoiserConfig(Strict):
-    """The network of a denoiser."""
+class DenoiserConfig(TrainingConfig):
+    """The network of a denoiser, and its training."""
 
     prediction: Prediction = "epsilon"
     width: Width = 256
     blocks: Layers = 7
     steps: Steps = 600_000
-    batch: Batch = 256
-    lr: Rate = 3e-4
-    decay: bool = True
     ema: Decay = 0.995
 
 

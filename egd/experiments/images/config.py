@@ -22,10 +22,10 @@ from egd.bounds import (
     Width,
 )
 from egd.config.base import ComponentConfig, Strict
-from egd.config.sections import CalibrationConfig, RunSettings, SampleEvaluationConfig
+from egd.config.sections import CalibrationConfig, RunSettings, SampleEvaluationConfig, TrainingConfig
 
 
-class UNetConfig(Strict):
+class UNetConfig(TrainingConfig):
     """The denoiser, a ``UNet2DModel``: one width a resolution, halved from one to the next."""
 
     widths: tuple[Annotated[Width, Field(ge=8, multiple_of=8)], ...] = Field(default=(32, 64), min_length=1, max_length=8)
@@ -35,7 +35,6 @@ class UNetConfig(Strict):
     steps: Steps = 20_000
     batch: Batch = 64
     lr: Rate = 1e-3
-    decay: bool = True
     ema: Decay = 0.995
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from egd.bounds import Layers, NotNegative, Omega, ProperShare, Rate, Samples, Steps, Width
+from egd.bounds import Layers, NotNegative, Omega, ProperShare, Rate, Samples, Steps
 from egd.config.base import ComponentConfig
 from egd.config.catalogue import POSTERIORS, RULES, check_energy, energy_registry, is_trained
 from egd.config.components import build, validate, wanted_parts
@@ -65,7 +65,6 @@ KEY = "online.generator"
 class RatioConfig(NetworkConfig):
     """Settings of the networks of the log-weights; ``steps`` are taken at every refresh."""
 
-    width: Width = 256
     layers: Layers = 2
     steps: Steps = 500
     lr: Rate = 1e-3
@@ -88,8 +87,6 @@ class RatioConfig(NetworkConfig):
 class TimedConfig(NetworkConfig):
     """Settings of the network of the intermediate energy; ``steps`` are taken at every refresh."""
 
-    width: Width = 256
-    layers: Layers = 3
     steps: Steps = 500
     lr: Rate = 1e-3
 
