@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.networks.mlp import ACTIVATIONS, LayerNorm
 
@@ -28,8 +29,8 @@ class EnsembleLinear(nn.Module):
 class LastEnsembleLinear(EnsembleLinear):
     """Last layer of an ensemble, in float32 whatever the precision of x, as ``egd.networks.mlp.LastLinear``."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers: (members, B, in) -> (members, B, out)."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 

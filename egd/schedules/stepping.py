@@ -47,7 +47,7 @@ class SchedulerSteps:
         if hasattr(self.scheduler, "set_begin_index"):  # else it searches the first timestep, which rounding may have doubled
             self.scheduler.set_begin_index(0)
         self.timesteps: Tensor = self.scheduler.timesteps
-        if not self.timesteps.isfinite().all():  # KDPM2's ancestral scheduler interpolates log sigma = -inf with 2 steps
+        if not self.timesteps.isfinite().all():  # KDPM2's ancestral scheduler may interpolate log sigma = -inf
             raise ValueError(f"{type(scheduler).__name__} cannot take num_inference_steps = {steps}; take more")
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import override
 
 from egd.contracts import energy_values
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
@@ -254,7 +255,7 @@ class DenoiserLearner(StepLearner):
     """Learner of a denoiser, by the denoising loss of its network's prediction type (for noise AEPO Algorithm 1, first part).
 
     ``weights`` (x_0, c) -> (B,) weights the data, and the denoiser is that of the weighted data (energy-weighted training). See
-    ``prediction_loss``.
+    ``prediction_loss``. The metric ``loss`` is the mean over dimensions: 1 for a noise model that predicts nothing.
     """
 
     def __init__(
@@ -271,12 +272,12 @@ class DenoiserLearner(StepLearner):
         self.fit, self.schedule, self.sample, self.batch = fit, schedule, sample, batch
         self.prediction, self.weights, self.times = prediction, weights, times
 
+    @override
     def draw(self, generator: torch.Generator) -> Noised:
-        """Draw data, times and noise."""
         return draw_noised(self.sample, self.batch, self.times, generator)
 
+    @override
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
-        """Compute the loss (); the metric is its mean over dimensions, 1 for a noise model that predicts nothing."""
         x0, c, t, noise = drawn
         weight = None if self.weights is None else energy_values(self.weights, x0, c).detach()
         loss = prediction_loss(self.fit.module, self.schedule, x0, t, noise, c, self.prediction, weight)
@@ -286,7 +287,8 @@ class DenoiserLearner(StepLearner):
 class EnergyLearner(StepLearner):
     """Learner of an energy network, by an objective (AEPO Algorithm 1, last part).
 
-    Use the network as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``, because it is trained so.
+    The first batch's targets set the network's output scale, and a loss with a unit is divided by the square of that scale. Use
+    the network as ``at_unit_scale(network, schedule)`` where the schedule has an ``input_scale``, because it is trained so.
     ``fresh`` is false for a network that has been trained before; its output scale is then left alone.
     """
 
@@ -305,20 +307,20 @@ class EnergyLearner(StepLearner):
         self.batch, self.times, self.fresh = batch, times, fresh
         self._generator = torch.Generator()
 
+    @override
     def draw(self, generator: torch.Generator) -> Noised:
-        """Draw data, times and noise."""
         self._generator = generator
         return draw_noised(self.sample, self.batch, self.times, generator)
 
+    @override
     def begin(self, drawn: Noised) -> None:
-        """Set the network's output scale from the first batch's targets."""
         x0, c, t, noise = drawn
         network, objective = self.fit.module, self.objective
         if self.fresh and isinstance(objective, HasTargets) and isinstance(network, EnergyNetwork):
             network.standardise(objective.targets(x0, diffuse(self.schedule, x0, t, noise), t, c))
 
+    @override
     def loss(self, drawn: Noised) -> tuple[Tensor, Metrics]:
-        """Compute the objective's loss (), divided by the square of the network's output scale where it has a unit."""
         x0, c, t, noise = drawn
         x = diffuse(self.schedule, x0, t, noise)
         module = self.fit.module
@@ -328,8 +330,8 @@ class EnergyLearner(StepLearner):
             loss = loss / self.scale**2
         return loss, {"loss": loss.detach(), **metrics}
 
+    @override
     def loss_networks(self) -> dict[str, nn.Module]:
-        """Return the networks that the objective's loss uses."""
         return self.objective.loss_networks() if isinstance(self.objective, HasLossNetworks) else {}
 
     @property
