@@ -1,4 +1,4 @@
-"""Agents: a file each, and a line here."""
+"""Agents: one file each, and one line here."""
 
 from egd.config.components import by_path
 from egd.errors import UserError, nearest
@@ -41,7 +41,7 @@ AGENTS: dict[str, type[Agent]] = {
 
 
 def agent_class(name: str) -> type[Agent]:
-    """The agent of that name, or ``path/to/file.py:Name``. UserError where there is none."""
+    """Return the agent of that name, or of ``path/to/file.py:Name``. Raise UserError where there is none."""
     if name in AGENTS:
         return AGENTS[name]
     if ":" not in name:

@@ -24,16 +24,18 @@ from rl.runs.config import GuidedConfig
 
 
 class AEPOConfig(GuidedConfig):
-    """A behaviour model, a critic, and guidance; the energy of the paper is ``guidance: {energy: analytic}``."""
+    """Settings of a behaviour model, a critic, and guidance; the paper's energy is ``guidance: {energy: analytic}``."""
 
     agent: str = "aepo"
 
 
 class AEPO(Agent):
-    """AEPO (arXiv:2505.01822): pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4) by behaviour diffusion, implicit Q-learning, an
-    intermediate energy that is known in closed form or regressed on one, and guided sampling.
+    """AEPO (arXiv:2505.01822): behaviour diffusion, implicit Q-learning, and guidance by an intermediate energy in closed form
+    or regressed on one.
 
-    The energy handed to ``egd`` is E(a, s) = V(s) - Q(s, a).
+    The policy is pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (Eq. 4).
+
+    The energy given to ``egd`` is E(a, s) = V(s) - Q(s, a).
     """
 
     Config: ClassVar[type[AEPOConfig]] = AEPOConfig
@@ -45,7 +47,7 @@ class AEPO(Agent):
         super().__init__(config, data, device)
         try_components(config, (self.context.actions,), self.context.states)
         self.behaviour = Behaviour(self.context, config)
-        k = support_actions(config)  # of closed forms none: they draw their own
+        k = support_actions(config)  # 0 for closed forms, which draw their own
         self.support = drawn_from(self.behaviour, config, k) if k else None
         self.critic_part = OfflineCritic(self.context, config.critic, self.support)
         self.critic = self.critic_part.critic
@@ -68,7 +70,7 @@ class AEPO(Agent):
 
     @override
     def parts(self) -> Sequence[Part]:
-        """List them as Algorithm 1 does, each on its converged predecessor, or jointly as it is written."""
+        # the order of Algorithm 1: each part on its converged predecessors, or jointly as the paper writes it
         energies = list(self.guidance.energies.values())
         if self.config.training == "joint":
             return [Joint([self.behaviour, self.critic_part], self.calibration, energies, self.config.calibration.every)]

@@ -1,4 +1,4 @@
-"""What an agent is to the rest of the program: phases to be trained, and policies to be rolled out."""
+"""Interface of an agent to the rest of the program: phases to be trained, and policies to be rolled out."""
 
 from __future__ import annotations
 
@@ -29,24 +29,23 @@ __all__ = ["Act", "Agent"]
 
 CODE = Sources("rl.runs.job")
 AFTERWARDS = ("method", "evaluation", "checkpoint_every", "log_every")
-"""Sections of a recipe that have no part in training."""
+"""Sections of a recipe that do not influence training."""
 
 
 class Agent(ABC):
-    """One method on one task with one seed: its networks, how they are trained, how they act.
+    """Method on one task with one seed: its networks, their training, and its policies.
 
-    An agent is a file in ``rl.agents`` and a line in its table. ``Config`` is the recipe that it understands. It is made
-    of ``parts``, which know how they are trained, and acts by ``named_policies``; one that has guidance scales stands for
-    several, ``name@scale``.
+    An agent is a file in ``rl.agents`` and a line in its table. ``Config`` defines its recipe. It consists of ``parts``, which
+    define their own training, and acts by ``named_policies``; a policy with guidance scales represents several, ``name@scale``.
     """
 
     Config: ClassVar[type[RunConfig]]
     learns_online: ClassVar[bool] = False
     """Whether training needs the environment."""
     calibration: AdvantageCalibration | None = None
-    """The part that knows the behaviour model's variances and the critic's advantages, where there is one."""
+    """Part that estimates the behaviour model's variances and the critic's advantages, if there is one."""
     guidance: Guidance | None = None
-    """The guided policies, where there are any."""
+    """Guided policies, if there are any."""
 
     def __init__(self, config: Any, data: OfflineData, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
@@ -54,11 +53,11 @@ class Agent(ABC):
 
     @classmethod  # noqa: B027
     def check(cls, config: Any) -> None:
-        """UserError for what the types of the recipe cannot tell, before anything is trained."""
+        """Raise UserError for invalid settings that the recipe's types do not reveal, before anything is trained."""
 
     @classmethod
     def batch_key(cls, config: Any) -> Mapping[str, Any]:
-        """Give the settings in which runs agree that are trained together: all that are not marked as varying."""
+        """Return the settings that runs trained together must share: all that are not marked as varying."""
         tree: dict[str, Any] = config.model_dump(mode="json", exclude=varying(config))
         return tree
 
@@ -66,29 +65,29 @@ class Agent(ABC):
 
     @abstractmethod
     def parts(self) -> Sequence[Part]:
-        """List what is trained, in order."""
+        """Return the parts to be trained, in order."""
 
     @abstractmethod
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        """Name the policies, as their parts are at the time."""
+        """Return the policies by name, made from the parts in their present state."""
 
     @property
     def headline(self) -> str:
-        """The policy that stands for the method, ``name`` or ``name@scale``."""
+        """Name of the policy that represents the method, ``name`` or ``name@scale``."""
         return "policy" if self.guidance is None else self.guidance.own("guided")
 
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        """Measure for ``summary.json`` what tells a sound run from an unsound one, by the calibration and the guidance."""
+        """Compute diagnostics of calibration and guidance for ``summary.json``."""
         if self.guidance is not None:
             return diagnostics.of_guidance(self.guidance, generator)
         return {} if self.calibration is None else diagnostics.of_values(self.calibration, generator)
 
     def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
-        """Say what people should look at."""
+        """Return warnings for users about the diagnostics."""
         return [] if self.guidance is None else self.guidance.warnings(diagnostics)
 
     def save_figures(self, folder: Path, title: str, task: Task, rollouts: Any) -> None:
-        """Draw figures into the folder, from the rollouts of the evaluation."""
+        """Save figures to the folder, from the rollouts of the evaluation."""
         from rl.evaluation import figures  # matplotlib is not needed to act
 
         if self.guidance is not None:
@@ -100,29 +99,29 @@ class Agent(ABC):
 
     @property
     def entries(self) -> int:
-        """The number of normal numbers that a draw takes: the entries of what is sampled, an action."""
+        """Number of entries of a sample, an action: the normal numbers that one draw takes."""
         return self.context.actions
 
     def policies(self) -> dict[str, float | None]:
-        """Name the policies, each with the guidance scale that is its own; None for one that has no scale."""
+        """Return the policies' own guidance scales by name; None for a policy without a scale."""
         return {name: policy.scale for name, policy in self.named_policies().items()}
 
     def scales(self, only: Sequence[float] | None = None) -> dict[str, list[float]]:
-        """Name the policies to be evaluated, each with its guidance scales, or ``only`` these; [] for one that has none."""
+        """Return the guidance scales at which each policy is evaluated, or ``only`` these; [] for a policy without any."""
         found = {name: policy.scales(only) for name, policy in self.named_policies().items()}
         return {name: scales for name, scales in found.items() if scales is not None}
 
     def policy(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """Make the function by which a policy acts, row i of its states at its own one of ``scales``."""
+        """Return the function by which a policy acts; row i of its states has its own one of ``scales``."""
         return self.named_policies()[name].act(scales, randomness)
 
     def acting(self, seed: int) -> Act:
-        """Make the function by which the headline acts at its own scale, with random numbers of that seed."""
+        """Return the function by which the headline policy acts at its own scale, with random numbers of that seed."""
         name, _, scale = self.headline.partition("@")
         return self.policy(name, [float(scale)] if scale else [], torch.Generator(self.device).manual_seed(seed))
 
     def modules(self) -> dict[str, nn.Module]:
-        """Name the modules that its policies read and that are not the same in all runs of a recipe."""
+        """Return, by name, the modules that the policies evaluate and that differ between runs of a recipe."""
         own = [policy.networks() for policy in self.named_policies().values()]
         if all(own):
             return {name: module for networks in own for name, module in networks.items()}
@@ -131,22 +130,22 @@ class Agent(ABC):
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """Make the phases of the parts, their learners set to the recipe's precision. This is where all keys are made.
+        """Return the phases of the parts, with learners set to the recipe's precision. All cache keys are made here.
 
-        The weights of a phase rest on the settings of its part, on the members of the transitions that it learns from, on the
-        parts that it comes after, and on code: that of the packages, and a user's own where it is part of the learner or named
-        in the settings. A phase of a user's own agent or part rests on all data and all of the recipe: nothing here can tell
-        what such code looks at.
+        The weights of a phase depend on the settings of its part, on the members of the transitions that it learns from, on
+        the parts that it comes after, and on code: that of the packages, and a user's own where it is part of the learner or
+        named in the settings. A phase of a user's own agent or part is taken to depend on all data and on the whole recipe,
+        because its code may read anything.
         """
         return [self._phase(part) for part in self.parts()]
 
     def evaluation_phase(self, phases: Sequence[Phase]) -> Phase:
-        """Find the last phase that the headline depends on: evaluations in mid-training are made in it."""
+        """Return the last phase that the headline policy depends on, in which evaluations in mid-training are made."""
         wanted = self.named_policies()[self.headline.partition("@")[0]].part.name
         return next((phase for phase in phases if phase.name == wanted), phases[-1])
 
     def ready(self, phase: str, generator: torch.Generator) -> None:
-        """Make the policies usable in the middle of a phase."""
+        """Prepare the policies for use in the middle of a phase."""
         for part in self.parts():
             part.prepare(phase, generator)
 
@@ -156,16 +155,16 @@ class Agent(ABC):
             if isinstance(learner, HasComputing):
                 learner.computing = self.config.computing
         key = None
-        with suppress(UnknownCode):  # of a notebook, say: then every run trains the phase itself
+        with suppress(UnknownCode):  # such as a notebook's: then every run trains the phase itself
             key = self._cache_key(part) if part.reusable else None
         every = part.checkpoint_every(self.config.checkpoint_every)
         return Phase(part.name, part.steps, part.learner, cache_key=key, checkpoint_every=every, hook_first=part.hook_first)
 
     def _cache_key(self, part: Part) -> dict[str, Any]:
-        """All that decides the weights of a part. UnknownCode where that cannot be told."""
+        """Return everything that decides the weights of a part. Raise UnknownCode where its code cannot be identified."""
         config = self.config
         apart: tuple[object, ...] = (self, ActionSampler)  # a phase that samples has the sampler among its settings
-        apart += () if isinstance(part.learner, Part) else (part,)  # else a learner of the part's
+        apart += () if isinstance(part.learner, Part) else (part,)  # the learner is the part's own
         return {
             "phase": part.name,
             "steps": part.steps,
@@ -181,7 +180,7 @@ class Agent(ABC):
         }
 
     def _own(self, part: Part) -> Any:
-        """What a phase of a user's own agent or part rests on as well; None for the library's."""
+        """Return what a phase of a user's own agent or part depends on in addition; None for the library's."""
         theirs = {*CODE.outside(Agent, RunConfig, Part, nn.Module)}
         own = [name for name in CODE.outside(type(self), type(self.config), type(part)) if name not in theirs]
         recipe = self.config.model_dump(mode="json", exclude={*HOW, *AFTERWARDS})

@@ -21,14 +21,14 @@ from rl.runs.config import ActorConfig, RunConfig
 
 
 class BCConfig(RunConfig):
-    """A policy and nothing else."""
+    """Settings of behaviour cloning: a policy alone."""
 
     agent: str = "bc"
     actor: ActorConfig = ActorConfig()
 
 
 class Cloning(StepLearner):
-    """E cost(s, a): the squared error |pi(s) - a|^2, or -log pi(a|s) of a Gaussian."""
+    """Learner of E cost(s, a): the squared error |pi(s) - a|^2, or -log pi(a|s) of a Gaussian."""
 
     def __init__(self, actor: Actor, fit: Fit, sample: Callable[[torch.Generator], Batch]) -> None:
         self.actor, self.fit, self.sample = actor, fit, sample
@@ -44,7 +44,7 @@ class Cloning(StepLearner):
 
 
 class BC(Agent):
-    """The data's actions regressed on its states: by squared error, or by the likelihood of a Gaussian."""
+    """Behaviour cloning: the data's actions regressed on its states by squared error or by the likelihood of a Gaussian."""
 
     Config: ClassVar[type[RunConfig]] = BCConfig
     config: BCConfig

@@ -26,18 +26,20 @@ from rl.runs.config import CriticConfig, RunConfig
 
 
 class CalQLConfig(CQLConfig):
-    """A calibrated critic with its actor, and how they go on."""
+    """Settings of a calibrated critic with its actor, and of their online phase."""
 
     agent: str = "cal_ql"
     critic: CriticConfig = CriticConfig(name="cal_ql")
     online: OnlineConfig = OnlineConfig()
     online_alpha: NotNegative | None = None
-    """Weight of the conservative term online; none: as offline. 0 is a soft actor-critic."""
+    """Weight of the conservative term online, by default that of the offline phase; 0 gives a soft actor-critic."""
 
 
 class CalQLAgent(Agent):
-    """Cal-QL (arXiv:2303.05479), offline (``rl.critics.cal_ql``) and then online without the calibration, whose returns online
-    transitions lack. It explores by a sample of its policy.
+    """Cal-QL (arXiv:2303.05479): offline (``rl.critics.cal_ql``), and then online without the calibration, because online
+    transitions lack returns.
+
+    It explores by samples of its policy.
     """
 
     Config: ClassVar[type[RunConfig]] = CalQLConfig
@@ -65,13 +67,13 @@ class CalQLAgent(Agent):
 
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions of the policy: (B, S) -> (B, A)"""
+        """Draw actions of the policy: (B, S) -> (B, A)."""
         noise = torch.randn(len(states), 1, self.context.actions, generator=generator, device=states.device)
         actions: Tensor = self.actor(states, noise)[0]
         return actions[:, 0]
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Update Q, V, the policy and the multipliers."""
+        """Update Q, V, the policy and the multipliers, and return metrics."""
         if self.config.online_alpha is not None:
             self.critic.alpha = self.config.online_alpha
         return self._steps(self.critic.draw(batch, generator))
@@ -83,11 +85,11 @@ class CalQLAgent(Agent):
         return Steps(learner)
 
     def fits(self) -> Sequence[Fit]:
-        """List the one optimiser, of all networks."""
+        """Return the one optimiser of all networks."""
         return (self.critic.fit,)
 
     def learned(self) -> Mapping[str, Stateful]:
-        """Name the critic, which has its actor."""
+        """Return the critic, which contains its actor, by name."""
         return {"critic": self.critic}
 
     # -- acting --------------------------------------------------------------------------------------------------

@@ -20,15 +20,16 @@ from rl.runs.config import CriticConfig, RunConfig
 
 
 class CQLConfig(RunConfig):
-    """A critic, which has its actor."""
+    """Settings of a critic, which contains its actor."""
 
     agent: str = "cql"
     critic: CriticConfig = CriticConfig(name="cql")
 
 
 class CQLAgent(Agent):
-    """CQL (arXiv:2006.04779): a soft actor-critic with a conservative critic, whose losses are in ``rl.critics.cql``. Its phase
-    is that of the critic ``cql`` under any other agent, so that the two can share it.
+    """CQL (arXiv:2006.04779): a soft actor-critic with a conservative critic, whose losses are in ``rl.critics.cql``.
+
+    Its phase is that of the critic ``cql`` under any other agent, so that the two can share it.
     """
 
     Config: ClassVar[type[RunConfig]] = CQLConfig
@@ -38,7 +39,7 @@ class CQLAgent(Agent):
         super().__init__(config, data, device)
         self.critic_part = OfflineCritic(self.context, config.critic)
         critic = self.critic_part.critic
-        assert isinstance(critic, CQL)  # as check has it
+        assert isinstance(critic, CQL)  # ensured by check
         self.critic, self.actor = critic, critic.actor
 
     @classmethod

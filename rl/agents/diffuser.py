@@ -32,20 +32,20 @@ from rl.runs.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedCon
 
 
 class PlanConfig(Strict):
-    """What is planned."""
+    """Settings of plans."""
 
     horizon: Grid = 32
-    """Steps of a plan, H."""
+    """Number of steps of a plan, H."""
 
 
 class RewardConfig(NetworkConfig):
-    """The network r(s, a), by which a plan's steps are judged."""
+    """Settings of the reward model r(s, a), by which a plan's steps are valued."""
 
     steps: Steps = 100_000
 
 
 class FirstAction(AgentPolicy):
-    """The first action of a plan, made anew in every state."""
+    """Policy that takes the first action of a plan and plans anew in every state."""
 
     def __init__(self, plans: AgentPolicy, states: int) -> None:
         self.plans, self.states, self.part, self.scale = plans, states, plans.part, plans.scale
@@ -61,7 +61,9 @@ class FirstAction(AgentPolicy):
 
 
 class DiffuserConfig(GuidedConfig):
-    """Guidance of plans: ``blocks`` and ``layers`` are levels of temporal networks, ``width`` the channels of their first."""
+    """Settings of guided plans: ``blocks`` and ``layers`` are levels of temporal networks, ``width`` the channels of their
+    first.
+    """
 
     agent: str = "diffuser"
     plan: PlanConfig = PlanConfig()
@@ -73,12 +75,14 @@ class DiffuserConfig(GuidedConfig):
 
 
 class Diffuser(Agent):
-    """Diffuser (arXiv:2205.09991): a diffusion model of H steps of states and actions, the first state in-painted, guided by
-    the return of the plan; the first action is taken, and the next state planned from anew.
+    """Diffuser (arXiv:2205.09991): a diffusion model of H steps of states and actions, with the first state in-painted, guided
+    by the plan's return.
 
-    The energy is E(plan) = V(s_0) - return(plan) (``rl.parts.trajectories.PlanValue``): what an action is to AEPO a plan is
-    here, and every energy and every rule that guides actions guides plans. ``mse`` is
-    Diffuser's own, the return regressed on noised plans.
+    The first action is taken, and the next state is planned from anew.
+
+    The energy is E(plan) = V(s_0) - return(plan) (``rl.parts.trajectories.PlanValue``). Plans take the place of AEPO's actions,
+    and every energy and every rule that guides actions also guides plans. Diffuser's own energy is ``mse``, the return
+    regressed on noised plans.
     """
 
     Config: ClassVar[type[DiffuserConfig]] = DiffuserConfig
@@ -114,12 +118,12 @@ class Diffuser(Agent):
         return {**super().batch_key(config), "guidances": trained_guidances(config)}
 
     def noise_model(self) -> TemporalUNet:
-        """Make the temporal U-Net of the recipe's ``denoiser``, which knows the first state."""
+        """Return the temporal U-Net of the recipe's ``denoiser``, conditioned on the first state."""
         d, windows = self.config.denoiser, self.windows
         return TemporalUNet(windows.event[1], width=d.width, levels=d.blocks, given=windows.given)
 
     def energy_model(self) -> TemporalEnergy:
-        """Make the network of the recipe's ``energy_network``, which knows the first state."""
+        """Return the network of the recipe's ``energy_network``, conditioned on the first state."""
         e, windows = self.config.energy_network, self.windows
         return TemporalEnergy(*windows.event, width=e.width, levels=e.layers, activation=e.activation, given=windows.given)
 
@@ -138,7 +142,7 @@ class Diffuser(Agent):
         return {name: FirstAction(policy, self.context.states) for name, policy in self.guidance.policies().items()}
 
     def planner(self, name: str, scales: Sequence[float], randomness: Randomness) -> Act:
-        """Make the function that plans as a policy does, with whole plans (n, H, S + A) for actions."""
+        """Return the function that plans as a policy does, with whole plans (n, H, S + A) in place of actions."""
         return self.guidance.policies()[name].act(scales, randomness)
 
     @property
@@ -149,7 +153,7 @@ class Diffuser(Agent):
     @override
     @torch.no_grad()
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
-        """Measure what plans from states of the data are said to be worth, less V of the state."""
+        # the advantage, return minus V(s_0), of plans from states of the data, beside that of the data's own windows
         data, states = self.behaviour.sample(256, generator)
         which = torch.zeros(len(states), dtype=torch.long, device=self.device)
         plans = {"data": data}

@@ -1,4 +1,4 @@
-"""Behaviour cloning by diffusion: what all methods that start from it must beat."""
+"""Behaviour cloning by diffusion, the baseline of all methods that start from it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rl.runs.config import DiffusionConfig, RunConfig
 
 
 class DiffusionBCConfig(DiffusionConfig):
-    """A noise model and a sampler."""
+    """Settings of a noise model and a sampler."""
 
     agent: str = "diffusion_bc"
     clip_x0: bool = True
     """Keep the denoiser's x_0, and the actions, within the range of the data's actions."""
     temperature: Temperature = 1.0
-    """Of the sampler's initial noise, as in ``guidance``."""
+    """Temperature of the sampler's initial noise, as in ``guidance``."""
 
 
 class DiffusionBC(Agent):
-    """Behaviour cloning by a diffusion model of the data's actions: mu(a|s), which others guide, select from or weigh."""
+    """Behaviour cloning by a diffusion model mu(a|s) of the data's actions, which other methods guide, select from or weigh."""
 
     Config: ClassVar[type[RunConfig]] = DiffusionBCConfig
     config: DiffusionBCConfig

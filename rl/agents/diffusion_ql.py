@@ -27,7 +27,9 @@ from rl.parts.policies import AgentPolicy
 
 
 class DiffusionQLConfig(DiffusionActorConfig):
-    """Five steps of DDPM, as the paper has it: alpha_bar at t = 1, 0.8, ..., 0.2 is that of its ``vp`` schedule."""
+    """Settings of Diffusion-QL: five steps of DDPM, as in the paper: alpha_bar at t = 1, 0.8, ..., 0.2 is that of its ``vp``
+    schedule.
+    """
 
     agent: str = "diffusion_ql"
     schedule: ComponentConfig = ComponentConfig(name="vp_linear", beta_max=10.0)  # type: ignore[call-arg]  # extra="allow"
@@ -35,8 +37,8 @@ class DiffusionQLConfig(DiffusionActorConfig):
 
 
 class DiffusionQL(Agent):
-    """Diffusion-QL (arXiv:2208.06193): the denoising loss - eta E Q(s, a) of the policy's own samples, and a critic on the
-    samples of its average.
+    """Diffusion-QL (arXiv:2208.06193): the denoising loss - eta E Q(s, a) of the policy's own samples, and a critic on samples
+    of the averaged policy.
     """
 
     Config: ClassVar[type[DiffusionActorConfig]] = DiffusionQLConfig
@@ -72,12 +74,14 @@ class DiffusionQL(Agent):
     def improvement_loss(
         self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """-E Q_i(s, a) / E |Q_j(s, a)|, a sampled by the policy, its graph through every step of the sampler."""
+        """Compute -E Q_i(s, a) / E |Q_j(s, a)| at samples a of the policy, with their graph through every step of
+        the sampler.
+        """
         state = noised.batch.state
         return normalised_q_loss(self.critic, state, self.sampled(state, generator), noised.member)
 
     def sampled(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """Sample actions of the policy in training, with their graph: (B, S) -> (B, A)"""
+        """Draw actions of the policy in training, with their graph: (B, S) -> (B, A)."""
         denoiser = self.behaviour.denoiser(self.config.improvement.clip_x0, in_training=True)
         return self.chain.draw(denoiser, state, len(state), generator)
 

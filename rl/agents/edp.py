@@ -28,28 +28,30 @@ from rl.parts.diffusion_actor import (
 )
 from rl.parts.policies import AgentPolicy
 
-LARGEST = 100.0  # of the weights of advantage-weighted regression, as in IQL
+LARGEST = 100.0  # upper bound of the weights of advantage-weighted regression, as in IQL
 
 
 class EDPImprovementConfig(ImprovementConfig):
-    """How a critic improves the policy: as in Diffusion-QL, or in a second way."""
+    """Settings of the policy's improvement by a critic: as in Diffusion-QL, or by advantage-weighted regression."""
 
     extraction: Literal["q", "awr"] = "q"
-    """Up the gradient of Q; or by advantage-weighted regression of x_0, as EDP has it with an IQL critic."""
+    """Improvement along the gradient of Q, or by advantage-weighted regression of x_0, EDP's choice with an IQL critic."""
     temperature: Positive = 3.0
-    """beta of awr's weights exp(beta (Q - V))."""
+    """Inverse temperature beta of awr's weights exp(beta (Q - V))."""
 
 
 class EDPConfig(DiffusionActorConfig):
-    """The library's schedule and sampler, of which EDP's are the like: VP, and 15 calls of DPM-Solver."""
+    """Settings of EDP with the library's schedule and sampler, which resemble the paper's: VP, and 15 calls of DPM-Solver."""
 
     agent: str = "edp"
     improvement: EDPImprovementConfig = EDPImprovementConfig()
 
 
 class EDP(Agent):
-    """EDP (arXiv:2305.20081): the denoising loss - eta E Q(s, D(x_t, t, s)), the critic's gradient through a single call of the
-    network, and a critic on samples of its average or by implicit Q-learning.
+    """EDP (arXiv:2305.20081): the denoising loss - eta E Q(s, D(x_t, t, s)), with the critic's gradient through a single call
+    of the network.
+
+    The critic learns on samples of the averaged policy, or by implicit Q-learning.
     """
 
     Config: ClassVar[type[EDPConfig]] = EDPConfig
@@ -78,14 +80,14 @@ class EDP(Agent):
     def q_loss(
         self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """-E Q_i(s, a) / E |Q_j(s, a)|, a the action approximation."""
+        """Compute -E Q_i(s, a) / E |Q_j(s, a)| at the action approximation a."""
         actions = self.approximated(x, noised.t, output)
         return normalised_q_loss(self.critic, noised.batch.state, actions, noised.member)
 
     def awr_loss(
         self, noised: NoisedTransitions, x: Tensor, output: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """E w(s, a_0) |a - a_0|^2 / 2, a_0 the data's action and a its approximation."""
+        """Compute E w(s, a_0) |a - a_0|^2 / 2, where a_0 is the data's action and a its approximation."""
         batch, actions = noised.batch, self.approximated(x, noised.t, output)
         weight = self.advantage_weight(batch)
         distance = (batch.action - actions).square().sum(1) / 2
@@ -93,14 +95,14 @@ class EDP(Agent):
 
     @torch.no_grad()
     def advantage_weight(self, batch: Batch) -> Tensor:
-        """Compute w = min(exp(beta (Q(s, a) - V(s))), 100): (B,)"""
+        """Compute w = min(exp(beta (Q(s, a) - V(s))), 100): (B,)."""
         advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
         return (self.config.improvement.temperature * advantage).exp().clamp(max=LARGEST)
 
     def approximated(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """Compute D(x_t, t, s), the action approximation (x_t - sigma_t eps) / alpha_t of a noise model: (B, A)
+        """Compute D(x_t, t, s), the action approximation (x_t - sigma_t eps) / alpha_t of a noise model: (B, A).
 
-        It is that of the data's actions noised for the denoising loss, whose call of the network it shares.
+        It approximates the data's actions that are noised for the denoising loss, and shares that loss's call of the network.
         """
         x0 = convert(output, x, t, self.behaviour.schedule, self.config.denoiser.prediction, "sample")
         clip = self.config.improvement.clip_x0

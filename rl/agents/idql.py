@@ -1,4 +1,4 @@
-"""IDQL: the behaviour policy's samples, chosen by implicit Q-learning's critic."""
+"""IDQL: samples of the behaviour policy, chosen by implicit Q-learning's critic."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from rl.parts.support_actions import drawn_from
 
 
 class IDQLConfig(SelectingConfig):
-    """The defaults are those of its evaluation: the best of N samples. ``selection: {by: expectile}`` is the policy that the
-    values are of.
+    """Settings of IDQL, by default those of the paper's evaluation: the best of N samples. ``selection: {by: expectile}`` is
+    the policy whose values the critic learns.
     """
 
     agent: str = "idql"
 
 
 class IDQL(Agent):
-    """IDQL (arXiv:2304.10573): behaviour diffusion, implicit Q-learning, N samples a state, of which the one with the highest Q
-    acts, or one drawn by the weights |tau - 1(Q < V)| (its Eq. 10 for the expectile loss).
+    """IDQL (arXiv:2304.10573): behaviour diffusion, implicit Q-learning, and the best of N samples by Q.
+
+    Instead of the best, a sample may be drawn by the weights |tau - 1(Q < V)| (its Eq. 10 for the expectile loss).
     """
 
     Config: ClassVar[type[SelectingConfig]] = IDQLConfig

@@ -25,16 +25,16 @@ from rl.runs.config import VARIES, ActorConfig, CriticConfig, RunConfig
 
 
 class WeightedActorConfig(ActorConfig):
-    """A policy and how its data are weighted."""
+    """Settings of a policy, and of the weights of its data."""
 
     name: Literal["deterministic", "gaussian"] = "gaussian"
     beta: Annotated[BetaOrZero, VARIES] = 3.0
-    """Weights are exp(beta (Q - V)) in the critic's units."""
+    """Inverse temperature of the weights exp(beta (Q - V)), in the critic's units."""
     max_weight: Positive = 100.0
 
 
 class IQLConfig(RunConfig):
-    """A critic and a policy."""
+    """Settings of a critic and a policy."""
 
     agent: str = "iql"
     critic: CriticConfig = CriticConfig()
@@ -42,7 +42,8 @@ class IQLConfig(RunConfig):
 
 
 class AdvantageWeightedRegression(StepLearner):
-    """E w(s, a) cost(s, a), w = min(exp(beta (Q(s, a) - V(s))), max_weight), cost = -log pi(a|s) of a Gaussian (Eq. 7).
+    """Learner of E w(s, a) cost(s, a), w = min(exp(beta (Q(s, a) - V(s))), max_weight), cost = -log pi(a|s) of a Gaussian (Eq.
+    7).
 
     No gradient flows into the critic, and the mean is not divided by the weights' sum.
     """
@@ -72,7 +73,7 @@ class AdvantageWeightedRegression(StepLearner):
 
     @torch.no_grad()
     def weight(self, batch: Batch) -> Tensor:
-        """Compute w(s, a): (B,)"""
+        """Compute w(s, a): (B,)."""
         advantage = self.critic.q(batch.state, batch.action) - self.critic.v(batch.state)
         weight: Tensor = (self.beta["beta"] * advantage).exp().clamp(max=self.max_weight)
         return weight
@@ -83,10 +84,11 @@ class AdvantageWeightedRegression(StepLearner):
 
 
 class IQLAgent(Agent):
-    """IQL (arXiv:2110.06169): Q and V by expectile regression (``rl.critics.iql``), then the policy from them.
+    """IQL (arXiv:2110.06169): Q and V by expectile regression (``rl.critics.iql``), then a policy by advantage-weighted
+    regression.
 
-    The critic never asks the policy anything, so the one is trained to its end before the other; a critic that others have
-    trained on the same data with the same settings is used again.
+    The critic does not depend on the policy, so it is trained to its end first. A critic that other agents have trained on the
+    same data with the same settings is reused.
     """
 
     Config: ClassVar[type[RunConfig]] = IQLConfig

@@ -1,4 +1,4 @@
-"""Implicit Q-learning that goes on in the environment."""
+"""Implicit Q-learning, fine-tuned in the environment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rl.runs.config import RunConfig
 
 
 class IQLOnlineConfig(IQLConfig):
-    """IQL, and how it goes on."""
+    """Settings of IQL and of its online phase."""
 
     agent: str = "iql_online"
     online: OnlineConfig = OnlineConfig()
@@ -37,7 +37,9 @@ class IQLOnlineConfig(IQLConfig):
 
 class IQLOnline(Agent):
     """IQL (arXiv:2110.06169), offline and then online: each update takes a step of Q and V and one of the policy on the same
-    batch. It explores by a sample of its policy, N(mean, std^2).
+    batch.
+
+    It explores by samples of its policy, N(mean, std^2).
     """
 
     Config: ClassVar[type[RunConfig]] = IQLOnlineConfig
@@ -71,7 +73,7 @@ class IQLOnline(Agent):
 
     @torch.no_grad()
     def explore(self, states: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions of the policy, within [-1, 1]: (B, S) -> (B, A)"""
+        """Draw actions of the policy, within [-1, 1]: (B, S) -> (B, A)."""
         mean = self.actor.mean(states)
         if not isinstance(self.actor, GaussianActor):
             return mean
@@ -79,7 +81,7 @@ class IQLOnline(Agent):
         return (mean + self.actor.std * noise).clamp(-1, 1)
 
     def improve(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Update the critic, then the policy."""
+        """Update the critic, then the policy, and return metrics."""
         critic, policy = self._steps
         return {**critic(batch), **{f"policy_{k}": v for k, v in policy(batch).items()}}
 
@@ -91,11 +93,11 @@ class IQLOnline(Agent):
         return Steps(critic), Steps(policy)
 
     def fits(self) -> Sequence[Fit]:
-        """List the optimisers of critic and policy."""
+        """Return the optimisers of critic and policy."""
         return self.critic.fit, self.offline.policy_part.fit
 
     def learned(self) -> Mapping[str, Stateful]:
-        """Name the critic, with its target, and the policy."""
+        """Return, by name, the critic with its target, and the policy."""
         return {"critic": self.critic, "actor": self.offline.policy_part.fit}
 
     # -- acting --------------------------------------------------------------------------------------------------

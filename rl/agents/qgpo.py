@@ -26,19 +26,23 @@ from rl.runs.config import CriticConfig, GuidanceConfig, GuidedConfig
 
 
 class QGPOConfig(GuidedConfig):
-    """A behaviour model, an in-support critic, and guidance by contrastive energy prediction, on K support actions a state."""
+    """Settings of a behaviour model, an in-support critic, and guidance by contrastive energy prediction on K support actions
+    per state.
+    """
 
     agent: str = "qgpo"
     critic: CriticConfig = CriticConfig(name="isql")
     energy_network: EnergyNetworkConfig = EnergyNetworkConfig(layers=4, batch=4096)
-    """256 states of 16 actions."""
+    """Settings of the energy network; its batch is 256 states of 16 actions."""
     guidance: GuidanceConfig = GuidanceConfig(energy=ComponentConfig(name="cep"), clip_x0=False)
 
 
 class QGPO(Agent):
-    """QGPO (arXiv:2304.12824, Algorithm 1): pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) by behaviour diffusion, support actions drawn
-    from it for every state, in-support softmax Q-learning on them, an energy network by contrastive energy prediction on them,
-    and guided sampling.
+    """QGPO (arXiv:2304.12824, Algorithm 1): behaviour diffusion, in-support softmax Q-learning, and guidance by contrastive
+    energy prediction.
+
+    Critic and energy learn from support actions that are drawn once for every state. The policy is pi(a|s) ~ mu(a|s) exp(beta
+    Q(s, a)).
     """
 
     Config: ClassVar[type[QGPOConfig]] = QGPOConfig
@@ -50,7 +54,7 @@ class QGPO(Agent):
         super().__init__(config, data, device)
         try_components(config, (self.context.actions,), self.context.states)
         self.behaviour = Behaviour(self.context, config)
-        k = support_actions(config)  # none where neither critic nor energy is QGPO's own
+        k = support_actions(config)  # 0 where neither critic nor energy uses any
         self.support = drawn_from(self.behaviour, config, k) if k else None
         self.critic_part = OfflineCritic(self.context, config.critic, self.support)
         self.critic = self.critic_part.critic

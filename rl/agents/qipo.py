@@ -27,34 +27,34 @@ from rl.runs.config import ValuedConfig
 
 
 class WeightedPolicyConfig(Strict):
-    """The network trained on weighted actions; of the size of the denoiser, whose weights it starts from."""
+    """Settings of the network trained on weighted actions, which starts from the denoiser's weights and has its size."""
 
     beta: Beta = 3.0
     energy_scale: Literal["raw", "advantage_std"] = "raw"
-    """Q in the critic's units, or divided by the data's spread of Q - V."""
+    """Unit of Q: the critic's, or the data's spread of Q - V."""
     rounds: Rounds = 1
-    """After each but the last the actions are drawn anew, from the policy so far."""
+    """Number of rounds; after each but the last the actions are drawn anew, from the policy so far."""
     steps: Steps = 200_000
-    """In each round."""
+    """Number of steps in each round."""
     batch: Batch = 4096
-    """Actions, all K of as many states as that makes."""
+    """Number of actions: all K actions of ``batch`` / K states."""
     lr: Rate = 3e-4
     decay: bool = True
-    """Over a round."""
+    """Decay the learning rate over a round."""
     ema: Decay = 0.995
     clip_x0: bool = True
     """Keep x_0 within the range of the data's actions when acting."""
 
 
 class QIPOConfig(ValuedConfig):
-    """A behaviour policy, a critic, and the policy that is trained on both."""
+    """Settings of a behaviour policy, a critic, and the policy that is trained on both."""
 
     agent: str = "qipo"
     policy: WeightedPolicyConfig = WeightedPolicyConfig()
 
 
 class WeightedLearner(DenoiserLearner):
-    """A denoiser of weighted actions that starts as a copy of another one, as that is when training begins."""
+    """Learner of a denoiser on weighted actions, which starts as a copy of another denoiser when its training begins."""
 
     def __init__(self, *arguments: Any, start: nn.Module, networks: dict[str, nn.Module], **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -70,7 +70,7 @@ class WeightedLearner(DenoiserLearner):
 
 
 class WeightedPolicy(Behaviour):
-    """A diffusion policy trained on the actions of a ``support`` that were drawn from the model ``before`` it, each weighted by
+    """Diffusion policy trained on the actions of a ``support`` drawn from the model ``before`` it, each weighted by
     softmax(beta Q) among those of its state.
     """
 
@@ -95,7 +95,7 @@ class WeightedPolicy(Behaviour):
     @cached_property
     @override
     def learner(self) -> WeightedLearner:
-        """Descends E w |eps(a_t, s, t) - eps|^2, w = softmax_k(-beta E(a_k, s)) over the K actions of a state."""
+        # E w |eps(a_t, s, t) - eps|^2, w = softmax_k(-beta E(a_k, s)) over the K actions of a state
         p, support = self.weighted, self.support
         return WeightedLearner(
             self.fit,
@@ -114,9 +114,15 @@ class WeightedPolicy(Behaviour):
 
 
 class QIPO(Agent):
-    """QIPO (arXiv:2503.04975): behaviour diffusion, critic, support actions, then a diffusion policy by the denoising loss on
-    these, weighted by softmax(beta Q) among those of a state: it samples mu exp(beta Q) without guidance. In each further round
-    the actions are those of the policy so far, which adds a beta: mu exp(n beta Q) after n rounds.
+    """QIPO (arXiv:2503.04975): a diffusion policy trained by the denoising loss on support actions, weighted by softmax(beta
+    Q).
+
+    The support actions are drawn from behaviour diffusion, the weights are normalised over those of a state, and the policy
+    samples mu exp(beta Q) without guidance. In each further round the actions are drawn from the policy so far, which adds beta
+    once more: mu exp(n beta Q) after n rounds.
+
+    The policy samples mu exp(beta Q) without guidance. In each further round the actions are drawn from the policy so far,
+    which adds beta once more: mu exp(n beta Q) after n rounds.
     """
 
     Config: ClassVar[type[QIPOConfig]] = QIPOConfig

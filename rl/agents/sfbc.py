@@ -1,4 +1,4 @@
-"""SfBC: the behaviour policy's samples, chosen by a critic that plans within the data."""
+"""SfBC: samples of the behaviour policy, chosen by a critic that plans within the data."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rl.runs.config import CriticConfig
 
 
 class SfBCConfig(SelectingConfig):
-    """In-sample planning, and one of 32 samples by softmax. The critic's unit is the spread of the returns, and so is that of
-    1 / beta.
+    """Settings of SfBC: in-sample planning, and one of 32 samples by softmax. Q and 1 / beta are in units of the returns'
+    spread.
     """
 
     agent: str = "sfbc"
@@ -32,7 +32,7 @@ class SfBCConfig(SelectingConfig):
 
 
 class SfBC(Agent):
-    """SfBC (arXiv:2209.14548): behaviour diffusion, in-sample planning on stored samples of it, and one of K samples a state,
+    """SfBC (arXiv:2209.14548): behaviour diffusion, in-sample planning on stored samples of it, and one of K samples per state,
     drawn by softmax(alpha Q).
     """
 
@@ -43,7 +43,7 @@ class SfBC(Agent):
     def __init__(self, config: SelectingConfig, data: OfflineData, device: torch.device) -> None:
         super().__init__(config, data, device)
         self.behaviour = Behaviour(self.context, config)
-        supported = needs_support(config.critic)  # as SfBC's own critic does
+        supported = needs_support(config.critic)  # SfBC's own critic does
         self.support = drawn_from(self.behaviour, config, config.support.actions) if supported else None
         self.critic_part = OfflineCritic(self.context, config.critic, self.support)
         self.critic = self.critic_part.critic

@@ -33,30 +33,30 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "constant": lambda alpha, sigma: torch.ones_like(sigma),
     "score": lambda alpha, sigma: alpha / sigma,
 }
-"""w(t) by its name, of alpha_t and sigma_t (B,)."""
+"""Weights w(t) by name, as functions of alpha_t and sigma_t (B,)."""
 
 
 class RegularisationConfig(Strict):
-    """The balance of critic and behaviour policy."""
+    """Settings of the balance between critic and behaviour policy."""
 
     beta: Beta = 0.05
     """Weight of Q's gradient against the score's."""
     weight: Literal["variance", "constant", "score"] = "variance"
-    """w(t) = sigma_t^2, 1 or alpha_t / sigma_t."""
+    """Weight w(t): sigma_t^2, 1 or alpha_t / sigma_t."""
     t_min: ProperShare = 0.02
     t_max: PositiveShare = 0.98
     unit_gradient: bool = False
-    """Q's gradient divided by its root mean square over the action's entries: beta then has no unit (published for mazes)."""
+    """Divide Q's gradient by its root mean square over the action's entries: beta then has no unit (published for mazes)."""
 
 
 class SRPOActorConfig(ActorConfig):
-    """The policy's network."""
+    """Settings of the policy's network."""
 
     name: Literal["deterministic"] = "deterministic"
 
 
 class SRPOConfig(DiffusionConfig):
-    """A behaviour policy, a critic, and the actor made of both."""
+    """Settings of a behaviour policy, a critic, and the actor made of both."""
 
     agent: str = "srpo"
     critic: CriticConfig = CriticConfig()
@@ -69,11 +69,14 @@ NoisedStates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class ScoreRegularised(StepLearner):
-    """An actor pi along  beta grad_a Q(s, a) - E_t,eps[w(t) (eps(a_t, t, s) - eps)],  a = pi(s), a_t = alpha_t a + sigma_t eps,
-    eps(., .) the noise model's: the gradient of SRPO (arXiv:2310.07297) times beta.
+    """Learner of an actor pi along the gradient of SRPO (arXiv:2310.07297) times beta:
 
-    Where the noise model is exact the second term is the gradient of E_t[w(t) sigma_t / alpha_t KL(pi_t || mu_t)]. ``networks``
-    are those that critic and denoiser read.
+        beta grad_a Q(s, a) - E_t,eps[w(t) (eps(a_t, t, s) - eps)],  a = pi(s),  a_t = alpha_t a + sigma_t eps,
+
+    where eps(., .) is the noise model's prediction.
+
+    Where the noise model is exact, the second term is the gradient of E_t[w(t) sigma_t / alpha_t KL(pi_t || mu_t)].
+    ``networks`` are those that critic and denoiser evaluate.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class ScoreRegularised(StepLearner):
         if self.settings.unit_gradient:
             push = push / push.square().mean(1, keepdim=True).sqrt().clamp(min=1e-8)
         push = self.settings.beta * push
-        loss = ((pull - push).detach() * action).sum(1).mean()  # a number whose gradient is the one above
+        loss = ((pull - push).detach() * action).sum(1).mean()  # its gradient is the one above
         sizes = {name: size.square().sum(1).mean().sqrt() for name, size in (("push", push), ("pull", pull))}
         return loss, {"q_policy": q.mean(), **{name: size.detach() for name, size in sizes.items()}}
 
@@ -120,15 +123,17 @@ class ScoreRegularised(StepLearner):
 
     @torch.no_grad()
     def pull(self, action: Tensor, state: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Compute the score's term, w(t) (eps(a_t, t, s) - eps): (B, A)"""
+        """Compute the score's term, w(t) (eps(a_t, t, s) - eps): (B, A)."""
         x = diffuse(self.schedule, action, t, noise)
         eps = convert(self.denoiser(x, t, state), x, t, self.schedule, "sample", "epsilon")
         return expand(self.weight(self.schedule.alpha(t), self.schedule.sigma(t)), x) * (eps - noise)
 
 
 class SRPO(Agent):
-    """SRPO (arXiv:2310.07297): behaviour diffusion and implicit Q-learning, and a deterministic policy by Q's gradient and the
-    behaviour policy's score. Nothing is sampled, neither in training nor in acting.
+    """SRPO (arXiv:2310.07297): behaviour diffusion, implicit Q-learning, and a deterministic policy by Q's gradient and the
+    behaviour policy's score.
+
+    Nothing is sampled, neither in training nor in acting.
     """
 
     Config: ClassVar[type[SRPOConfig]] = SRPOConfig
@@ -163,7 +168,7 @@ class SRPO(Agent):
         return [self.behaviour, self.critic_part, self.policy_part]
 
     def score_regularised(self, actor: Actor, fit: Fit) -> ScoreRegularised:
-        """Make the learner of the policy, on critic and noise model."""
+        """Return the learner of the policy, on critic and noise model."""
         b, batch, settings = self.behaviour, self.config.actor.batch, self.config.regularisation
         networks = {**b.networks(), **self.critic_part.networks()}
         trained = (self.critic, b.denoiser(clip=False), b.schedule)

@@ -25,7 +25,7 @@ from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
 class ImprovedActorConfig(ActorConfig):
-    """A policy and how Q improves it. Its ``steps`` and ``batch`` are the critic's too."""
+    """Settings of a policy and its improvement by Q. Its ``steps`` and ``batch`` are the critic's, too."""
 
     name: Literal["deterministic"] = "deterministic"
     decay: bool = False
@@ -35,11 +35,11 @@ class ImprovedActorConfig(ActorConfig):
     """Standard deviation of the noise on the target policy's actions."""
     noise_clip: NotNegative = 0.5
     delay: Every = 2
-    """Steps of the critic for one of the policy."""
+    """Number of the critic's steps per step of the policy."""
 
 
 class TD3BCConfig(RunConfig):
-    """A policy and its critic."""
+    """Settings of a policy and its critic."""
 
     agent: str = "td3_bc"
     critic: CriticConfig = CriticConfig(name="td")
@@ -47,13 +47,13 @@ class TD3BCConfig(RunConfig):
 
     @property
     def built_critic(self) -> CriticConfig:
-        """The critic as ``rl.critics.choice`` builds it."""
+        """Settings of the critic as ``rl.critics.choice`` builds it."""
         return beside_policy(self.critic, steps=self.actor.steps, batch=self.actor.batch)
 
 
 class DelayedActorCritic(Part):
-    """Steps of the critic on the smoothed target policy's actions; every ``delay`` of them one of the policy (arXiv:2106.06860,
-    Eq. 3 and 5).
+    """Actor and critic: steps of the critic on the smoothed target policy's actions, and one of the policy every ``delay``
+    steps (arXiv:2106.06860, Eq. 3 and 5).
     """
 
     name = "policy"
@@ -72,11 +72,11 @@ class DelayedActorCritic(Part):
         self.target.update_parameters(self.actor)  # the first call copies
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """Take one step on transitions of the data."""
+        """Take one step on transitions of the data, and return its metrics."""
         return self.update_on(self.data.sample(self.config.batch, generator), generator)
 
     def update_on(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """Take one step on a batch from anywhere."""
+        """Take one step on a given batch, and return its metrics."""
         actions = self.next_actions(batch.next_state, generator)
         with self.computing.autocast(self.fit.device):
             loss, metrics = self.critic.loss((batch, actions))
@@ -90,14 +90,14 @@ class DelayedActorCritic(Part):
 
     @torch.no_grad()
     def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions of the target policy with clipped noise: (B, S) -> (B, A)"""
+        """Draw actions of the target policy with clipped noise: (B, S) -> (B, A)."""
         actions: Tensor = self.target(state)
         limit = self.config.noise_clip
         noise = self.config.noise * torch.randn(actions.shape, generator=generator, device=actions.device)
         return (actions + noise.clamp(-limit, limit)).clamp(-1, 1)
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """-lambda E Q_1(s, pi(s)) + E (pi(s) - a)^2, lambda = alpha / E |Q_1(s, pi(s))|."""
+        """Compute -lambda E Q_1(s, pi(s)) + E (pi(s) - a)^2, lambda = alpha / E |Q_1(s, pi(s))|."""
         action = self.actor.mean(batch.state)
         q = frozen(self.critic.values.q)(batch.state, action)[0]
         weight = self.config.alpha / q.detach().abs().mean().clamp(min=1e-6)
@@ -112,19 +112,19 @@ class DelayedActorCritic(Part):
         return {"critic": self.critic, "actor": self.fit}
 
     def state(self) -> dict[str, Tensor]:
-        """Give the state of both, with their targets."""
+        """Return the state of both, with their targets."""
         parts = {k: v for name, part in self._parts().items() for k, v in prefixed(name, part.state()).items()}
         return {**parts, **prefixed("target", self.target.state_dict())}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         for name, part in self._parts().items():
             part.load(group(name, state))
         self.target.load_state_dict(group("target", state))
 
 
 class TD3BC(Agent):
-    """TD3+BC (arXiv:2106.06860): a deterministic policy towards high Q and towards the data's actions, and a critic on the
+    """TD3+BC (arXiv:2106.06860): a deterministic policy towards high Q and towards the data's actions, with a critic on the
     policy's own actions.
     """
 

@@ -1,1 +1,1 @@
-"""Parts that agents are made of: the behaviour model, support actions, guided policies, actors."""
+"""Parts that agents consist of: behaviour models, critics, support actions, calibration, guided policies, actors."""

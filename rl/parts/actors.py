@@ -1,4 +1,4 @@
-"""Policies that are one network: actions in [-1, 1]^A, the range that all data here have."""
+"""Policies that are one network, with actions in [-1, 1]^A, the range of all data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Actor(nn.Module, ABC):
-    """A policy with one action to evaluate, and a way to learn from given actions."""
+    """Policy with one action for evaluation, and a cost by which it learns from given actions."""
 
     @abstractmethod
     def mean(self, state: Tensor) -> Tensor:
-        """The action it stands for: (B, S) -> (B, A)"""
+        """Compute the action used in evaluation: (B, S) -> (B, A)."""
 
     @abstractmethod
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """How badly it fits these actions: (B, S), (B, A) -> (B,)"""
+        """Compute the cost of given actions: (B, S), (B, A) -> (B,)."""
 
 
 class DeterministicActor(Actor):
-    """tanh of a network; its cost is the squared distance."""
+    """Actor that is the tanh of a network; its cost is the squared distance."""
 
     def __init__(
         self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
@@ -40,21 +40,21 @@ class DeterministicActor(Actor):
         self.net = mlp(state, action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
 
     def mean(self, state: Tensor) -> Tensor:
-        """(B, S) -> (B, A)"""
+        """Compute the action: (B, S) -> (B, A)."""
         action: Tensor = self.net(state).tanh()
         return action
 
     def forward(self, state: Tensor) -> Tensor:
-        """(B, S) -> (B, A)"""
+        """Compute the action: (B, S) -> (B, A)."""
         return self.mean(state)
 
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """|pi(s) - a|^2: (B, S), (B, A) -> (B,)"""
+        """Compute |pi(s) - a|^2: (B, S), (B, A) -> (B,)."""
         return (self.mean(state) - action).square().sum(1)
 
 
 class GaussianActor(DeterministicActor):
-    """N(tanh of a network, one standard deviation for all states), as IQL has it; its cost is -log pi(a|s)."""
+    """Actor N(tanh of a network, one standard deviation for all states), as in IQL; its cost is -log pi(a|s)."""
 
     def __init__(
         self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
@@ -64,17 +64,17 @@ class GaussianActor(DeterministicActor):
 
     @property
     def std(self) -> Tensor:
-        """(A,)"""
+        """Standard deviation, (A,)."""
         return self.log_std.clamp(-20, 2).exp()
 
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """-log pi(a|s): (B, S), (B, A) -> (B,)"""
+        """Compute -log pi(a|s): (B, S), (B, A) -> (B,)."""
         z = (action - self.mean(state)) / self.std
         return (0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
 
 class TanhGaussianActor(Actor):
-    """tanh of N(m(s), diag sigma(s)^2), as SAC and CQL have it. log sigma is the network's output - 1, within [-20, 2]."""
+    """Actor tanh of N(m(s), diag sigma(s)^2), as in SAC and CQL; log sigma is the network's output - 1, within [-20, 2]."""
 
     def __init__(
         self, state: int, action: int, *, width: int = 256, layers: int = 3, activation: str = "relu", layer_norm: bool = False
@@ -87,11 +87,11 @@ class TanhGaussianActor(Actor):
         return mean, (spread - 1).clamp(-20, 2)
 
     def mean(self, state: Tensor) -> Tensor:
-        """tanh m(s), the median: (B, S) -> (B, A)"""
+        """Compute tanh m(s), the median: (B, S) -> (B, A)."""
         return self._moments(state)[0].tanh()
 
     def forward(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """K actions in every state and their log densities, from standard normal noise: (B, S), (B, K, A) -> (B, K, A),
+        """Compute K actions in every state and their log densities from standard normal noise: (B, S), (B, K, A) -> (B, K, A),
         (B, K).
         """
         mean, log_std = (each[:, None] for each in self._moments(state))
@@ -99,29 +99,29 @@ class TanhGaussianActor(Actor):
         return u.tanh(), _log_density(noise, log_std, u)
 
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """-log pi(a|s), for actions of length 1 as if they were just below it: (B, S), (B, A) -> (B,)"""
+        """Compute -log pi(a|s), with actions clipped to just within [-1, 1]: (B, S), (B, A) -> (B,)."""
         mean, log_std = self._moments(state)
         u = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         return -_log_density((u - mean) / log_std.exp(), log_std, u)
 
 
 def _log_density(z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
-    """log of the density of tanh(u), u = mean + std z: (..., A) -> (...)."""
+    """Compute the log density of tanh(u), u = mean + std z: (..., A) -> (...)."""
     grad = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi) - grad).sum(-1)
 
 
 ACTORS: dict[str, type[DeterministicActor]] = {"deterministic": DeterministicActor, "gaussian": GaussianActor}
-"""What ``actor.name`` may be."""
+"""Actors by ``actor.name``."""
 
 
 def make_actor(config: ActorConfig, state: int, action: int) -> DeterministicActor:
-    """The recipe's, fresh."""
+    """Build the recipe's actor, untrained."""
     network = config.model_dump(include={"width", "layers", "activation", "layer_norm"})
     return ACTORS[config.name](state, action, **network)
 
 
 def frozen(module: nn.Module) -> Callable[..., Tensor]:
-    """The module with its parameters as constants; derivatives by its inputs are as ever."""
+    """Return the module with its parameters as constants; it can still be differentiated by its inputs."""
     constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return lambda *inputs: functional_call(module, constants, inputs)

@@ -1,4 +1,4 @@
-"""Parts: what an agent is made of. A part knows how it is trained, and so offers a phase."""
+"""Parts of an agent. A part defines its own training, and offers it as a phase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the parts of a run are made from: its data, its seed and its device."""
+    """Data, seed and device of a run, from which its parts are made."""
 
     data: OfflineData
     seed: int
@@ -27,26 +27,26 @@ class RunContext:
 
     @property
     def states(self) -> int:
-        """The number of entries of a state."""
+        """Number of entries of a state."""
         return self.data.transitions.state.shape[1]
 
     @property
     def actions(self) -> int:
-        """The number of entries of an action."""
+        """Number of entries of an action."""
         return self.data.transitions.action.shape[1]
 
     def fresh(self, name: str, make: Callable[[], Made]) -> Made:
-        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        """Make a network whose initial weights depend on the run's seed and on ``name`` alone."""
         made = fresh(self.seed, f"init/{name}", make)
         return made.to(self.device) if isinstance(made, nn.Module) else made
 
 
 class Part(ABC):
-    """A part of an agent that is trained in one phase.
+    """Part of an agent that is trained in one phase.
 
-    A subclass gives the phase's ``name`` and ``steps``, the ``settings`` of the recipe that its weights rest on, the
-    ``members`` of the transitions that it learns from, and the parts that it comes ``after``. The agent derives from these the
-    phase's key in the store, its precision, and what runs that are trained together stack.
+    A subclass defines the phase's ``name`` and ``steps``, the ``settings`` of the recipe that its weights depend on, the
+    ``members`` of the transitions that it learns from, and the parts that it comes ``after``. From these the agent derives the
+    phase's key in the store, its precision, and the tensors that runs trained together stack.
     """
 
     name: str
@@ -55,29 +55,31 @@ class Part(ABC):
     members: Sequence[str] = tuple(Batch.__dataclass_fields__)
     after: Sequence[Part] = ()
     hook_first: bool = False
-    """Whether what is done between steps is done before the first one, too."""
+    """Whether the phase's hook is also called before the first step."""
     reusable: bool = True
-    """Whether another run's phase may stand in for its own; not where an environment has part in it."""
+    """Whether the phase of another run may be reused; not where training uses an environment."""
 
     @property
     def learner(self) -> Learner:
-        """The learner that trains it: the part itself, unless it has one."""
+        """Learner that trains the part: the part itself, unless it has one."""
         return cast(Learner, self)
 
     def networks(self) -> dict[str, nn.Module]:
-        """Name the modules whose tensors are not the same in all runs of a recipe."""
+        """Return, by name, the modules whose tensors differ between runs of a recipe."""
         return {}
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """Name the networks of all parts that it comes after, and of those before them: what its loss may read."""
+        """Return, by name, the networks that the loss may evaluate: those of all parts that this one comes after, directly or
+        not.
+        """
         found: dict[str, nn.Module] = {}
         for part in self.after:
             found |= part.loss_networks() | part.networks()
         return found
 
     def checkpoint_every(self, wanted: int) -> int:
-        """Give the steps between checkpoints, where the recipe says ``wanted``."""
+        """Return the steps between checkpoints, where the recipe says ``wanted``."""
         return wanted
 
     def prepare(self, phase: str, generator: torch.Generator) -> None:  # noqa: B027
-        """Make itself usable in the middle of a phase, of its own or of a part that it comes after."""
+        """Prepare for use in the middle of a phase, of this part or of one that it comes after."""

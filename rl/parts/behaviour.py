@@ -1,4 +1,4 @@
-"""The behaviour policy as a diffusion model of actions given states: what every diffusion method here starts from."""
+"""Behaviour policy as a diffusion model of actions given states, from which every diffusion method here starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rl.runs.config import DiffusionConfig
 
 
 def check_sampling(config: DiffusionConfig) -> None:
-    """UserError for a schedule or a sampler that does not exist or does not fit."""
+    """Raise UserError for a schedule or a sampler that does not exist or does not fit."""
     schedule = make_schedule(config.schedule.spec)
     try:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
@@ -39,14 +39,14 @@ def check_sampling(config: DiffusionConfig) -> None:
 
 
 class Behaviour(Part):
-    """A diffusion model of the data's actions with its schedule and sampler, trained on the denoising loss."""
+    """Diffusion model of the data's actions with its schedule and sampler, trained on the denoising loss."""
 
     name = "denoiser"
     seeded = "denoiser"
-    """The name by which its network is made."""
+    """Name that seeds the network's initial weights."""
     members: Sequence[str] = ("state", "action")
     sections: ClassVar[set[str]] = {"schedule", "denoiser"}
-    """Those of the recipe that its weights rest on."""
+    """Sections of the recipe that the weights depend on."""
 
     def __init__(self, context: RunContext, config: DiffusionConfig, network: Callable[[], nn.Module] | None = None) -> None:
         self.config, self.data = config, context.data
@@ -69,39 +69,40 @@ class Behaviour(Part):
         return {"noise": self.fit.model}
 
     def bounds(self, clip: bool) -> tuple[Tensor, Tensor] | None:
-        """Give the range of what is sampled if ``clip``."""
+        """Return the range of samples if ``clip``, else None."""
         return (self.low, self.high) if clip else None
 
     def policy(self, clip: bool, *, choice: Choice | None = None, temperature: float = 1.0) -> Sampled:
-        """Make the policy that acts by samples of the model, x_0 and actions within the data's range if ``clip``."""
+        """Return the policy that acts by samples of the model, with x_0 and actions within the data's range if ``clip``."""
         return Sampled(
             self, self.sampler, self.denoiser(clip), bounds=self.bounds(clip), choice=choice, temperature=temperature
         )
 
     def denoiser(self, clip: bool, straight_through: bool = False, *, in_training: bool = False) -> Denoiser:
-        """E[x_0 | x_t, s], x_0 within the data's action range if ``clip``; of the weights that are being trained, not of their
-        average, if ``in_training``.
+        """Return the denoiser E[x_0 | x_t, s], with x_0 within the data's action range if ``clip``.
+
+        Its weights are the averaged ones, or those being trained if ``in_training``.
         """
         network = self.fit.module if in_training else self.fit.model
         plain = NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction)
         return Clip(plain, self.low, self.high, straight_through) if clip else plain
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n actions of the data and their states."""
+        """Draw n actions of the data, and return them with their states."""
         batch = self.data.sample(n, generator)
         return batch.action, batch.state
 
     @torch.no_grad()
     def actions(self, states: Tensor, k: int, generator: Randomness, clip: bool = False) -> Tensor:
-        """K actions in every state, all N x K in one batch: (N, S) -> (N, K, A)"""
+        """Draw K actions in every state, all N x K in one batch: (N, S) -> (N, K, A)."""
         tiled = states.repeat_interleave(k, 0)
         return self.sampler.draw(self.denoiser(clip), tiled, len(tiled), generator).reshape(len(states), k, -1)
 
     def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw n rows of the data, or the most that k divides: groups of k unlike states."""
+        """Draw n rows of the data, or fewer so that k divides their number: groups of k actions in different states."""
         return self.sample(max(1, n // k) * k, generator)
 
 
 def noise_model(config: DenoiserConfig, context: RunContext) -> NoiseMLP:
-    """Make the network of a recipe's ``denoiser``, for actions given states."""
+    """Return the network of a recipe's ``denoiser``, for actions given states."""
     return NoiseMLP(context.actions, context.states, width=config.width, blocks=config.blocks)

@@ -1,4 +1,4 @@
-"""What is estimated once from a trained behaviour policy and critic: posterior variances over t, the advantages' spread."""
+"""Estimates from a trained behaviour policy and critic: posterior variances over t, and the spread of the advantages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from rl.runs.config import AdvantageCalibrationConfig
 
 
 class AdvantageCalibration(Part, nn.Module):
-    """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over
-    the data: buffers, so that those of many runs can be stacked.
+    """Posterior variances over t, with and without clipping of x_0, and the spread of the advantages, from a pass over the
+    data.
 
-    ``value`` judges samples of ``behaviour``; ``after`` are the parts that train the two.
+    The estimates are buffers, so that those of several runs can be stacked.
+
+    ``value`` values samples of ``behaviour``; ``after`` has the parts that train the two.
     """
 
     name, steps = "calibration", 1
@@ -56,21 +58,21 @@ class AdvantageCalibration(Part, nn.Module):
             self.update(generator)
 
     def energy(self, scale: str = "raw") -> Energy:
-        """Make E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage, raw or in units of its spread.
+        """Return the energy E(a, s) = (V(s) - Q(s, a)) / scale: minus the advantage, raw or in units of its spread.
 
-        E differs from -Q by a function of s alone and so tilts mu in the same way, but spares a network the job of learning V.
+        E differs from -Q by a function of s alone, so it tilts mu in the same way, but a network need not learn V.
         """
         unit = self.advantage_std if scale == "advantage_std" else torch.ones_like(self.advantage_std)
         return MinusAdvantage(self.value, unit)
 
     @property
     def moments(self) -> dict[bool, Moments]:
-        """Those of the denoiser with x_0 clipped (True) and not."""
+        """Moments of the denoiser with x_0 clipped (True) and not clipped (False)."""
         return {name == "clip1": moments for name, moments in self.posterior.moments.items()}
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
-        """Estimate everything anew."""
+        """Estimate everything anew, and return metrics."""
         self.posterior.update(generator)
         action, state = self.behaviour.sample(self.config.samples, generator)
         advantage = self.value.q(state, action) - self.value.v(state)
@@ -79,15 +81,15 @@ class AdvantageCalibration(Part, nn.Module):
         return {"advantage_std": self.advantage_std}
 
     def state(self) -> dict[str, Tensor]:
-        """Give the moments and the spread, for the checkpoint."""
+        """Return the moments and the spread, for the checkpoint."""
         return {**self.posterior.state(), "advantage_std": self.advantage_std}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave. ValueError where it is not of these settings."""
+        """Restore the tensors returned by ``state``. Raise ValueError where they do not fit these settings."""
         std = state["advantage_std"]
         if std.shape or std.dtype != torch.float32 or not bool(std > 0):
             raise ValueError(f"advantage_std is {std.dtype} {tuple(std.shape)} where it is one positive float32 number")
-        if len(state) > 1:  # none are there before the first update of a joint training
+        if len(state) > 1:  # there are no moments before the first update of a joint training
             self.posterior.load(state)
         self.advantage_std = std
         self.version += 1

@@ -1,4 +1,4 @@
-"""A critic as a part: Q and V, trained on the data before whatever asks for them."""
+"""Critic as a part: Q and V, trained on the data before the parts that use them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rl.runs.config import CriticConfig
 
 
 class OfflineCritic(Part):
-    """A critic of a recipe's section. It comes after the table of support actions, where it learns from one."""
+    """Critic of a recipe's section. It comes after the table of support actions if it learns from one."""
 
     name = "critic"
 

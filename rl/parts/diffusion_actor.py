@@ -1,4 +1,4 @@
-"""A diffusion policy that a critic improves while it imitates the data; how it is improved is the method's."""
+"""Diffusion policy that imitates the data while a critic improves it; the method defines the improvement."""
 
 from __future__ import annotations
 
@@ -27,35 +27,37 @@ from rl.parts.guided_policy import Choice
 from rl.parts.policies import AgentPolicy
 from rl.runs.config import CriticConfig, DiffusionConfig
 
-T_MIN = 1e-3  # of the times of the denoising loss, as in DenoiserLearner
+T_MIN = 1e-3  # smallest time of the denoising loss, as in DenoiserLearner
 
 
 class ImprovementConfig(Strict):
-    """How a critic improves the policy."""
+    """Settings of the policy's improvement by a critic."""
 
     eta: NotNegative = 1.0
-    """Weight of the critic's term against the denoising loss, a mean over entries; 0 is plain imitation."""
+    """Weight of the critic's term against the denoising loss, a mean over entries; 0 is pure imitation."""
     backup: Candidates = 1
-    """So many actions in each next state, of which Q's target takes the best (max-Q backup)."""
+    """Number of actions in each next state, of which Q's target takes the best (max-Q backup)."""
     clip: NotNegative = 0.0
-    """Largest norm of a gradient, of the policy's and of that of a critic trained with it; 0: any."""
+    """Largest norm of the policy's gradient, and of that of a critic trained with it; 0 for no limit."""
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions, in training and in acting."""
 
 
 class ActingConfig(Strict):
-    """How the policy acts."""
+    """Settings of acting."""
 
     candidates: Candidates = 50
-    """Actions drawn for every state, of which one is kept."""
+    """Number of actions drawn for every state, of which one is kept."""
     selection: Literal["best", "softmax"] = "softmax"
-    """That of highest Q, or one by softmax(beta Q)."""
+    """Choice among the candidates: the one of highest Q, or one drawn by softmax(beta Q)."""
     beta: Beta = 1.0
 
 
 class DiffusionActorConfig(DiffusionConfig):
-    """A diffusion policy, which is ``denoiser``, and its critic. The critic ``td`` learns from the policy's own actions, and in
-    step with it: its ``steps`` and ``batch`` are then the policy's.
+    """Settings of a diffusion policy, in ``denoiser``, and its critic.
+
+    The critic ``td`` learns from the policy's own actions and in step with it: its ``steps`` and ``batch`` are then the
+    policy's.
     """
 
     denoiser: DenoiserConfig = DenoiserConfig(steps=1_000_000, ema=0.999)
@@ -70,7 +72,7 @@ class DiffusionActorConfig(DiffusionConfig):
 
     @property
     def built_critic(self) -> CriticConfig:
-        """The critic as ``rl.critics.choice`` builds it."""
+        """Settings of the critic as ``rl.critics.choice`` builds it."""
         if not self.on_policy:
             return self.critic
         return beside_policy(self.critic, steps=self.denoiser.steps, batch=self.denoiser.batch)
@@ -86,12 +88,12 @@ class NoisedTransitions(NamedTuple):
 
 
 ImprovementLoss: TypeAlias = Callable[[NoisedTransitions, Tensor, Tensor, torch.Generator], tuple[Tensor, Metrics]]
-"""(noised, x_t (B, A), the network's prediction at x_t (B, A), generator) -> the loss () by which a critic improves the policy,
-and metrics."""
+"""Computes the loss () by which a critic improves the policy, and metrics, from (noised, x_t (B, A), the network's prediction
+at x_t (B, A), generator)."""
 
 
 class DiffusionActor(Part, StepLearner):
-    """The denoising loss + eta times an improvement loss, on the policy's network."""
+    """Diffusion policy, trained on the denoising loss + eta times an improvement loss."""
 
     name = "policy"
 
@@ -126,7 +128,7 @@ class DiffusionActor(Part, StepLearner):
         x = diffuse(schedule, batch.action, t, noise)
         output = at_unit_scale(self.fit.module, schedule)(x, t, batch.state)
         loss = (output - prediction_target(schedule, batch.action, t, noise, prediction)).square().mean()
-        metrics = {"loss": loss.detach()}  # 1 for a noise model that predicts nothing
+        metrics = {"loss": loss.detach()}  # 1 for a noise model that always predicts 0
         if eta > 0:
             improvement_loss, more = self.improvement_loss(drawn, x, output, self.generator)
             loss, metrics = loss + eta * improvement_loss, metrics | more
@@ -134,7 +136,7 @@ class DiffusionActor(Part, StepLearner):
 
     @torch.no_grad()
     def next_actions(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw actions of the averaged policy for Q's target, the best of ``backup`` by the target Q: (B, S) -> (B, A)"""
+        """Draw actions of the averaged policy for Q's target, the best of ``backup`` by the target Q: (B, S) -> (B, A)."""
         improvement = self.config.improvement
         drawn = self.behaviour.actions(state, improvement.backup, generator, improvement.clip_x0)
         if improvement.backup == 1:
@@ -142,7 +144,7 @@ class DiffusionActor(Part, StepLearner):
         return best_of(drawn, lambda a, s: -self.critic.q(s, a), state)  # type: ignore[arg-type]  # states are tensors
 
     def policy(self) -> AgentPolicy:
-        """Make the policy that acts: candidates of the averaged network, of which one is kept by its Q."""
+        """Return the policy that acts: of candidates of the averaged network one is kept by its Q."""
         acting = self.config.acting
         energy = MinusAdvantage(self.critic, torch.ones((), device=self.fit.device))
         choice = Choice(energy, acting.beta, acting.candidates, acting.selection)
@@ -160,7 +162,7 @@ class DiffusionActor(Part, StepLearner):
 
 
 def normalised_q_loss(critic: Critic, state: Tensor, actions: Tensor, member: Tensor) -> tuple[Tensor, Metrics]:
-    """-E Q_i(s, a) / E |Q_j(s, a)|, j the member after i: Diffusion-QL (arXiv:2208.06193), its Q scaled."""
+    """Compute -E Q_i(s, a) / E |Q_j(s, a)|, j the member after i: Diffusion-QL (arXiv:2208.06193) with scaled Q."""
     q = frozen(critic.values.q)(state, actions)
     value = q.index_select(0, member).mean()
     unit = q.detach().index_select(0, (member + 1) % len(q)).abs().mean().clamp(min=1e-6)
@@ -168,7 +170,9 @@ def normalised_q_loss(critic: Critic, state: Tensor, actions: Tensor, member: Te
 
 
 class ActorCritic(Part):
-    """One step of a critic on the policy's own actions in the next states, then one of the policy, on the same batch."""
+    """Actor and critic, trained in turn: a step of the critic on the policy's own actions in the next states, then one of the
+    policy on the same batch.
+    """
 
     name = "policy"
     computing = Computing()
@@ -184,7 +188,7 @@ class ActorCritic(Part):
         return self.policy.networks() | self.policy.loss_networks()
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """Take a step of the critic, then one of the policy."""
+        """Take a step of the critic, then one of the policy, and return their metrics."""
         drawn = self.policy.draw(generator)
         batch = drawn.batch
         next_actions = self.policy.next_actions(batch.next_state, generator)
@@ -198,10 +202,10 @@ class ActorCritic(Part):
         return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Give the state of both."""
+        """Return the state of both."""
         return {**prefixed("policy", self.policy.state()), **prefixed("critic", self.critic.state())}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
+        """Restore the tensors returned by ``state``."""
         self.policy.load(group("policy", state))
         self.critic.load(group("critic", state))

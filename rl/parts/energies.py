@@ -28,7 +28,7 @@ from rl.runs.config import GuidanceConfig, GuidedConfig
 
 
 def energy_components(guidance: GuidanceConfig, calibration: AdvantageCalibration, generator: Randomness) -> dict[str, Any]:
-    """Collect what an energy may ask for by name."""
+    """Return the components that an energy may ask for, by name."""
     behaviour, moments = calibration.behaviour, calibration.moments[guidance.clip_x0]
     denoiser = behaviour.denoiser(guidance.clip_x0, guidance.straight_through)
     of_posterior = {"denoiser": denoiser, "schedule": behaviour.schedule, "moments": moments}
@@ -42,10 +42,10 @@ def energy_components(guidance: GuidanceConfig, calibration: AdvantageCalibratio
 
 
 class TrainedEnergy(Part):
-    """E_Theta(x_t, t, s), trained on the objective of the guidance called ``owner``.
+    """Energy network E_Theta(x_t, t, s), trained on the objective of the guidance called ``owner``.
 
-    ``network`` makes it, an ``EnergyMLP`` of actions and states unless given. An objective that takes K samples of a state has
-    them from the ``support``, or where there is none K rows of the data.
+    ``network`` makes the network, by default an ``EnergyMLP`` of actions and states. An objective that takes K samples of a
+    state gets them from ``support`` or, without support, K rows of the data.
     """
 
     def __init__(
@@ -85,14 +85,16 @@ class TrainedEnergy(Part):
 
 
 def energy_mlp(config: GuidedConfig, context: RunContext) -> EnergyMLP:
-    """Make the network of a recipe's ``energy_network``, for actions given states."""
+    """Return the network of a recipe's ``energy_network``, for actions given states."""
     e = config.energy_network
     return EnergyMLP(context.actions, context.states, width=e.width, layers=e.layers, activation=e.activation)
 
 
 def own_network_of(guidance: GuidanceConfig, calibration: AdvantageCalibration, states: int) -> object:
-    """Make a user's objective for the sake of its network, before a calibration: with its settings, beta and schedule, and
-    stand-ins for its other parts. None where the objective is the library's, of which none brings one.
+    """Build a user's objective before a calibration, to obtain its network, with its settings, beta and schedule, and stand-ins
+    for its other parts.
+
+    Returns None for an objective of the library, none of which brings a network.
     """
     spec, behaviour = guidance.energy.spec, calibration.behaviour
     if not names_code(spec):
@@ -103,9 +105,9 @@ def own_network_of(guidance: GuidanceConfig, calibration: AdvantageCalibration, 
 
 
 class CalibratedObjective:
-    """An objective built at its first use after a calibration: it needs the variances that the calibration finds.
+    """Objective that is built at its first use after a calibration, whose variances it needs.
 
-    ``networks`` are those that its loss reads beside the tensor ``beta``.
+    ``networks`` are those that its loss evaluates, besides the tensor ``beta``.
     """
 
     def __init__(
@@ -125,11 +127,11 @@ class CalibratedObjective:
             self.targets = self._targets
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """Name what the energy, the posterior and the denoiser read."""
+        """Return, by name, the networks of energy, posterior and denoiser."""
         return {"beta": self.beta, **self.networks}
 
     def _objective(self, generator: torch.Generator) -> Any:
-        if batched.inside():  # made of the tensors of all runs: for this call alone
+        if batched.inside():  # made from the stacked tensors of all runs, for this call alone
             return self._make(generator, beta=self.beta["beta"])
         version = self.calibration.version
         if self._built is None or self._built[0] != version or self._built[1] is not generator:
@@ -142,13 +144,13 @@ class CalibratedObjective:
         return build(OBJECTIVES, self.guidance.energy.spec, components, "guidance.energy")
 
     def _targets(self, x0: Tensor, x: Tensor, t: Tensor, c: Context) -> Tensor:
-        """Compute those of the objective, with random numbers that are the same at every call."""
+        """Compute the objective's targets, with the same random numbers at every call."""
         targets: Tensor = self._objective(torch.Generator(self.device)).targets(x0, x, t, c)
         return targets
 
     def loss(
         self, network: TimedEnergy, x0: Tensor, x: Tensor, t: Tensor, c: Context, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """Compute that of the objective."""
+        """Compute the objective's loss and metrics."""
         loss: tuple[Tensor, Metrics] = self._objective(generator).loss(network, x0, x, t, c, generator)
         return loss

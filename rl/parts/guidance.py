@@ -1,4 +1,4 @@
-"""The guidance section of a recipe: what its names stand for, and whether they fit."""
+"""Section ``guidance`` of a recipe: resolution and checks of the components it names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rl.critics.choice import needs_support
 from rl.runs.config import GuidanceConfig, GuidedConfig
 
 OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
-"""What of a guidance decides its network."""
+"""Settings of a guidance that decide its network."""
 
 
 def is_trained(guidance: GuidanceConfig) -> bool:
-    """Whether the energy is an objective that trains a network, rather than a closed form."""
+    """Return whether the energy is an objective that trains a network, rather than a closed form."""
     return catalogue.is_trained(guidance.energy.name, "guidance.energy")
 
 
@@ -32,12 +32,14 @@ def _registry(guidance: GuidanceConfig) -> Registry:
 
 
 def component_parts(guidance: GuidanceConfig) -> set[str]:
-    """The parts that an arm's energy, or what is nested in it, asks for."""
+    """Return the names of the parts that an arm's energy, or a component nested in it, asks for."""
     return wanted_parts(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, "guidance.energy")
 
 
 def group_size(guidance: GuidanceConfig) -> int:
-    """K of an objective that takes K ``samples`` of the ``support`` of a state, or that is ``grouped``; 0 for any other."""
+    """Return K of an objective that takes K ``samples`` of the ``support`` of a state, or that is ``grouped``; 0
+    for any other.
+    """
     if not is_trained(guidance):
         return 0
     component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
@@ -58,16 +60,16 @@ def network_owners(guidances: Mapping[str, GuidanceConfig]) -> dict[str, str]:
 
 
 def support_actions(config: GuidedConfig) -> int:
-    """Count the stored actions of mu in every state that the critic or an objective learns from; 0: none."""
+    """Return the number of stored actions of mu in every state that the critic or an objective learns from; 0 for none."""
     groups = [group_size(guidance) for guidance in config.guidances.values()]
     own = config.support.actions if needs_support(config.critic) else 0
     return max(config.support.actions, *groups) if any(groups) else own
 
 
 def trained_guidances(config: GuidedConfig) -> dict[str, Any]:
-    """Give what of every guidance decides training, None where nothing does: runs that are trained together agree in it.
+    """Return the settings of every guidance that decide training, which runs trained together share; None for an untrained one.
 
-    Guidances of one beta may share a network: which do is the same in such runs, whatever the value of beta.
+    Guidances of equal beta may share a network; the settings say which betas are equal, but not their values.
     """
     betas = list(dict.fromkeys(guidance.beta for guidance in config.guidances.values()))
 
@@ -79,7 +81,7 @@ def trained_guidances(config: GuidedConfig) -> dict[str, Any]:
 
 
 def try_components(config: GuidedConfig, event: tuple[int, ...], states: int) -> None:
-    """Try components of the user's own on two rows of made-up data. UserError for one that breaks its contract."""
+    """Try the user's own components on two rows of artificial data. Raise UserError for one that breaks its contract."""
     trial = Trial(event, make_schedule(config.schedule.spec), torch.zeros(2, states))
     for name, guidance in config.guidances.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
@@ -89,8 +91,8 @@ def try_components(config: GuidedConfig, event: tuple[int, ...], states: int) ->
 
 
 def check_joint(config: GuidedConfig) -> None:
-    """UserError where all is trained at once for something that learns from support actions, which only a finished behaviour
-    policy draws.
+    """Raise UserError for joint training of a part that learns from support actions, which only a finished behaviour policy
+    draws.
     """
     supported = [name for name, guidance in config.guidances.items() if group_size(guidance)]
     if config.training == "joint" and (supported or needs_support(config.critic)):
@@ -99,7 +101,7 @@ def check_joint(config: GuidedConfig) -> None:
 
 
 def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
-    """UserError for a component that does not exist or a setting it does not have."""
+    """Raise UserError for a component that does not exist or a setting that it does not have."""
     for name, guidance in arms.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
         component = check_energy(guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")

@@ -1,4 +1,4 @@
-"""The policies that guidance makes: every guidance of a recipe with its energy, closed or trained."""
+"""Guided policies: every guidance of a recipe with its energy, closed or trained."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from rl.runs.config import GuidanceConfig, GuidedConfig
 
 
 class Guided(AgentPolicy):
-    """pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (AEPO Eq. 4): samples of mu guided by an intermediate energy, which is a closed form
-    unless there is a ``network``. ``part`` is what the energy is made by.
+    """Policy pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (AEPO Eq. 4): samples of mu guided by an intermediate energy.
+
+    The energy is a closed form unless there is a ``network``. ``part`` is the part that makes the energy.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Guided(AgentPolicy):
         return list(dict.fromkeys(omega for omega in omegas if self.config.alters(omega))) or None
 
     def timed_energy(self, randomness: Randomness) -> TimedEnergy:
-        """Make the intermediate energy."""
+        """Return the intermediate energy."""
         if self.network is not None:
             return at_unit_scale(self.network.fit.model, self.behaviour.schedule)
         components = energy_components(self.config, self.calibration, randomness)
@@ -73,9 +74,9 @@ class Guided(AgentPolicy):
 
 
 class Guidance:
-    """All guidances of a recipe, ``guided`` and the variants, and the energy networks that they need.
+    """Guidances of a recipe, ``guided`` and the variants, and the energy networks that they need.
 
-    ``critic`` is the part by which Q is trained; the rest is as ``TrainedEnergy`` has it.
+    ``critic`` is the part that trains Q; the other arguments are those of ``TrainedEnergy``.
     """
 
     def __init__(
@@ -95,22 +96,22 @@ class Guidance:
         }
 
     def policies(self) -> dict[str, AgentPolicy]:
-        """Make ``behaviour``, and the policy of every guidance under its name."""
+        """Return ``behaviour``, and the policy of every guidance under its name."""
         behaviour = self.calibration.behaviour.policy(self.config.guidance.clip_x0)
         return {"behaviour": behaviour, **{name: self.policy(name) for name in self.config.guidances}}
 
     def policy(self, name: str) -> Guided:
-        """Make the policy of a guidance."""
+        """Return the policy of a guidance."""
         network = self.energies.get(self.owners.get(name, ""))
         return Guided(name, self.config.guidances[name], self.calibration, network or self.critic, network)
 
     def own(self, name: str) -> str:
-        """Name the policy that a guidance is at its own scale."""
+        """Return the name of the policy of a guidance at its own scale."""
         guidance = self.config.guidances[name]
         return f"{name}@{label(guidance.omega)}" if guidance.alters(guidance.omega) else "behaviour"
 
     def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
-        """Report a clamp that acts, for the posteriors that a guidance uses."""
+        """Return a warning for each guidance whose posterior's variance was clamped."""
         found = []
         for name, guidance in self.config.guidances.items():
             kind = ("clipped_" if guidance.clip_x0 else "") + guidance.posterior.name  # Tweedie's is not clamped over t

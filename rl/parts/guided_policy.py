@@ -1,4 +1,4 @@
-"""The policy: guided sampling of one action a state."""
+"""Guided sampling of one action per state."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from rl.runs.config import Selection
 
 @dataclass
 class GivenNoise:
-    """In place of a generator: standard normal ``noise`` (N, M, E), M draws for each of N states, handed out in the order in
-    which they are asked for. ``used`` of the M are.
+    """Standard normal ``noise`` (N, M, E) in place of a generator: M draws for each of N states, used in order; ``used`` counts
+    them.
     """
 
     noise: Tensor
     used: int = 0
 
     def take(self, n: int) -> Tensor:
-        """The next n / N draws of every state, those of a state side by side: (n, A)."""
+        """Return the next n / N draws of every state, those of a state in consecutive rows: (n, A)."""
         first, self.used = self.used, self.used + n // len(self.noise)
         return self.noise[:, first : self.used].flatten(0, 1)
 
@@ -40,7 +40,7 @@ Randomness: TypeAlias = torch.Generator | GivenNoise
 
 
 def generator_for(selection: str, randomness: Randomness) -> torch.Generator:
-    """The generator of a selection that draws. UserError where noise is given in its place, of which it can make no use."""
+    """Return the generator for a selection that draws random numbers. Raise UserError where noise is given instead."""
     if isinstance(randomness, GivenNoise):
         raise UserError(
             f"selection '{selection}' draws random numbers that are not normal; with noise given, use selection 'best'"
@@ -50,7 +50,7 @@ def generator_for(selection: str, randomness: Randomness) -> torch.Generator:
 
 @dataclass(frozen=True)
 class ActionSampler:
-    """The reverse process with its times, drawing samples of the shape ``event``: (A,) for actions."""
+    """Reverse process with its times, which draws samples of the shape ``event``: (A,) for actions."""
 
     schedule: Schedule
     times: Tensor
@@ -58,7 +58,7 @@ class ActionSampler:
     sampler: Sampler = dpm_solver_pp_2m
 
     def draw(self, denoiser: Denoiser, c: Context, n: int, generator: Randomness, temperature: float = 1.0) -> Tensor:
-        """n samples, one a row of c: (n, *event); the initial noise is scaled by ``temperature``."""
+        """Draw n samples, one per row of c: (n, *event); the initial noise is scaled by ``temperature``."""
         with quick_products(self.times.device, n):
             if isinstance(generator, GivenNoise):
                 noise = self.schedule.sigma(self.times[0]) * generator.take(n).reshape(n, *self.event)
@@ -69,14 +69,14 @@ class ActionSampler:
 
 @dataclass(frozen=True)
 class BehaviourSupport:
-    """K samples of the behaviour policy for every state, all N x K in one batch: (N, S), K -> (N, K, A)."""
+    """Sampler of K actions of the behaviour policy for every state, all N x K in one batch: (N, S), K -> (N, K, A)."""
 
     sampler: ActionSampler
     denoiser: Denoiser
     generator: Randomness
 
     def __call__(self, c: Context, k: int) -> Tensor:
-        """(N, S) -> (N, K, A)"""
+        """Draw K actions for every state: (N, S) -> (N, K, A)."""
         assert isinstance(c, Tensor)  # states
         drawn = self.sampler.draw(self.denoiser, c.repeat_interleave(k, 0), len(c) * k, self.generator)
         return drawn.reshape(len(c), k, *drawn.shape[1:])
@@ -84,9 +84,12 @@ class BehaviourSupport:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one of ``candidates`` is kept: the best by ``energy``; one drawn by softmax(-beta energy); one drawn by the weights
-    tau where the energy is V - Q <= 0 and 1 - tau elsewhere, tau being IQL's ``expectile``; or one of as many particles of a
-    sequential Monte Carlo run, ``variance`` being that of x_0 over t."""
+    """Choice of one of ``candidates``.
+
+    One is kept: the best by ``energy``; one drawn by softmax(-beta energy); one drawn by the weights tau where the energy is V
+    - Q <= 0 and 1 - tau elsewhere, with IQL's ``expectile`` as tau; or one of as many particles of a sequential Monte Carlo
+    run, for which ``variance`` is that of x_0 over t.
+    """
 
     energy: Energy
     beta: float
@@ -96,7 +99,7 @@ class Choice:
     expectile: float = 0.5
 
     def of(self, actions: Tensor, state: Tensor, randomness: Randomness) -> Tensor:
-        """(N, K, A), (N, S) -> (N, A)"""
+        """Choose one action per state: (N, K, A), (N, S) -> (N, A)."""
         if self.selection == "best":
             return best_of(actions, self.energy, state)
         generator = generator_for(self.selection, randomness)
@@ -109,9 +112,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class GuidedPolicy:
-    """Actions by guided sampling; without an energy, the behaviour policy.
+    """Policy by guided sampling; without an energy, the behaviour policy.
 
-    ``rule`` must hold its guidance scale, one for each of N K rows if it is a tensor; ``bounds`` (A,) are those of samples;
+    ``rule`` holds the guidance scale, one for each of N K rows if it is a tensor; ``bounds`` (A,) are those of samples;
     ``temperature`` scales the initial noise.
     """
 
@@ -125,7 +128,7 @@ class GuidedPolicy:
     temperature: float = 1.0
 
     def __call__(self, state: Tensor) -> Tensor:
-        """(N, S) standardised -> (N, A)"""
+        """Draw an action in every standardised state: (N, S) -> (N, A)."""
         choice = self.choice if self.choice is not None and self.choice.candidates > 1 else None
         if choice is not None and choice.selection == "smc":
             return self._bounded(self._particles(state, choice))
@@ -138,7 +141,7 @@ class GuidedPolicy:
         return choice.of(actions.reshape(len(state), k, *actions.shape[1:]), state, self.generator)
 
     def _particles(self, state: Tensor, choice: Choice) -> Tensor:
-        """One draw of the weighted particles of every state, (N, A)."""
+        """Draw one of the weighted particles of every state, (N, A)."""
         s, generator = self.sampler, generator_for(choice.selection, self.generator)
         noise = initial_noise(s.schedule, (len(state), choice.candidates, *s.event), s.times[0], generator)
         timed = self.timed_energy or (lambda x, t, c: 0 * x.flatten(1).sum(1))  # unguided: the weights come at the end

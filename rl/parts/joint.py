@@ -1,4 +1,4 @@
-"""Algorithm 1 of AEPO as one loop."""
+"""Joint training: Algorithm 1 of AEPO as one loop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from rl.parts.calibration import AdvantageCalibration
 
 
 class Joint(Part):
-    """All parts as one: each takes one step an iteration as long as it has steps left; the energies go on to the end. An energy
-    network is standardised by its first batch, when the critic is hardly trained: only in phases does it start at the scale of
-    what it has to learn.
+    """Parts trained together: each takes one step per iteration until its own steps are done; the energies continue to the end.
+
+    An energy network is standardised by its first batch, when the critic is hardly trained; only in phased training does it
+    start at the scale of its targets.
     """
 
     name = "joint"
 
     def __init__(self, before: Sequence[Part], calibration: AdvantageCalibration, energies: Sequence[Part], every: int) -> None:
-        self.calibration, self.every, self.after = calibration, every, [*before, calibration, *energies]  # made of the same
+        self.calibration, self.every, self.after = calibration, every, [*before, calibration, *energies]  # for the key
         self.limits = {part.name: part.steps for part in before}
         self.learners = {part.name: part.learner for part in (*before, *energies)}
         self.last = before[-1].name
@@ -40,7 +41,7 @@ class Joint(Part):
         self.calibration.prepare(phase, generator)
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One iteration; the variances are estimated again every so many of them, and after the last."""
+        """Take one iteration, and return metrics; the calibration is updated at every ``every``-th and after the last."""
         metrics: Metrics = {}
         for name, learner in self.learners.items():
             if self.step < self.limits.get(name, self.steps):
@@ -53,14 +54,14 @@ class Joint(Part):
         return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Of all parts."""
+        """Return the state of all parts."""
         parts = {
             k: v for name, learner in self.learners.items() for k, v in prefixed(module_name(name), learner.state()).items()
         }
         return {**parts, **prefixed("calibration", self.calibration.state()), "step": torch.tensor(self.step)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Restore the tensors returned by ``state``."""
         for name, learner in self.learners.items():
             learner.load(group(module_name(name), state))
         self.calibration.load(group("calibration", state))

@@ -1,4 +1,4 @@
-"""Policies of an agent: what it acts by, each under a name of its own."""
+"""Policies by which an agent acts, each under its own name."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from rl.parts.base import Part
 from rl.parts.guided_policy import ActionSampler, Choice, GuidedPolicy, Randomness
 
 Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(standardised states (n, S), scale_index (n,)) -> actions (n, A): row i is acted in at the scale of that index."""
+"""Returns actions (n, A) for (standardised states (n, S), scale_index (n,)), row i at the scale of its index."""
 
 
 class AgentPolicy(ABC):
-    """A policy of an agent, which rests on parts of it; ``part`` is the last of them. ``scale`` is its own guidance scale."""
+    """Policy of an agent; ``part`` is the last of the parts it depends on, and ``scale`` is its own guidance scale."""
 
     part: Part
     scale: float | None = None
 
     def scales(self, only: Sequence[float] | None = None) -> list[float] | None:
-        """Give the guidance scales at which it is evaluated, or of ``only`` these; [] where it has none.
+        """Return the guidance scales of an evaluation, ``only`` these if given; [] for a policy without any.
 
-        None: at no scale is it another policy than behaviour.
+        Returns None where the policy equals the behaviour policy at every scale.
         """
         return []
 
     def networks(self) -> dict[str, nn.Module]:
-        """Name the networks that it reads; {}: it may read those of all parts."""
+        """Return, by name, the networks that the policy evaluates; {} where it may evaluate those of all parts."""
         return {}
 
     @abstractmethod
     def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
-        """Make the function that acts, row i of its states at its own one of ``scales``."""
+        """Return the function that acts; row i of its states has its own one of ``scales``."""
 
 
 class Direct(AgentPolicy):
-    """The mean of an actor; nothing is random about it."""
+    """Policy that acts by the mean of an actor, without random numbers."""
 
     def __init__(self, part: Part, actor: Actor) -> None:
         self.part, self.actor = part, actor
@@ -61,7 +61,9 @@ class Direct(AgentPolicy):
 
 
 class Sampled(AgentPolicy):
-    """Samples of a diffusion model: one a state, or one of several by a ``choice``; within ``bounds`` where there are any."""
+    """Policy that acts by samples of a diffusion model: one per state, or one of several by a ``choice``; within ``bounds``, if
+    given.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Acting by choice: actions are drawn from the behaviour policy, and one is kept for its value."""
+"""Policies by selection: actions are drawn from the behaviour policy, and one is kept for its value."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from rl.runs.config import VARIES, ValuedConfig
 
 
 class SelectionConfig(Strict):
-    """How one of several samples of the behaviour policy is chosen."""
+    """Settings of the choice among several samples of the behaviour policy."""
 
     candidates: Candidates = 64
-    """So many samples in each state."""
+    """Number of samples in each state."""
     by: Literal["best", "softmax", "expectile"] = "best"
-    """That of highest Q; one drawn by softmax(beta Q); or one by IQL's implicit weights |tau - 1(Q < V)|."""
+    """Choice: the sample of highest Q; one drawn by softmax(beta Q); or one by IQL's implicit weights |tau - 1(Q < V)|."""
     beta: Beta = 3.0
-    """Of ``softmax``."""
+    """Inverse temperature of ``softmax``."""
     energy_scale: Literal["raw", "advantage_std"] = "raw"
-    """Q in the critic's units, or divided by the data's spread of Q - V."""
+    """Unit of Q: the critic's, or the data's spread of Q - V."""
     clip_x0: bool = True
     """Keep the denoiser's x_0 within the range of the data's actions."""
 
 
 class SelectingConfig(ValuedConfig):
-    """A behaviour policy, a critic, and one or several ways of choosing."""
+    """Settings of a behaviour policy, a critic, and one or several selections."""
 
     selection: Annotated[SelectionConfig, VARIES] = SelectionConfig()
     selections: Annotated[dict[str, SelectionConfig], VARIES] = Field(default_factory=dict, max_length=1000)
-    """Further policies; each has what it does not say from ``selection``."""
+    """Further policies; each takes the settings it does not give from ``selection``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,12 +61,12 @@ class SelectingConfig(ValuedConfig):
 
     @property
     def ways(self) -> dict[str, SelectionConfig]:
-        """The headline under the name ``policy``, and the others."""
+        """Headline selection, under the name ``policy``, and the others."""
         return {"policy": self.selection, **self.selections}
 
 
 def check_selections(config: SelectingConfig) -> None:
-    """UserError for implicit weights of a critic that has no expectile."""
+    """Raise UserError for implicit weights of a critic that has no expectile."""
     has_expectile = "expectile" in parameters(CRITICS.find(config.critic.name, "critic.name"))
     for name, way in config.ways.items():
         if way.by == "expectile" and not has_expectile:
@@ -77,7 +77,7 @@ def check_selections(config: SelectingConfig) -> None:
 def selecting_policies(
     config: SelectingConfig, calibration: AdvantageCalibration, critic: OfflineCritic
 ) -> dict[str, AgentPolicy]:
-    """Make ``behaviour``, and pi(a|s) ~ mu(a|s) w(s, a) of every selection: of samples of mu one is kept, by weights w."""
+    """Return ``behaviour``, and pi(a|s) ~ mu(a|s) w(s, a) of every selection: of samples of mu one is kept, by weights w."""
     found: dict[str, AgentPolicy] = {"behaviour": calibration.behaviour.policy(config.selection.clip_x0)}
     for name, way in config.ways.items():
         energy = calibration.energy(way.energy_scale)

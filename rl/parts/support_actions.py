@@ -16,24 +16,26 @@ from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
 from rl.runs.config import ValuedConfig
 
-STATES = 256  # in one batch, as QGPO has it
-CHECKPOINTS = 4  # at most: the whole table is in each
+STATES = 256  # number of states in one batch, as in QGPO
+CHECKPOINTS = 4  # maximum number: each holds the whole table
 
 Draw = Callable[[Tensor, int, torch.Generator], Tensor]
-"""(states (N, S), K, generator) -> actions (N, K, A)."""
+"""Draws actions (N, K, A) for (states (N, S), K, generator)."""
 
 
 class SupportTable(Part):
-    """K actions for every state and, with ``next_states``, every next state, as QGPO (arXiv:2304.12824) draws them before it
-    learns Q; of a state that is the next state of the row before it there is one set, not two. A learner: an update draws those
-    of 256 states.
+    """Table of K actions for every state and, with ``next_states``, every next state, as drawn by QGPO (arXiv:2304.12824)
+    before it learns Q.
 
-    It takes 4 (N + n) K A bytes, for N transitions and n next states of their own: about one an episode where the data's rows
-    are in the order of time.
+    A state that is also the next state of the row before it has one set of actions, not two. The table is a learner: an update
+    draws the actions of 256 states.
+
+    The table takes 4 (N + n) K A bytes, for N transitions and n next states that are not the state of another row: about one
+    per episode where the data's rows are in order of time.
     """
 
     training_only = True
-    """No policy needs it to act."""
+    """Whether the part is needed in training alone: no policy needs it to act."""
     members = ("state", "next_state", "action")
 
     def __init__(
@@ -69,21 +71,23 @@ class SupportTable(Part):
         return {}  # what is drawn is data
 
     def grouped(self, k: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw k of the actions in each of n / k states, those of a state side by side, and their states."""
+        """Draw k of the actions in each of n / k states, those of a state in consecutive rows, and return them with their
+        states.
+        """
         index = self.data.index(max(1, n // k), generator)
         return self.of(index)[:, :k].flatten(0, 1), self.data.transitions.state[index].repeat_interleave(k, 0)
 
     def of(self, index: Tensor) -> Tensor:
-        """Actions in the states of these transitions: (B,) -> (B, K, A)"""
+        """Return the actions in the states of these transitions: (B,) -> (B, K, A)."""
         return self.actions[index]
 
     def of_next(self, index: Tensor) -> Tensor:
-        """Actions in their next states: (B,) -> (B, K, A)"""
+        """Return the actions in the next states of these transitions: (B,) -> (B, K, A)."""
         return self.actions[self.next_row[index]]
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
-        """Draw those of the next states in turn."""
+        """Draw the actions of the next ``STATES`` states of the table, and return metrics."""
         if self.done == 0:
             self._allocate()
         part = slice(self.done * STATES, (self.done + 1) * STATES)
@@ -95,11 +99,11 @@ class SupportTable(Part):
         self.actions = torch.zeros(self.shape, device=self.states.device)
 
     def state(self) -> dict[str, Tensor]:
-        """For the checkpoint: what is drawn so far."""
+        """Return the actions drawn so far, for the checkpoint."""
         return {"actions": self.actions[: self.done * STATES], "done": torch.tensor(self.done)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``. ValueError for a table of other states or another K."""
+        """Restore the tensors returned by ``state``. Raise ValueError for a table of other states or another K."""
         drawn = state["actions"].to(self.states.device)
         self.done = int(state["done"])
         if drawn.shape[1:] != self.shape[1:] or len(drawn) != min(self.done * STATES, len(self.states)):
@@ -114,7 +118,7 @@ class SupportTable(Part):
 def drawn_from(
     model: Behaviour, config: ValuedConfig, k: int, *, name: str = "support", next_states: bool = True
 ) -> SupportTable:
-    """Make the table of K actions that a diffusion model draws, once it is trained."""
+    """Return the table of K actions that a diffusion model draws once it is trained."""
     draw = partial(_actions, model, config.support.clip_x0)
     settings = config.model_dump(mode="json", include={"support", "sampler"})
     return SupportTable(model.data, k, draw, next_states=next_states, name=name, settings=settings, after=[model])

@@ -1,4 +1,4 @@
-"""A policy that is one network, as a part: how it is trained is the method's."""
+"""Policy that is one network, as a part; the method defines its training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rl.runs.config import ActorConfig
 
 
 class TrainedActor(Part):
-    """An actor of a recipe's section, and the learner that ``make_learner`` makes of it and its optimiser."""
+    """Actor of a recipe's section, and the learner that ``make_learner`` makes from it and its optimiser."""
 
     name = "policy"
 

@@ -1,4 +1,4 @@
-"""Plans: a diffusion model of windows of the data from a state on, and what a plan is worth."""
+"""Plans: a diffusion model of windows of the data given their first state, and the value of a plan."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from rl.runs.config import DiffusionConfig
 
 @dataclass(frozen=True)
 class Inpainted:
-    """A walk whose samples hold their context where ``mask`` is true, whatever denoiser it is handed."""
+    """Sampler that keeps the context where ``mask`` is true in its samples, whatever the denoiser."""
 
     sampler: Sampler
     mask: Tensor
 
     @property
     def func(self) -> Any:
-        """The function that walks: what a draw is made by."""
+        """Function of the wrapped sampler, which identifies it."""
         return getattr(self.sampler, "func", self.sampler)
 
     def __call__(self, denoiser: Denoiser, *noise_and_times: Any, **settings: Any) -> Tensor:
-        """As the walk, which is handed all the rest: (B, H, S + A)"""
+        """Run the wrapped sampler with the in-painting denoiser: (B, H, S + A)."""
         return self.sampler(Inpaint(denoiser, self.mask), *noise_and_times, **settings)
 
 
 class PlanModel(Behaviour):
-    """A model of the windows (H, S + A) of the data given their first state, which is in-painted."""
+    """Diffusion model of the windows (H, S + A) of the data given their first state, which is in-painted."""
 
     members = ("state", "action", "next_state", "terminal")
     sections: ClassVar[set[str]] = {"schedule", "denoiser", "plan"}
@@ -64,7 +64,7 @@ class PlanModel(Behaviour):
 
 
 class Reward(Part, StepLearner):
-    """r(s, a), regressed on the rewards of the data."""
+    """Reward model r(s, a), regressed on the rewards of the data."""
 
     name = "reward"
     members = ("state", "action", "reward")
@@ -91,14 +91,14 @@ class Reward(Part, StepLearner):
 
 
 class PlanValue:
-    """A judge of plans s_0, a_0, s_1, ..., s_(H-1), a_(H-1): sum_(t < H-1) gamma^t r(s_t, a_t) + gamma^(H-1) V(s_(H-1))."""
+    """Value of plans s_0, a_0, s_1, ..., s_(H-1), a_(H-1): sum_(t < H-1) gamma^t r(s_t, a_t) + gamma^(H-1) V(s_(H-1))."""
 
     def __init__(self, critic: Critic, reward: nn.Module, states: int) -> None:
         self.critic, self.reward, self.states = critic, reward, states
         self.fit = critic.fit
 
     def q(self, state: Tensor, plan: Tensor) -> Tensor:
-        """(B, S), (B, H, S + A) -> (B,); the state is the plan's first and so not looked at."""
+        """Value plans, (B, S), (B, H, S + A) -> (B,); the state is ignored, because it is the plan's first."""
         states, actions = plan[..., : self.states], plan[..., self.states :]
         steps = plan.shape[1] - 1
         rewards: Tensor = self.reward(states[:, :-1].flatten(0, 1), actions[:, :-1].flatten(0, 1))[0].reshape(-1, steps)
@@ -106,5 +106,5 @@ class PlanValue:
         return (discount[:-1] * rewards).sum(1) + discount[-1] * self.critic.v(states[:, -1])
 
     def v(self, state: Tensor) -> Tensor:
-        """(B, S) -> (B,)"""
+        """Value states: (B, S) -> (B,)."""
         return self.critic.v(state)
