@@ -127,7 +127,7 @@ NAMES = {
     "formula": "=1+1", "pipe": "a|b`c`", "reserved": "NUL", "umlaut": "größe", "hidden": "_x", "backslash": "a\\",
 }  # fmt: skip
 REFUSED = {"up", "root", "nul", "long", "empty", "newline", "escape", "surrogate", "markup", "reserved", "backslash"}
-"""Those of ``NAMES`` that may not become the name of a folder."""
+"""Entries of ``NAMES`` that may not become the name of a folder."""
 
 
 @dataclass

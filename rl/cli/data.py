@@ -1,4 +1,4 @@
-"""The commands ``egd data``: list, describe, check, generate and import datasets. Heavy imports wait for the command that needs
+"""Commands ``egd data``: list, describe, check, generate and import datasets. Heavy imports wait for the command that needs
 them.
 """
 

@@ -1,4 +1,4 @@
-"""The command ``egd export``: a trained policy as a file that runs without egd."""
+"""Command ``egd export``: a trained policy as a file that runs without egd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``egd select``: choose a policy without a simulator. Heavy imports wait for the command."""
+"""Command ``egd select``: choose a policy without a simulator. Heavy imports wait for the command."""
 
 from __future__ import annotations
 

@@ -59,7 +59,11 @@ STREAMS = ("acting", "online")
 
 
 class OnlineLearner(Part):
-    """The online loop.
+    """Loop of online fine-tuning.
+
+    Online only, offline replay, generated and resampled replay, and EDIS differ only in the shares of ``config`` and in the
+    generator. Action noise and draws of online rows have random streams of their own, by ``seed``, so that they are the same in
+    all.
 
     Online only, offline replay, generated and resampled replay, and EDIS differ only in the shares of ``config`` and in the
     generator. Action noise and draws of online rows have random streams of their own, by ``seed``, so that they are the same in

@@ -67,7 +67,7 @@ class DiffusionActorConfig(DiffusionConfig):
 
     @property
     def on_policy(self) -> bool:
-        """Whether the critic learns from the policy's own actions, and so in step with it."""
+        """Flag that the critic learns from the policy's own actions, and so in step with it."""
         return self.critic.name == "td"
 
     @property
