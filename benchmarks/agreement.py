@@ -31,8 +31,8 @@ from rl.agents.base import Agent
 from rl.critics import Critic
 from rl.data.transitions import Batch
 from rl.evaluation.offline_selection import behaviours_of, critics_of, usable
-from rl.parts.guidance import OF_NETWORK
-from rl.parts.guided import Guidance
+from rl.parts.guidance import Guidance
+from rl.parts.guidance_settings import OF_NETWORK
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 

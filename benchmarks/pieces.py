@@ -23,7 +23,7 @@ from rl.deploy.module import PolicyModule
 from rl.deploy.policy import Compile, Policy
 from rl.envs.maze2d import make_env
 from rl.evaluation.rollouts import Arm, Player, rollouts
-from rl.parts.guided_policy import BehaviourSupport
+from rl.parts.action_sampling import BehaviourSupport
 
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}
 """Piece -> the training phase whose step it times."""

@@ -17,10 +17,10 @@ from egd.runs.summaries import HOW
 from egd.training.learners import HasComputing
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
+from rl.parts.action_sampling import ActionSampler, Randomness
 from rl.parts.base import Part, RunContext
 from rl.parts.calibration import AdvantageCalibration
-from rl.parts.guided import Guidance
-from rl.parts.guided_policy import ActionSampler, Randomness
+from rl.parts.guidance import Guidance
 from rl.parts.policies import Act, AgentPolicy
 from rl.runs.config import RunConfig, varying
 from rl.tasks import Task

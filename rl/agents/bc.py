@@ -15,7 +15,7 @@ from rl.agents.base import Agent
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import Actor
 from rl.parts.base import Part
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
 from rl.runs.config import ActorConfig, RunConfig
 
@@ -62,4 +62,4 @@ class BC(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.policy_part, self.actor)}
+        return {"policy": ActorPolicy(self.policy_part, self.actor)}

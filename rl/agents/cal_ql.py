@@ -21,7 +21,7 @@ from rl.online.config import OnlineConfig
 from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
 from rl.parts.base import Part
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -96,4 +96,4 @@ class CalQLAgent(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.online, self.actor)}
+        return {"policy": ActorPolicy(self.online, self.actor)}

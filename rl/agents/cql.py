@@ -15,7 +15,7 @@ from rl.critics.choice import CRITICS, check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.critic import OfflineCritic
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.runs.config import CriticConfig, RunConfig
 
 
@@ -56,4 +56,4 @@ class CQLAgent(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.critic_part, self.actor)}
+        return {"policy": ActorPolicy(self.critic_part, self.actor)}

@@ -19,13 +19,13 @@ from rl.critics.choice import check_critic
 from rl.data.trajectories import Windows
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
+from rl.parts.action_sampling import Randomness
 from rl.parts.base import Part
 from rl.parts.behaviour import check_sampling
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
-from rl.parts.guidance import check_guidance, trained_guidances, try_components
-from rl.parts.guided import Guidance
-from rl.parts.guided_policy import Randomness
+from rl.parts.guidance import Guidance
+from rl.parts.guidance_settings import check_guidance, trained_guidances, try_components
 from rl.parts.policies import Act, AgentPolicy
 from rl.parts.trajectories import PlanModel, PlanValue, Reward
 from rl.runs.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedConfig

@@ -19,7 +19,7 @@ from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import Actor
 from rl.parts.base import Part
 from rl.parts.critic import OfflineCritic
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
 from rl.runs.config import VARIES, ActorConfig, CriticConfig, RunConfig
 
@@ -120,4 +120,4 @@ class IQLAgent(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.policy_part, self.actor)}
+        return {"policy": ActorPolicy(self.policy_part, self.actor)}

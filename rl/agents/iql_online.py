@@ -24,7 +24,7 @@ from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
 from rl.parts.actors import GaussianActor
 from rl.parts.base import Part
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.runs.config import RunConfig
 
 
@@ -104,4 +104,4 @@ class IQLOnline(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.online, self.actor)}
+        return {"policy": ActorPolicy(self.online, self.actor)}

@@ -18,8 +18,8 @@ from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
-from rl.parts.guidance import check_guidance, support_actions, trained_guidances, try_components
-from rl.parts.guided import Guidance
+from rl.parts.guidance import Guidance
+from rl.parts.guidance_settings import check_guidance, support_actions, trained_guidances, try_components
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import drawn_from
 from rl.runs.config import CriticConfig, GuidanceConfig, GuidedConfig

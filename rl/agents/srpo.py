@@ -24,7 +24,7 @@ from rl.parts.actors import Actor
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
 from rl.runs.config import ActorConfig, CriticConfig, DiffusionConfig
 
@@ -176,4 +176,4 @@ class SRPO(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.policy_part, self.actor)}
+        return {"policy": ActorPolicy(self.policy_part, self.actor)}

@@ -20,7 +20,7 @@ from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import frozen, make_actor
 from rl.parts.base import Part, RunContext
-from rl.parts.policies import AgentPolicy, Direct
+from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
@@ -152,4 +152,4 @@ class TD3BC(Agent):
 
     @override
     def named_policies(self) -> Mapping[str, AgentPolicy]:
-        return {"policy": Direct(self.learner, self.actor)}
+        return {"policy": ActorPolicy(self.learner, self.actor)}

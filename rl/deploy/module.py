@@ -21,7 +21,7 @@ from egd.runs.summaries import Summary
 from egd.samplers.watching import SamplingWarning
 from egd.tracing import Folding, trace
 from rl.agents.base import Agent
-from rl.parts.guided_policy import GivenNoise
+from rl.parts.action_sampling import GivenNoise
 from rl.runs.loading import read_config, restore
 
 

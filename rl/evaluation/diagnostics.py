@@ -14,7 +14,7 @@ from egd.tensors import norm, value_and_grad
 from egd.types import HasTargets
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.energies import TrainedEnergy
-from rl.parts.guided import Guidance
+from rl.parts.guidance import Guidance
 
 
 def of_values(

@@ -20,7 +20,7 @@ from rl.data.transitions import OfflineData
 from rl.evaluation.results import by_scale, statistics
 from rl.evaluation.rollouts import Rollouts
 from rl.parts.calibration import AdvantageCalibration
-from rl.parts.guided import Guidance
+from rl.parts.guidance import Guidance
 from rl.tasks import Task
 
 Array = np.ndarray[Any, Any]

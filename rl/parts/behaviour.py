@@ -21,9 +21,9 @@ from egd.schedules import time_grid
 from egd.training.learners import DenoiserLearner, Fit
 from egd.types import Denoiser
 from egd.wrappers import Clip
+from rl.parts.action_sampling import ActionSampler, Choice, Randomness
 from rl.parts.base import Part, RunContext
-from rl.parts.guided_policy import ActionSampler, Choice, Randomness
-from rl.parts.policies import Sampled
+from rl.parts.policies import SampledPolicy
 from rl.runs.config import DiffusionConfig
 
 
@@ -72,9 +72,9 @@ class Behaviour(Part):
         """Return the range of samples if ``clip``, else None."""
         return (self.low, self.high) if clip else None
 
-    def policy(self, clip: bool, *, choice: Choice | None = None, temperature: float = 1.0) -> Sampled:
+    def policy(self, clip: bool, *, choice: Choice | None = None, temperature: float = 1.0) -> SampledPolicy:
         """Return the policy that acts by samples of the model, with x_0 and actions within the data's range if ``clip``."""
-        return Sampled(
+        return SampledPolicy(
             self, self.sampler, self.denoiser(clip), bounds=self.bounds(clip), choice=choice, temperature=temperature
         )
 

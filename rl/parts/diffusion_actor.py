@@ -20,10 +20,10 @@ from egd.training.precision import Computing
 from rl.critics import Critic, MinusAdvantage
 from rl.critics.choice import beside_policy, critic_settings
 from rl.data.transitions import Batch
+from rl.parts.action_sampling import Choice
 from rl.parts.actors import frozen
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
-from rl.parts.guided_policy import Choice
 from rl.parts.policies import AgentPolicy
 from rl.runs.config import CriticConfig, DiffusionConfig
 

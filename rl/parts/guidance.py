@@ -1,118 +1,124 @@
-"""Section ``guidance`` of a recipe: resolution and checks of the components it names."""
+"""GuidedPolicy policies: every guidance of a recipe with its energy, closed or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from typing_extensions import override
 
-from egd.config import catalogue
-from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, check_energy, energy_registry, make_schedule
-from egd.config.components import Registry, Spec, build, parameters, validate, wanted_parts
-from egd.config.parts import ENERGY_PARTS, POSTERIOR_PARTS
-from egd.config.trial import Trial
-from egd.energies.base import takes_context
-from egd.errors import UserError
-from egd.objectives.base import is_grouped
-from rl.critics.choice import needs_support
+from egd.config.catalogue import ENERGIES, RULES
+from egd.config.components import build
+from egd.denoisers import at_unit_scale
+from egd.networks.mlp import EnergyNetwork
+from egd.posteriors import residual
+from egd.runs.labels import label
+from egd.types import TimedEnergy
+from rl.parts.action_sampling import Choice, GuidedSampling, Randomness
+from rl.parts.base import Part, RunContext
+from rl.parts.calibration import AdvantageCalibration
+from rl.parts.energies import TrainedEnergy, energy_components
+from rl.parts.guidance_settings import component_parts, network_owners
+from rl.parts.policies import Act, AgentPolicy
+from rl.parts.support_actions import SupportTable
 from rl.runs.config import GuidanceConfig, GuidedConfig
 
-OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
-"""Settings of a guidance that decide its network."""
 
+class GuidedPolicy(AgentPolicy):
+    """Policy pi(a|s) ~ mu(a|s) exp(beta Q(s, a)) (AEPO Eq. 4): samples of mu guided by an intermediate energy.
 
-def is_trained(guidance: GuidanceConfig) -> bool:
-    """Return whether the energy is an objective that trains a network, rather than a closed form."""
-    return catalogue.is_trained(guidance.energy.name, "guidance.energy")
-
-
-def _registry(guidance: GuidanceConfig) -> Registry:
-    return energy_registry(guidance.energy.name, "guidance.energy")
-
-
-def component_parts(guidance: GuidanceConfig) -> set[str]:
-    """Return the names of the parts that an arm's energy, or a component nested in it, asks for."""
-    return wanted_parts(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, "guidance.energy")
-
-
-def group_size(guidance: GuidanceConfig) -> int:
-    """Return K of an objective that takes K ``samples`` of the ``support`` of a state, or that is ``grouped``; 0
-    for any other.
+    The energy is a closed form unless there is a ``network``. ``part`` is the part that makes the energy.
     """
-    if not is_trained(guidance):
-        return 0
-    component = OBJECTIVES.find(guidance.energy.name, "guidance.energy")
-    known = parameters(component)
-    if "samples" not in known or not ("support" in known or is_grouped(component)):
-        return 0
-    return int(guidance.energy.spec.settings.get("samples", known["samples"].default) or 0)
+
+    def __init__(
+        self, name: str, config: GuidanceConfig, calibration: AdvantageCalibration, part: Part, network: TrainedEnergy | None
+    ) -> None:
+        self.name, self.config, self.calibration, self.part, self.network = name, config, calibration, part, network
+        self.behaviour, self.scale = calibration.behaviour, config.omega
+
+    @override
+    def scales(self, only: Sequence[float] | None = None) -> list[float] | None:
+        omegas = [self.config.omega, *self.config.omegas] if only is None else only
+        return list(dict.fromkeys(omega for omega in omegas if self.config.alters(omega))) or None
+
+    def timed_energy(self, randomness: Randomness) -> TimedEnergy:
+        """Return the intermediate energy."""
+        if self.network is not None:
+            return at_unit_scale(self.network.fit.model, self.behaviour.schedule)
+        components = energy_components(self.config, self.calibration, randomness)
+        closed_form: TimedEnergy = build(ENERGIES, self.config.energy.spec, components, f"{self.name}.energy")
+        return closed_form
+
+    @override
+    def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
+        g, k = self.config, self.config.candidates
+        timed, omegas = self.timed_energy(randomness), torch.tensor(scales, device=self.behaviour.low.device)
+        unguided = self._unguided(randomness)
+
+        def act(states: Tensor, scale_index: Tensor) -> Tensor:
+            rule = build(RULES, g.rule.spec, {"omega": omegas[scale_index].repeat_interleave(k)}, f"{self.name}.rule")
+            return unguided(states) if max(scales) == 0 else replace(unguided, timed_energy=timed, rule=rule)(states)
+
+        return act
+
+    def _unguided(self, randomness: Randomness) -> GuidedSampling:
+        g, behaviour = self.config, self.behaviour
+        denoiser, moments = behaviour.denoiser(g.clip_x0), self.calibration.moments[g.clip_x0]
+        variance = residual(denoiser, moments, schedule=behaviour.schedule).variance
+        choice = Choice(self.calibration.energy(g.energy_scale), g.beta, g.candidates, g.selection, variance)
+        bounds = behaviour.bounds(g.clip_x0)
+        return GuidedSampling(behaviour.sampler, denoiser, randomness, choice=choice, bounds=bounds, temperature=g.temperature)
 
 
-def network_owners(guidances: Mapping[str, GuidanceConfig]) -> dict[str, str]:
-    """Map every trained guidance to the one whose network it uses: those that differ only in rule or omega share one."""
-    owners: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    for name, guidance in guidances.items():
-        if is_trained(guidance):
-            owners[name] = seen.setdefault(guidance.model_dump_json(include=OF_NETWORK), name)
-    return owners
+class Guidance:
+    """Guidances of a recipe, ``guided`` and the variants, and the energy networks that they need.
 
-
-def support_actions(config: GuidedConfig) -> int:
-    """Return the number of stored actions of mu in every state that the critic or an objective learns from; 0 for none."""
-    groups = [group_size(guidance) for guidance in config.guidances.values()]
-    own = config.support.actions if needs_support(config.critic) else 0
-    return max(config.support.actions, *groups) if any(groups) else own
-
-
-def trained_guidances(config: GuidedConfig) -> dict[str, Any]:
-    """Return the settings of every guidance that decide training, which runs trained together share; None for an untrained one.
-
-    Guidances of equal beta may share a network; the settings say which betas are equal, but not their values.
+    ``critic`` is the part that trains Q; the other arguments are those of ``TrainedEnergy``.
     """
-    betas = list(dict.fromkeys(guidance.beta for guidance in config.guidances.values()))
 
-    def trained(guidance: GuidanceConfig) -> Any:
-        settings = guidance.model_dump(mode="json", include=OF_NETWORK - {"beta"})
-        return {**settings, "beta": betas.index(guidance.beta)} if is_trained(guidance) else None
+    def __init__(
+        self,
+        context: RunContext,
+        config: GuidedConfig,
+        calibration: AdvantageCalibration,
+        critic: Part,
+        support: SupportTable | None = None,
+        network: Callable[[], EnergyNetwork] | None = None,
+    ) -> None:
+        self.config, self.calibration, self.critic = config, calibration, critic
+        self.owners = network_owners(config.guidances)
+        self.energies = {
+            name: TrainedEnergy(context, name, config, calibration, support, network)
+            for name in dict.fromkeys(self.owners.values())
+        }
 
-    return {name: trained(guidance) for name, guidance in config.guidances.items()}
+    def policies(self) -> dict[str, AgentPolicy]:
+        """Return ``behaviour``, and the policy of every guidance under its name."""
+        behaviour = self.calibration.behaviour.policy(self.config.guidance.clip_x0)
+        return {"behaviour": behaviour, **{name: self.policy(name) for name in self.config.guidances}}
 
+    def policy(self, name: str) -> GuidedPolicy:
+        """Return the policy of a guidance."""
+        network = self.energies.get(self.owners.get(name, ""))
+        return GuidedPolicy(name, self.config.guidances[name], self.calibration, network or self.critic, network)
 
-def try_components(config: GuidedConfig, event: tuple[int, ...], states: int) -> None:
-    """Try the user's own components on two rows of artificial data. Raise UserError for one that breaks its contract."""
-    trial = Trial(event, make_schedule(config.schedule.spec), torch.zeros(2, states))
-    for name, guidance in config.guidances.items():
-        key = "guidance" if name == "guided" else f"variants.{name}"
-        trial.energy(guidance.energy.spec, f"{key}.energy")
-        trial.posterior(guidance.posterior.spec, f"{key}.posterior")
-        trial.rule(guidance.rule.spec, f"{key}.rule")
+    def own(self, name: str) -> str:
+        """Return the name of the policy of a guidance at its own scale."""
+        guidance = self.config.guidances[name]
+        return f"{name}@{label(guidance.omega)}" if guidance.alters(guidance.omega) else "behaviour"
 
-
-def check_joint(config: GuidedConfig) -> None:
-    """Raise UserError for joint training of a part that learns from support actions, which only a finished behaviour policy
-    draws.
-    """
-    supported = [name for name, guidance in config.guidances.items() if group_size(guidance)]
-    if config.training == "joint" and (supported or needs_support(config.critic)):
-        what = f"the energy of '{supported[0]}'" if supported else f"the critic '{config.critic.name}'"
-        raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
-
-
-def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
-    """Raise UserError for a component that does not exist or a setting that it does not have."""
-    for name, guidance in arms.items():
-        key = "guidance" if name == "guided" else f"variants.{name}"
-        component = check_energy(guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
-        if not takes_context(component):
-            raise UserError(f"'{guidance.energy.name}' takes no state; use support_samples or ess_blend", key=f"{key}.energy")
-        validate(POSTERIORS, guidance.posterior.spec, POSTERIOR_PARTS, f"{key}.posterior")
-        _check_rule(guidance.rule.spec, f"{key}.rule")
-
-
-def _check_rule(spec: Spec, key: str) -> None:
-    try:
-        build(RULES, spec, {"omega": 1.0}, key)
-    except ValueError as error:
-        raise UserError(str(error), key=key) from None
+    def warnings(self, diagnostics: Mapping[str, Any]) -> list[str]:
+        """Return a warning for each guidance whose posterior's variance was clamped."""
+        found = []
+        for name, guidance in self.config.guidances.items():
+            kind = ("clipped_" if guidance.clip_x0 else "") + guidance.posterior.name  # Tweedie's is not clamped over t
+            share = diagnostics["posterior_clamped_share"].get(kind, 0.0)
+            if share and "posterior" in component_parts(guidance):
+                found.append(
+                    f"{name}: its {guidance.posterior.name} variance was clamped at {100 * share:.0f} % of the times; "
+                    "see posterior_variance.png and docs/diagnostics.md"
+                )
+        return found

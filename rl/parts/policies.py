@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.types import Denoiser
+from rl.parts.action_sampling import ActionSampler, Choice, GuidedSampling, Randomness
 from rl.parts.actors import Actor
 from rl.parts.base import Part
-from rl.parts.guided_policy import ActionSampler, Choice, GuidedPolicy, Randomness
 
 Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Returns actions (n, A) for (standardised states (n, S), scale_index (n,)), row i at the scale of its index."""
@@ -41,7 +41,7 @@ class AgentPolicy(ABC):
         """Return the function that acts; row i of its states has its own one of ``scales``."""
 
 
-class Direct(AgentPolicy):
+class ActorPolicy(AgentPolicy):
     """Policy that acts by the mean of an actor, without random numbers."""
 
     def __init__(self, part: Part, actor: Actor) -> None:
@@ -60,7 +60,7 @@ class Direct(AgentPolicy):
         return act
 
 
-class Sampled(AgentPolicy):
+class SampledPolicy(AgentPolicy):
     """Policy that acts by samples of a diffusion model: one per state, or one of several by a ``choice``; within ``bounds``, if
     given.
     """
@@ -81,5 +81,5 @@ class Sampled(AgentPolicy):
     @override
     def act(self, scales: Sequence[float], randomness: Randomness) -> Act:
         bounds, choice, temperature = self.bounds, self.choice, self.temperature
-        policy = GuidedPolicy(self.sampler, self.denoiser, randomness, choice=choice, bounds=bounds, temperature=temperature)
+        policy = GuidedSampling(self.sampler, self.denoiser, randomness, choice=choice, bounds=bounds, temperature=temperature)
         return lambda states, scale_index: policy(states)

@@ -12,9 +12,9 @@ from egd.config.base import Strict, merge
 from egd.config.components import parameters
 from egd.errors import UserError
 from rl.critics.choice import CRITICS
+from rl.parts.action_sampling import Choice
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
-from rl.parts.guided_policy import Choice
 from rl.parts.policies import AgentPolicy
 from rl.runs.config import VARIES, ValuedConfig
 

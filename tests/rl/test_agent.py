@@ -15,8 +15,8 @@ from egd.training.learners import EnergyLearner
 from rl.agents.aepo import AEPO
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import OfflineData
+from rl.parts.action_sampling import ActionSampler, GuidedSampling
 from rl.parts.energies import TrainedEnergy, energy_components
-from rl.parts.guided_policy import ActionSampler, GuidedPolicy
 from rl.runs.config import GuidanceConfig, GuidedConfig
 from rl.runs.recipe import typed
 
@@ -239,7 +239,8 @@ def test_the_temperature_is_that_of_a_gaussians_spread() -> None:
     states = torch.zeros(20_000, 1)
     for temperature in (0.0, 0.3, 1.0):
         generator = torch.Generator().manual_seed(0)
-        drawn = GuidedPolicy(sampler, lambda x, t, c: exact.denoise(schedule, x, t), generator, temperature=temperature)(states)
+        sampling = GuidedSampling(sampler, lambda x, t, c: exact.denoise(schedule, x, t), generator, temperature=temperature)
+        drawn = sampling(states)
         torch.testing.assert_close(drawn.mean(0), torch.tensor([0.5, -1.0]), atol=0.02, rtol=0)
         torch.testing.assert_close(drawn.std(0), temperature * torch.tensor([0.2, 0.5]), atol=0.01, rtol=0)
 

@@ -22,7 +22,7 @@ from egd.samplers import ancestral
 from rl.cli.export import export
 from rl.deploy.module import PolicyModule, load_module
 from rl.deploy.policy import Compile, Policy
-from rl.parts.guided_policy import GivenNoise
+from rl.parts.action_sampling import GivenNoise
 from rl.runs.job import Run
 
 ARMS = """variants:

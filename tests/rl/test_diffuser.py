@@ -21,7 +21,7 @@ from rl.data.episodes import Episodes, to_offline_data
 from rl.data.trajectories import Windows, consecutive
 from rl.data.transitions import OfflineData
 from rl.deploy.module import PolicyModule
-from rl.parts.guided_policy import GivenNoise
+from rl.parts.action_sampling import GivenNoise
 from rl.parts.trajectories import Reward
 
 S, A, H = 3, 2, 6

@@ -111,7 +111,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class GuidedPolicy:
+class GuidedSampling:
     """Policy by guided sampling; without an energy, the behaviour policy.
 
     ``rule`` holds the guidance scale, one for each of N K rows if it is a tensor; ``bounds`` (A,) are those of samples;
