@@ -46,8 +46,8 @@ def acting(agent: Agent, states: int, timing: Timing) -> float:
     """Measure the milliseconds of one headline action in each of ``states`` states."""
     act = agent.acting(0)
     rows = agent.data.transitions.state[:states]
-    which = torch.zeros(states, dtype=torch.long, device=agent.device)
-    return _ms(lambda: act(rows, which), agent, timing)
+    scale_index = torch.zeros(states, dtype=torch.long, device=agent.device)
+    return _ms(lambda: act(rows, scale_index), agent, timing)
 
 
 def _traced(agent: Agent, timing: Timing) -> str:

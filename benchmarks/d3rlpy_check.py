@@ -151,7 +151,7 @@ def scores(both: dict[str, Trained], data: OfflineData, task: Task, episodes: in
 
     def arm(name: str, trained: Trained) -> Arm:
         @torch.no_grad()
-        def act(states: Tensor, which: Tensor) -> Tensor:
+        def act(states: Tensor, scale_index: Tensor) -> Tensor:
             return trained.act(states).clamp(-1, 1)
 
         return Arm([name], act)

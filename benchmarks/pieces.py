@@ -220,10 +220,10 @@ def _runtimes(lab: Lab) -> dict[str, Compile]:
 def act(lab: Lab, arm: str, n: int) -> Case:
     """Prepare one guided action for each of n states."""
     agent = lab.agent()
-    states, which = agent.data.transitions.state[:n], torch.zeros(n, dtype=torch.long, device=lab.device)
+    states, scale_index = agent.data.transitions.state[:n], torch.zeros(n, dtype=torch.long, device=lab.device)
     policy = agent.policy(arm, [1.0], lab.generator())
     by_hand = plain_policy(lab, agent, arm)
-    return Case(lambda: policy(states, which), lambda: by_hand(states))
+    return Case(lambda: policy(states, scale_index), lambda: by_hand(states))
 
 
 def act_compiled(lab: Lab, arm: str, n: int, runtime: Compile) -> Case:

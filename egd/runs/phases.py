@@ -168,8 +168,8 @@ def _title(together: Sequence[_Run], all_of_them: Sequence[_Run]) -> str:
     name, count = together[0].phase.name, len(all_of_them)
     if count == 1:
         return name
-    which = f"{len(together)} runs" if len(together) > 1 else f"run {all_of_them.index(together[0]) + 1} of {count}"
-    return f"{name}, {which}"
+    label = f"{len(together)} runs" if len(together) > 1 else f"run {all_of_them.index(together[0]) + 1} of {count}"
+    return f"{name}, {label}"
 
 
 def _stacked(states: Sequence[_Run]) -> BatchedLearner | None:

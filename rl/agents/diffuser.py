@@ -155,10 +155,10 @@ class Diffuser(Agent):
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:
         # the advantage, return minus V(s_0), of plans from states of the data, beside that of the data's own windows
         data, states = self.behaviour.sample(256, generator)
-        which = torch.zeros(len(states), dtype=torch.long, device=self.device)
+        scale_index = torch.zeros(len(states), dtype=torch.long, device=self.device)
         plans = {"data": data}
         for name, scales in self.scales().items():
-            plans[name] = self.planner(name, scales[:1], generator)(states, which)
+            plans[name] = self.planner(name, scales[:1], generator)(states, scale_index)
         energy = self.calibration.energy()
         return {
             "posterior_clamped_share": diagnostics.clamped_shares(self.calibration),

@@ -61,8 +61,8 @@ class PolicyModule(nn.Module):
     def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
         scales = [] if self.agent.policies()[self.arm] is None else [self.omega]
         act = self.agent.policy(self.arm, scales, noise)
-        which = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
-        return act(self.agent.data.standardise(observation), which)
+        scale_index = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
+        return act(self.agent.data.standardise(observation), scale_index)
 
     @torch.no_grad()
     def _draws(self) -> int:

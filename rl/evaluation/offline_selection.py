@@ -81,8 +81,8 @@ class Candidate:
         """Return a function that draws one action in every state, in batches that fit into memory."""
         generator = torch.Generator(self.agent.device).manual_seed(seed_of(seed, f"select/{self.policy}"))
         act = self.agent.policy(self.name, self.scales, generator)
-        which = torch.zeros(ROWS, dtype=torch.long, device=self.agent.device)
-        return lambda states: torch.cat([act(part, which[: len(part)]) for part in torch.split(states, ROWS)])
+        scale_index = torch.zeros(ROWS, dtype=torch.long, device=self.agent.device)
+        return lambda states: torch.cat([act(part, scale_index[: len(part)]) for part in torch.split(states, ROWS)])
 
     def actions(self, states: Tensor, k: int, seed: int) -> Tensor:
         """Draw K actions in every state: (N, S) -> (N, K, A)."""

@@ -23,8 +23,8 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Arm:
-    """Several policies that act in one batch: ``names`` (A of them), ``act(states (n, S), which (n,) in [0, A)) -> (n,
-    actions)``.
+    """Several policies that act in one batch: ``names`` (A of them), ``act(states (n, S), scale_index (n,) in [0, A)) ->
+    (n, actions)``.
     """
 
     names: Sequence[str]
@@ -32,10 +32,10 @@ class Arm:
     watch: Watch = field(default_factory=Watch, compare=False)
     """Metrics of the arm's sampling."""
 
-    def actions(self, states: Tensor, which: Tensor) -> Tensor:
+    def actions(self, states: Tensor, scale_index: Tensor) -> Tensor:
         """Draw the policies' actions, and record the metrics of their sampling."""
         with named(", ".join(self.names)), watching() as seen:
-            chosen = self.act(states, which)
+            chosen = self.act(states, scale_index)
         self.watch.add(seen)
         return chosen
 

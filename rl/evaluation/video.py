@@ -188,11 +188,11 @@ def _rendered(env: Env) -> Picture:
 
 def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Callable[[Array], Array]:
     """Return one of an arm's policies as a function of a single observation."""
-    which = torch.tensor([scale], device=device)
+    scale_index = torch.tensor([scale], device=device)
 
     def acting(observation: Array) -> Array:
         state = torch.as_tensor(observation, dtype=torch.float32, device=device)[None]
-        action: Array = act(standardise(state), which)[0].cpu().numpy()
+        action: Array = act(standardise(state), scale_index)[0].cpu().numpy()
         return action
 
     return acting

@@ -88,8 +88,8 @@ class OfflineJob:
                 for warning in run.finish(result):
                     warnings.setdefault(warning, []).append(run.label)
         for warning, (first, *more) in warnings.items():
-            which = first + (f" and {len(more)} more" if more else "")
-            reporter.warn(f"{which}, {warning}")
+            label = first + (f" and {len(more)} more" if more else "")
+            reporter.warn(f"{label}, {warning}")
 
     def _results(self, runs: Sequence[Run], failures: Failures, reporter: Reporter) -> Iterator[tuple[Run, Rollouts | None]]:
         """Yield the runs with their rollouts, or with None where there is no environment."""

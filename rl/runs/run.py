@@ -89,8 +89,8 @@ class Run:
     def _action_ms(self) -> float:
         """Measure the time of one action of the headline policy in one state, without compilation, in milliseconds."""
         agent, act = self.agent, self.agent.acting(0)
-        state, which = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
-        times = [_seconds(lambda: act(state, which).cpu()) for _ in range(CALLS)]
+        state, scale_index = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
+        times = [_seconds(lambda: act(state, scale_index).cpu()) for _ in range(CALLS)]
         return 1000 * median(times)
 
     def _evaluated(self) -> Any:

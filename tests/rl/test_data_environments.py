@@ -281,7 +281,7 @@ def test_what_settings_of_data_break_in_an_episode_is_one_message() -> None:
 
 def test_a_worker_is_told_what_is_trusted() -> None:
     recorded(world(max_episode_steps=5))
-    player = Player([Arm(["still"], lambda s, which: torch.ones(len(s), 1))], lambda s: s, 2, 2, 0)
+    player = Player([Arm(["still"], lambda s, scale_index: torch.ones(len(s), 1))], lambda s: s, 2, 2, 0)
     (found,) = rollouts(env_factory(find_task(ID), ()), [player], workers=1)  # a fresh interpreter: nothing is registered there
     assert found.returns["still"].tolist() == [5, 5]
 
@@ -343,10 +343,10 @@ def test_actions_that_are_no_numbers_never_reach_the_simulator() -> None:
     task, spec = replace(find_task("a/b-v0"), max_steps=4), gym.make("World-v0").spec
     calls: list[int] = []
 
-    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
         calls.append(len(states))
         action = torch.full((len(states), 1), 1.5)
-        action[(which == 1) & (len(calls) == 3)] = torch.nan
+        action[(scale_index == 1) & (len(calls) == 3)] = torch.nan
         return action
 
     def made() -> Any:

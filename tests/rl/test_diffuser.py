@@ -225,8 +225,8 @@ def test_a_policy_can_leave_the_laboratory(arm: str) -> None:
         "observation": (2, S),
         "noise": (2, 1, H * (S + A)),
     }
-    states, which = made.data.standardise(observation), torch.zeros(2, dtype=torch.long)
-    want = made.policy(arm, [1.0], GivenNoise(noise))(states, which).detach()
+    states, scale_index = made.data.standardise(observation), torch.zeros(2, dtype=torch.long)
+    want = made.policy(arm, [1.0], GivenNoise(noise))(states, scale_index).detach()
     torch.testing.assert_close(module.graph(2)(observation, noise), want, atol=1e-4, rtol=1e-4)
 
 

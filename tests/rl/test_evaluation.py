@@ -31,13 +31,13 @@ from rl.tasks import TASKS, find_task
 
 
 def constant(value: float) -> Any:
-    return lambda states, which: torch.full((len(states), 1), value)
+    return lambda states, scale_index: torch.full((len(states), 1), value)
 
 
 def noisy(seed: int) -> Any:
     """Actions that depend on all that was drawn before."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda states, which: torch.randn((len(states), 1), generator=generator) / 4 + which[:, None] / 8
+    return lambda states, scale_index: torch.randn((len(states), 1), generator=generator) / 4 + scale_index[:, None] / 8
 
 
 def play(arms: list[Arm], *, episodes: int, envs: int, seed: int, env: Any = Countdown, **settings: Any) -> Rollouts:
@@ -72,8 +72,8 @@ def test_every_environment_plays_its_quota_and_returns_are_exact() -> None:
 
 
 def test_arms_in_one_batch_act_by_their_own_number() -> None:
-    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return (which.float() / 4)[:, None]
+    def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
+        return (scale_index.float() / 4)[:, None]
 
     result = play([Arm(["a", "b", "c"], act)], episodes=4, envs=4, seed=0)
     np.testing.assert_allclose(result.returns["b"] * 2, result.returns["c"])
@@ -81,7 +81,7 @@ def test_arms_in_one_batch_act_by_their_own_number() -> None:
 
 
 def test_what_is_seen_of_an_arms_sampling_is_its_own() -> None:
-    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
         note_clips(1, 4)
         return torch.zeros(len(states), 1)
 
@@ -93,7 +93,7 @@ def test_what_is_seen_of_an_arms_sampling_is_its_own() -> None:
 
 
 def test_a_warning_of_sampling_names_the_policies() -> None:
-    def act(states: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
         nowhere = lambda x, t, c=None: x * torch.inf  # noqa: E731
         euler(nowhere, VPLinear(), torch.ones(len(states), 1), torch.tensor([0.9, 0.5]))
         return torch.zeros(len(states), 1)

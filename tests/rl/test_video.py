@@ -85,9 +85,9 @@ class Dimmer:
 
     def policy(self, name: str, scales: Sequence[float], randomness: Any) -> Any:
         if name == "behaviour":
-            return lambda states, which: torch.full((len(states), 1), 3.0)  # beyond the action space
+            return lambda states, scale_index: torch.full((len(states), 1), 3.0)  # beyond the action space
         ends = torch.tensor(scales)
-        return lambda states, which: torch.where(states[:, 1:] + 1 < ends[which][:, None], 0.5, -1.0)
+        return lambda states, scale_index: torch.where(states[:, 1:] + 1 < ends[scale_index][:, None], 0.5, -1.0)
 
 
 @pytest.fixture
