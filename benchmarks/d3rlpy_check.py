@@ -105,7 +105,7 @@ def theirs(config: IQLConfig, data: OfflineData, reporter: Reporter) -> Trained:
                 actions=b.action,
                 rewards=b.reward[:, None],
                 next_observations=b.next_state,
-                next_actions=torch.zeros_like(b.action),  # of no use to IQL
+                next_actions=torch.zeros_like(b.action),  # not used by IQL
                 returns_to_go=column,
                 terminals=b.terminal[:, None],
                 intervals=column + 1,

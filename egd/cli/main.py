@@ -100,7 +100,7 @@ def show(rows: Sequence[Any], title: str) -> None:
             table.add_section()
         before = row.get("task")
         table.add_row(*(literal(row.get(column, "")) for column in columns))
-    console.print(literal(title, "italic"))  # a table's own title is folded to the width of the table
+    console.print(literal(title, "italic"))  # Rich would wrap a table's own title to the table's width
     console.print(table)
 
 

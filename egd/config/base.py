@@ -136,7 +136,7 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mappin
     try:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:
-        first = {(p["loc"][-1:], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # one of repeated ones
+        first = {(p["loc"][-1:], p["type"], repr(p["input"])): p for p in reversed(error.errors())}  # a union repeats errors
         problems = [dict(problem) for problem in reversed(first.values())]
         for problem in problems:
             problem["loc"] = _place(problem["loc"], tree, problem["type"])

@@ -87,7 +87,7 @@ class Registry:
         if not place.endswith(".py"):
             path = f" (what is in a module is named {place}:NAME)" if "." in place else ""
             return UserError(f"no {self.kind} is called '{name}'; {nearest(name, known)}{path}", key=key)
-        if not may_name_code():  # a stranger's word for it: the file is not even looked at
+        if not may_name_code():  # a file that a stranger names is not even looked at
             return UserError(f"'{name}' is no {self.kind}; what is in a file is named {place}:NAME", key=key)
         if not Path(place).expanduser().is_file():
             return UserError(f"no such file: {place}; what is in a file is named file.py:NAME", key=key)

@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
 def parse(text: str, source: str) -> Any:
     """Parse YAML. Raises UserError, with line and column, for text that is not YAML, is too large, or repeats a key."""
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader with less
+        return yaml.load(text, _Loader)  # a restricted SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {_place_and_problem(error, text)}") from None
 
@@ -146,7 +146,7 @@ _Loader.yaml_constructors = {
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.removeprefix("tag:yaml.org,2002:") in TAGS
 }
-_Loader.yaml_implicit_resolvers = {  # a date is text
+_Loader.yaml_implicit_resolvers = {  # dates stay text
     first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

@@ -1,1 +1,1 @@
-"""The experiments that come with the library: distributions in the plane, and images."""
+"""The experiments in the library: distributions in the plane, and images."""

@@ -97,6 +97,6 @@ def sweep(folder: Path, *, older_than: float = 0.0) -> None:
     removed, an age that no file in writing reaches.
     """
     for scratch in [*folder.rglob(f"{SCRATCH}*"), *folder.rglob("*.part")]:
-        with suppress(OSError):  # gone meanwhile, or not ours to remove
+        with suppress(OSError):  # removed meanwhile, or not permitted
             if time.time() - scratch.stat().st_mtime >= older_than:
                 scratch.unlink()

@@ -68,7 +68,7 @@ class RunFolder:
         needs no lock. Raises UserError where another process holds it.
         """
         if self.summary.exists():
-            if (left := self.path / ".lock").exists():  # by a process that was killed when all was done
+            if (left := self.path / ".lock").exists():  # left by a process that was killed after its last write
                 with suppress(OSError, UserError), locked(left, str(self.path), "--out"):
                     pass
             yield
@@ -126,7 +126,7 @@ class RunFolder:
             try:
                 settings = read_meta(path).get("settings")
             except Damaged:
-                continue  # whether there is another is asked when its phase goes on
+                continue  # the previous checkpoint is looked for when the run resumes
             if settings and settings != digest_of(config):
                 raise UserError(
                     f"{path} was made with other settings than these: {self.config} has been edited or lost since; put back "

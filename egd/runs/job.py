@@ -1,4 +1,6 @@
-"""What experiments share that train one run a job: the runs of a recipe, their phases and summaries, and finished runs."""
+"""Functions shared by experiments that train one run a job: planning a recipe's runs, training, summaries, and opening finished
+runs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class PlannedRun(Generic[C]):
-    """One run: its settings, its folder, and its cell where it is one of a grid."""
+    """One run: its settings, its folder, and its cell where it belongs to a grid."""
 
     config: C
     folder: RunFolder
@@ -40,15 +42,15 @@ class PlannedRun(Generic[C]):
 
     @property
     def label(self) -> str:
-        """The task, the cell and the seed, for people."""
+        """Label of the run in the terminal: task, cell and seed."""
         return run_label(self.config.task, self.cell, self.config.seed)
 
     def summary(
         self, schema: type[Common], make: Callable[[], Model], complete: Callable[[Model], dict[str, Any]], reporter: Reporter
     ) -> dict[str, Any]:
-        """Return the run's summary. A run that has none is completed, on the model that ``make`` makes."""
+        """Return the run's summary. A run without one is completed by ``complete`` on the model that ``make`` makes."""
         set_up(self.config.device, self.config.threads)
-        model = None if self.folder.summary.exists() else make()  # what is refused leaves no folder behind
+        model = None if self.folder.summary.exists() else make()  # made first: refused settings leave no folder
         with self.folder.lock():
             self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
             if (found := self.folder.read_summary(schema)) is not None:
@@ -66,10 +68,11 @@ def planned(
     check: Callable[[C], None],
     nullable: Collection[str] = (),
 ) -> list[PlannedRun[C]]:
-    """Plan a run for each of the ``tasks``, given with what each changes in the recipe, and each variation of the options.
+    """Plan a run for every variation of the options and each of the ``tasks``, which are given with their overrides of the
+    recipe.
 
-    An entry of the sections ``nullable`` that is null is left out. Raises UserError for settings that the ``schema`` or
-    ``check`` refuses, or that take more memory or disk than there is.
+    A null entry of the sections ``nullable`` is left out. Raises UserError for settings that the ``schema`` or ``check``
+    refuses, or that take more memory or disk than there is.
     """
 
     def one(task: str, over: Tree, variation: Variation) -> PlannedRun[C]:
@@ -102,9 +105,9 @@ def finished(schema: type[C], summary: type[Common], run: Path, device: str | No
 
 
 def train(phases: Iterable[Phase], run: PlannedRun[Any], reporter: Reporter) -> dict[str, float]:
-    """Train the phases in turn, each from its checkpoint where there is one. Return the seconds that each took.
+    """Train the phases in turn, each from its checkpoint where there is one. Returns the seconds that each took.
 
-    A phase may be made once those before it are trained: ``phases`` is read one at a time.
+    ``phases`` is read one at a time, so that a phase can be made after those before it are trained.
     """
     config: RunSettings = run.config
     every: dict[str, Any] = config.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})

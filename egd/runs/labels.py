@@ -10,5 +10,5 @@ def label(number: float) -> str:
 
 
 def with_seed(task: str, seed: int) -> str:
-    """Return the task as a results table names it, with the seed where it is not 0."""
+    """Return the task's name in a results table, with the seed where it is not 0."""
     return f"{task} ({seed})" if seed else task

@@ -59,7 +59,7 @@ def _taken(path: Path, what: str, key: str) -> int:
         except (BlockingIOError, PermissionError):
             os.close(number)
             raise UserError(f"{what} is in use by {_who(_note(path))}; wait until it ends, or end it", key=key) from None
-        except OSError:  # a file system without locks: there is the note alone
+        except OSError:  # a file system without locks: only the note protects
             return number
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(number), os.stat(path)):

@@ -35,7 +35,7 @@ def memory_limit() -> int:
         except (ValueError, OverflowError):
             raise UserError(f"'{said}' is not a number of gigabytes", key="EGD_MEMORY_GB") from None
     there = 2**62
-    with suppress(AttributeError, OSError, ValueError):  # AttributeError: Windows, where nothing is known
+    with suppress(AttributeError, OSError, ValueError):  # AttributeError: Windows has no sysconf
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
         there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ from egd.training.learners import Fit, Metrics
 
 
 class Classifier(nn.Module):
-    """x_0 (B, C, H, W) -> logits (B, classes): two convolutions, pooled to 4 x 4, one layer. Smooth throughout (SiLU)."""
+    """A smooth (SiLU) network x_0 (B, C, H, W) -> logits (B, classes): two convolutions, pooling to 4 x 4, one dense layer."""
 
     def __init__(self, channels: int, classes: int, width: int) -> None:
         super().__init__()
@@ -24,20 +24,20 @@ class Classifier(nn.Module):
         self.last = nn.Linear(2 * width * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, classes)"""
+        """Return the logits: (B, C, H, W) -> (B, classes)."""
         out: Tensor = self.last(self.features(x).flatten(1))
         return out
 
 
 class ClassifierLearner:
-    """Cross-entropy on images with a little noise."""
+    """A learner that minimises the cross-entropy on images with a little noise."""
 
     def __init__(self, fit: Fit, images: ImageSet, *, batch: int, noise: float) -> None:
         self.fit, self.images, self.batch, self.noise = fit, images, batch, noise
         self.state, self.load = fit.state, fit.load
 
     def update(self, generator: torch.Generator) -> Metrics:
-        """One step."""
+        """Take one step, and return the loss and the accuracy."""
         drawn = self.images.draw(self.batch, generator)
         assert drawn.labels is not None
         noise = torch.randn(drawn.images.shape, generator=generator, device=drawn.images.device)
@@ -49,5 +49,5 @@ class ClassifierLearner:
 
 @torch.no_grad()
 def accuracy(classifier: nn.Module, images: ImageSet) -> float:
-    """The share of images whose class it finds."""
+    """Compute the share of images that are classified correctly."""
     return float((classifier(images.images).argmax(1) == images.labels).double().mean())

@@ -1,4 +1,4 @@
-"""The recipe of an image run, typed."""
+"""The typed recipe of an image run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from egd.config.sections import CalibrationConfig, RunSettings, SampleEvaluation
 
 
 class UNetConfig(TrainingConfig):
-    """The denoiser, a ``UNet2DModel``: one width a resolution, halved from one to the next."""
+    """The denoiser, a ``UNet2DModel`` with one width for each resolution; each resolution is half the one before."""
 
     widths: tuple[Annotated[Width, Field(ge=8, multiple_of=8)], ...] = Field(default=(32, 64), min_length=1, max_length=8)
     layers: Layers = 1
     attention: bool = False
-    """Self-attention at the lowest resolution. Tweedie's posterior cannot look through it."""
+    """Self-attention at the lowest resolution. Tweedie's posterior cannot differentiate through it."""
     steps: Steps = 20_000
     batch: Batch = 64
     lr: Rate = 1e-3
@@ -39,64 +39,66 @@ class UNetConfig(TrainingConfig):
 
 
 class ClassifierConfig(Strict):
-    """The classifier that guides and the one that judges, trained on different images."""
+    """The classifier that guides and the one that judges, which are trained on different images."""
 
     width: Width = 16
     steps: Steps = 1000
     batch: Batch = 64
     lr: Rate = 2e-3
     noise: NotNegative = 0.2
-    """Standard deviation of noise on its training images: a smoother classifier."""
+    """Standard deviation of the noise on the training images, which makes the classifier smoother."""
 
 
 class ImageCalibrationConfig(CalibrationConfig):
-    """Posterior covariances on a grid of times, some images at a time."""
+    """Estimation of posterior covariances on a grid of times, in batches of images."""
 
     batch: Batch = 64
 
 
 class TargetConfig(Strict):
-    """What is wanted: q(x_0) exp(-beta E(x_0)) for every beta."""
+    """The target distributions: q(x_0) exp(-beta E(x_0)) for every beta."""
 
     energy: ComponentConfig
     betas: tuple[Beta, ...] = Field(default=(1.0,), min_length=1, max_length=100)
 
 
 class EstimatorConfig(Strict):
-    """How E_t is estimated, and how its gradient is used."""
+    """The estimator of E_t, and the use of its gradient."""
 
     guidance: ComponentConfig
     posterior: ComponentConfig = ComponentConfig(name="residual")
     rule: ComponentConfig = ComponentConfig(name="additive")
     omega: Omega = 1.0
     clip_x0: bool | ComponentConfig = True
-    """Keep x_0 in [-1, 1] by clipping, or by ``dynamic_threshold``."""
+    """Whether x_0 is kept in [-1, 1] by clipping, or the wrapper ``dynamic_threshold`` that does so."""
 
     @property
     def bound(self) -> bool | dict[str, Any]:
-        """``clip_x0`` as the pipeline takes it."""
+        """The value of ``clip_x0`` in the form of the pipeline's argument."""
         return self.clip_x0 if isinstance(self.clip_x0, bool) else self.clip_x0.model_dump()
 
 
 class ImageEvaluationConfig(SampleEvaluationConfig):
-    """Guided samples against data weighted by exp(-beta E)."""
+    """Comparison of guided samples with data weighted by exp(-beta E)."""
 
     shown: Candidates = 10
-    """Images of every cell of the figure."""
+    """Images in every cell of the figure."""
 
 
 class ImagesConfig(RunSettings):
-    """One run: one set of images, one seed."""
+    """The settings of one run: one set of images, one seed."""
 
     data: ComponentConfig = ComponentConfig(name="digits")
     test_share: ProperShare = 0.2
-    """Images that nothing is trained on."""
+    """Share of images on which nothing is trained."""
     scheduler: ComponentConfig = ComponentConfig.model_validate(
         {"name": "DPMSolverMultistepScheduler", "prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
     )
-    """A scheduler of ``diffusers`` and its settings: the forward process, what the UNet predicts, and the steps."""
+    """A scheduler of ``diffusers`` and its settings: they determine the forward process, the UNet's prediction and the sampling
+    steps.
+    """
     steps: SamplerSteps = 25
-    """Of the scheduler."""
+    """Sampling steps of the scheduler."""
     unet: UNetConfig = UNetConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     calibration: ImageCalibrationConfig = ImageCalibrationConfig(grid=25, samples=512)

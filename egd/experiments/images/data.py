@@ -1,4 +1,4 @@
-"""Sets of images, one function a source, each found by its name in a recipe."""
+"""Sets of images: one function for each source, found by its name in a recipe."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ __all__ = ["digits", "folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
-"""What these files may be, whatever they are called: Pillow goes by the content, and starts Ghostscript on PostScript."""
+"""The formats that are read, whatever the suffix. Pillow decides by the content, and would start Ghostscript on PostScript."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images`` (N, C, S, S) in [-1, 1]; ``labels`` (N,) and the names of the ``classes``, where the images have any."""
+    """A set of ``images`` (N, C, S, S) in [-1, 1], with ``labels`` (N,) and the names of the ``classes`` where the images have
+    any.
+    """
 
     images: Tensor
     labels: Tensor | None = None
@@ -37,30 +39,30 @@ class ImageSet:
         return len(self.images)
 
     def rows(self, index: Tensor) -> ImageSet:
-        """Some of the images."""
+        """Select images by index."""
         return ImageSet(self.images[index], None if self.labels is None else self.labels[index], self.classes)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """On a device."""
+        """Move the images and labels to a device."""
         return ImageSet(self.images.to(device), None if self.labels is None else self.labels.to(device), self.classes)
 
     def draw(self, n: int, generator: torch.Generator) -> ImageSet:
-        """n images with replacement; the generator is on the images' device."""
+        """Draw n images with replacement; the generator is on the images' device."""
         return self.rows(torch.randint(len(self), (n,), generator=generator, device=self.images.device))
 
     def split(self, share: float, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
-        """Two sets without an image in common, the first with ``share`` of them."""
+        """Split into two disjoint sets, of which the first holds ``share`` of the images."""
         order = torch.randperm(len(self), generator=generator)
         cut = round(share * len(self))
         return self.rows(order[:cut]), self.rows(order[cut:])
 
     def copies(self, others: ImageSet) -> int:
-        """Count the images that are among ``others`` too, to the last bit."""
+        """Count the images that also occur among ``others``, bit by bit."""
         known = {image.tobytes() for image in others.images.cpu().numpy()}
         return sum(image.tobytes() in known for image in self.images.cpu().numpy())
 
     def digest(self) -> str:
-        """Digest the images, their labels and the names of the classes: of the same set the same, wherever it lies."""
+        """Return a digest of the images, labels and names of the classes, which does not depend on where the files lie."""
         whole = hashlib.blake2b(repr((tuple(self.images.shape), self.classes)).encode(), digest_size=16)
         for tensor in (self.images, self.labels):
             if tensor is not None:
@@ -68,7 +70,9 @@ class ImageSet:
         return whole.hexdigest()
 
     def check(self) -> None:
-        """ValueError unless the images are floating and in [-1, 1], and the labels are theirs and those of the classes."""
+        """Raise ValueError unless the images are floating-point and in [-1, 1], and the labels fit the images and the
+        classes.
+        """
         check_images("images", self.images, self.images.shape[1:])
         if self.images.ndim != 4 or self.images.shape[-1] != self.images.shape[-2]:
             raise ValueError(f"images: expected (N, C, S, S), got {tuple(self.images.shape)}")
@@ -81,7 +85,7 @@ class ImageSet:
 
 
 def digits(size: Pixels = 8) -> ImageSet:
-    """1797 handwritten digits of 8 x 8 pixels in ten classes, which scikit-learn carries; padded to ``size`` with black."""
+    """Load scikit-learn's 1797 handwritten digits of 8 x 8 pixels in ten classes, padded to ``size`` with black."""
     from sklearn.datasets import load_digits
 
     if size < 8:
@@ -95,12 +99,12 @@ def digits(size: Pixels = 8) -> ImageSet:
 
 
 def folder(path: Path, size: Pixels = 32, channels: Literal[1, 3] = 3) -> ImageSet:
-    """Every image below ``path``, cut to its central square and scaled to ``size``. Where they lie in sub-folders, the first
-    one's name is the class.
+    """Load every image below ``path``, cut to its central square and scaled to ``size``. The name of the first sub-folder is
+    the class.
 
-    Hidden files and folders are left out and links are followed. Images are turned as EXIF says, transparency is laid on
-    white, 16 bits are scaled as 8 are, and of an animation the first picture counts. UserError where there are none, and
-    naming the file for one that cannot be read, whose range of values is not known, or that is there twice.
+    Hidden files and folders are left out, and links are followed. Images are turned as EXIF says, transparent pixels become
+    white, 16 bits are scaled as 8 bits are, and of an animation the first frame is used. Raises UserError where there are no
+    images. Raises it, naming the file, for one that cannot be read, whose range of values is unknown, or that occurs twice.
     """
     root = path.expanduser()
     files = _files(root)
@@ -116,7 +120,9 @@ def folder(path: Path, size: Pixels = 32, channels: Literal[1, 3] = 3) -> ImageS
 
 
 def _files(root: Path) -> list[Path]:
-    """The image files below a folder, sorted, neither hidden nor there twice. UserError for a link that leads nowhere."""
+    """Return the image files below a folder, sorted, without hidden ones. Raises UserError for a broken link, and for a file or
+    a folder that is reached twice.
+    """
     found: list[Path] = []
     seen: dict[Path, Path] = {}
     for place, folders, names in os.walk(root, onerror=_unreadable, followlinks=True):
@@ -126,7 +132,7 @@ def _files(root: Path) -> list[Path]:
             real = here.resolve()
             if not real.exists():
                 raise UserError(f"{here} is a link that leads nowhere", key="data.path")
-            if real in seen:  # the second one might be tested on what was trained on
+            if real in seen:  # a duplicate might be trained on and tested on
                 raise UserError(f"{here} and {seen[real]} are one, by a link; remove one of them", key="data.path")
             seen[real] = here
         found += [file for file in files if file.is_file()]
@@ -134,7 +140,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    """UserError for a folder that cannot be listed, whose images would be missing without a word."""
+    """Raise UserError for a folder that cannot be listed: its images would be missing silently."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise UserError(f"cannot read {error.filename}: {error.strerror}", key="data.path")
 
@@ -144,7 +150,7 @@ def _hidden(name: str) -> bool:
 
 
 def _check_names(classes: tuple[str, ...]) -> None:
-    """UserError for two classes that only differ in case, in spaces or in how an accent is written."""
+    """Raise UserError for two classes whose names differ only in case, in spaces or in the encoding of accents."""
     seen: dict[str, str] = {}
     for name in classes:
         plain = unicodedata.normalize("NFKC", name).casefold().strip()
@@ -154,7 +160,9 @@ def _check_names(classes: tuple[str, ...]) -> None:
 
 
 def _read(file: Path, size: int, channels: int) -> Tensor:
-    """(C, S, S) in [-1, 1]. UserError naming a file that cannot be read, or whose range of values is not known."""
+    """Read an image to (C, S, S) in [-1, 1]. Raises UserError, naming the file, where it cannot be read, or its range of values
+    is unknown.
+    """
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
@@ -164,7 +172,7 @@ def _read(file: Path, size: int, channels: int) -> Tensor:
                 upright = ImageOps.exif_transpose(picture)
                 known = upright.mode not in ("I", "F")
                 pixels = _square(upright, size, channels) if known else None
-        except Exception as error:  # whatever Pillow makes of a damaged file
+        except Exception as error:  # Pillow raises many kinds of exceptions for a damaged file
             raise UserError(f"{file} is not an image that can be read: {error}", key="data.path") from error
     if pixels is None:
         kind = "floating numbers" if upright.mode == "F" else "32 bits"
@@ -173,7 +181,7 @@ def _read(file: Path, size: int, channels: int) -> Tensor:
 
 
 def _square(picture: Any, size: int, channels: int) -> Any:
-    """The central square (S, S, C) in [-1, 1] of an image of at most 16 bits; what is transparent is white."""
+    """Return the central square (S, S, C) in [-1, 1] of an image with at most 16 bits; transparent pixels are white."""
     from PIL import Image, ImageOps
 
     deep = picture.mode.startswith("I;16")
@@ -185,13 +193,15 @@ def _square(picture: Any, size: int, channels: int) -> Any:
     if not deep:
         picture = picture.convert("L" if channels == 1 else "RGB")
     array = np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC), dtype=np.float32)
-    if deep:  # grey, and nothing keeps floating pixels in range
+    if deep:  # grey; interpolation may leave the range, since floating-point pixels are not clipped
         return array.clip(-1, 1)[:, :, None].repeat(channels, 2)
     return array.reshape(size, size, channels) / 127.5 - 1
 
 
 def make_context(test: ImageSet, n: int) -> dict[str, Tensor]:
-    """Row i wants class i modulo their number, and was measured from a test image (of that class): ``label``, ``image``."""
+    """Make contexts for n samples: ``label`` is the row number modulo the number of classes, and ``image`` a test image of this
+    class.
+    """
     rows = torch.arange(n, device=test.images.device)
     if test.labels is None:
         return {"image": test.images[rows % len(test)]}
@@ -201,6 +211,6 @@ def make_context(test: ImageSet, n: int) -> dict[str, Tensor]:
 
 
 def _of_class(labels: Tensor, label: int, nth: int, otherwise: int) -> int:
-    """The nth image of a class, round and round; another where the class has none."""
+    """Return the index of the nth image of a class, in a cycle; of some other image where the class has none."""
     members = torch.where(labels == label)[0]
     return int(members[nth % len(members)]) if len(members) else otherwise % len(labels)

@@ -1,4 +1,4 @@
-"""Guided samples of every target and estimator, against the data weighted by exp(-beta E)."""
+"""Guided samples of every target and estimator, compared with the data weighted by exp(-beta E)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from egd.samplers.watching import SHARES, named, watching
 from egd.selection import energies_of
 from egd.types import Context, Energy
 
-ENOUGH = 5.0  # weighted data that rest on fewer images are no reference
-CHUNK = 8192  # energies at a time
+ENOUGH = 5.0  # effective number of images below which weighted data are no reference
+CHUNK = 8192  # energies computed at a time
 
 Cells = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``cells[row][column]``: the images of a figure's cell; ``results``: one mapping a row of the table."""
+    """The result of an evaluation: ``cells[row][column]`` holds the images of a figure's cell, ``results`` a mapping for every
+    row of the table.
+    """
 
     cells: Cells
     results: list[dict[str, Any]]
@@ -46,7 +48,7 @@ def evaluate(
     samples: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
-    """Sample for every target, beta and estimator, from the same initial noise; ``advance(1)`` after each."""
+    """Sample for every target, beta and estimator from the same initial noise; ``advance(1)`` is called after each."""
     config, n = model.config, samples or model.config.evaluation.samples
     c = make_context(model.test, n)
     cells: Cells = {}
@@ -74,8 +76,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Weighted:
-    """Training images weighted by exp(-beta E(x_0, c)) for every row of c: the target, by importance sampling, as far as
-    the data reach. ``images`` (K, ...), ``energies`` (n, K)."""
+    """Training images weighted by exp(-beta E(x_0, c)) for every row of c: importance sampling of the target among the data.
+    ``images`` (K, ...), ``energies`` (n, K).
+    """
 
     images: Tensor
     energies: Tensor
@@ -83,7 +86,9 @@ class Weighted:
     @staticmethod
     @torch.no_grad()
     def of(model: ImagesModel, energy: Energy, c: Context, n: int, seed: int) -> Weighted:
-        """At most ``evaluation.draws`` images. UserError for an energy that gives no number, or none for a whole row."""
+        """Weight at most ``evaluation.draws`` training images. Raises UserError where the energy gives nan or -inf, or inf for
+        all images in a row.
+        """
         generator = torch.Generator(model.device).manual_seed(seed_of(seed, "data"))
         images, most = model.train.images, model.config.evaluation.draws
         if len(images) > most:
@@ -93,20 +98,20 @@ class Weighted:
         chunks = [{k: v[i : i + rows] for k, v in c.items()} for i in range(0, n, rows)]
         parts = [energies_of(images[None].expand(_length(part), *images.shape), energy, part) for part in chunks]
         energies = torch.cat(parts)
-        if energies.isnan().any() or energies.amin(1).isinf().any():  # infinite is fine for some: they are ruled out
+        if energies.isnan().any() or energies.amin(1).isinf().any():  # some may be infinite: such images have no weight
             raise UserError(f"{name_of(energy)} gives nan, -inf or nothing but inf for training images; give numbers")
         return Weighted(images, energies)
 
     def weights(self, beta: float) -> Tensor:
-        """(n, K), rows of sum 1."""
+        """Return the weights (n, K), normalised in every row."""
         return torch.softmax(-beta * self.energies.double(), 1)
 
     def ess(self, beta: float) -> float:
-        """The effective number of images behind a row, 1 / sum w^2, averaged over the rows."""
+        """Return the effective number of images behind a row, 1 / sum w^2, averaged over the rows."""
         return float((1 / self.weights(beta).square().sum(1)).mean())
 
     def resample(self, beta: float, each: int, seed: int) -> Tensor:
-        """``each`` draws a row: (n * each, ...)"""
+        """Draw ``each`` images for every row: (n * each, ...)."""
         generator = torch.Generator(self.images.device).manual_seed(seed_of(seed, "reference"))
         return self.images[torch.multinomial(self.weights(beta), each, replacement=True, generator=generator).flatten()]
 
@@ -117,7 +122,9 @@ def _length(c: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class ImageScorer:
-    """Numbers of samples for one energy and beta; ``reference`` is weighted data, None where too few images count."""
+    """Metrics of samples for one energy and beta; ``reference`` is weighted data, None where their effective number is too
+    small.
+    """
 
     model: ImagesModel
     energy: Energy
@@ -126,17 +133,19 @@ class ImageScorer:
 
     @staticmethod
     def of(model: ImagesModel, energy: Energy, c: Context, data: Weighted, beta: float, seed: int) -> ImageScorer:
-        """With a reference of its own."""
+        """Create a scorer with its own draw of reference images."""
         each = -(-model.config.evaluation.reference // len(data.energies))
         return ImageScorer(model, energy, c, data.resample(beta, each, seed + 1) if data.ess(beta) >= ENOUGH else None)
 
     def of_data(self, x: Tensor) -> dict[str, Any]:
-        """Of weighted data themselves: what an exact sampler would reach."""
+        """Return the metrics of weighted data, which an exact sampler would reach; {} without a reference."""
         return {} if self.reference is None else self(x)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> dict[str, Any]:
-        """``finite``, the share of samples that are; if all are, what the energy measures, ``energy`` and ``w2``."""
+        """Return ``finite``, the share of finite samples; where all are finite also the energy's own measures, ``energy`` and
+        ``w2``.
+        """
         finite = float(x.isfinite().flatten(1).all(1).double().mean())
         if finite < 1:
             return {"finite": finite}
@@ -151,12 +160,12 @@ class ImageScorer:
 
 
 def rows(task: str, results: list[dict[str, Any]]) -> list[Row]:
-    """The results table; a dash where a number has no meaning."""
+    """Format the results table; a dash stands where a number has no meaning."""
     return [_row(task, result) for result in results]
 
 
 class Result(Frozen):
-    """Of one estimator for one target at one beta; further keys are numbers of the target's own."""
+    """The result of one estimator for one target at one beta; further keys are the target's own measures."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, FiniteFloat]
@@ -167,7 +176,7 @@ class Result(Frozen):
 
 
 class ImagesSummary(Common):
-    """``summary.json``."""
+    """The schema of ``summary.json``."""
 
     results: list[Result]
 

@@ -26,7 +26,7 @@ class Images:
     caption = "what the energy is about, and the sliced W2 to reweighted data where there is enough of it"
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
-        """One job for every task of the recipe, or for those of ``--task``."""
+        """Return a job for every task of the recipe, or for those of ``--task``."""
         known = listed_tasks(recipe, Options(out=options.out, source=options.source))
         tasks = listed_tasks(recipe, options)
         if unknown := [name for name in tasks if name not in known]:
@@ -35,7 +35,9 @@ class Images:
         return [ImagesJob(run) for run in runs]
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
-        """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
+        """Draw ``episodes`` new samples from a trained run at other guidance scales ``omegas``, with another ``seed``, and
+        return their rows.
+        """
         config, folder = finished(ImagesConfig, ImagesSummary, run, settings.get("device"))
         model = load_model(config)
         same_images(folder, model)
@@ -49,7 +51,7 @@ class Images:
         return table
 
     def components(self) -> dict[str, dict[str, str]]:
-        """Kind -> name -> the first line of its docstring."""
+        """Return kind -> name -> the first paragraph of the component's docstring."""
         registries = {"set of images": DATA, "energy of images": IMAGE_ENERGIES}
         return {kind: {name: summary_line(c) for name, c in r.names().items()} for kind, r in registries.items()}
 

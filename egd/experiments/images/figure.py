@@ -1,4 +1,4 @@
-"""Images of every target (a row) and estimator (a column)."""
+"""The figure of images for every target (a row) and estimator (a column)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ REFERENCE = "data, weighted\n(or measured)"
 
 @plain()
 def grid_figure(cells: Mapping[str, Mapping[str, Tensor]], path: Path, shown: int, dpi: int = 130) -> None:
-    """``cells[row][column]`` (n, C, S, S) in [-1, 1]; the first ``shown`` of each, in the same place everywhere. What was
-    not measured (nan) is blue."""
+    """Draw ``cells[row][column]`` (n, C, S, S) in [-1, 1], the first ``shown`` images of each cell in the same order. Pixels
+    that were not measured (nan) are blue.
+    """
     columns = list(next(iter(cells.values())))
     across = -(-shown // 2)
     figure = Figure(figsize=(0.28 * across * len(columns) + 0.6, 0.6 * len(cells) + 0.4), layout="constrained")
@@ -36,7 +37,7 @@ def grid_figure(cells: Mapping[str, Mapping[str, Tensor]], path: Path, shown: in
 
 
 def mosaic(images: Tensor, across: int, gap: int = 1) -> Tensor:
-    """(n, C, S, S) -> one picture (C, H, W), ``across`` a line, the empty places and the gaps white."""
+    """Arrange images (n, C, S, S) as one image (C, H, W), ``across`` in a row; gaps and empty places are white."""
     n, c, size = len(images), images.shape[1], images.shape[-1]
     lines = -(-n // across)
     step = size + gap

@@ -1,4 +1,4 @@
-"""One run: a set of images and a seed, from training to summary."""
+"""One run of a set of images and a seed, from training to summary."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ from egd.runs.labels import with_seed
 from egd.runs.progress import Reporter
 from egd.samplers.watching import clips_of
 
-TRUSTED = 0.8  # of the test images; a judge below it says little of samples
+TRUSTED = 0.8  # accuracy on test images below which a judge says little about samples
 
 
 @dataclass(frozen=True)
 class ImagesJob:
-    """One run and its folder."""
+    """The job of one run."""
 
     planned: PlannedRun[ImagesConfig]
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Label of the job in the terminal."""
         return self.planned.label
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
+        """Train what is not trained yet, sample, and write the figure and the summary; a complete run only returns its
+        result.
+        """
         config = self.planned.config
         summary = self.planned.summary(
             ImagesSummary, lambda: load_model(config), lambda model: self._complete(model, reporter), reporter
@@ -74,8 +76,8 @@ class ImagesJob:
         return summary
 
     def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
-        """A clamp that acts, samples that are not numbers, test images that were trained on, and a classifier that hardly knows
-        the classes are reported.
+        """Warn of clamped variances, clipped values, samples that are not finite, test images that also occur in training, and
+        classifiers with a low accuracy.
         """
         if seen := model.test.copies(model.train):
             what = f"{seen} of the {len(model.test)} test images are copies of training images"
@@ -108,7 +110,9 @@ def _save_pipeline(model: ImagesModel, folder: Path) -> None:
 
 
 def load_model(config: ImagesConfig) -> ImagesModel:
-    """The images of the recipe, and fresh networks for them. UserError for images on another scale, or labels of no class."""
+    """Create a model with the recipe's images and untrained networks. Raises UserError for images on another scale, or labels
+    without a class.
+    """
     images = build(DATA, config.data.spec, {}, "data")
     if not isinstance(images, ImageSet):
         raise UserError(
@@ -122,7 +126,7 @@ def load_model(config: ImagesConfig) -> ImagesModel:
 
 
 def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> None:
-    """UserError where a run was begun with other images; a ``new`` one notes which they are."""
+    """Raise UserError where the run was begun with other images. A ``new`` run records the digest of its images."""
     note, found = folder.path / "images.json", {"images": model.count, "digest": model.digest}
     if not note.exists():
         if new:
@@ -142,7 +146,7 @@ def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> 
 def evaluated(
     model: ImagesModel, reporter: Reporter, seed: int, omega: float | None = None, samples: int | None = None
 ) -> Evaluation:
-    """``evaluate`` with a bar."""
+    """Evaluate as ``evaluate`` does, with a progress bar."""
     cells = sum(len(target.betas) for target in model.config.targets.values()) * (1 + len(model.config.estimators))
     with reporter.bar("sampling", cells) as bar:
         return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)

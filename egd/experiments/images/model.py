@@ -1,4 +1,4 @@
-"""All trained parts of an image run, and the guided sampling made of them."""
+"""The trained parts of an image run, and guided sampling with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def check_components(config: ImagesConfig) -> None:
-    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    """Raise UserError for a component that does not exist, or a setting that it does not have, before anything is trained."""
     validate(DATA, config.data.spec, set(), "data")
     trial = Trial((1, 8, 8), make_schedule(config))
     for name, target in config.targets.items():
@@ -52,7 +52,9 @@ def check_components(config: ImagesConfig) -> None:
 
 
 def make_schedule(config: ImagesConfig) -> Diffusers:
-    """The forward process of the recipe's scheduler. UserError naming ``scheduler``, also for one that cannot be guided."""
+    """Return the forward process of the recipe's scheduler. Raises UserError, naming ``scheduler``, also for one that cannot be
+    guided.
+    """
     try:
         schedule = Diffusers(config.scheduler.name, config.scheduler.spec.settings)
         check_guidable(schedule.scheduler)
@@ -62,7 +64,7 @@ def make_schedule(config: ImagesConfig) -> Diffusers:
 
 
 class ImagesModel:
-    """UNet, classifiers and posterior moments of one run."""
+    """The UNet, classifiers and posterior moments of one run."""
 
     def __init__(self, config: ImagesConfig, images: ImageSet, device: torch.device) -> None:
         from egd.experiments.images.unet import make_network
@@ -90,7 +92,7 @@ class ImagesModel:
         self.calibration = Calibration(denoisers, self.schedule, self.sample_data, **per_time)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
-        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        """Make a network whose initial weights depend on the run's seed and its own name alone."""
         return fresh(self.config.seed, f"init/{name}", make).to(self.device)
 
     def _classifier(self, name: str, images: ImageSet) -> ClassifierLearner:
@@ -100,7 +102,7 @@ class ImagesModel:
         return ClassifierLearner(fit, images, batch=c.batch, noise=c.noise)
 
     def _check_images(self, images: ImageSet, parts: Mapping[str, ImageSet]) -> None:
-        """UserError for too few images, for classes that a target needs and that a part of the images lacks."""
+        """Raise UserError for too few images, and for classes that a target needs and that a part of the images lacks."""
         for name, part in parts.items():
             if not len(part):
                 raise UserError(f"{len(images)} images leave none for {name}; use more, or another test_share", key="data")
@@ -120,7 +122,7 @@ class ImagesModel:
                 raise UserError(f"label {label} is not one of 0 to {last}", key=f"targets.{name}.energy.label")
 
     def _try_energies(self) -> None:
-        """UserError for an energy that fails on two images: before anything is trained, not after."""
+        """Raise UserError for an energy that fails on two images, before anything is trained."""
         parts = {"classifier": self.classifiers["classifier"].fit.model} if self.classifiers else {}
         for name, target in self.config.targets.items():
             key = f"targets.{name}.energy"
@@ -137,7 +139,7 @@ class ImagesModel:
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """UNet, the classifiers where there are classes, calibration."""
+        """Return the phases: UNet, classifiers where there are classes, calibration."""
         c = self.config
         unet = DenoiserLearner(
             self.unet_fit, self.schedule, self.sample_data, batch=c.unet.batch, prediction=self.schedule.prediction
@@ -146,14 +148,14 @@ class ImagesModel:
         return [Phase("unet", c.unet.steps, unet), *classifiers, Phase("calibration", 1, self.calibration)]
 
     def sample_data(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
-        """n training images."""
+        """Draw n training images, without a context."""
         return self.train.draw(n, generator).images, None
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
     @property
     def judge(self) -> nn.Module | None:
-        """The classifier that no energy knows."""
+        """The classifier that no energy uses; None where the images have no classes."""
         return self.classifiers["judge"].fit.model if self.classifiers else None
 
     @cached_property
@@ -170,13 +172,13 @@ class ImagesModel:
         return denoiser
 
     def energy(self, config: ComponentConfig, key: str) -> Energy:
-        """An energy of pictures."""
+        """Build an energy of images."""
         parts = {"classifier": self.classifiers["classifier"].fit.model.requires_grad_(False)} if self.classifiers else {}
         energy: Energy = build(IMAGE_ENERGIES, config.spec, parts, key)
         return energy
 
     def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
-        """An estimator's, from the calibration with or without clipping."""
+        """Build an estimator's posterior, from the calibration with or without clipping."""
         denoiser: Denoiser = self.pipeline.denoiser(clip_x0=estimator.bound)
         moments = self.calibration.moments[clip_key(estimator.clip_x0)]
         parts = {"denoiser": denoiser, "moments": moments, "schedule": self.schedule}
@@ -184,7 +186,7 @@ class ImagesModel:
         return posterior
 
     def support(self, generator: torch.Generator) -> Support:
-        """Training images as samples of q; the same ones for every row."""
+        """Return a function that draws training images as samples of q, the same ones for every row."""
 
         def support(c: Context, k: int) -> Tensor:
             drawn = self.train.draw(k, generator).images[None]
@@ -196,7 +198,7 @@ class ImagesModel:
     def sample(
         self, name: str | None, energy: Energy, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
     ) -> Tensor:
-        """n images (n, C, S, S) in [-1, 1], guided by an estimator; unguided without a name."""
+        """Draw n images (n, C, S, S) in [-1, 1], guided by the estimator ``name``; unguided where it is None."""
         shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "latent", "generator": generator}
         if name is None:
             return shown(self.pipeline(**shared).images)
@@ -218,17 +220,17 @@ class ImagesModel:
 
 
 def clip_key(clip_x0: object) -> str:
-    """Name the moments of a denoiser whose x_0 is clipped, or not."""
+    """Return the name of the moments of a denoiser with or without clipping of x_0."""
     return f"clip{int(bool(clip_x0))}"
 
 
 def shown(latents: Tensor) -> Tensor:
-    """In [-1, 1], as a picture of them is; what is infinite stays it, and is counted."""
+    """Clip to [-1, 1], as an image would be; values that are not finite stay, so that they are counted."""
     return torch.where(latents.isfinite(), 2 * (latents / 2 + 0.5).clamp(0, 1) - 1, latents)
 
 
 def _check_classes(parts: Mapping[str, ImageSet], key: str) -> None:
-    """UserError for a class that a part of the images lacks: nothing can be learned or said of it there."""
+    """Raise UserError for a class that a part of the images lacks, where it could not be learned or tested."""
     for name, part in parts.items():
         assert part.labels is not None
         lacking = set(range(len(part.classes))) - set(part.labels.tolist())

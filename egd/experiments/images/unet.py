@@ -1,4 +1,4 @@
-"""The UNet of ``diffusers`` as a network of (x_t, t, c), and the pipeline around it."""
+"""The UNet of ``diffusers`` as a network of (x_t, t, c), and its pipeline."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from egd.types import Context
 
 
 class UNetNetwork(nn.Module):
-    """network(x_t, t, c) for t in (0, 1]: the UNet is handed the timestep that its scheduler has for t."""
+    """A network of (x_t, t, c) for t in (0, 1]; the UNet receives the timestep that its scheduler assigns to t."""
 
     def __init__(self, unet: Any, schedule: Diffusers) -> None:
         super().__init__()
         self.unet, self.schedule = unet, schedule
 
     def forward(self, x: Tensor, t: Tensor, c: Context = None) -> Tensor:
-        """(B, C, H, W), (B,), c (not used) -> (B, C, H, W)"""
+        """Evaluate the UNet: (B, C, H, W), (B,), c (unused) -> (B, C, H, W)."""
         out: Tensor = self.unet(x, self.schedule.timestep(t)).sample
         return out
 
 
 def make_network(config: UNetConfig, channels: int, size: int, schedule: Diffusers) -> UNetNetwork:
-    """A fresh one. UserError where the images cannot be halved as often as the widths ask for."""
+    """Create an untrained network. Raises UserError where the images cannot be halved as often as the widths require."""
     levels = len(config.widths)
     if size % 2 ** (levels - 1):
         raise UserError(f"{levels} widths halve the image {levels - 1} times, and {size} pixels cannot be", key="unet.widths")
@@ -47,7 +47,7 @@ def make_network(config: UNetConfig, channels: int, size: int, schedule: Diffuse
 
 
 def make_pipeline(network: UNetNetwork) -> EnergyGuidedPipeline:
-    """For sampling, silent."""
+    """Create the pipeline for sampling, without a progress bar."""
     pipe = EnergyGuidedPipeline(network.unet.eval(), network.schedule.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,9 +1,10 @@
-"""Seven data sets in [-4.5, 4.5]^2, made as CEP (arXiv:2304.12824) makes them, each with an energy in [0, 1] (low = wanted).
+"""Seven data sets in [-4.5, 4.5]^2, generated as in CEP (arXiv:2304.12824), each with an energy in [0, 1] (low = wanted).
 
-CEP labels the points when it draws them, and calls "energy" what is wanted: our labels are one minus CEP's. The energies
-here are functions of position that are smooth everywhere, since closed forms need the gradient. They equal the labels on the
-data, except where points of different labels meet; for 2spirals to within the noise of the points (0.03 on average), and for
-swissroll they level off at 0 beyond the roll's end. CEP gives pinwheel no energy; its arms are graded here.
+CEP labels the points when it draws them, and its "energy" is high where samples are wanted: the labels here are one minus
+CEP's. The energies here are functions of position that are smooth everywhere, since closed forms need the gradient. On the data
+they equal the labels, except where points of different labels meet. For 2spirals they do so up to the noise of the points (0.03
+on average), and for swissroll they level off at 0 beyond the roll's end. CEP gives pinwheel no energy; here the energy falls
+from arm to arm.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class DataSet:
-    """``draw(n, generator)`` -> points x_0 (n, 2) and the labels (n,) that they were drawn with; ``energy`` of position."""
+    """A data set. ``draw(n, generator)`` returns points x_0 (n, 2) with their labels (n,); ``energy`` is a function of
+    position.
+    """
 
     name: str
     draw: Draw
     energy: Energy
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        """x_0 (n, 2), and no context."""
+        """Draw points x_0 (n, 2), without a context."""
         return self.draw(n, generator)[0], None
 
 
 def find_data_set(name: str, key: str = "task") -> DataSet:
-    """By its name. UserError naming ``key`` for one that does not exist."""
+    """Return the data set of this name. Raises UserError, naming ``key``, for one that does not exist."""
     if name not in DATA_SETS:
         raise UserError(f"no data set is called '{name}'; {nearest(name, DATA_SETS)}", key=key)
     return DATA_SETS[name]
@@ -52,13 +55,13 @@ ARMS = 5
 
 
 def _eight_gaussians(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Modes at 90, 135, ... degrees, each better than the one before."""
+    """Draw from eight modes at 90, 135, ... degrees, each with a lower energy than the one before."""
     i = _integers(MODES, n, g)
     return MODE_CENTRES.to(g.device)[i] + 0.5 / 1.414 * _normal((n, 2), g), MODE_LABELS.to(g.device)[i]
 
 
 def _two_spirals(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Three half turns about the origin, the inside wanted."""
+    """Draw from two spirals of one and a half turns; the energy is low inside."""
     angle = 3 * math.pi * _uniform((n,), g).sqrt()
     arm = torch.stack([-angle.cos() * angle, angle.sin() * angle], 1) + 0.5 * _uniform((n, 2), g)
     x = _sign(n, g)[:, None] * arm / 3 + 0.1 * _normal((n, 2), g)
@@ -66,7 +69,7 @@ def _two_spirals(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _checkerboard(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Eight squares of side 2; two of four columns wanted."""
+    """Draw from eight squares of side 2; the energy is low in two of four columns."""
     u = 4 * _uniform((n,), g) - 2
     v = _uniform((n,), g) - 2 * _integers(2, n, g) + u.floor() % 2
     x = 2 * torch.stack([u, v], 1)
@@ -74,7 +77,7 @@ def _checkerboard(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _moons(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two interleaved half circles, the lower one wanted."""
+    """Draw from two interleaved half circles; the energy is low on the lower one."""
     upper = _sign(n, g) > 0
     angle = math.pi * _uniform((n,), g)
     return _moon(angle, upper) + 0.2 * _normal((n, 2), g), upper.to(angle)
@@ -87,21 +90,21 @@ def _moon(angle: Tensor, upper: Tensor) -> Tensor:
 
 
 def _rings(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Four circles; wanted are the second from within, the fourth, the third, the first, in this order."""
+    """Draw from four circles; the energy rises from the second (from within) over the fourth and the third to the first."""
     i, angle = _integers(len(RING_RADII), n, g), 2 * math.pi * _uniform((n,), g)
     circle = torch.stack([angle.cos(), angle.sin()], 1)
     return RING_RADII.to(g.device)[i, None] * circle + 0.08 * _normal((n, 2), g), RING_LABELS.to(g.device)[i]
 
 
 def _swiss_roll(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One and a half turns, the outside wanted."""
+    """Draw from a spiral of one and a half turns; the energy is low outside."""
     angle = 1.5 * math.pi * (1 + 2 * _uniform((n,), g))
     x = (torch.stack([angle.cos() * angle, angle.sin() * angle], 1) + _normal((n, 2), g)) / 5
     return x, 1 - x.square().sum(1) / 9
 
 
 def _pinwheel(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Five arms, each better than the one before."""
+    """Draw from five arms, each with a lower energy than the one before."""
     k, z = _integers(ARMS, n, g), _normal((n, 2), g)
     return _pinwheel_arm(k, 1 + 0.3 * z[:, 0], 0.1 * z[:, 1]), 1 - k / (ARMS - 1)
 
@@ -146,7 +149,7 @@ DATA_SETS = {
         DataSet("2spirals", _two_spirals, inward),
         DataSet("checkerboard", _checkerboard, columns),
         DataSet("moons", _moons, _moons_energy()),
-        DataSet("rings", _rings, RingLabel(RING_RADII, RING_LABELS, 0.2)),  # wider than the noise: milder steps between
+        DataSet("rings", _rings, RingLabel(RING_RADII, RING_LABELS, 0.2)),  # wider than the noise: less steep between rings
         DataSet("swissroll", _swiss_roll, outward),
         DataSet("pinwheel", _pinwheel, _pinwheel_energy()),
     )

@@ -1,4 +1,4 @@
-"""Guided samples of every estimator and beta against exact samples of the target."""
+"""Guided samples of every estimator and beta, compared with exact samples of the target."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from egd.samplers.watching import named, tell, watching
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``samples[name][beta]`` (n, 2) and ``results[name][beta]`` for the exact samples, the unguided ones and every
-    estimator; ``ess[beta]`` of the exact ones.
+    """The result of an evaluation: ``samples[name][beta]`` (n, 2) and ``results[name][beta]`` for exact samples, unguided
+    samples and every estimator; ``ess[beta]`` of the exact samples.
 
     A result has ``w2``, the sliced W2 to the reference (for exact samples: the noise floor), ``energy``, the mean E(x_0),
-    ``finite``, the share of samples that are, ``seconds`` of sampling, and what ``egd.samplers.watching`` saw on the way.
-    ``w2`` and ``energy`` are None unless all are finite.
+    ``finite``, the share of finite samples, ``seconds`` of sampling, and the metrics of ``egd.samplers.watching``. ``w2`` and
+    ``energy`` are None unless all samples are finite.
     """
 
     samples: Mapping[str, Mapping[float, Tensor]]
@@ -40,7 +40,7 @@ class Evaluation:
 def evaluate(
     model: Toy2dModel, *, seed: int, omega: float, samples: int | None = None, advance: Callable[[int], None] = lambda n: None
 ) -> Evaluation:
-    """Sample with every estimator at every beta, from the same initial noise; ``advance(1)`` after each."""
+    """Sample with every estimator at every beta from the same initial noise; ``advance(1)`` is called after each."""
     config, n = model.config, samples or model.config.evaluation.samples
     scorer = SampleScorer.of(model, seed)
     names = (EXACT, UNGUIDED, *config.estimators)
@@ -62,7 +62,9 @@ def evaluate(
 
 
 def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int, omega: float) -> Tensor:
-    """Samples (n, 2); nan where an estimator's linear algebra breaks down on the way, and where it refuses, which is told."""
+    """Draw samples (n, 2). They are nan where an estimator's linear algebra fails, and where its fit has collapsed, which is
+    also reported.
+    """
     generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
     try:
         return model.sample(name, beta, n, generator, omega)
@@ -74,7 +76,7 @@ def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int,
 
 
 class Result(Frozen):
-    """Of one estimator at one beta; no numbers where samples are not finite."""
+    """The result of one estimator at one beta; its numbers are None where samples are not finite."""
 
     w2: FiniteFloat | None
     energy: FiniteFloat | None
@@ -82,7 +84,7 @@ class Result(Frozen):
 
 
 class Toy2dSummary(Common):
-    """``summary.json``."""
+    """The schema of ``summary.json``."""
 
     ess: dict[str, FiniteFloat]
     results: dict[str, dict[str, Result]]
@@ -90,7 +92,9 @@ class Toy2dSummary(Common):
 
 @dataclass(frozen=True)
 class SampleScorer:
-    """Two independent sets of weighted draws: one to measure against, the other for exact samples to be measured."""
+    """Two independent sets of weighted draws: the first is the reference, the second supplies exact samples to compare
+    with it.
+    """
 
     model: Toy2dModel
     reference: Draws
@@ -99,14 +103,16 @@ class SampleScorer:
 
     @staticmethod
     def of(model: Toy2dModel, seed: int) -> SampleScorer:
-        """Fresh draws of the model's data set."""
+        """Create a scorer with new draws of the model's data set."""
         generator = torch.Generator(model.device).manual_seed(seed_of(seed, "draws"))
         first, second = (Draws.of(model.data, model.config.evaluation.draws, generator) for _ in range(2))
         return SampleScorer(model, first, second, seed)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, beta: float) -> dict[str, Any]:
-        """The result of samples x (n, 2), without their seconds; always the same reference and projections."""
+        """Return the result of samples x (n, 2), without their seconds; the reference and the projections are always the
+        same.
+        """
         finite = float(x.isfinite().all(1).double().mean())
         if finite < 1:
             return {"w2": None, "energy": None, "finite": finite}
@@ -118,7 +124,7 @@ class SampleScorer:
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
-    """As JSON-able trees: estimator -> beta (a string) -> result."""
+    """Convert to JSON-serialisable mappings: estimator -> beta (as text) -> result."""
     return {
         "ess": {label(beta): ess for beta, ess in evaluation.ess.items()},
         "results": {n: {label(b): r for b, r in by_beta.items()} for n, by_beta in evaluation.results.items()},
@@ -126,7 +132,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def rows(task: str, seed: int, summary: Mapping[str, Any]) -> list[Row]:
-    """The results table: a row an estimator; for every beta the sliced W2 and, in brackets, the mean energy."""
+    """Format the results table, a row for every estimator: for every beta the sliced W2 and, in brackets, the mean energy."""
     return [_row(with_seed(task, seed), name, by_beta) for name, by_beta in summary["results"].items()]
 
 

@@ -26,7 +26,7 @@ class Toy2d:
     caption = "sliced W2 to exact samples, and the mean energy"
 
     def plan(self, recipe: Mapping[str, Any], options: Options) -> list[Job]:
-        """One job for every data set of the recipe, or for those of ``--task``."""
+        """Return a job for every data set of the recipe, or for those of ``--task``."""
         tasks = listed_tasks(recipe, options)
         for task in tasks:
             find_data_set(task, "--task" if options.tasks else "tasks")
@@ -34,7 +34,9 @@ class Toy2d:
         return [Toy2dJob(run) for run in runs]
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
-        """Fresh samples of a trained run at other guidance scales ``omegas``, ``episodes`` of them, with another ``seed``."""
+        """Draw ``episodes`` new samples from a trained run at other guidance scales ``omegas``, with another ``seed``, and
+        return their rows.
+        """
         config, folder = finished(Toy2dConfig, Toy2dSummary, run, settings.get("device"))
         model = load_model(config)
         load(model.phases(), folder, model.device)
@@ -46,12 +48,12 @@ class Toy2d:
         return table
 
     def measured(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a summary for ``egd report``."""
+        """Return the rows of a summary for ``egd report``."""
         named = summary["results"].items()
         return [{"estimator": name, "beta": float(beta), **row} for name, by_beta in named for beta, row in by_beta.items()]
 
     def components(self) -> dict[str, dict[str, str]]:
-        """Kind -> name -> the first line of its docstring."""
+        """Return kind -> name -> the first paragraph of the component's docstring."""
         return {"data set": {name: summary_line(s.draw) for name, s in DATA_SETS.items()}}
 
 

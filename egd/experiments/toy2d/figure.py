@@ -1,4 +1,4 @@
-"""Samples of every estimator beside exact ones, one row a beta."""
+"""The figure of every estimator's samples beside exact ones, a row a beta."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ HALF_WIDTH = 4.5
 
 @plain()
 def samples_figure(data: DataSet, samples: Mapping[str, Mapping[float, Tensor]], path: Path, dpi: int = 90) -> None:
-    """Columns: ``samples[name]``; rows: beta. Points are coloured by their energy, dark where wanted; the same
-    colours and axes everywhere."""
+    """Draw ``samples[name]`` in columns and beta in rows. Points are coloured by their energy, dark where it is low; colours
+    and axes are the same everywhere.
+    """
     betas = list(next(iter(samples.values())))
     figure = Figure(figsize=(1.3 * len(samples) + 0.5, 1.3 * len(betas) + 0.3), layout="constrained")
     axes = figure.subplots(len(betas), len(samples), squeeze=False, sharex=True, sharey=True)
@@ -34,7 +35,7 @@ def samples_figure(data: DataSet, samples: Mapping[str, Mapping[float, Tensor]],
 
 
 def _scatter(axis: Any, data: DataSet, points: Tensor) -> None:
-    inside = (points.abs() < HALF_WIDTH).all(1)  # false where not finite
+    inside = (points.abs() < HALF_WIDTH).all(1)  # False for points that are not finite
     if inside.double().mean() < 0.99:
         outside = 100 * (1 - float(inside.double().mean()))
         axis.text(0.5, 0.02, f"{outside:.0f} % out of sight", fontsize=6, ha="center", transform=axis.transAxes)

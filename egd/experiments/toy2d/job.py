@@ -1,4 +1,4 @@
-"""One run: a data set and a seed, from training to summary."""
+"""One run of a data set and a seed, from training to summary."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from egd.samplers.watching import clips_of
 
 @dataclass(frozen=True)
 class Toy2dJob:
-    """One run and its folder."""
+    """The job of one run."""
 
     planned: PlannedRun[Toy2dConfig]
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Label of the job in the terminal."""
         return self.planned.label
 
     def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, sample, write figure and summary; a complete run only shows its result."""
+        """Train what is not trained yet, sample, and write the figure and the summary; a complete run only returns its
+        result.
+        """
         config = self.planned.config
         summary = self.planned.summary(
             Toy2dSummary, lambda: load_model(config), lambda model: self._complete(model, reporter), reporter
@@ -53,7 +55,7 @@ class Toy2dJob:
         return summary
 
     def _warn(self, evaluation: Evaluation, reporter: Reporter) -> None:
-        """Exact samples that rest on few draws, and samples that are not numbers, are reported."""
+        """Warn of exact samples that rest on few draws, of clipped values, and of samples that are not finite."""
         for beta, ess in evaluation.ess.items():
             if ess < self.planned.config.evaluation.samples:
                 text = f"beta {beta:g}: the exact samples are worth {ess:.0f} independent ones only; raise evaluation.draws"
@@ -67,11 +69,11 @@ class Toy2dJob:
 
 
 def load_model(config: Toy2dConfig) -> Toy2dModel:
-    """The data set of the recipe, and fresh networks for it."""
+    """Create a model with the recipe's data set and untrained networks."""
     return Toy2dModel(config, find_data_set(config.task), torch.device(config.device))
 
 
 def evaluated(model: Toy2dModel, reporter: Reporter, seed: int, omega: float, samples: int | None = None) -> Evaluation:
-    """``evaluate`` with a bar."""
+    """Evaluate as ``evaluate`` does, with a progress bar."""
     with reporter.bar("sampling", (2 + len(model.config.estimators)) * len(model.config.betas)) as bar:
         return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)

@@ -1,4 +1,4 @@
-"""All trained parts of a 2-D run, and the estimators of E_t made of them."""
+"""The trained parts of a 2-D run, and the estimators of E_t that use them."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from egd.wrappers import Clip
 
 WEIGHTS = Registry("weighting of the data", "egd.selection")
 WEIGHTED = "energy_weights"
-"""Instead of an estimate of E_t: a denoiser of the weighted data for every beta."""
+"""Name that replaces an estimate of E_t by a denoiser of the weighted data for every beta."""
 EXACT, UNGUIDED = "exact", "unguided"
 M = TypeVar("M", bound=nn.Module)
 
 
 def is_trained(name: str) -> bool:
-    """Whether an estimator is an objective that trains a network rather than a closed form."""
+    """Return whether an estimator is an objective that trains a network rather than a closed form."""
     return catalogue.is_trained(name, "estimators")
 
 
 def registry_of(name: str) -> Registry:
-    """Where an estimator is found by its name."""
+    """Return the registry of an estimator of this name."""
     return WEIGHTS if name == WEIGHTED else catalogue.energy_registry(name, "estimators")
 
 
 def check_components(config: Toy2dConfig) -> None:
-    """UserError for a component that does not exist or a setting it does not have, before anything is trained."""
+    """Raise UserError for a component that does not exist, or a setting that it does not have, before anything is trained."""
     schedule = make_schedule(config.schedule.spec)
     try:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
@@ -89,7 +89,7 @@ class Toy2dModel:
         self.times = time_grid(self.schedule, s.steps, end=s.end, spacing=s.spacing).to(device)
 
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
-        """Make a network with initial weights that depend on the run's seed and its own name alone."""
+        """Make a network whose initial weights depend on the run's seed and its own name alone."""
         return fresh(self.config.seed, f"init/{name}", make).to(self.device)
 
     def _denoiser_fit(self, name: str) -> Fit:
@@ -98,17 +98,19 @@ class Toy2dModel:
         return Fit(network, lr=d.lr, steps=d.steps, decay=d.decay, ema=d.ema)
 
     def denoiser(self, fit: Fit | None = None) -> Denoiser:
-        """The unguided one, of the data; or that of another fit."""
+        """Return the unguided denoiser of the data, or of another fit."""
         network = (fit or self.denoiser_fit).model
         return self._clipped(NetworkDenoiser(network, self.schedule, self.config.denoiser.prediction))
 
     def _clipped(self, denoiser: Denoiser) -> Denoiser:
-        """x_0 within the data's range, in which every E[x_0 | x_t] lies, guided ones too; derivatives pass."""
+        """Clip x_0 to the data's range, which contains every E[x_0 | x_t], guided or not; derivatives pass through the
+        clipping.
+        """
         low, high = self.calibration.low, self.calibration.high
         return Clip(denoiser, low, high, straight_through=True) if self.config.denoiser.clip_x0 else denoiser
 
     def parts(self, beta: float, generator: torch.Generator) -> dict[str, Any]:
-        """What an energy or a posterior may ask for by name, once calibrated."""
+        """Return the parts that an energy or a posterior may ask for by name; the calibration must be done."""
         basic = {"denoiser": self.denoiser(), "moments": self.calibration.moments, "schedule": self.schedule}
         return {
             **basic,
@@ -121,8 +123,8 @@ class Toy2dModel:
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> Iterator[Phase]:
-        """The denoiser, its calibration, and a phase for every trained estimator and beta > 0. These are made once the
-        calibration is trained, on which objectives may depend.
+        """Yield the phases: the denoiser, its calibration, and one for every trained estimator and beta > 0. The latter are
+        made once the calibration is trained, on which objectives may depend.
         """
         yield self._denoiser_phase("denoiser", self.denoiser_fit, None)
         yield Phase("calibration", 1, self.calibration)
@@ -157,7 +159,7 @@ class Toy2dModel:
     # -- sampling ------------------------------------------------------------------------------------------------
 
     def timed_energy(self, name: str, beta: float, generator: torch.Generator) -> TimedEnergy:
-        """The estimate of E_t, trained or closed form; ready for one sampling run."""
+        """Return the estimate of E_t, trained or closed form, prepared for one sampling run."""
         if (name, beta) in self.networks:
             return at_unit_scale(self.networks[name, beta], self.schedule)
         parts = self.parts(beta, generator)
@@ -165,7 +167,9 @@ class Toy2dModel:
         return prepare(closed_form, None)
 
     def sample(self, name: str | None, beta: float, n: int, generator: torch.Generator, omega: float = 1.0) -> Tensor:
-        """n samples (n, 2) guided by an estimator; unguided without a name. The same initial noise for one generator state."""
+        """Draw n samples (n, 2) guided by the estimator ``name``; unguided where it is None. The initial noise depends on the
+        generator's state alone.
+        """
         noise = initial_noise(self.schedule, (n, 2), self.times[0], generator)
         weighted = None if name is None else self.weighted.get((name, beta))
         denoiser = self.denoiser(weighted)
@@ -178,7 +182,7 @@ class Toy2dModel:
 
 
 class RangeCalibration:
-    """The range of x_0 and then, of the denoiser within it, the posterior's moments."""
+    """The range of x_0, and the posterior's moments of the denoiser clipped to this range."""
 
     def __init__(self, model: Toy2dModel) -> None:
         self.model = model
@@ -188,21 +192,21 @@ class RangeCalibration:
 
     @property
     def moments(self) -> Moments | None:
-        """The posterior's; None before the first update."""
+        """The posterior's moments; None before the first update."""
         return self.posterior.moments.get("moments")
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> Metrics:
-        """Estimate everything anew."""
+        """Estimate the range and the moments anew."""
         points, _ = self.model.data.sample(100_000, generator)
         self.low, self.high = points.amin(0), points.amax(0)
         return self.posterior.update(generator)
 
     def state(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+        """Return the tensors for the checkpoint."""
         return {**self.posterior.state(), "low": self.low, "high": self.high}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state``."""
+        """Load what ``state`` returned."""
         self.low, self.high = state["low"], state["high"]
         self.posterior.load(state)
