@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
 def seeded() -> None:
     """No test depends on how many numbers those before it have drawn."""
     torch.manual_seed(0)
+
+
+EXTENDING = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+@pytest.fixture
+def two_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An objective with a network of its own that has two outputs, of a file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    source = re.search(r'^```python title="my_network.py"\n(.*?)^```$', EXTENDING.read_text(), re.MULTILINE | re.DOTALL)
+    assert source is not None
+    Path("my_network.py").write_text(source[1])
+    return "my_network.py:SecondCumulant"
 
 
 PICTURES = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.config.catalogue import POSTERIORS, RULES, WRAPPERS, energy_registry
+from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, WRAPPERS, energy_registry
 from egd.config.components import Spec, build
 from egd.contracts import ContractError, check_like, check_rows, denoised, guided_score, name_of, posterior_at, timed_values
 from egd.energies.base import prepare
@@ -104,6 +104,13 @@ class Trial:
                 x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self._context).flatten(1).sum(1), x)  # type: ignore[misc]
                 _check_finite(wrapped, x0)
 
+    def own_objective(self, spec: Spec, beta: float, key: str) -> object:
+        """Make an objective for its network alone, before a calibration: with stand-ins for all parts but ``beta`` and the
+        schedule. None for an objective of the library, none of which brings a network.
+        """
+        made: object = build(OBJECTIVES, spec, self.parts | {"beta": beta}, key) if names_code(spec) else None
+        return made
+
     @cached_property
     def rows(self) -> int:
         """The number of rows: the smallest from 2 on that is no axis of ``event``, so that a sum over the wrong axis is
@@ -128,6 +135,7 @@ class Trial:
             "schedule": self.schedule,
             "support": lambda c, k: torch.randn(1 if c is None else self.rows, k, *self.event),
             "moments": moments,
+            "wanted": self._sample,
             "beta": 1.0,
         }
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from egd.config.catalogue import OBJECTIVES, POSTERIORS
 from egd.config.components import build
-from egd.config.trial import Trial, names_code
+from egd.config.trial import Trial
 from egd.networks.mlp import EnergyMLP, EnergyNetwork
 from egd.objectives.base import energy_network, is_dimensionless
 from egd.runs.safe_names import module_name
@@ -65,7 +65,8 @@ class TrainedEnergy(Part):
         if "support" in component_parts(guidance):  # drawn at every step
             self.settings |= config.model_dump(mode="json", include={"sampler"})
         default = network or partial(energy_mlp, config, context)
-        own = own_network_of(guidance, calibration, context.states)
+        trial = Trial(behaviour.sampler.event, behaviour.schedule, torch.zeros(1, context.states))
+        own = trial.own_objective(guidance.energy.spec, guidance.beta, "guidance.energy")
         made = context.fresh(f"energy/{owner}", lambda: energy_network(own, behaviour.sampler.event, context.states, default))
         self.fit = Fit(made, lr=e.lr, steps=self.steps, decay=e.decay)
         self.beta = nn.ParameterDict({"beta": torch.tensor(guidance.beta)}).requires_grad_(False).to(context.device)
@@ -88,20 +89,6 @@ def energy_mlp(config: GuidedConfig, context: RunContext) -> EnergyMLP:
     """Return the network of a recipe's ``energy_network``, for actions given states."""
     e = config.energy_network
     return EnergyMLP(context.actions, context.states, width=e.width, layers=e.layers, activation=e.activation)
-
-
-def own_network_of(guidance: GuidanceConfig, calibration: AdvantageCalibration, states: int) -> object:
-    """Build a user's objective before a calibration, to obtain its network, with its settings, beta and schedule, and stand-ins
-    for its other parts.
-
-    Returns None for an objective of the library, none of which brings a network.
-    """
-    spec, behaviour = guidance.energy.spec, calibration.behaviour
-    if not names_code(spec):
-        return None
-    trial = Trial(behaviour.sampler.event, behaviour.schedule, torch.zeros(1, states))
-    made: object = build(OBJECTIVES, spec, trial.parts | {"beta": guidance.beta}, "guidance.energy")
-    return made
 
 
 class CalibratedObjective:

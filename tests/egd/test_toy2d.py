@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from egd.experiments.toy2d import DATA_SETS, DataSet, Draws, find_data_set
 from egd.experiments.toy2d.figure import samples_figure
 from tests.processes import exit_code, start_egd
 
-ROOT = Path(__file__).parents[2]
 NAMES = sorted(DATA_SETS)
 RECIPE = """
 experiment: toy2d
@@ -324,18 +322,9 @@ def test_a_seed_gives_the_same_in_another_process_however_often_it_logs_and_save
 
 # -- an objective with a network of its own -------------------------------------------------------------------------
 
-TWO_HEADS = re.search(
-    r'^```python title="my_network.py"\n(.*?)^```$', (ROOT / "docs" / "extending.md").read_text(), re.MULTILINE | re.DOTALL
-)
 
-
-def test_an_objective_trains_its_own_network_of_two_outputs(
-    recipe: Path, egd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert TWO_HEADS is not None
-    monkeypatch.chdir(tmp_path)
-    Path("my_network.py").write_text(TWO_HEADS[1])
-    tree = yaml.safe_load(recipe.read_text()) | {"estimators": {"mine": "my_network.py:SecondCumulant"}, "tasks": ["moons"]}
+def test_an_objective_trains_its_own_network_of_two_outputs(recipe: Path, egd: Any, two_heads: str) -> None:
+    tree = yaml.safe_load(recipe.read_text()) | {"estimators": {"mine": two_heads}, "tasks": ["moons"]}
     recipe.write_text(yaml.safe_dump(tree))
     result = egd("run", recipe, "--out", "out", "--device", "cpu")
     assert result.exit_code == 0, result.output

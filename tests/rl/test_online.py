@@ -517,6 +517,19 @@ def test_without_guidance_edis_is_the_unguided_model(energy: str, online_rows: R
     assert torch.equal(guided, plain)
 
 
+def test_an_objective_trains_its_own_network(online_rows: Replay, two_heads: str) -> None:
+    few = {**MODEL, "denoiser": {"width": 8, "blocks": 1, "steps": 1}, "refresh_steps": 1, "ratio": {"steps": 1, "width": 8}}
+    energy = {"name": two_heads, "width": 16}
+    made = trained("edis", {**few, "energy": energy, "energy_network": {"steps": 2}})
+    before = {name: tensor.clone() for name, tensor in made.networks()["energy"].state_dict().items()}
+    assert any(tuple(tensor.shape) == (2, 16) for tensor in before.values())  # mean and log of the standard deviation
+    denoiser, metrics = made.guided_denoiser(online_rows, torch.Generator().manual_seed(0))
+    after = made.networks()["energy"].state_dict()
+    assert all(not torch.equal(tensor, after[name]) for name, tensor in before.items()) and "energy_loss" in metrics
+    x = torch.randn(5, made.model.codec.size)
+    assert denoiser(x, torch.full((5,), 0.5), None).isfinite().all()
+
+
 def test_units_do_not_matter(online_rows: Replay) -> None:
     """Rewards in other units are the same transitions in those units."""
     found = []

@@ -33,11 +33,13 @@ from egd.config.catalogue import POSTERIORS, RULES, check_energy, energy_registr
 from egd.config.components import build, validate, wanted_parts
 from egd.config.parts import POSTERIOR_PARTS, RATIO_PARTS
 from egd.config.sections import NetworkConfig
+from egd.config.trial import Trial
 from egd.denoisers import at_unit_scale
 from egd.energies.clean import at_zero
 from egd.errors import UserError
 from egd.guidance import guide
 from egd.networks.mlp import EnergyMLP
+from egd.objectives.base import energy_network
 from egd.objectives.ratio import Ratio
 from egd.posteriors import calibrate
 from egd.schedules.edm import EDM
@@ -149,9 +151,11 @@ class EDIS(Generator):
         trained = is_trained(energy.name, f"{KEY}.energy")
         self.network = context.fresh("generator/energy", self._energy_network) if trained else None
 
-    def _energy_network(self) -> EnergyMLP:
-        n = self.network_settings
-        return EnergyMLP(self.model.codec.size, width=n.width, layers=n.layers, activation=n.activation)
+    def _energy_network(self) -> nn.Module:
+        n, size = self.network_settings, self.model.codec.size
+        own = Trial((size,), self.model.schedule).own_objective(self.energy.spec, 1.0, f"{KEY}.energy")
+        default = partial(EnergyMLP, size, width=n.width, layers=n.layers, activation=n.activation)
+        return energy_network(own, (size,), 0, default)
 
     @classmethod
     @override
