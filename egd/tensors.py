@@ -92,11 +92,11 @@ def _functional_value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor, create_
 
 
 def flat_context(c: Context) -> list[Tensor]:
-    """List the tensors of a context, each flattened to (B, -1), in a stable order; [] for None."""
+    """List the tensors of a context, each as (B, entries), in a stable order; [] for None."""
     if c is None:
         return []
     values = [c] if isinstance(c, Tensor) else [c[key] for key in sorted(c)] if isinstance(c, Mapping) else []
-    return [v.flatten(1) for v in values]
+    return [v.flatten(1) if v.ndim > 1 else v[:, None] for v in values]
 
 
 def jacobian_columns(f: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context, v: Tensor) -> Tensor:

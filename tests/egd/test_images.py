@@ -14,8 +14,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from egd.cli import main as cli
 from egd.errors import UserError
 from egd.experiments.images.data import ImageSet, digits, folder, make_context
 from egd.experiments.images.energies import Brightness, ClassProbability, Inpainting
@@ -59,10 +62,6 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """run('--set', ...) -> the result of egd run on the recipe."""
-    from typer.testing import CliRunner
-
-    from egd.cli import main as cli
-
     monkeypatch.setattr(cli.console, "width", 200)
     monkeypatch.setattr(cli.errors, "width", 200)
     return lambda *extra: CliRunner().invoke(
@@ -508,6 +507,7 @@ def test_a_run_is_evaluated_again(run: Callable[..., Any], tmp_path: Path) -> No
     ("setting", "message"),
     [
         ("estimators.dps.guidance=dsp", "did you mean 'dps'"),
+        ("estimators.dps.guidance=mse", "'mse' trains a network, and the library has none for energies of images"),
         ("estimators.dps.rule={name: additive, omga: 1}", "has no setting 'omga'"),
         ("targets.class.energy.label=11", "label 11 is not one of 0 to 9"),
         ("targets.class.energy=class_probabilty", "did you mean 'class_probability'"),
@@ -531,6 +531,25 @@ def test_mistakes_are_named(run: Callable[..., Any], setting: str, message: str)
     result = run("--set", setting)
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
+
+
+def test_an_objective_trains_its_own_network_for_every_target_and_beta(
+    run: Callable[..., Any], two_heads: str, tmp_path: Path
+) -> None:
+    mine = ["--set", f"estimators={{mine: {{guidance: {{name: {two_heads}, width: 16}}}}}}", "--set", "energy_network.steps=2"]
+    result = run(*mine)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out" / RUN / "checkpoints"
+    phases = ["energy_mine_class_beta1", "energy_mine_class_beta2", "energy_mine_inpainting_beta1"]
+    assert [path.stem for path in sorted(folder.glob("energy_*"))] == phases
+    first = [load_file(folder / f"{phase}.safetensors") for phase in phases]
+    inputs = 64 + 1 + (64 + 1)  # pixels, time, and the context: the pixels measured and the label
+    assert all({(16, inputs), (2, 16)} <= {tuple(tensor.shape) for tensor in tensors.values()} for tensors in first)
+    rows = {(r["target"], r["beta"], r["estimator"]): r for r in summary(tmp_path / "out")["results"]}
+    assert rows["class", 1.0, "mine"]["energy"] != rows["class", 1.0, "unguided"]["energy"]
+    assert rows["class", 1.0, "mine"]["energy"] != rows["class", 2.0, "mine"]["energy"]
+    again = CliRunner().invoke(cli.app, ["eval", str(tmp_path / "out" / RUN), "--device", "cpu"])
+    assert again.exit_code == 0, again.output
 
 
 def test_images_without_classes_can_be_guided_but_not_by_a_class(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class ImagesConfig(RunSettings):
     unet: UNetConfig = UNetConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     calibration: ImageCalibrationConfig = ImageCalibrationConfig(grid=25, samples=512)
+    energy_network: TrainingConfig = TrainingConfig(steps=10_000, batch=64, lr=1e-3)
+    """Training of the network that an estimator's objective brings; one is trained for every target and beta."""
     targets: dict[str, TargetConfig] = Field(min_length=1, max_length=100)
     estimators: dict[str, EstimatorConfig] = Field(min_length=1, max_length=100)
     evaluation: ImageEvaluationConfig = ImageEvaluationConfig(samples=100, reference=2000, draws=5000)

@@ -54,7 +54,7 @@ def evaluate(
     cells: Cells = {}
     results: list[dict[str, Any]] = []
     for name, target in config.targets.items():
-        energy = model.energy(target.energy, f"targets.{name}.energy")
+        energy = model.energy(name)
         data = Weighted.of(model, energy, c, n, seed)
         for beta in target.betas:
             about, row = {"target": name, "beta": beta}, f"{name}, β = {label(beta)}"
@@ -66,7 +66,7 @@ def evaluate(
                 started = time.perf_counter()
                 generator = torch.Generator(model.device).manual_seed(seed_of(seed, "sampling"))
                 with named(f"{column} ({name}, beta {beta:g})"), watching() as watch:
-                    x = model.sample(None if column == UNGUIDED else column, energy, beta, c, n, generator, omega)
+                    x = model.sample(None if column == UNGUIDED else column, name, beta, c, n, generator, omega)
                 seconds = time.perf_counter() - started
                 cells[row][column] = x
                 results.append(about | {"estimator": column} | scorer(x) | watch.metrics() | {"seconds": seconds})

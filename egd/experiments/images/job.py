@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from egd.config.catalogue import ENERGIES
+from egd.config.catalogue import energy_registry
 from egd.config.components import build, wanted_parts
 from egd.config.parts import UNCALIBRATED_PARTS
 from egd.errors import UserError, writable
@@ -88,7 +88,9 @@ class ImagesJob:
         moments = model.calibration.moments
         for name, estimator in self.planned.config.estimators.items():
             kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
-            used = "posterior" in wanted_parts(ENERGIES, estimator.guidance.spec, UNCALIBRATED_PARTS, name) and kind in own.raw
+            guidance = estimator.guidance.spec
+            wanted = wanted_parts(energy_registry(guidance.name, name), guidance, UNCALIBRATED_PARTS, name)
+            used = "posterior" in wanted and kind in own.raw
             share = own.clamp_share(kind) if used else 0.0
             if share:
                 text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from egd.config.base import ComponentConfig
-from egd.config.catalogue import ENERGIES, POSTERIORS, RULES, WRAPPERS
+from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, WRAPPERS, check_energy, is_trained
 from egd.config.components import Registry, build, validate, wanted_parts
 from egd.config.parts import POSTERIOR_PARTS, RULE_PARTS, UNCALIBRATED_PARTS, WRAPPER_PARTS
 from egd.config.sections import check_titles
 from egd.config.trial import Trial
 from egd.contracts import energy_values, name_of
+from egd.denoisers import at_unit_scale
 from egd.errors import UserError
 from egd.experiments.images.classifier import Classifier, ClassifierLearner
 from egd.experiments.images.config import EstimatorConfig, ImagesConfig
 from egd.experiments.images.data import ImageSet, make_context
+from egd.objectives.base import ObjectiveNetwork
+from egd.runs.labels import label
 from egd.runs.phases import Phase, fresh, seed_of
+from egd.runs.safe_names import apart, folder_name
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable
+from egd.tensors import flat_context
 from egd.training.calibration import Calibration
-from egd.training.learners import DenoiserLearner, Fit
-from egd.types import Context, Denoiser, Energy, Posterior, Support
+from egd.training.learners import DenoiserLearner, EnergyLearner, Fit
+from egd.types import BringsNetwork, Context, Denoiser, Energy, Posterior, Support
 
 DATA = Registry("set of images", "egd.experiments.images.data", ("split",))
 IMAGE_ENERGIES = Registry("energy of images", "egd.experiments.images.energies", ("__call__",), 2)
 DATA_ROW, UNGUIDED = "data, weighted", "unguided"
 M = TypeVar("M", bound=nn.Module)
+
+
+class Trained(NamedTuple):
+    """A trained energy, by its estimator, target and beta."""
+
+    estimator: str
+    target: str
+    beta: float
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase that trains it."""
+        return f"energy_{self.estimator}_{self.target}_beta{label(self.beta)}"
+
+
+def trained_energies(config: ImagesConfig) -> list[Trained]:
+    """List the energies that are trained: those of the estimators whose guidance is an objective."""
+    return [
+        Trained(name, target, beta)
+        for name, estimator in config.estimators.items()
+        if is_trained(estimator.guidance.name, f"estimators.{name}.guidance")
+        for target, wanted in config.targets.items()
+        for beta in wanted.betas
+    ]
 
 
 def check_components(config: ImagesConfig) -> None:
@@ -40,8 +68,12 @@ def check_components(config: ImagesConfig) -> None:
     for name, target in config.targets.items():
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
     check_titles(config.estimators, (DATA_ROW, UNGUIDED))
+    phases = {", ".join(map(str, trained)): trained.phase for trained in trained_energies(config)}
+    apart(phases, "estimators")
+    for phase in phases.values():
+        folder_name(phase, "estimators")
     for name, estimator in config.estimators.items():
-        validate(ENERGIES, estimator.guidance.spec, UNCALIBRATED_PARTS, f"estimators.{name}.guidance")
+        _check_guidance(estimator, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
         validate(RULES, estimator.rule.spec, RULE_PARTS, f"estimators.{name}.rule")
         trial.energy(estimator.guidance.spec, f"estimators.{name}.guidance")
@@ -49,6 +81,18 @@ def check_components(config: ImagesConfig) -> None:
         if not isinstance(estimator.clip_x0, bool):
             validate(WRAPPERS, estimator.clip_x0.spec, WRAPPER_PARTS, f"estimators.{name}.clip_x0")
             trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"estimators.{name}.clip_x0")
+
+
+def _check_guidance(estimator: EstimatorConfig, key: str) -> None:
+    """Raise UserError for an estimate of E_t that does not exist, or an objective that brings no network."""
+    spec = estimator.guidance.spec
+    found = check_energy(spec, UNCALIBRATED_PARTS, key)
+    if is_trained(spec.name, key) and not isinstance(found, BringsNetwork):
+        raise UserError(
+            f"'{spec.name}' trains a network, and the library has none for energies of images; take a closed form, or an "
+            "objective that brings its network: a class with the methods network and timed_energy",
+            key=key,
+        )
 
 
 def make_schedule(config: ImagesConfig) -> Diffusers:
@@ -81,6 +125,7 @@ class ImagesModel:
         u = config.unet
         network = self._fresh("unet", lambda: make_network(u, channels, size, self.schedule))
         self.unet_fit = Fit(network, lr=u.lr, steps=u.steps, decay=u.decay, ema=u.ema)
+        self.energies: dict[Trained, nn.Module] = {}
         self.classifiers: dict[str, ClassifierLearner] = {}
         if images.labels is not None:
             sets = {"classifier": for_guide, "judge": for_judge}
@@ -94,6 +139,9 @@ class ImagesModel:
     def _fresh(self, name: str, make: Callable[[], M]) -> M:
         """Make a network whose initial weights depend on the run's seed and its own name alone."""
         return fresh(self.config.seed, f"init/{name}", make).to(self.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed_of(self.config.seed, name))
 
     def _classifier(self, name: str, images: ImageSet) -> ClassifierLearner:
         c = self.config.classifier
@@ -138,18 +186,48 @@ class ImagesModel:
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def phases(self) -> list[Phase]:
-        """Return the phases: UNet, classifiers where there are classes, calibration."""
+    def phases(self) -> Iterator[Phase]:
+        """Yield the phases: UNet, classifiers where there are classes, calibration, and one for each trained energy. The last
+        are made once the calibration is trained, on which objectives may depend.
+        """
         c = self.config
         unet = DenoiserLearner(
             self.unet_fit, self.schedule, self.sample_data, batch=c.unet.batch, prediction=self.schedule.prediction
         )
-        classifiers = [Phase(name, c.classifier.steps, learner) for name, learner in self.classifiers.items()]
-        return [Phase("unet", c.unet.steps, unet), *classifiers, Phase("calibration", 1, self.calibration)]
+        yield Phase("unet", c.unet.steps, unet)
+        for name, learner in self.classifiers.items():
+            yield Phase(name, c.classifier.steps, learner)
+        yield Phase("calibration", 1, self.calibration)
+        yield from [self._energy_phase(trained) for trained in trained_energies(c)]
+
+    def _energy_phase(self, trained: Trained) -> Phase:
+        e, key = self.config.energy_network, f"estimators.{trained.estimator}"
+        estimator = self.config.estimators[trained.estimator]
+        parts = {
+            "energy": self.energy(trained.target),
+            "beta": trained.beta,
+            "denoiser": self.pipeline.denoiser(clip_x0=estimator.bound),
+            "schedule": self.schedule,
+            "posterior": self.posterior(estimator, f"{key}.posterior"),
+            "support": self.support(self._generator(f"{trained.phase}/support")),
+        }
+        objective = build(OBJECTIVES, estimator.guidance.spec, parts, f"{key}.guidance")
+        x, c = self.sample_with_contexts(1, torch.Generator(self.device).manual_seed(0))
+        entries = sum(values.shape[1] for values in flat_context(c))
+        network = self._fresh(trained.phase, lambda: ObjectiveNetwork(objective, tuple(x.shape[1:]), entries))
+        self.energies[trained] = network
+        fit = Fit(network, lr=e.lr, steps=e.steps, decay=e.decay)
+        learner = EnergyLearner(fit, self.schedule, self.sample_with_contexts, objective, batch=e.batch)
+        return Phase(trained.phase, e.steps, learner)
 
     def sample_data(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
         """Draw n training images, without a context."""
         return self.train.draw(n, generator).images, None
+
+    def sample_with_contexts(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
+        """Draw n training images, and independent contexts: the labels and the pixels of n others."""
+        images, others = self.train.draw(n, generator).images, self.train.draw(n, generator)
+        return images, {"image": others.images, **({} if others.labels is None else {"label": others.labels})}
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -171,10 +249,10 @@ class ImagesModel:
         denoiser: Denoiser = self.pipeline.denoiser(clip_x0=clip)
         return denoiser
 
-    def energy(self, config: ComponentConfig, key: str) -> Energy:
-        """Build an energy of images."""
+    def energy(self, target: str) -> Energy:
+        """Build a target's energy of images."""
         parts = {"classifier": self.classifiers["classifier"].fit.model.requires_grad_(False)} if self.classifiers else {}
-        energy: Energy = build(IMAGE_ENERGIES, config.spec, parts, key)
+        energy: Energy = build(IMAGE_ENERGIES, self.config.targets[target].energy.spec, parts, f"targets.{target}.energy")
         return energy
 
     def posterior(self, estimator: EstimatorConfig, key: str) -> Posterior:
@@ -196,21 +274,21 @@ class ImagesModel:
         return support
 
     def sample(
-        self, name: str | None, energy: Energy, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
+        self, name: str | None, target: str, beta: float, c: Context, n: int, generator: torch.Generator, omega: float | None
     ) -> Tensor:
-        """Draw n images (n, C, S, S) in [-1, 1], guided by the estimator ``name``; unguided where it is None."""
+        """Draw n images (n, C, S, S) in [-1, 1], guided to a target by the estimator ``name``; unguided where it is None."""
         shared = {"batch_size": n, "num_inference_steps": self.config.steps, "output_type": "latent", "generator": generator}
         if name is None:
             return shown(self.pipeline(**shared).images)
         estimator = self.config.estimators[name]
-        own = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, "support"))
+        network = self.energies.get(Trained(name, target, beta))
         images = self.pipeline(
-            energy=energy,
+            energy=self.energy(target),
             beta=beta,
             context=c,
-            guidance=estimator.guidance.model_dump(),
+            guidance=estimator.guidance.model_dump() if network is None else lambda: at_unit_scale(network, self.schedule),
             posterior=self.posterior(estimator, f"estimators.{name}.posterior"),
-            support=self.support(own),
+            support=self.support(self._generator("support")),
             rule=estimator.rule.model_dump(),
             omega=estimator.omega if omega is None else omega,
             clip_x0=estimator.bound,
