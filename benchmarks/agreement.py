@@ -120,8 +120,8 @@ def _grads(runs: Sequence[tuple[Run, Guidance]]) -> Mapping[str, tuple[Guidance,
     found: dict[str, tuple[Guidance, Grad]] = {}
     seen: set[str] = set()
     for run, guidance in runs:
-        for name, arm in guidance.config.guidances.items():
-            form = arm.model_dump_json(include=OF_NETWORK)
+        for name, settings in guidance.config.guidances.items():
+            form = settings.model_dump_json(include=OF_NETWORK)
             if form not in seen:
                 found[f"{run.label} {name}"] = guidance, _grad(guidance, name)
             seen.add(form)

@@ -36,7 +36,7 @@ from egd.training.precision import set_up
 from rl.agents.iql import IQLAgent, IQLConfig
 from rl.data.transitions import OfflineData
 from rl.envs.making import env_factory
-from rl.evaluation.rollouts import Arm, Player, rollouts
+from rl.evaluation.rollouts import Player, PolicyBatch, rollouts
 from rl.runs.loading import load_data
 from rl.runs.recipe import typed
 from rl.tasks import Task
@@ -149,14 +149,14 @@ def _algorithm(config: IQLConfig, data: OfflineData) -> Any:
 def scores(both: dict[str, Trained], data: OfflineData, task: Task, episodes: int, seed: int, device: str) -> dict[str, float]:
     """Return mean normalised scores by name, in ``episodes`` episodes from the same starts."""
 
-    def arm(name: str, trained: Trained) -> Arm:
+    def policy(name: str, trained: Trained) -> PolicyBatch:
         @torch.no_grad()
         def act(states: Tensor, scale_index: Tensor) -> Tensor:
             return trained.act(states).clamp(-1, 1)
 
-        return Arm([name], act)
+        return PolicyBatch([name], act)
 
-    player = Player([arm(*item) for item in both.items()], data.standardise, episodes, episodes, 10_000 + 1000 * seed)
+    player = Player([policy(*item) for item in both.items()], data.standardise, episodes, episodes, 10_000 + 1000 * seed)
     (result,) = rollouts(env_factory(task, task.observation_keys), [player], device=device)
     return {name: float(np.mean([task.score(float(r)) for r in returns])) for name, returns in result.returns.items()}
 

@@ -45,7 +45,7 @@ SAMPLES = 2000  # in a measurement
 ENVIRONMENTS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")  # whose observations are qpos[1:] and qvel
 
 TAKEN = {"window": 0, "actions": "replay"}  # only the actions in the expert's data are available
-ARMS: Mapping[str, Mapping[str, Any]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "unguided": {"name": "diffusion"},
     "EDIS: CEP": {"name": "edis", "energy": "cep", "ratio": TAKEN},
     "EDIS: ratio": {"name": "edis", "energy": "ratio", "ratio": {"window": 0}},
@@ -103,7 +103,7 @@ class Model:
 
 
 def made(
-    setting: Setting, arm: Mapping[str, Any], seed: int, model: Model | None, advance: Callable[[int, str], None]
+    setting: Setting, variant: Mapping[str, Any], seed: int, model: Model | None, advance: Callable[[int, str], None]
 ) -> tuple[Batch, Model | None, dict[str, float]]:
     """Return rows of a generator after one refresh, its model before the refresh, and its metrics and seconds."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,14 +113,14 @@ def made(
         return make()
 
     context = GeneratorContext(setting.data, setting.task, lambda s, g: s, fresh)
-    source = make_generator(ComponentConfig.model_validate(arm), context)
+    source = make_generator(ComponentConfig.model_validate(variant), context)
     phases = source.parts()
     if phases and model is None:
         started = time.perf_counter()
         for step in range(phases[0].steps):
             phases[0].learner.update(generator)
             if step % 100 == 0:
-                advance(0, f"{arm['name']}: {step} of {phases[0].steps} steps offline")
+                advance(0, f"{variant['name']}: {step} of {phases[0].steps} steps offline")
         weights = {key: value.clone() for key, value in source.networks()["model"].state_dict().items()}
         model = Model(time.perf_counter() - started, weights)
     if phases and model is not None:
@@ -206,7 +206,7 @@ def main(
     expert: Annotated[str, typer.Option(help="Minari id whose data are online.")] = "mujoco/hopper/expert-v0",
     rows: Annotated[int, typer.Option(min=10, help="Online, and as many held out.")] = 5000,
     seeds: Annotated[int, typer.Option(min=1, help="Of the split, the networks and the samples.")] = 3,
-    arm: Annotated[list[str] | None, typer.Option("--arm", "-a", help="Only this one. May be repeated.")] = None,
+    variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Only this one. May be repeated.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of the diffusion model offline.")] = 20_000,
     training: Annotated[int, typer.Option(min=1, help="Steps of each network at the refresh.")] = 1000,
     share: Annotated[float | None, typer.Option(help="Of online rows in what generators learn from; as they come.")] = None,
@@ -215,22 +215,24 @@ def main(
     """Measure distance, discernibility, dynamics and copies of generated transitions."""
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
-    arms = {name: _settings(spec, steps, training, share) for name, spec in ARMS.items() if not arm or name in arm}
-    with user_errors(), Reporter(console).bar("measuring", seeds * (len(arms) + 3)) as bar:
-        if unknown := set(arm or ()) - set(ARMS):
-            raise UserError(f"no arm is called '{unknown.pop()}'; there are {', '.join(ARMS)}", key="--arm")
+    variants = {
+        name: _settings(spec, steps, training, share) for name, spec in VARIANTS.items() if not variant or name in variant
+    }
+    with user_errors(), Reporter(console).bar("measuring", seeds * (len(variants) + 3)) as bar:
+        if unknown := set(variant or ()) - set(VARIANTS):
+            raise UserError(f"no variant is called '{unknown.pop()}'; there are {', '.join(VARIANTS)}", key="--variant")
         for seed in range(seeds):
             setting = load(task, expert, rows, seed)
             replay = joined(setting.data.transitions, setting.online)
             known = {"floor": setting.other, "online": setting.online, "replay": replay}
             for name, given in known.items():
                 few = drawn(given, SAMPLES, torch.Generator().manual_seed(seed))
-                found.append({"arm": name, "seed": seed, **measured(setting, few, seed + 1)})
+                found.append({"variant": name, "seed": seed, **measured(setting, few, seed + 1)})
                 bar.advance(1, name)
             model: Model | None = None
-            for name, spec in arms.items():
+            for name, spec in variants.items():
                 generated, model, info = made(setting, spec, seed, model, bar.advance)
-                found.append({"arm": name, "seed": seed, **measured(setting, generated, seed + 1), **info})
+                found.append({"variant": name, "seed": seed, **measured(setting, generated, seed + 1), **info})
                 bar.advance(1, name)
                 if out is not None:
                     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -261,10 +263,10 @@ SHOWN |= {"rejected": "rej.", "refresh s": "s"}
 
 def _summary(found: list[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
-    for name in dict.fromkeys(row["arm"] for row in found):
-        own = [row for row in found if row["arm"] == name]
+    for name in dict.fromkeys(row["variant"] for row in found):
+        own = [row for row in found if row["variant"] == name]
         columns = {key: [row[key] for row in own if key in row] for key in SHOWN}
-        rows.append({"arm": name, **{SHOWN[key]: _spread(values) for key, values in columns.items()}})
+        rows.append({"variant": name, **{SHOWN[key]: _spread(values) for key, values in columns.items()}})
     return rows
 
 

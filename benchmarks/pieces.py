@@ -22,7 +22,7 @@ from rl.deploy.export import has_onnx_runtime
 from rl.deploy.module import PolicyModule
 from rl.deploy.policy import Compile, Policy
 from rl.envs.maze2d import make_env
-from rl.evaluation.rollouts import Arm, Player, rollouts
+from rl.evaluation.rollouts import Player, PolicyBatch, rollouts
 from rl.parts.action_sampling import BehaviourSupport
 
 PHASES = {"noise": "denoiser", "critic": "critic", "energy_aepo": "energy_aepo", "energy_cep": "energy_cep"}
@@ -201,12 +201,12 @@ def calibration(lab: Lab) -> Piece:
 # -- acting ------------------------------------------------------------------------------------------------------
 
 
-def _actions(lab: Lab, name: str, arm: str, note: str) -> list[Piece]:
+def _actions(lab: Lab, name: str, policy_name: str, note: str) -> list[Piece]:
     """Return pieces of one guided action for every state, by every runtime."""
     common: dict[str, Any] = {"unit": "states", "note": note}
-    plain_ones = [Piece(name, n, partial(act, lab, arm, n), items=n, **common) for n in STATES]
+    plain_ones = [Piece(name, n, partial(act, lab, policy_name, n), items=n, **common) for n in STATES]
     return plain_ones + [
-        Piece(name, n, partial(act_compiled, lab, arm, n, runtime), items=n, how=how, **common)
+        Piece(name, n, partial(act_compiled, lab, policy_name, n, runtime), items=n, how=how, **common)
         for how, runtime in _runtimes(lab).items()
         for n in (STATES[:1] if lab.setup.smoke else STATES)
     ]
@@ -217,27 +217,27 @@ def _runtimes(lab: Lab) -> dict[str, Compile]:
     return {how: runtime for how, runtime in RUNTIMES.items() if wanted[how]}
 
 
-def act(lab: Lab, arm: str, n: int) -> Case:
+def act(lab: Lab, policy_name: str, n: int) -> Case:
     """Prepare one guided action for each of n states."""
     agent = lab.agent()
     states, scale_index = agent.data.transitions.state[:n], torch.zeros(n, dtype=torch.long, device=lab.device)
-    policy = agent.policy(arm, [1.0], lab.generator())
-    by_hand = plain_policy(lab, agent, arm)
+    policy = agent.policy(policy_name, [1.0], lab.generator())
+    by_hand = plain_policy(lab, agent, policy_name)
     return Case(lambda: policy(states, scale_index), lambda: by_hand(states))
 
 
-def act_compiled(lab: Lab, arm: str, n: int, runtime: Compile) -> Case:
+def act_compiled(lab: Lab, policy_name: str, n: int, runtime: Compile) -> Case:
     """Prepare one guided action for each of n states by the ``Policy`` of control loops, warmed up at this batch size."""
-    agent, eager = lab.agent(), act(lab, arm, n)
-    states, policy = agent.data.transitions.state[:n], Policy(PolicyModule(agent, arm, 1.0), compile=runtime)
+    agent, eager = lab.agent(), act(lab, policy_name, n)
+    states, policy = agent.data.transitions.state[:n], Policy(PolicyModule(agent, policy_name, 1.0), compile=runtime)
     policy.warm_up(n)
     return replace(eager, run=lambda: policy(states), written=eager.run)
 
 
-def plain_policy(lab: Lab, agent: AEPO, arm: str, scale: float = 1.0) -> plain_acting.Policy:
+def plain_policy(lab: Lab, agent: AEPO, policy_name: str, scale: float = 1.0) -> plain_acting.Policy:
     """Return the guided policy in plain code: (B, S) -> (B, A)."""
     noise, steps, action = lab.plain_noise_network(agent), agent.config.sampler.steps, _action(agent)
-    if arm == "aepo":
+    if policy_name == "aepo":
         network = lab.plain_energy_network(agent)
 
         def trained(state: Tensor) -> Tensor:
@@ -273,8 +273,8 @@ def evaluation(lab: Lab) -> Piece:
     def make() -> Case:
         envs = cycle([make_env("umaze", max_episode_steps=length) for _ in range(batch)])  # made once: that takes seconds
         agent = lab.agent(data=lab.random_data(4, 2))
-        arm = Arm([f"{omega:g}" for omega in OMEGAS], agent.policy("aepo", OMEGAS, lab.generator()))
-        player = Player([arm], agent.data.standardise, episodes, episodes, 0)
+        policy = PolicyBatch([f"{omega:g}" for omega in OMEGAS], agent.policy("aepo", OMEGAS, lab.generator()))
+        player = Player([policy], agent.data.standardise, episodes, episodes, 0)
         policies = [plain_policy(lab, agent, "aepo", omega) for omega in OMEGAS]
         return Case(
             lambda: rollouts(envs.__next__, [player], device=lab.device),

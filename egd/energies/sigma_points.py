@@ -38,8 +38,8 @@ class SigmaPoints:
         """Estimate E_t: (B, ...), (B,), c -> (B,)."""
         q = posterior_at(self.posterior, x, t, c)
         d = x[0].numel()
-        arms = math.sqrt(d + self.kappa) * q.root().mT  # (B, d, d): one arm a row
-        offsets = torch.cat([torch.zeros_like(arms[:, :1]), arms, -arms], 1)
+        axes = math.sqrt(d + self.kappa) * q.root().mT  # (B, d, d): one column sqrt(d + kappa) R e_i for each row
+        offsets = torch.cat([torch.zeros_like(axes[:, :1]), axes, -axes], 1)
         points = q.mean[:, None] + offsets.reshape(len(x), 2 * d + 1, *x.shape[1:])
         energies = energy_values(self.energy, points.flatten(0, 1), repeat_context(c, 2 * d + 1)).reshape(len(x), -1)
         weights = torch.full((2 * d + 1,), 0.5 / (d + self.kappa), dtype=x.dtype, device=x.device)

@@ -28,7 +28,7 @@ STYLE: Any = {
     "legend.fontsize": 8,
 }
 COLOURS = ["#2e86ab", "#d1495b", "#3a7d44", "#e09f3e", "#6a4c93", "#7f7f7f", "#17a2b8", "#8c564b", "#c77dba", "#1b1b1e"]
-ARM = re.compile(r"(.+)@([-+.\de]+)")
+AT_SCALE = re.compile(r"(.+)@([-+.\de]+)")
 BINS = 150
 """The largest number of points of a curve of training metrics."""
 
@@ -179,18 +179,18 @@ def omega(report: Report) -> Figure:
     """Plot the score of every guided policy over the guidance scale, with the unguided policy as a line (AEPO, figures 2
     to 5).
     """
-    arms = {run.path: _arms(run) for run in report.runs}
-    runs = [run for run in report.runs if any(len(by) > 1 for by in arms[run.path].values())]
+    scores = {run.path: _by_scale(run) for run in report.runs}
+    runs = [run for run in report.runs if any(len(by) > 1 for by in scores[run.path].values())]
     if not runs:
         raise _needs("omega", "policies at several guidance scales: run with --set 'guidance.omegas=[0.3, 1, 3]', say")
     several = len({r.label for r in runs}) > 1
     figure, axes = _panels(sorted({r.summary.task for r in runs}))
-    names = {(r.label, arm): f"{r.label}: {arm}" if several else arm for r in runs for arm in arms[r.path]}
+    names = {(r.label, policy): f"{r.label}: {policy}" if several else policy for r in runs for policy in scores[r.path]}
     looks = _look(names.values())
     for (task, label), group in grouped(runs, lambda r: (r.summary.task, r.label)).items():
-        for arm in dict.fromkeys(arm for r in group for arm in arms[r.path]):
-            name = names[label, arm]
-            found = [arms[r.path][arm] for r in group if arm in arms[r.path]]
+        for policy in dict.fromkeys(policy for r in group for policy in scores[r.path]):
+            name = names[label, policy]
+            found = [scores[r.path][policy] for r in group if policy in scores[r.path]]
             _band(axes[task], found, name, looks[name], marker="o", ms=3)
     for task, axis in axes.items():
         policies = [r.summary.policies for r in runs if r.summary.task == task]
@@ -203,11 +203,11 @@ def omega(report: Report) -> Figure:
     return figure
 
 
-def _arms(run: Run) -> dict[str, dict[float, float]]:
+def _by_scale(run: Run) -> dict[str, dict[float, float]]:
     """Return policy -> omega -> score for the policies with a guidance scale in their name."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for name, stats in run.summary.policies.items():
-        if match := ARM.fullmatch(name):
+        if match := AT_SCALE.fullmatch(name):
             found[match[1]][float(match[2])] = stats.mean
     return dict(found)
 

@@ -13,7 +13,7 @@ from egd.cli.main import TrustCode, console, say, user_errors
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a complete run: OUT/<task>/seed-<n>.")],
     to: Annotated[Path, typer.Option("--to", help="The file to write: FILE.pt2 (torch.export) or FILE.onnx.")],
-    arm: Annotated[
+    policy: Annotated[
         str | None, typer.Option(help="guided, a variant of the recipe, behaviour, or policy; the headline's by default.")
     ] = None,
     omega: Annotated[float | None, typer.Option(help="Guidance scale; the recipe's by default.")] = None,
@@ -28,6 +28,6 @@ def export(
     with user_errors():
         check_target(to)
         with Reporter(console).notices():
-            about = write(load_module(run, arm, omega, trust_code=trust_code), to, batch)
+            about = write(load_module(run, policy, omega, trust_code=trust_code), to, batch)
     inputs = ", ".join(f"{name} {shape}" for name, shape in about["inputs"].items())
-    say(f"{to}: arm {about['arm']}, omega {about['omega']:g}, inputs {inputs}")
+    say(f"{to}: policy {about['policy']}, omega {about['omega']:g}, inputs {inputs}")

@@ -27,7 +27,7 @@ from rl.deploy.module import PolicyModule
 def write(module: PolicyModule, path: Path, batch: int = 1) -> dict[str, Any]:
     """Write the policy for a fixed batch size and its description <path>.json, and return the description.
 
-    Raises UserError as ``check_target`` does, and for an arm that is not one graph.
+    Raises UserError as ``check_target`` does, and for a policy that is not one graph.
     """
     check_target(path)
     content = FORMATS[path.suffix](module, batch)
@@ -66,7 +66,7 @@ def describe(module: PolicyModule, batch: int) -> dict[str, Any]:
         "agent": config.agent,
         "method": config.method,
         "seed": config.seed,
-        "arm": module.arm,
+        "policy": module.policy,
         "omega": module.omega,
         "inputs": {name: list(tensor.shape) for name, tensor in module.inputs(batch).items()},
         "outputs": {"action": [batch, module.actions]},
@@ -91,7 +91,7 @@ def _onnx(module: PolicyModule, batch: int) -> bytes:
             program = torch.onnx.export(graph, inputs, dynamo=True, input_names=names, output_names=["action"], verbose=False)
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
-            f"arm '{module.arm}' does what ONNX has no operation for, such as eigenvalues; write .pt2 instead", key="--to"
+            f"policy '{module.policy}' does what ONNX has no operation for, such as eigenvalues; write .pt2 instead", key="--to"
         ) from error
     assert program is not None  # always so with dynamo=True
     content: bytes = program.model_proto.SerializeToString()

@@ -26,18 +26,18 @@ from rl.runs.loading import read_config, restore
 
 
 class PolicyModule(nn.Module):
-    """Arm of a trained agent as a function of tensors: the evaluation's own code, with the noise as an input.
+    """Policy of a trained agent as a function of tensors: the evaluation's own code, with the noise as an input.
 
-    ``arm`` is one of the agent's: ``guided``, a variant or ``behaviour``, or ``policy`` of an agent without guidance; by
+    ``policy`` is one of the agent's: ``guided``, a variant or ``behaviour``, or ``policy`` of an agent without guidance; by
     default the headline's. ``omega`` is its guidance scale, by default the recipe's. ``draws`` (M) is the number of normal
-    draws per state: one for each sampled action (``candidates``), and one for each support sample. Raises UserError for an arm
-    that does not exist, a negative scale, or an arm that draws random numbers of another kind.
+    draws per state: one for each sampled action (``candidates``), and one for each support sample. Raises UserError for a
+    policy that does not exist, a negative scale, or a policy that draws random numbers of another kind.
     """
 
-    def __init__(self, agent: Agent, arm: str | None = None, omega: float | None = None) -> None:
+    def __init__(self, agent: Agent, policy: str | None = None, omega: float | None = None) -> None:
         super().__init__()
-        self.arm = agent.headline.partition("@")[0] if arm is None else arm
-        self.omega = _scale(agent, self.arm, omega)
+        self.policy = agent.headline.partition("@")[0] if policy is None else policy
+        self.omega = _scale(agent, self.policy, omega)
         self._agent = (agent,)  # the tuple hides it from nn.Module
         self.networks = nn.ModuleDict(agent.modules())
         self.observations, self.actions = len(agent.data.state_mean), len(agent.data.action_low)
@@ -46,7 +46,7 @@ class PolicyModule(nn.Module):
 
     @property
     def agent(self) -> Agent:
-        """Agent that the arm belongs to."""
+        """Agent that the policy belongs to."""
         return self._agent[0]
 
     @torch.no_grad()
@@ -59,8 +59,8 @@ class PolicyModule(nn.Module):
         return self._act(observation, GivenNoise(noise)).clamp(self.agent.data.action_low, self.agent.data.action_high)
 
     def _act(self, observation: Tensor, noise: GivenNoise) -> Tensor:
-        scales = [] if self.agent.policies()[self.arm] is None else [self.omega]
-        act = self.agent.policy(self.arm, scales, noise)
+        scales = [] if self.agent.policies()[self.policy] is None else [self.omega]
+        act = self.agent.policy(self.policy, scales, noise)
         scale_index = torch.zeros(len(observation), dtype=torch.long, device=observation.device)
         return act(self.agent.data.standardise(observation), scale_index)
 
@@ -68,7 +68,7 @@ class PolicyModule(nn.Module):
     def _draws(self) -> int:
         device = self.agent.device
         endless = GivenNoise(torch.zeros(1, 1, self.entries, device=device).expand(1, 1_000_000_000, self.entries))
-        with _naming(self.arm), Folding(), warnings.catch_warnings():
+        with _naming(self.policy), Folding(), warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)  # with equal noises support samples coincide
             self._act(torch.zeros(1, self.observations, device=device), endless)
         return endless.used
@@ -81,29 +81,29 @@ class PolicyModule(nn.Module):
     def graph(self, batch: int, decompositions: Mapping[Any, Any] | None = None) -> fx.GraphModule:
         """Return ``forward`` for a fixed batch size as one flat graph, with a copy of the weights.
 
-        Raises UserError for an arm whose operations depend on its values, as those of ``second_order`` do.
+        Raises UserError for a policy whose operations depend on its values, as those of ``second_order`` do.
         """
-        with _naming(self.arm):
+        with _naming(self.policy):
             return trace(self, self.inputs(batch), decompositions)
 
 
 @contextmanager
-def _naming(arm: str) -> Iterator[None]:
+def _naming(policy: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        remedy = "take another arm; the agent's policy() runs every one as it is"
-        raise UserError(f"arm '{arm}' cannot be one graph: {error}; {remedy}", key="--arm") from error
+        remedy = "take another policy; the agent's policy() runs every one as it is"
+        raise UserError(f"policy '{policy}' cannot be one graph: {error}; {remedy}", key="--policy") from error
 
 
-def _scale(agent: Agent, arm: str, omega: float | None) -> float:
-    arms = agent.policies()
-    if arm not in arms:
-        raise UserError(f"the run has no arm '{arm}'; {nearest(arm, arms)}", key="--arm")
-    own = arms[arm]
+def _scale(agent: Agent, policy: str, omega: float | None) -> float:
+    policies = agent.policies()
+    if policy not in policies:
+        raise UserError(f"the run has no policy '{policy}'; {nearest(policy, policies)}", key="--policy")
+    own = policies[policy]
     if own is None:
         if omega:
-            raise UserError(f"'{arm}' has no guidance scale; leave it out, or choose another arm", key="--omega")
+            raise UserError(f"'{policy}' has no guidance scale; leave it out, or choose another policy", key="--omega")
         return 0.0
     if omega is not None and not 0 <= omega < math.inf:
         raise UserError(f"{omega:g} is no guidance scale: it is finite and not negative", key="--omega")
@@ -112,13 +112,13 @@ def _scale(agent: Agent, arm: str, omega: float | None) -> float:
 
 def load_module(
     run: Path | str,
-    arm: str | None = None,
+    policy: str | None = None,
     omega: float | None = None,
     device: str = "cpu",
     *,
     trust_code: bool = False,
 ) -> PolicyModule:
-    """Load an arm of a complete run from its folder OUT/<task>/seed-<n>; its dataset must be local.
+    """Load a policy of a complete run from its folder OUT/<task>/seed-<n>; its dataset must be local.
 
     Raises UserError where there is no such folder or the run is not complete, where its settings name untrusted code without
     ``trust_code``, and as ``PolicyModule`` does.
@@ -135,4 +135,4 @@ def load_module(
     with trusting(trust_code, folder.path):
         config = read_config(folder).model_copy(update={"device": chosen.type})
         agent, _ = restore(config, folder, chosen)
-        return PolicyModule(agent, arm, omega)
+        return PolicyModule(agent, policy, omega)

@@ -45,7 +45,7 @@ class Policy:
     def load(
         cls,
         run: Path | str,
-        arm: str | None = None,
+        policy: str | None = None,
         omega: float | None = None,
         device: str = "cpu",
         compile: Compile = False,
@@ -54,11 +54,11 @@ class Policy:
         batch: int = 1,
         trust_code: bool = False,
     ) -> Policy:
-        """Load an arm of a complete run, warmed up for batches of one size. Raise UserError as ``load_module`` does."""
-        module = load_module(run, arm, omega, device, trust_code=trust_code)
-        policy = cls(module, compile=compile, seed=seed)
-        policy.warm_up(batch)
-        return policy
+        """Load a policy of a complete run, warmed up for batches of one size. Raise UserError as ``load_module`` does."""
+        module = load_module(run, policy, omega, device, trust_code=trust_code)
+        loaded = cls(module, compile=compile, seed=seed)
+        loaded.warm_up(batch)
+        return loaded
 
     def warm_up(self, batch: int = 1) -> None:
         """Prepare the graphs for batches of that size."""

@@ -15,7 +15,7 @@ from egd.runs.phases import seed_of
 from egd.runs.progress import Reporter
 from rl.agents.base import Agent
 from rl.envs.making import env_factory
-from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
+from rl.evaluation.rollouts import Player, PolicyBatch, Rollouts, SoFar, quota, rollouts
 from rl.tasks import Task
 
 
@@ -74,11 +74,11 @@ def player(agent: Agent, omegas: Mapping[str, Sequence[float]], seed: int, episo
     """Return the agent's policies at these scales, each with random numbers of its own."""
 
     def own(name: str) -> torch.Generator:
-        """Return the random numbers of an arm, which do not depend on the other arms."""
+        """Return the random numbers of a policy, which do not depend on the other policies."""
         return torch.Generator(agent.device).manual_seed(seed_of(seed, f"evaluation/{name}"))
 
-    arms = [Arm(names(name, scales), agent.policy(name, scales, own(name))) for name, scales in omegas.items()]
-    return Player(arms, agent.data.standardise, episodes, agent.config.evaluation.envs, 10_000 + 1000 * seed)
+    policies = [PolicyBatch(names(name, scales), agent.policy(name, scales, own(name))) for name, scales in omegas.items()]
+    return Player(policies, agent.data.standardise, episodes, agent.config.evaluation.envs, 10_000 + 1000 * seed)
 
 
 def names(name: str, scales: Sequence[float]) -> list[str]:
@@ -92,16 +92,16 @@ def chosen(agent: Agent, policies: Sequence[str]) -> dict[str, list[float]]:
     Raises UserError for a policy that the agent does not have.
     """
     scales: dict[str, list[float]] = {}
+    own = agent.policies()
     for policy in policies:
         name, at, scale = policy.partition("@")
-        arms = agent.policies()
-        if name not in arms:
-            raise UserError(f"the run has no policy '{name}'; {nearest(name, arms)}", key="--policy")
-        if arms[name] is None and at:
+        if name not in own:
+            raise UserError(f"the run has no policy '{name}'; {nearest(name, own)}", key="--policy")
+        if own[name] is None and at:
             raise UserError(f"'{name}' has no guidance scale; leave '@{scale}' out", key="--policy")
         found = scales.setdefault(name, [])
-        if arms[name] is not None:
-            found.append(_scale(policy, scale) if at else float(arms[name] or 0))
+        if own[name] is not None:
+            found.append(_scale(policy, scale) if at else float(own[name] or 0))
     return {name: list(dict.fromkeys(found)) for name, found in scales.items()}
 
 

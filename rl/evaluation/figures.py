@@ -95,7 +95,7 @@ def posterior_figure(calibration: AdvantageCalibration, path: Path, title: str) 
 def omega_figure(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]], behaviour: Mapping[str, Any], path: Path, title: str
 ) -> None:
-    """Save scores over the guidance scale, one line per arm, with error bars of one standard error."""
+    """Save scores over the guidance scale, one line per policy, with error bars of one standard error."""
     figure, axes = _figure(1, 5.2, 3.6)
     mean, error = behaviour["mean"], behaviour["std"] / behaviour["episodes"] ** 0.5
     axes[0].axhspan(mean - error, mean + error, color="0.88")
@@ -116,7 +116,7 @@ def omega_figure(
 def maze_figure(
     value_map: Callable[..., Array], map_name: str, paths: Mapping[str, Sequence[Array]], titles: Mapping[str, str], path: Path
 ) -> None:
-    """Save the maze with paths of each arm over the learned value V(s) at rest; a star marks the goal."""
+    """Save the maze with paths of each policy over the learned value V(s) at rest; a star marks the goal."""
     figure, axes = _figure(len(paths), 3.4, 3.6)
     cells = rl.envs.maze2d.MAPS[map_name]
     half_x, half_y = len(cells[0]) / 2, len(cells) / 2

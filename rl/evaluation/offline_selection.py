@@ -352,12 +352,12 @@ def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, refere
 def temperature(agent: Agent) -> tuple[float, float] | None:
     """Return beta of the agent's headline policy and the unit of its Q, or None where it has no beta."""
     name = agent.headline.partition("@")[0]
-    arms: Mapping[str, object] = getattr(agent.config, "guidances", None) or getattr(agent.config, "ways", None) or {}
-    arm = arms.get(name, arms.get("guided"))
-    beta = getattr(arm, "beta", None)
+    guidances: Mapping[str, object] = getattr(agent.config, "guidances", None) or getattr(agent.config, "ways", None) or {}
+    guidance = guidances.get(name, guidances.get("guided"))
+    beta = getattr(guidance, "beta", None)
     if beta is None:
         return None
-    if agent.calibration is None or getattr(arm, "energy_scale", "raw") == "raw":
+    if agent.calibration is None or getattr(guidance, "energy_scale", "raw") == "raw":
         return float(beta), 1.0
     return float(beta), float(agent.calibration.advantage_std)
 

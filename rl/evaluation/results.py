@@ -1,4 +1,4 @@
-"""Conversion of returns to scores: statistics by arm and guidance scale, and the rows of the results table."""
+"""Conversion of returns to scores: statistics by policy and guidance scale, and the rows of the results table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def statistics(task: Task, returns: Any) -> dict[str, Any]:
 
 
 def by_scale(policies: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
-    """Return the statistics of one arm by omega."""
+    """Return the statistics of one policy by omega."""
     head = f"{name}@"
     return {key.removeprefix(head): s for key, s in policies.items() if key.startswith(head)}
 

@@ -1,4 +1,4 @@
-"""Rollouts: batched actions, a fixed quota of episodes for every arm, and environments that step while other arms act."""
+"""Rollouts: batched actions, a fixed quota of episodes for every policy, environments that step while other policies act."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class Arm:
-    """Several policies that act in one batch: ``names`` (A of them), ``act(states (n, S), scale_index (n,) in [0, A)) ->
-    (n, actions)``.
+class PolicyBatch:
+    """Policy at several guidance scales, which act in one batch.
+
+    ``names`` has a name for each scale; ``act(states (n, S), scale_index (n,)) -> (n, actions)``.
     """
 
     names: Sequence[str]
     act: Callable[[Tensor, Tensor], Tensor]
     watch: Watch = field(default_factory=Watch, compare=False)
-    """Metrics of the arm's sampling."""
+    """Metrics of the policy's sampling."""
 
     def actions(self, states: Tensor, scale_index: Tensor) -> Tensor:
-        """Draw the policies' actions, and record the metrics of their sampling."""
+        """Draw actions, and record the metrics of their sampling."""
         with named(", ".join(self.names)), watching() as seen:
             chosen = self.act(states, scale_index)
         self.watch.add(seen)
@@ -42,12 +43,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Player:
-    """Arms of one agent, and their quota: ``episodes`` in at most ``envs`` environments, started from ``seed`` on.
+    """Policies of one agent, and their quota: ``episodes`` in at most ``envs`` environments, started from ``seed`` on.
 
-    Environment i of every arm starts from the same seed, so that arms are compared on the same starts.
+    Environment i of every policy starts from the same seed, so that policies are compared on the same starts.
     """
 
-    arms: Sequence[Arm]
+    policies: Sequence[PolicyBatch]
     standardise: Callable[[Tensor], Tensor]
     episodes: int
     envs: int
@@ -59,7 +60,7 @@ class SoFar:
     """Progress of rollouts.
 
     Counted are the ``steps`` of all environments, the steps that belong to episodes ``under_way``, and the episodes ``ended``
-    and ``left`` (those under way included). ``means`` has mean returns by arm name, for arms that have ended an episode.
+    and ``left`` (those under way included). ``means`` has the mean returns of policies that have ended an episode, by name.
     """
 
     steps: int
@@ -71,16 +72,16 @@ class SoFar:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Undiscounted returns by arm name (episodes,), and the states (T, S) visited in each arm's first episodes."""
+    """Undiscounted returns by policy name (episodes,), and the states (T, S) visited in each policy's first episodes."""
 
     returns: dict[str, Array]
     paths: dict[str, list[Any]]
     env_steps: int
     clipped: dict[str, int] = field(default_factory=dict)
-    """Number of steps in which an arm's action left [-1, 1], for arms with any."""
+    """Number of steps in which a policy's action left [-1, 1], for policies with any."""
     sampling: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Metrics of sampling by policy, for policies that sample. Policies that act in one batch (an arm at several guidance
-    scales) share their metrics."""
+    """Metrics of sampling by policy, for policies that sample. A policy has the same metrics at
+    all guidance scales, which act in one batch."""
 
 
 def quota(episodes: int, envs: int) -> tuple[int, int]:
@@ -98,12 +99,12 @@ def rollouts(
     watch: Callable[[SoFar], None] | None = None,
     paths: int = 0,
 ) -> list[Rollouts]:
-    """Roll out every player's arms, each arm in a vector of environments of its own, and return the results by player.
+    """Roll out every player's policies, each in a vector of environments of its own, and return the results by player.
 
-    The arms take turns. While the actions of one arm are sampled, the environments of the others step, if there are
-    ``workers``. An arm draws its random numbers in the order of its own steps, whatever the workers and other arms.
+    The policies take turns. While the actions of one policy are sampled, the environments of the others step, if there are
+    ``workers``. A policy draws its random numbers in the order of its own steps, whatever the workers and other policies.
     """
-    each = [[_Play(arm, player, device, paths) for arm in player.arms] for player in players]
+    each = [[_Play(policy, player, device, paths) for policy in player.policies] for player in players]
     plays = [play for own in each for play in own]
     with vectors(make_env, [len(play.seeds) for play in plays], workers) as envs:
         for i, play in enumerate(plays):
@@ -122,15 +123,15 @@ def rollouts(
 
 
 class _Play:
-    """State of one arm's rollouts, one row per environment: which are active, returns so far, paths of first episodes.
+    """State of one policy's rollouts, one row per environment: which are active, returns so far, paths of first episodes.
 
     Every environment plays its own fixed number of episodes: counting the first ones to end would over-count short episodes.
     """
 
-    def __init__(self, arm: Arm, player: Player, device: torch.device | str, paths: int) -> None:
+    def __init__(self, policy: PolicyBatch, player: Player, device: torch.device | str, paths: int) -> None:
         n, self.each = quota(player.episodes, player.envs)
-        total = n * len(arm.names)
-        self.arm, self.standardise, self.device, self.n, self.keep = arm, player.standardise, device, n, paths
+        total = n * len(policy.names)
+        self.policy, self.standardise, self.device, self.n, self.keep = policy, player.standardise, device, n, paths
         self.seeds = [player.seed + i % n for i in range(total)]
         self.active = np.ones(total, dtype=bool)
         self.resetting = np.ones(total, dtype=bool)  # the first answer is a reset's
@@ -147,7 +148,9 @@ class _Play:
                 self.paths[i].append(self.observation[i].copy())
         rows = np.flatnonzero(self.active)
         states = torch.as_tensor(self.observation[rows], dtype=torch.float32, device=self.device)
-        chosen = self.arm.actions(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
+        chosen = (
+            self.policy.actions(self.standardise(states), torch.as_tensor(rows // self.n, device=self.device)).cpu().numpy()
+        )
         self._check(chosen, rows)
         actions = np.zeros((len(self.active), chosen.shape[1]), dtype=np.float32)
         actions[rows] = chosen
@@ -156,7 +159,7 @@ class _Play:
     def _check(self, chosen: Array, rows: Array) -> None:
         """Raise UserError for an action that is not finite, and count actions beyond [-1, 1], which environments clip."""
         acting = ~self.resetting[rows]
-        names = [self.arm.names[i] for i in rows // self.n]
+        names = [self.policy.names[i] for i in rows // self.n]
         lost = np.flatnonzero(acting & ~np.isfinite(chosen).all(1))
         if len(lost):
             first = int(lost[0])
@@ -184,21 +187,21 @@ class _Play:
 
     def rows(self) -> dict[str, slice]:
         """Return the slice of environments of each name."""
-        return {name: slice(i * self.n, (i + 1) * self.n) for i, name in enumerate(self.arm.names)}
+        return {name: slice(i * self.n, (i + 1) * self.n) for i, name in enumerate(self.policy.names)}
 
 
 def _together(plays: Sequence[_Play]) -> Rollouts:
-    """Combine the rollouts of one player's arms."""
+    """Combine the rollouts of one player's policies."""
     each = [(play, name, rows) for play in plays for name, rows in play.rows().items()]
     returns = {name: np.concatenate([np.asarray(r) for r in play.returns[rows]]) for play, name, rows in each}
     paths = {name: play.paths[rows][: play.keep] for play, name, rows in each}
     clipped = sum((play.clipped for play in plays), Counter[str]())
-    sampling = {name: seen for play, name, _ in each if (seen := play.arm.watch.metrics())}
+    sampling = {name: seen for play, name, _ in each if (seen := play.policy.watch.metrics())}
     return Rollouts(returns, paths, sum(play.env_steps for play in plays), dict(clipped), sampling)
 
 
 def _so_far(plays: Sequence[_Play]) -> SoFar:
-    """Return the progress of all players together; an arm's mean is over all players that have one of its name."""
+    """Return the progress of all players together; a policy's mean is over all players with a policy of its name."""
     returns: dict[str, list[float]] = {}
     for play in plays:
         for name, rows in play.rows().items() if play.ended else ():

@@ -101,10 +101,10 @@ def film(
     make_env = env_factory(task, task.observation_keys, render_mode="rgb_array")
     with ExitStack() as stack:
         panels = []
-        for arm in playing.arms:
-            for i, name in enumerate(arm.names):
+        for policy in playing.policies:
+            for i, name in enumerate(policy.names):
                 env = stack.enter_context(closing(make_env()))
-                panels.append(Panel(name, _alone(arm.act, playing.standardise, i, agent.device), env, task.score))
+                panels.append(Panel(name, _alone(policy.act, playing.standardise, i, agent.device), env, task.score))
         every, fps = pace(panels[0].env)
         with _written(path, fps) as add:
             for start in range(playing.seed, playing.seed + episodes):
@@ -187,7 +187,7 @@ def _rendered(env: Env) -> Picture:
 
 
 def _alone(act: Any, standardise: Any, scale: int, device: torch.device) -> Callable[[Array], Array]:
-    """Return one of an arm's policies as a function of a single observation."""
+    """Return the policy at one guidance scale as a function of a single observation."""
     scale_index = torch.tensor([scale], device=device)
 
     def acting(observation: Array) -> Array:

@@ -32,7 +32,7 @@ def _registry(guidance: GuidanceConfig) -> Registry:
 
 
 def component_parts(guidance: GuidanceConfig) -> set[str]:
-    """Return the names of the parts that an arm's energy, or a component nested in it, asks for."""
+    """Return the names of the parts that a guidance's energy, or a component nested in it, asks for."""
     return wanted_parts(_registry(guidance), guidance.energy.spec, ENERGY_PARTS, "guidance.energy")
 
 
@@ -100,9 +100,9 @@ def check_joint(config: GuidedConfig) -> None:
         raise UserError(f"'joint' draws no support actions, which {what} learns from; use 'phased'", key="training")
 
 
-def check_guidance(arms: Mapping[str, GuidanceConfig]) -> None:
+def check_guidance(guidances: Mapping[str, GuidanceConfig]) -> None:
     """Raise UserError for a component that does not exist or a setting that it does not have."""
-    for name, guidance in arms.items():
+    for name, guidance in guidances.items():
         key = "guidance" if name == "guided" else f"variants.{name}"
         component = check_energy(guidance.energy.spec, ENERGY_PARTS, f"{key}.energy")
         if not takes_context(component):

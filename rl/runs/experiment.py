@@ -97,7 +97,7 @@ class OfflineRL:
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Roll out the policies of a trained run anew, and return the rows of the results table.
 
-        ``settings`` may have ``omegas`` for every arm (in one batched pass), ``episodes``, ``seed``, ``device``, ``policies``
+        ``settings`` may have ``omegas`` for all policies (in one batch), ``episodes``, ``seed``, ``device``, ``policies``
         to select some, and ``video``, the file of a film.
         """
         if settings.get("policies") and settings.get("omegas") is not None:

@@ -38,8 +38,10 @@ def write(root: Path, task: str, method: str, seed: int, score: float, config: A
     folder.mkdir(parents=True)
     settings = {"experiment": "x", "task": task, "agent": method, "method": method, "seed": seed, "device": "cpu"}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
-    arms = {f"{arm}@{w}": stats(score + loss * (w - 1)) for arm, loss in (("guided", -1), ("plain", -9)) for w in (0.5, 1, 2)}
-    policies = {"behaviour": stats(score - 20), **arms} if method == "aepo" else {"policy": stats(score)}
+    guided = {
+        f"{name}@{w}": stats(score + loss * (w - 1)) for name, loss in (("guided", -1), ("plain", -9)) for w in (0.5, 1, 2)
+    }
+    policies = {"behaviour": stats(score - 20), **guided} if method == "aepo" else {"policy": stats(score)}
     found = {"task": task, "algorithm": method, "method": method, "seed": seed, "normalised": True, "dataset_score": 33.3}
     found |= {"policies": policies, "headline": "guided@1" if method == "aepo" else "policy"}
     found |= {"best": {"phase": "critic", "step": 50, "score": score + 5}, "seconds": {"critic": 40.0, "evaluation": 2.0}}
@@ -168,8 +170,8 @@ def test_settings_of_one_component_alone_do_not_lengthen_the_label(tmp_path: Pat
 
 def test_what_variants_take_over_is_not_repeated(tmp_path: Path) -> None:
     for beta in (1.0, 2.0):
-        arms = {"guidance": {"beta": beta}, "variants": {"plain": {"beta": beta}}, "critic": {"tau": beta}}
-        write(tmp_path, "a", "aepo", 0, beta, arms)
+        guided = {"guidance": {"beta": beta}, "variants": {"plain": {"beta": beta}}, "critic": {"tau": beta}}
+        write(tmp_path, "a", "aepo", 0, beta, guided)
     assert report(tmp_path).labels == ["aepo critic.tau=1 guidance.beta=1", "aepo critic.tau=2 guidance.beta=2"]
 
 

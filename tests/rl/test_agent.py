@@ -71,7 +71,7 @@ def test_the_energy_is_minus_the_advantage_and_guides_like_minus_q() -> None:
     torch.testing.assert_close(scaled * made.calibration.advantage_std, values)
 
 
-def test_arms_that_differ_only_in_rule_or_scale_share_a_network() -> None:
+def test_policies_that_differ_only_in_rule_or_scale_share_a_network() -> None:
     variants = {
         "plain": LITERAL | {"rule": "additive", "omegas": [0.5, 2]},
         "steep": LITERAL | {"beta": 5},
@@ -251,7 +251,7 @@ def test_a_variant_set_to_null_is_left_out() -> None:
     assert isinstance(config, GuidedConfig) and set(config.guidances) == {"guided", "cold"}
 
 
-def test_a_temperature_makes_an_arm_of_its_own_also_unguided() -> None:
+def test_a_temperature_makes_a_policy_of_its_own_also_unguided() -> None:
     variants = {"cold": {"energy": "dps", "temperature": 0.0}, "mean": {"omega": 0, "temperature": 0.0}}
     made = agent(variants=variants)
     states = made.data.transitions.state[:9]

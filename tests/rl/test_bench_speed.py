@@ -254,20 +254,20 @@ def test_energy_targets_agree(agent: AEPO) -> None:
     torch.testing.assert_close(by_hand.targets(batch.state, batch.action, t, x), want, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("arm", ["aepo", "guided"])
-def test_actions_agree(agent: AEPO, arm: str) -> None:
+@pytest.mark.parametrize("policy_name", ["aepo", "guided"])
+def test_actions_agree(agent: AEPO, policy_name: str) -> None:
     state = agent.data.transitions.state[:20]
-    policy = agent.policy(arm, [2.0], torch.Generator().manual_seed(3))
+    policy = agent.policy(policy_name, [2.0], torch.Generator().manual_seed(3))
     want = policy(state, torch.zeros(20, dtype=torch.long))
     torch.manual_seed(3)
-    torch.testing.assert_close(by_hand(agent, arm, 2.0)(state), want, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(by_hand(agent, policy_name, 2.0)(state), want, rtol=1e-2, atol=1e-2)
 
 
-def by_hand(agent: AEPO, arm: str, scale: float) -> Callable[[Tensor], Tensor]:
+def by_hand(agent: AEPO, policy_name: str, scale: float) -> Callable[[Tensor], Tensor]:
     noise, bounds = agent.behaviour.fit.model, (agent.data.action_low, agent.data.action_high)
 
     def act(state: Tensor) -> Tensor:
-        if arm == "aepo":
+        if policy_name == "aepo":
             energy = plain_acting.trained_energy(agent.guidance.energies["aepo"].fit.model, state)
             return plain_acting.sample(noise, state, 2, steps=5, energy=energy, scale=scale)
         critic = critic_of(agent)

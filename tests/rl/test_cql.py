@@ -257,7 +257,7 @@ def test_an_agent_of_its_own_and_guidance_share_what_is_trained(
     result = egd("run", alone, "--out", tmp_path / "alone", *CRITIC)
     assert result.exit_code == 0, result.output
     run = "egd-maze2d-umaze-v0/seed-0"
-    trained = [load_checkpoint(tmp_path / arm / run / "checkpoints" / "critic.safetensors") for arm in ("guided", "alone")]
+    trained = [load_checkpoint(tmp_path / name / run / "checkpoints" / "critic.safetensors") for name in ("guided", "alone")]
     assert all(torch.equal(tensor, trained[1][0][name]) for name, tensor in trained[0][0].items())
     summary = (tmp_path / "alone" / run / "summary.json").read_text()
     assert '"headline": "policy"' in summary

@@ -23,7 +23,7 @@ from rl.data.stored import place_of
 from rl.envs.making import check_env, env_factory, make_env
 from rl.envs.spaces import flat_paths, flatten_observation
 from rl.envs.specs import NoEnvironment
-from rl.evaluation.rollouts import Arm, Player, rollouts
+from rl.evaluation.rollouts import Player, PolicyBatch, rollouts
 from rl.tasks import find_task
 from tests.rl.worlds import Opaque, box
 
@@ -281,7 +281,7 @@ def test_what_settings_of_data_break_in_an_episode_is_one_message() -> None:
 
 def test_a_worker_is_told_what_is_trusted() -> None:
     recorded(world(max_episode_steps=5))
-    player = Player([Arm(["still"], lambda s, scale_index: torch.ones(len(s), 1))], lambda s: s, 2, 2, 0)
+    player = Player([PolicyBatch(["still"], lambda s, scale_index: torch.ones(len(s), 1))], lambda s: s, 2, 2, 0)
     (found,) = rollouts(env_factory(find_task(ID), ()), [player], workers=1)  # a fresh interpreter: nothing is registered there
     assert found.returns["still"].tolist() == [5, 5]
 
@@ -353,9 +353,9 @@ def test_actions_that_are_no_numbers_never_reach_the_simulator() -> None:
         return make_env(task, spec=spec)
 
     with pytest.raises(UserError, match=r"policy 'second@2' gave the action \[nan\] in step 2 of an episode"):
-        rollouts(made, [Player([Arm(["first", "second@2"], act)], lambda s: s, 1, 1, 0)])
+        rollouts(made, [Player([PolicyBatch(["first", "second@2"], act)], lambda s: s, 1, 1, 0)])
     calls[:] = [0] * 9
-    (found,) = rollouts(made, [Player([Arm(["first"], act)], lambda s: s, 2, 1, 0)])
+    (found,) = rollouts(made, [Player([PolicyBatch(["first"], act)], lambda s: s, 2, 1, 0)])
     assert found.clipped == {"first": 8} and found.returns["first"].tolist() == [4, 4], "clipped to 1 a step"
     env = made()
     env.reset(seed=0)

@@ -25,7 +25,7 @@ from rl.deploy.policy import Compile, Policy
 from rl.parts.action_sampling import GivenNoise
 from rl.runs.job import Run
 
-ARMS = """variants:
+VARIANTS = """variants:
   best_of_4: {omega: 0, candidates: 4}
   guided_best: {energy: dps, candidates: 3}
   softmax: {energy: dps, candidates: 3, selection: softmax}
@@ -38,7 +38,7 @@ RUN: dict[str, Path] = {}  # the trained run, made once
 
 @pytest.fixture
 def begun(egd: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run with an arm of every kind, killed after its training."""
+    """The folder of a run with a policy of every kind, killed after its training."""
 
     def killed(*_: Any) -> None:
         raise UserError("killed")
@@ -47,7 +47,7 @@ def begun(egd: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory, monk
         cli.app.command("export")(export)
     if not RUN:
         out = tmp_path_factory.mktemp("deploy")
-        recipe.write_text(recipe.read_text().replace("variants:\n", ARMS))
+        recipe.write_text(recipe.read_text().replace("variants:\n", VARIANTS))
         with monkeypatch.context() as patch:
             patch.setattr(Run, "finish", killed)
             result = egd("run", recipe, "--out", out, *(word for setting in TRAINING for word in ("--set", setting)))
@@ -73,13 +73,13 @@ def observations(module: PolicyModule, n: int) -> torch.Tensor:
 
 
 def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The arm as evaluations run it."""
-    act = module.agent.policy(module.arm, [module.omega], GivenNoise(noise))
+    """The policy as evaluations run it."""
+    act = module.agent.policy(module.policy, [module.omega], GivenNoise(noise))
     return act(module.agent.data.standardise(observation), torch.zeros(len(observation), dtype=torch.long)).detach()
 
 
 @pytest.mark.parametrize(
-    ("arm", "draws"),
+    ("policy_name", "draws"),
     [
         pytest.param("guided", 5, marks=pytest.mark.slow),
         ("literal", 1),
@@ -90,8 +90,8 @@ def eagerly(module: PolicyModule, observation: torch.Tensor, noise: torch.Tensor
         pytest.param("blended", 1025, marks=pytest.mark.slow),
     ],
 )
-def test_a_policy_acts_as_the_arm_does_in_evaluations(run: Path, arm: str, draws: int) -> None:
-    module = load_module(run, arm)
+def test_a_loaded_policy_acts_as_in_evaluations(run: Path, policy_name: str, draws: int) -> None:
+    module = load_module(run, policy_name)
     assert module.draws == draws
     policy = Policy(module)
     observation, noise = observations(module, 10), policy.noise(10)
@@ -141,22 +141,22 @@ def test_a_warm_policy_traces_nothing(run: Path, monkeypatch: pytest.MonkeyPatch
         policy(observations(policy.module, 1))
 
 
-@pytest.mark.parametrize("arm", ["guided", "literal"])
-def test_at_scale_zero_the_energy_is_never_asked(run: Path, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy_name", ["guided", "literal"])
+def test_at_scale_zero_the_energy_is_never_asked(run: Path, policy_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: Any) -> None:
         raise AssertionError("the energy was asked")
 
-    module, plain = load_module(run, arm, 0.0), load_module(run, "behaviour")
+    module, plain = load_module(run, policy_name, 0.0), load_module(run, "behaviour")
     monkeypatch.setattr(SupportSamples, "prepare", asked)
     module.agent.guidance.energies["literal"].fit.model.register_forward_pre_hook(asked)
     assert module.draws == 1
     policy = Policy(module)
     observation, noise = observations(module, 10), policy.noise(10)
     acted = policy(observation, noise)
-    if module.agent.config.guidances[arm].clip_x0:  # as the behaviour policy is that of the arm 'guided'
+    if module.agent.config.guidances[policy_name].clip_x0:  # as the behaviour policy is that of the policy 'guided'
         torch.testing.assert_close(acted, Policy(plain)(observation, noise))
     with pytest.raises(AssertionError, match="was asked"):
-        PolicyModule(module.agent, arm, 1.0)
+        PolicyModule(module.agent, policy_name, 1.0)
 
 
 @pytest.mark.slow
@@ -221,21 +221,23 @@ action = torch.export.load("policy.pt2").module()(**{k: torch.from_numpy(v) for 
 
 
 @pytest.mark.parametrize(
-    ("arm", "batch"),
+    ("policy_name", "batch"),
     [pytest.param("guided", 1, marks=pytest.mark.slow), pytest.param("literal", 2, marks=pytest.mark.slow), ("best_of_4", 2)],
 )
 @pytest.mark.parametrize("suffix", RUNNERS)
-def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path, suffix: str, arm: str, batch: int) -> None:
+def test_an_exported_policy_runs_without_egd(
+    egd: Any, run: Path, tmp_path: Path, suffix: str, policy_name: str, batch: int
+) -> None:
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")
     file = tmp_path / f"policy{suffix}"
-    result = egd("export", run, "--to", file, "--arm", arm, "--batch", batch)
+    result = egd("export", run, "--to", file, "--policy", policy_name, "--batch", batch)
     assert result.exit_code == 0, result.output
     assert "never pushed" not in result.output  # what is tried at equal noises says nothing
-    policy = Policy(load_module(run, arm))
+    policy = Policy(load_module(run, policy_name))
     observation, noise = observations(policy.module, batch), policy.noise(batch)
     about = json.loads(file.with_name(file.name + ".json").read_text())
-    assert (about["arm"], about["omega"]) == (arm, policy.module.omega)
+    assert (about["policy"], about["omega"]) == (policy_name, policy.module.omega)
     assert about["inputs"] == {"observation": list(observation.shape), "noise": list(noise.shape)}
     assert about["outputs"] == {"action": [batch, 2]}
     np.savez(tmp_path / "given.npz", observation=observation.numpy(), noise=noise.numpy())
@@ -247,11 +249,11 @@ def test_an_exported_policy_runs_without_egd(egd: Any, run: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--arm", "guidd"], ["--arm", "guidd", "'guided'"]),
-        (["--arm", "softmax"], ["--arm", "softmax", "selection 'best'"]),
-        pytest.param(["--arm", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"], marks=pytest.mark.slow),
+        (["--policy", "guidd"], ["--policy", "guidd", "'guided'"]),
+        (["--policy", "softmax"], ["--policy", "softmax", "selection 'best'"]),
+        pytest.param(["--policy", "curved", "--to", "policy.onnx"], ["--to", "curved", "ONNX", ".pt2"], marks=pytest.mark.slow),
         (["--omega", "-1"], ["--omega", "-1"]),
-        (["--arm", "behaviour", "--omega", "1"], ["--omega", "behaviour"]),
+        (["--policy", "behaviour", "--omega", "1"], ["--omega", "behaviour"]),
         (["--to", "policy.pt"], ["--to", "policy.pt", ".pt2", ".onnx"]),
     ],
 )

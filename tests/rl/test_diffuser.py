@@ -216,17 +216,17 @@ def test_an_energy_sees_plans_through_the_in_painted_denoiser() -> None:
     assert grad[:, 1:].any()
 
 
-@pytest.mark.parametrize("arm", ["guided", "looking"])
-def test_a_policy_can_leave_the_laboratory(arm: str) -> None:
+@pytest.mark.parametrize("policy_name", ["guided", "looking"])
+def test_a_policy_can_leave_the_laboratory(policy_name: str) -> None:
     made = agent(variants={"looking": {"energy": "dps"}}, sampler={"steps": 1})
-    module = PolicyModule(made, arm)
+    module = PolicyModule(made, policy_name)
     observation, noise = made.data.transitions.state[:2] * 2, torch.randn(2, 1, H * (S + A))
     assert {name: tuple(t.shape) for name, t in module.inputs(2).items()} == {
         "observation": (2, S),
         "noise": (2, 1, H * (S + A)),
     }
     states, scale_index = made.data.standardise(observation), torch.zeros(2, dtype=torch.long)
-    want = made.policy(arm, [1.0], GivenNoise(noise))(states, scale_index).detach()
+    want = made.policy(policy_name, [1.0], GivenNoise(noise))(states, scale_index).detach()
     torch.testing.assert_close(module.graph(2)(observation, noise), want, atol=1e-4, rtol=1e-4)
 
 

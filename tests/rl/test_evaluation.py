@@ -25,7 +25,7 @@ from rl.agents.aepo import AEPO
 from rl.data.episodes import Episodes, to_offline_data
 from rl.evaluation.evaluator import Evaluator, evaluate_together, watched
 from rl.evaluation.results import rows, statistics
-from rl.evaluation.rollouts import Arm, Player, Rollouts, SoFar, quota, rollouts
+from rl.evaluation.rollouts import Player, PolicyBatch, Rollouts, SoFar, quota, rollouts
 from rl.runs.config import GuidedConfig
 from rl.tasks import TASKS, find_task
 
@@ -40,8 +40,10 @@ def noisy(seed: int) -> Any:
     return lambda states, scale_index: torch.randn((len(states), 1), generator=generator) / 4 + scale_index[:, None] / 8
 
 
-def play(arms: list[Arm], *, episodes: int, envs: int, seed: int, env: Any = Countdown, **settings: Any) -> Rollouts:
-    (result,) = rollouts(env, [Player(arms, lambda x: x, episodes, envs, seed)], **settings)
+def play(
+    policies: list[PolicyBatch], *, episodes: int, envs: int, seed: int, env: Any = Countdown, **settings: Any
+) -> Rollouts:
+    (result,) = rollouts(env, [Player(policies, lambda x: x, episodes, envs, seed)], **settings)
     return result
 
 
@@ -55,8 +57,8 @@ def same(one: Rollouts, other: Rollouts) -> None:
 
 
 def test_every_environment_plays_its_quota_and_returns_are_exact() -> None:
-    arms = [Arm(["ones"], constant(1.0)), Arm(["halves"], constant(0.5))]
-    result = play(arms, episodes=12, envs=4, seed=3)
+    policies = [PolicyBatch(["ones"], constant(1.0)), PolicyBatch(["halves"], constant(0.5))]
+    result = play(policies, episodes=12, envs=4, seed=3)
     assert {name: len(r) for name, r in result.returns.items()} == {"ones": 12, "halves": 12}
     lengths = []
     for i in range(4):  # the same environments by hand: seeded once, three episodes each
@@ -71,23 +73,23 @@ def test_every_environment_plays_its_quota_and_returns_are_exact() -> None:
     assert result.env_steps == 2 * sum(lengths)
 
 
-def test_arms_in_one_batch_act_by_their_own_number() -> None:
+def test_scales_in_one_batch_act_by_their_own_index() -> None:
     def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
         return (scale_index.float() / 4)[:, None]
 
-    result = play([Arm(["a", "b", "c"], act)], episodes=4, envs=4, seed=0)
+    result = play([PolicyBatch(["a", "b", "c"], act)], episodes=4, envs=4, seed=0)
     np.testing.assert_allclose(result.returns["b"] * 2, result.returns["c"])
     assert (result.returns["a"] == 0).all()
 
 
-def test_what_is_seen_of_an_arms_sampling_is_its_own() -> None:
+def test_what_is_seen_of_a_policys_sampling_is_its_own() -> None:
     def act(states: torch.Tensor, scale_index: torch.Tensor) -> torch.Tensor:
         note_clips(1, 4)
         return torch.zeros(len(states), 1)
 
-    arms = [Arm(["a@1", "a@2"], act), Arm(["b"], constant(1.0))]
+    policies = [PolicyBatch(["a@1", "a@2"], act), PolicyBatch(["b"], constant(1.0))]
     with watching() as around:
-        result = play(arms, episodes=4, envs=2, seed=0)
+        result = play(policies, episodes=4, envs=2, seed=0)
     assert result.sampling == {"a@1": {"clipped": 0.25}, "a@2": {"clipped": 0.25}}
     assert around.metrics() == {"clipped": 0.25} and around.clipped > 1
 
@@ -99,19 +101,19 @@ def test_a_warning_of_sampling_names_the_policies() -> None:
         return torch.zeros(len(states), 1)
 
     with pytest.warns(SamplingWarning, match=r"^guided@1, guided@2: samples have left .* or are not finite"):
-        play([Arm(["guided@1", "guided@2"], act)], episodes=2, envs=2, seed=0)
+        play([PolicyBatch(["guided@1", "guided@2"], act)], episodes=2, envs=2, seed=0)
 
 
 def test_actions_are_kept_within_the_action_space() -> None:
-    result = play([Arm(["big"], constant(7.0))], episodes=3, envs=3, seed=0, paths=2)
+    result = play([PolicyBatch(["big"], constant(7.0))], episodes=3, envs=3, seed=0, paths=2)
     assert all(r == len(path) for r, path in zip(result.returns["big"], result.paths["big"], strict=False))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_no_result(workers: int) -> None:
     def with_workers(n: int) -> tuple[Rollouts, list[Any]]:
-        arms, seen = [Arm(["one"], noisy(0)), Arm(["two", "three"], noisy(1))], list[SoFar]()
-        return play(arms, episodes=15, envs=5, seed=3, workers=n, watch=seen.append, paths=3), seen
+        policies, seen = [PolicyBatch(["one"], noisy(0)), PolicyBatch(["two", "three"], noisy(1))], list[SoFar]()
+        return play(policies, episodes=15, envs=5, seed=3, workers=n, watch=seen.append, paths=3), seen
 
     (plain, plain_seen), (parallel, seen) = with_workers(0), with_workers(workers)
     same(plain, parallel)
@@ -121,29 +123,29 @@ def test_workers_change_no_result(workers: int) -> None:
 
 
 def test_more_workers_than_environments() -> None:
-    arms = [Arm(["ones"], constant(1.0))]
-    same(play(arms, episodes=1, envs=1, seed=0, workers=3), play(arms, episodes=1, envs=1, seed=0))
+    policies = [PolicyBatch(["ones"], constant(1.0))]
+    same(play(policies, episodes=1, envs=1, seed=0, workers=3), play(policies, episodes=1, envs=1, seed=0))
 
 
-def test_an_arm_does_not_notice_the_others() -> None:
-    alone = play([Arm(["one"], noisy(0))], episodes=6, envs=3, seed=3)
-    beside = play([Arm(["long", "longer"], constant(1.0)), Arm(["one"], noisy(0))], episodes=6, envs=3, seed=3)
+def test_a_policy_does_not_notice_the_others() -> None:
+    alone = play([PolicyBatch(["one"], noisy(0))], episodes=6, envs=3, seed=3)
+    beside = play([PolicyBatch(["long", "longer"], constant(1.0)), PolicyBatch(["one"], noisy(0))], episodes=6, envs=3, seed=3)
     np.testing.assert_array_equal(alone.returns["one"], beside.returns["one"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_an_environment_raises_is_reported_and_no_process_stays(workers: int) -> None:
     with pytest.raises(ArithmeticError, match="the simulation diverged"):
-        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Raising, workers=workers)
+        play([PolicyBatch(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Raising, workers=workers)
     assert not multiprocessing.active_children()
     with pytest.raises(UserError, match="no such simulator"):
-        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=unmakeable, workers=workers)
+        play([PolicyBatch(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=unmakeable, workers=workers)
     assert not multiprocessing.active_children()
 
 
 def test_the_death_of_a_worker_is_reported_and_no_process_stays() -> None:
     with pytest.raises(UserError, match="a worker process that steps environments died") as error:
-        play([Arm(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Dying, workers=2)
+        play([PolicyBatch(["any"], constant(1.0))], episodes=2, envs=2, seed=0, env=Dying, workers=2)
     assert error.value.key == "evaluation.workers"
     assert not multiprocessing.active_children()
 

@@ -144,7 +144,7 @@ def test_all_runs_are_evaluated_in_one_pass_unless_there_are_too_many(
     monkeypatch.setattr(rl_job, "evaluate_together", counted)
     assert egd("run", tiny, "--out", tmp_path / "a", "--seeds", "0-2").exit_code == 0
     assert passes == [3]
-    monkeypatch.setattr(rl_job, "ENVIRONMENTS", 13)  # a run has 2 for behaviour and for either arm
+    monkeypatch.setattr(rl_job, "ENVIRONMENTS", 13)  # a run has 2 for behaviour and for either guided policy
     passes.clear()
     assert egd("run", tiny, "--out", tmp_path / "b", "--seeds", "0-2").exit_code == 0
     assert passes == [2, 1]

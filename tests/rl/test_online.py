@@ -1,4 +1,4 @@
-"""Offline to online: one loop, whose arms differ in the shares of a batch and in the generator."""
+"""Offline to online: one loop, whose variants differ in the shares of a batch and in the generator."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def online(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe
 
 
-ARMS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "offline replay": {"online.shares.pooled": True},
     "unguided": {"online.shares": HALF, "online.generator": SMALL | {"name": "diffusion", "warm_start": False}},
     "edis": {
@@ -80,11 +80,13 @@ ARMS: dict[str, dict[str, Any]] = {
 QUICK = ("edis", "resampled")
 
 
-@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in QUICK)) for arm in ARMS])
-def test_an_arm_stopped_online_ends_as_one_never_stopped(
-    egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+@pytest.mark.parametrize(
+    "variant", [pytest.param(variant, marks=[pytest.mark.slow] * (variant not in QUICK)) for variant in VARIANTS]
+)
+def test_a_run_stopped_online_ends_as_one_never_stopped(
+    egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
-    settings = [part for key, value in ARMS[arm].items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    settings = [part for key, value in VARIANTS[variant].items() for part in ("--set", f"{key}={json.dumps(value)}")]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = egd("run", online, "--out", whole, *settings)
     assert result.exit_code == 0, result.output
@@ -136,13 +138,13 @@ def test_bad_input_is_named_with_its_remedy(egd: Any, online: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_arms_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_STORE", str(tmp_path / "store"))
     direct = EDIS | {"energy": "ratio"}  # a swap leaves how the other's weights are trained
-    for arm, generator in (("unguided", SMALL | {"name": "diffusion"}), ("edis", direct)):
+    for variant, generator in (("unguided", SMALL | {"name": "diffusion"}), ("edis", direct)):
         chosen = {"online.shares": HALF, "online.generator": generator}
         settings = [part for key, value in chosen.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-        assert egd("run", online, "--out", tmp_path / arm, *settings).exit_code == 0
+        assert egd("run", online, "--out", tmp_path / variant, *settings).exit_code == 0
     reused = json.loads((tmp_path / "edis" / SEED0 / "summary.json").read_text())["reused"]
     assert set(reused) == {"critic", "policy", "generator"}
 
@@ -217,7 +219,7 @@ def test_pooled_shares_are_of_all_rows_alike() -> None:
     assert (learner.batch(torch.Generator()).reward == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_arms_take_the_same_actions_and_online_rows(generator: torch.Generator) -> None:
+def test_variants_take_the_same_actions_and_online_rows(generator: torch.Generator) -> None:
     """Whatever else is drawn between."""
 
     class Agent:

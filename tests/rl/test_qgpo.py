@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     "sampler": {"steps": 4},
     "guidance": {"energy": {"samples": 4}},
 }
-ARMS: dict[str, Any] = {
+VARIANTS: dict[str, Any] = {
     "mse": {"energy": "mse"},
     "exp_mse": {"energy": {"name": "exp_mse", "samples": 4}},
     "wide": {"energy": {"samples": 10}},
@@ -70,13 +70,13 @@ def train(made: QGPO) -> QGPO:
 
 
 def test_a_recipe_that_names_some_keys_keeps_what_qgpo_has_in_other_places_than_aepo() -> None:
-    config = agent(variants=ARMS | {"closed": {"energy": "dps"}}).config
+    config = agent(variants=VARIANTS | {"closed": {"energy": "dps"}}).config
     assert (config.critic.name, config.critic.width) == ("isql", 16)
     assert (config.energy_network.layers, config.guidance.energy.name, config.guidance.clip_x0) == (2, "cep", False)
     assert config.guidance.energy.spec.settings == {"samples": 4}
-    energies = {name: arm.energy.name for name, arm in config.variants.items()}
+    energies = {name: guidance.energy.name for name, guidance in config.variants.items()}
     assert energies == {"mse": "mse", "exp_mse": "exp_mse", "wide": "cep", "steep": "cep", "closed": "dps"}
-    assert not any(arm.clip_x0 for arm in config.variants.values())
+    assert not any(guidance.clip_x0 for guidance in config.variants.values())
     assert QGPO.Config.model_validate({"experiment": "e", "task": "t"}).energy_network.layers == 4
     assert agent(critic={"name": "iql"}).config.critic.name == "iql"
 
@@ -84,7 +84,7 @@ def test_a_recipe_that_names_some_keys_keeps_what_qgpo_has_in_other_places_than_
 def test_the_table_has_as_many_actions_as_the_greediest_wants() -> None:
     assert agent().support.k == 4
     assert agent(support={"actions": 7}).support.k == 7
-    wide = agent(variants=ARMS)
+    wide = agent(variants=VARIANTS)
     assert wide.support.k == 10
     tables = [next(p.cache_key for p in made.phases() if p.name == "support") for made in (wide, agent())]
     assert tables[0] != tables[1]  # the same recipe keys, another table
@@ -144,8 +144,8 @@ def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch:
 # -- objectives ------------------------------------------------------------------------------------------------------
 
 
-def test_arms_train_on_what_they_compare() -> None:
-    made = agent(variants=ARMS)
+def test_variants_train_on_what_they_compare() -> None:
+    made = agent(variants=VARIANTS)
     made.support.actions = torch.randn(made.support.shape, generator=torch.Generator().manual_seed(3))
     drawn = {name: energy.learner.draw(torch.Generator().manual_seed(0)) for name, energy in made.guidance.energies.items()}
     for name, k in {"guided": 4, "exp_mse": 4, "wide": 10}.items():
@@ -161,9 +161,9 @@ def test_arms_train_on_what_they_compare() -> None:
     assert matches.any(0).all()  # the regression is on the data's own actions
 
 
-def test_every_arm_learns_and_acts() -> None:
-    made = train(agent(variants=ARMS))
-    assert set(made.guidance.energies) == {"guided", *ARMS}
+def test_every_variant_learns_and_acts() -> None:
+    made = train(agent(variants=VARIANTS))
+    assert set(made.guidance.energies) == {"guided", *VARIANTS}
     states = made.data.transitions.state[:8]
     seen = []
     for name in made.policies():
@@ -214,7 +214,7 @@ def test_qgpo_and_its_two_rivals_come_of_one_run(egd: Any, qgpo: Path, tmp_path:
     result = egd("run", qgpo, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / RUN / "summary.json").read_text())
-    scales = {f"{arm}@{omega}" for arm in ("guided", "mse", "exp_mse") for omega in (1, 3)}
+    scales = {f"{name}@{omega}" for name in ("guided", "mse", "exp_mse") for omega in (1, 3)}
     assert set(summary["policies"]) == {"behaviour"} | scales
     found = {path.stem for path in (tmp_path / RUN / "checkpoints").iterdir()}
     assert found == {"denoiser", "support", "critic", "calibration", "energy_guided", "energy_mse", "energy_exp_mse"}
