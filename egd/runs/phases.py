@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
 from egd.errors import UserError
 from egd.runs.checkpoint import group, prefixed
 from egd.runs.folder import RunFolder, not_finite
-from egd.runs.phase_files import load_phase, not_finite_in, save_phase
+from egd.runs.phase_files import Meta, load_phase, not_finite_in, save_phase
 from egd.runs.progress import Bar, Reporter
 from egd.runs.stopping import at_once, between_steps, told
 from egd.samplers.watching import named
@@ -46,9 +47,10 @@ class Phase:
     """Training of ``learner`` for ``steps`` updates, under a name that is unique in the run.
 
     ``hook(step)`` is called every ``hook_every`` steps, before the first step too with ``hook_first``, and its results are
-    kept. ``cache_key`` is a JSON value of all that determines the outcome: a phase of another run with an equal key can replace
-    this one (``egd.runs.store``); None forbids that. ``checkpoint_every`` is the interval of checkpoints in steps where they
-    are large; 0 means the interval of all phases. ``vitals`` are checked whenever a checkpoint is due by its step.
+    kept; ``note`` is the type of a result with its ``step``. ``cache_key`` is a JSON value of all that determines the outcome:
+    a phase of another run with an equal key can replace this one (``egd.runs.store``); None forbids that. ``checkpoint_every``
+    is the interval of checkpoints in steps where they are large; 0 means the interval of all phases. ``vitals`` are checked
+    whenever a checkpoint is due by its step.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Phase:
     learner: Learner
     hook: Hook | None = None
     hook_every: int = 0
+    note: type[BaseModel] | None = None
     cache_key: Any = None
     checkpoint_every: int = 0
     hook_first: bool = False
@@ -343,8 +346,23 @@ def _restore(run: PhaseRun, generator: torch.Generator, recent: _Recent, device:
     except ValueError as error:
         raise _unfit(path, str(error)) from error
     _restore_generator(generator, tensors.get("generator"), seed_of(run.seed, f"{run.phase.name}/{meta.step}"), str(path))
+    check_notes(run.phase, meta, path)
     made = key_of(run.phase.cache_key)
     return Progress(meta.step, meta.seconds, meta.notes, made if meta.made == made else "")
+
+
+def check_notes(phase: Phase, meta: Meta, path: Path) -> None:
+    """Check the hook's results in a checkpoint. Raises UserError where they are of other steps or of another form."""
+    due = [step for step in range(meta.step + 1) if phase.note_at(step)]
+    found = [note.get("step") for note in meta.notes]
+    if found not in (due, due[:-1] if due and due[-1] == meta.step else due):  # a checkpoint is saved before the hook is called
+        raise _unfit(path, f"it has results of steps {found}, and they are due at {due}")
+    try:
+        if phase.note is not None:
+            TypeAdapter(list[phase.note]).validate_python(meta.notes)  # type: ignore[name-defined]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _unfit(path, f"a result of its steps is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
 
 
 def _restore_generator(generator: torch.Generator, saved: Tensor | None, seed: int, path: str) -> None:

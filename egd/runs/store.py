@@ -22,7 +22,7 @@ from egd.runs.checkpoint import Damaged, read_meta
 from egd.runs.files import sweep, write_atomic, write_text
 from egd.runs.folder import RunFolder
 from egd.runs.phase_files import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
-from egd.runs.phases import UNFIT, Phase, check_fits, key_of
+from egd.runs.phases import UNFIT, Phase, check_fits, check_notes, key_of
 
 GIGABYTES = 20.0
 HOUR = 3600.0
@@ -89,6 +89,7 @@ class Store:
             if meta.step != phase.steps:
                 raise Damaged(f"{stored} is of step {meta.step} of {phase.steps}")
             check_fits(phase, tensors, stored)
+            check_notes(phase, meta, stored)
             os.utime(stored)
         except (UserError, OSError) as error:  # the phase is trained anew, and then replaces this entry
             reason = str(error).removesuffix(f"; {UNFIT}").removesuffix("; remove it and run again")

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, run_label
@@ -51,6 +52,16 @@ class Planned:
         return run_label(self.title, self.cell, self.config.seed)
 
 
+class InterimEvaluation(BaseModel):
+    """Evaluation of the headline in the middle of a phase."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    step: NonNegativeInt
+    phase: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Run:
     """Run in training and evaluation."""
@@ -83,7 +94,9 @@ class Run:
             return phases
         last = self.agent.evaluation_phase(phases)
         made = None if last.cache_key is None else {"evaluated": self._evaluated(), "after": last.cache_key}
-        hooked = replace(last, hook=lambda step: self._interim(last.name), hook_every=every, cache_key=made)
+        hooked = replace(
+            last, hook=lambda step: self._interim(last.name), hook_every=every, note=InterimEvaluation, cache_key=made
+        )
         return [hooked if p is last else p for p in phases]
 
     def _action_ms(self) -> float:

@@ -122,6 +122,13 @@ def test_a_step_beyond_the_last_is_refused(whole: RunFolder) -> None:
         go_on(whole)
 
 
+@pytest.mark.parametrize("notes", [[], [{"step": "?"}], [{"step": 7}, {"step": 14}, {"step": 20}], [{"score": 1.0}] * 3])
+def test_results_of_a_hook_that_were_not_due_are_refused(whole: RunFolder, notes: list[dict[str, Any]]) -> None:
+    again(whole.checkpoint("second"), meta={"notes": notes})
+    with pytest.raises(UserError, match=r"it has results of steps .*, and they are due at \[7, 14, 21\]; remove it"):
+        go_on(whole)
+
+
 class Diverging:
     """Learns to be infinite at its second step, while its loss is fine."""
 
