@@ -20,7 +20,11 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the figures.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Report",
     policies: Annotated[
-        str, typer.Option(help="headline: one of each run; all: every other as well, such as those of further guidance scales.")
+        str,
+        typer.Option(
+            help="headline: the one that represents a run; all: the others too, such as those of further guidance scales. "
+            "Experiments without policies have measurements in their place."
+        ),
     ] = "headline",
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="Only this method, or row. May be repeated.")

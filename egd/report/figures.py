@@ -176,8 +176,8 @@ def radar(report: Report) -> Figure:
 
 
 def omega(report: Report) -> Figure:
-    """Plot the score of every guided policy over the guidance scale, with the unguided policy as a line (AEPO, figures 2
-    to 5).
+    """Plot the score of every guided policy over the guidance scale, with the unguided policy as a line (AEPO, figures 2 to
+    5).
     """
     scores = {run.path: _by_scale(run) for run in report.runs}
     runs = [run for run in report.runs if any(len(by) > 1 for by in scores[run.path].values())]
@@ -213,7 +213,9 @@ def _by_scale(run: Run) -> dict[str, dict[float, float]]:
 
 
 def sensitivity(report: Report) -> Figure:
-    """Plot the score over each numeric setting in which runs of a method differ, a line for every task (AEPO, figure 6)."""
+    """Plot the headline policy's score over each numeric setting in which runs of a method differ, a line for every task (AEPO,
+    figure 6).
+    """
     varied = list(_varied(report))
     if not varied:
         raise _needs("sensitivity", "runs that differ in a number: run with --grid guidance.beta=1,2,3, say")

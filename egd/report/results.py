@@ -1,4 +1,8 @@
-"""The data of a report: the scores of its policies by task and label, and the published results to compare with."""
+"""The data of a report: the scores of policies by task and label, and the published results to compare with.
+
+A run of an experiment without policies has no entry here: it is one of the report's ``measured`` runs
+(``egd.report.measures``).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,10 @@ from egd.runs.summaries import Measured
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy of one run: its score at the last checkpoint and, for the headline policy, the best score in training."""
+    """Policy of a run: its score at the last checkpoint and, for the headline policy, the best score in training.
+
+    The headline policy represents the run.
+    """
 
     label: str
     run: Run
@@ -35,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """Runs, the entries of the tables (headline policies, or all), published results, and runs that could not be used."""
+    """Runs with policies, the entries of the tables (headline policies, or all), published results, and unusable runs."""
 
     title: str
     runs: Sequence[Run]
@@ -43,7 +50,7 @@ class Report:
     references: Sequence[Reference]
     skipped: Sequence[tuple[Path, str]]
     measured: Sequence[Run] = ()
-    """Runs that measure samples and score no policy."""
+    """Runs of experiments without policies, which have measurements on samples."""
     against: str | None = None
     """The label whose learning curves all others are compared with."""
     threshold: float | None = None
@@ -93,14 +100,15 @@ class Report:
 
 
 def _by_value(entry: Entry) -> Any:
-    """Return the sort key of an entry: its settings, numbers by size; the headline precedes the other policies."""
+    """Return the sort key of an entry: its settings, numbers by size; the headline policy precedes the others."""
     cell = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in entry.run.cell.values()]
     return cell, entry.label != entry.run.label
 
 
 def entries(run: Run, everything: bool) -> list[Entry]:
-    """Return the entry of a run's headline policy, under the run's label. With ``everything`` all other policies follow, under
-    label/policy.
+    """Return the entry of the headline policy of a run with policies, under the run's label.
+
+    With ``everything`` all other policies follow, under label/policy.
     """
     s = run.summary
     best = s.best.score if s.best is not None else None

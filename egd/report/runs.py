@@ -82,7 +82,10 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
 
 
 def _read(folder: Path) -> Run | str:
-    """Read a run, or return the reason why an undamaged folder has nothing to report. Raises UserError for a damaged one."""
+    """Read a run, or return the reason why an undamaged folder has nothing to report. Raises UserError for a damaged one.
+
+    The summary of a run without policies is a ``Measured`` one.
+    """
     config, path = folder / "config.yaml", folder / "summary.json"
     result = read_summary(path, Common)[0]
     rows = None if "policies" in result else _measured(result, config)

@@ -194,7 +194,8 @@ def improvements(report: Report) -> Iterator[tuple[str, str, Estimate]]:
 def means(summaries: Sequence[Summary], cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Return rows for the terminal: mean ± standard deviation over seeds for every task, grid cell, method and policy.
 
-    ``cells`` holds the grid cell of each summary, which may be empty.
+    ``cells`` holds the grid cell of each summary, which may be empty. A summary without policies gives no row. The best score
+    in training is that of the headline policy.
     """
     results = zip(summaries, cells, strict=True)
     flat = [((s.task, tuple(c.items()), s.method, name), s, stats) for s, c in results for name, stats in s.policies.items()]

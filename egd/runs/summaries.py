@@ -64,7 +64,11 @@ class Common(Frozen):
 
 
 class Summary(Common):
-    """The summary of a run that ends with scores of policies."""
+    """Summary of a run that ends with scores of policies.
+
+    The headline policy is the one whose score represents the run in tables and figures. An experiment without policies, such as
+    toy2d or digits, gives rows of measurements instead (``Measured``).
+    """
 
     algorithm: str = ""
     """The algorithm, whatever label the tables give the method."""
@@ -74,6 +78,7 @@ class Summary(Common):
     policies: dict[str, Stats]
     """Scores by policy; empty where there was no environment to evaluate in."""
     headline: str
+    """Name of the headline policy, a key of ``policies``."""
     best: Point | None = None
     evaluations: tuple[Point, ...] = ()
     reused: dict[str, Any] = {}
@@ -90,7 +95,10 @@ class Summary(Common):
 
 
 class Measured(Summary):
-    """The summary of a run that ends with measurements on samples, and scores no policy."""
+    """Summary of a run without policies, which ends with ``rows`` of measurements on samples.
+
+    ``policies`` is {} and ``headline`` is empty.
+    """
 
     policies: dict[str, Stats] = {}
     headline: str = ""

@@ -21,7 +21,10 @@ class Means:
 
 
 def means_below(out: Path) -> Means:
-    """Compute the means of all complete runs below a folder that have scores of policies."""
+    """Compute the means of all complete runs below a folder that have scores of policies.
+
+    Runs of experiments without policies are not included.
+    """
     summaries: list[Summary] = []
     cells: list[Mapping[str, str]] = []
     damaged: list[str] = []

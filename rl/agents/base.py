@@ -73,7 +73,7 @@ class Agent(ABC):
 
     @property
     def headline(self) -> str:
-        """Name of the policy that represents the method, ``name`` or ``name@scale``."""
+        """Name of the headline policy, which represents the method in tables and figures: ``name`` or ``name@scale``."""
         return "policy" if self.guidance is None else self.guidance.own("guided")
 
     def diagnostics(self, generator: torch.Generator) -> dict[str, Any]:

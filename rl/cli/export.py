@@ -14,7 +14,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="The folder of a complete run: OUT/<task>/seed-<n>.")],
     to: Annotated[Path, typer.Option("--to", help="The file to write: FILE.pt2 (torch.export) or FILE.onnx.")],
     policy: Annotated[
-        str | None, typer.Option(help="guided, a variant of the recipe, behaviour, or policy; the headline's by default.")
+        str | None, typer.Option(help="guided, a variant of the recipe, behaviour, or policy; the headline policy by default.")
     ] = None,
     omega: Annotated[float | None, typer.Option(help="Guidance scale; the recipe's by default.")] = None,
     batch: Annotated[int, typer.Option(help="How many observations the file takes at a time.", min=1)] = 1,

@@ -29,7 +29,7 @@ class PolicyModule(nn.Module):
     """Policy of a trained agent as a function of tensors: the evaluation's own code, with the noise as an input.
 
     ``policy`` is one of the agent's: ``guided``, a variant or ``behaviour``, or ``policy`` of an agent without guidance; by
-    default the headline's. ``omega`` is its guidance scale, by default the recipe's. ``draws`` (M) is the number of normal
+    default the headline policy. ``omega`` is its guidance scale, by default the recipe's. ``draws`` (M) is the number of normal
     draws per state: one for each sampled action (``candidates``), and one for each support sample. Raises UserError for a
     policy that does not exist, a negative scale, or a policy that draws random numbers of another kind.
     """
