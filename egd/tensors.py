@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -152,3 +153,12 @@ def value_gradient_hessian(f: Callable[[Tensor, Context], Tensor], x: Tensor, c:
     else:
         hessian = torch.stack([pull(row.reshape(x[:1].shape).expand_as(x))[0].flatten(1) for row in eye])
     return value[:n], grad[:n].flatten(1), hessian.transpose(0, 1)
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore the state of torch's global generator on the CPU after the with-block, which begins with ``seed`` where given."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -24,7 +24,7 @@ from egd.posteriors import Tweedie, calibrate
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
-from egd.tensors import value_and_grad
+from egd.tensors import isolated_rng, value_and_grad
 from egd.training.learners import DenoiserLearner, Fit, train
 from egd.types import Context, Denoiser, Schedule, TimedEnergy
 
@@ -253,8 +253,7 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
     """Train a denoiser for the case's distribution on fresh samples. The network predicts v: at high noise, an error in
     predicted noise would be magnified by sigma / alpha in x_0 and in its Jacobian, an error in v is not.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with isolated_rng(settings.seed):
         network = NoiseMLP(case.dim, width=128, blocks=4)
     fit = Fit(network, lr=1e-3, steps=settings.denoiser_steps, decay=True, ema=0.99)
     sample = lambda n, g: (case.mixture.sample(n, g).float(), None)  # noqa: E731

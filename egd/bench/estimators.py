@@ -17,6 +17,7 @@ from egd.config.trial import Trial
 from egd.networks.mlp import EnergyMLP
 from egd.objectives.base import energy_network
 from egd.schedules import VPLinear
+from egd.tensors import isolated_rng
 from egd.training.learners import EnergyLearner, Fit, train
 from egd.types import Context, Denoiser, Objective, Sample, Schedule, TimedEnergy
 
@@ -101,8 +102,7 @@ def closed_form(spec: Any, parts: Mapping[str, Any]) -> TimedEnergy:
 def trained(spec: Any, parts: Mapping[str, Any], sample: Sample, settings: Training, dim: int, seed: int) -> TimedEnergy:
     """Train a network on an objective. The network computes in float32 whatever the dtype of its input."""
     objective: Objective = build(OBJECTIVES, Spec.of(spec, "estimator"), parts, "estimator")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with isolated_rng(seed):
         network = energy_network(objective, (dim,), 0, partial(EnergyMLP, dim, width=settings.width, layers=settings.layers))
     fit = Fit(network, lr=settings.lr, steps=settings.steps, decay=True)
     schedule: Schedule = parts["schedule"]

@@ -30,7 +30,7 @@ from egd.posteriors import calibrate, residual
 from egd.rules import Additive
 from egd.samplers import heun
 from egd.schedules import EDM, time_grid
-from egd.tensors import value_and_grad
+from egd.tensors import isolated_rng, value_and_grad
 from egd.training.learners import EnergyLearner, Fit, train
 from egd.training.times import UNIFORM, LogNormalTimes, Times
 from egd.types import Context, Denoiser, Energy, Objective, TimedEnergy
@@ -128,8 +128,7 @@ Make = Callable[[Problem, Settings], TimedEnergy]
 
 
 def _trained(problem: Problem, settings: Settings, objective: Objective, times: Times, seed: int) -> TimedEnergy:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed + seed)
+    with isolated_rng(settings.seed + seed):
         network = EnergyMLP(problem.q.means.shape[1], width=128, layers=3)
     fit = Fit(network, lr=2e-3, steps=settings.training, decay=True)
     sample = lambda n, g: (problem.q.sample(n, g).float(), None)  # noqa: E731

@@ -20,7 +20,7 @@ from egd.errors import UserError
 from egd.objectives.base import ObjectiveNetwork
 from egd.posteriors import IsotropicGaussian
 from egd.posteriors.moments import calibrate
-from egd.tensors import expand, flat_context, map_context, value_and_grad
+from egd.tensors import expand, flat_context, isolated_rng, map_context, value_and_grad
 from egd.types import BringsNetwork, Context, Sampler, Schedule
 
 TIMES = (0.1, 0.5, 0.9)
@@ -190,7 +190,7 @@ def _check_finite(component: object, *values: Tensor) -> None:
 @contextmanager
 def _answering(key: str) -> Iterator[None]:
     """Turn a broken contract into a UserError, and ignore other errors. The global random state is restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    with isolated_rng():
         try:
             yield
         except ContractError as error:

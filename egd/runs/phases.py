@@ -25,6 +25,7 @@ from egd.runs.phase_files import Meta, load_phase, not_finite_in, save_phase
 from egd.runs.progress import Bar, Reporter
 from egd.runs.stopping import at_once, between_steps, told
 from egd.samplers.watching import named
+from egd.tensors import isolated_rng
 from egd.training.batched import BatchedLearner, NotBatchable
 from egd.training.divergence import Vitals, largest_weight
 from egd.training.learners import Learner, Metrics, computing_of
@@ -94,8 +95,7 @@ def seed_of(seed: int, name: str) -> int:
 
 def fresh(seed: int, name: str, make: Callable[[], Made]) -> Made:
     """Make an object, such as a network, with random numbers that depend on the seed and the name alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, name))
+    with isolated_rng(seed_of(seed, name)):
         return make()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from egd.denoisers import convert
 from egd.errors import UserError
 from egd.schedules.diffusers import Diffusers
-from egd.tensors import expand
+from egd.tensors import expand, isolated_rng
 from egd.types import Denoiser
 
 T_MIN = 1e-7  # the data itself, sigma = 0, has no score
@@ -171,7 +171,7 @@ def _fault(kind: Any, config: str, eta: float) -> str | None:
     most = (scheduler.config.get(name) or TRIAL_STEPS for name in ("num_train_timesteps", "original_inference_steps"))
     steps = min(TRIAL_STEPS, *most)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
+        with isolated_rng(), torch.no_grad(), torch.device("cpu"):
             run = SchedulerSteps(scheduler, Diffusers(scheduler), steps)
             if len(run.timesteps) > 1 and bool(run.timesteps[0] < run.timesteps[-1]):
                 return "its timesteps rise, from an image to noise"

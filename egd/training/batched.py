@@ -97,7 +97,7 @@ class BatchedLearner:
     """
 
     def __init__(self, learners: Sequence[Any], generators: Sequence[torch.Generator]) -> None:
-        if not all(isinstance(learner, StepLearner) for learner in learners):
+        if not all(isinstance(learner, StepLearner) and learner.batchable for learner in learners):
             raise NotBatchable("not every learner's step is a draw and a loss")
         self.learners: Sequence[StepLearner] = learners
         self.generators, self.fits = generators, [learner.fit for learner in self.learners]

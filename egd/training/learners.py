@@ -202,6 +202,8 @@ class StepLearner(ABC):
 
     fit: Fit
     computing: Computing = Computing()
+    batchable: bool = True
+    """Whether nothing but draws comes between its steps, so that several runs can take them together."""
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Any:

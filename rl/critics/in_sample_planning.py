@@ -11,9 +11,8 @@ from typing_extensions import override
 
 from egd.bounds import Beta, Rounds
 from egd.runs.checkpoint import group, prefixed
-from egd.training.learners import Learner, Metrics
-from egd.training.precision import Computing
-from rl.critics.base import Critic, CriticLearner, Shared
+from egd.training.learners import Learner, Metrics, StepLearner
+from rl.critics.base import Critic, Shared
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.support_actions import SupportTable
 
@@ -74,41 +73,38 @@ class InSamplePlanning(Critic):
         self.fit.optimiser.state.clear()
 
 
-class PlanningLearner:
+class PlanningLearner(StepLearner):
     """Learner of Q on returns that are planned anew before each round."""
 
+    batchable = False
+
     def __init__(self, critic: InSamplePlanning, data: OfflineData, batch: int, support: SupportTable) -> None:
-        self.critic, self.data, self.support, self.batch = critic, data, support, batch
+        self.critic, self.data, self.support, self.batch, self.fit = critic, data, support, batch, critic.fit
         self.returns = torch.zeros(len(data.transitions), device=data.transitions.reward.device)
         self.mean, self.spread = torch.zeros((), device=self.returns.device), torch.ones((), device=self.returns.device)
-        self._steps = CriticLearner(critic, self._draw)
 
-    def _draw(self, generator: torch.Generator) -> Planned:
+    @override
+    def draw(self, generator: torch.Generator) -> Planned:
         index = self.data.index(self.batch, generator)
         return self.data.transitions[index], (self.returns[index] - self.mean) / self.spread
 
-    @property
-    def computing(self) -> Computing:
-        """Precision and compilation of the learner's steps."""
-        return self._steps.computing
-
-    @computing.setter
-    def computing(self, computing: Computing) -> None:
-        self._steps.computing = computing
+    @override
+    def loss(self, drawn: Planned) -> tuple[Tensor, Metrics]:
+        return self.critic.loss(drawn)
 
     @property
     def round(self) -> int:
         """Length of a round in steps."""
-        return max(1, -(-self.critic.fit.steps // self.critic.rounds))
+        return max(1, -(-self.fit.steps // self.critic.rounds))
 
+    @override
     def update(self, generator: torch.Generator) -> Metrics:
-        """Take one step, after planning where a round begins, and return its metrics."""
-        metrics = self._plan() if self.critic.fit.step % self.round == 0 else {}
-        return {**self._steps.update(generator), **metrics}
+        metrics = self._plan() if self.fit.step % self.round == 0 else {}
+        return {**super().update(generator), **metrics}
 
     @torch.no_grad()
     def _plan(self) -> Metrics:
-        first = self.critic.fit.step == 0
+        first = self.fit.step == 0
         values = None if first else self.spread * torch.cat(list(self._values())) + self.mean
         self.returns, in_data = planned(self.data.transitions, self.support, values, self.critic.gamma)
         self.mean, self.spread = self.returns.mean(), self.returns.std().clamp(min=0.1)
@@ -121,13 +117,13 @@ class PlanningLearner:
         for states, actions in zip(*chunks, strict=True):
             yield self.critic.softmax_q(states, actions, self.critic.beta)
 
+    @override
     def state(self) -> dict[str, Tensor]:
-        """Return the critic's state and the returns of this round."""
         planned = {"returns": self.returns, "mean": self.mean, "spread": self.spread}
         return {**prefixed("critic", self.critic.state()), **prefixed("planned", planned)}
 
+    @override
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore the tensors returned by ``state``."""
         self.critic.load(group("critic", state))
         planned = {name: tensor.to(self.returns.device) for name, tensor in group("planned", state).items()}
         self.returns, self.mean, self.spread = planned["returns"], planned["mean"], planned["spread"]

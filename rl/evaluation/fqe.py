@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egd.tensors import isolated_rng
 from rl.critics import CriticLearner
 from rl.critics.td import TD, Acted
 from rl.data.transitions import OfflineData
@@ -57,6 +58,5 @@ def fitted_q(
 def _fresh(settings: CriticConfig, state: int, action: int, steps: int, generator: torch.Generator) -> TD:
     network = settings.model_dump(include={"gamma", "lr", "width", "layers", "activation", "layer_norm"})
     polyak = max(settings.polyak, min(1.0, 20 / max(1, steps)))  # a short training needs a target that keeps up
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    with isolated_rng(generator.initial_seed()):
         return TD(state, action, **network, polyak=polyak, ensemble=1, steps=steps, decay=True, device=generator.device)
