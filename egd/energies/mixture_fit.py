@@ -37,7 +37,7 @@ class CollapsedError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class MixtureFit:
-    """Estimate E_t ~ -log sum_k v_k(x_t) Z_k(x_t) by the posterior of a mixture fitted to ``samples`` of q.
+    """Mixture estimate E_t ~ -log sum_k v_k(x_t) Z_k(x_t) from the posterior of a mixture fitted to ``samples`` of q.
 
     v_k are the posterior's weights and Z_k = E[exp(-beta E(x_0))] under its k-th Gaussian. Z_k is the second-order closed form,
     exact for a quadratic E, times an importance-sampling correction over ``points`` draws (0: no correction). Half of the draws
