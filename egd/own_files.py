@@ -1,10 +1,13 @@
-"""Names in a user's file that a recipe could give, read without running the file; for messages alone."""
+"""A user's file of code, read without running it: the names in it that a recipe could give, and the files that it imports."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from egd.runs.files import read_regular
@@ -44,3 +47,50 @@ def _makes(node: ast.ClassDef, methods: Sequence[str], arguments: int | None) ->
 def _takes(args: ast.arguments, count: int) -> bool:
     most = len(args.posonlyargs) + len(args.args)
     return most - len(args.defaults) <= count and (count <= most or args.vararg is not None)
+
+
+def imported(file: Path) -> set[Path]:
+    """Find the files of the user's own modules that a file imports, directly or not. Installed packages are left out, and so
+    are the standard library and the packages of the toolkit itself.
+    """
+    found, waiting = set[Path](), [file]
+    while waiting:
+        path = waiting.pop()
+        with suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            names = _imports(ast.parse(read_regular(path, LARGEST)))
+            new = {each for name in names for each in _files(name)} - found - {file}
+            found |= new
+            waiting += new
+    return found
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(module: str) -> Iterator[Path]:
+    """Yield the files of a module and of the packages that it lies in; a last part that names no module is ignored."""
+    first, *rest = module.split(".")
+    toolkit = {_top(__name__), *(_top(entry.module) for entry in entry_points(group="egd.experiments"))}
+    if first in toolkit or first in sys.stdlib_module_names:
+        return
+    places: list[str] | None = None
+    for part in (first, *rest):
+        spec = PathFinder.find_spec(part, places)  # by its last part alone, as its package is not imported
+        if spec is None:
+            return
+        if spec.origin and spec.origin.endswith(".py"):
+            if {"site-packages", "dist-packages"} & {*Path(spec.origin).parts}:
+                return
+            yield Path(spec.origin).resolve()
+        if spec.submodule_search_locations is None:
+            return
+        places = [*spec.submodule_search_locations]
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
+from egd.own_files import imported
 from egd.runs.files import read_regular, write_text
 
 RECORD = "code.json"
@@ -165,7 +166,10 @@ def _file_of(target: str) -> Path | None:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """Return the digest of a file of code and of the user's own modules that it imports."""
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(each.read_bytes()).digest() for each in [file, *sorted(imported(file))])
+    ).hexdigest()
 
 
 def _targets(value: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from egd.config.catalogue import ENERGIES, OBJECTIVES, RULES, SAMPLERS, SCHEDULE
 from egd.config.components import Registry, Spec, bind, build, validate, wanted_parts
 from egd.config.trust import trusting
 from egd.errors import UserError
+from egd.own_files import imported
 
 PARTS = {"energy": None, "denoiser": None, "beta": 2.0}
 
@@ -81,3 +82,20 @@ def test_a_function_in_the_place_of_a_class_is_told_what_a_class_needs(own: Path
         ENERGIES.find("my.py:pus", "k")
     with pytest.raises(UserError, match=r"known: Grid, Heir, Learned, Mine, Short, push, walk$"):
         ENERGIES.find("my.py:zzzzzz", "k")
+
+
+def test_the_modules_of_ones_own_that_a_file_imports_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "mine.py": "import numpy, os\nfrom egd.types import Energy\nfrom helper import f\nimport shelf.deep.low as low\n",
+        "helper.py": "from shelf import things\nimport nowhere_to_be_found\n",
+        "shelf/__init__.py": "",
+        "shelf/things.py": "import mine, helper\n",  # a circle
+        "shelf/deep/low.py": "",  # of a package without __init__.py
+        "other.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {str(path.relative_to(tmp_path.resolve())) for path in imported(tmp_path.resolve() / "mine.py")}
+    assert found == {"helper.py", "shelf/__init__.py", "shelf/things.py", "shelf/deep/low.py"}

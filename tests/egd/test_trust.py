@@ -92,6 +92,20 @@ def test_ones_own_code_is_run_for_a_run_of_ones_own_and_not_once_it_is_another(p
     assert ran()
 
 
+def test_a_change_of_what_ones_own_code_imports_is_a_change_of_it(
+    project: Path, ran: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(project)
+    (project / "helper_of_mine.py").write_text("SCALE = 1\n")
+    (project / "mine.py").write_text("import helper_of_mine\n" + (project / "mine.py").read_text())
+    trained(ran)
+    assert egd("eval", RUN).exit_code == 0 and ran()
+    (project / "helper_of_mine.py").write_text("SCALE = 2\n")
+    refused = egd("eval", RUN)
+    assert refused.exit_code == 2 and not ran()
+    assert "mine.py:Mine" in refused.output and "--trust-code" in refused.output
+
+
 def forged(project: Path, ran: Any) -> None:
     """A stranger signs with a secret of their own."""
     note = json.loads((RUN / "code.json").read_text())
