@@ -148,8 +148,8 @@ def _pushes(guidance: Guidance, grad: Grad, rows: Batch) -> Tensor:
 
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold runs of one task, at any depth.")],
-    states: Annotated[int, typer.Option(help="Of the data.", min=1)] = 256,
-    actions: Annotated[int, typer.Option(help="Of the behaviour policy in every state.", min=2)] = 16,
+    states: Annotated[int, typer.Option(help="Number of states of the data.", min=1)] = 256,
+    actions: Annotated[int, typer.Option(help="Number of actions of the behaviour policy in every state.", min=2)] = 16,
     against: Annotated[
         str | None,
         typer.Option(help="The energy that the others are compared with, as the table has it; the first by default."),

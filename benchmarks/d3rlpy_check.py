@@ -163,9 +163,9 @@ def scores(both: dict[str, Trained], data: OfflineData, task: Task, episodes: in
 
 def main(
     task: Annotated[str, typer.Option(help="A task of egd list tasks, or the Minari id of a dataset.")] = "hopper-medium",
-    steps: Annotated[int, typer.Option(help="Of the critic, and of the policy.", min=1)] = 100_000,
+    steps: Annotated[int, typer.Option(help="Steps of the critic, and of the policy.", min=1)] = 100_000,
     seeds: Annotated[str, typer.Option(help="As 0-2 or 0,5.")] = "0",
-    episodes: Annotated[int, typer.Option(help="Of each policy.", min=1)] = 30,
+    episodes: Annotated[int, typer.Option(help="Episodes of each policy.", min=1)] = 30,
     batch: Annotated[int, typer.Option(min=1)] = 256,
     expectile: float = 0.7,
     beta: float = 3.0,

@@ -205,11 +205,11 @@ def main(
     task: Annotated[str, typer.Option(help="Whose data are offline.")] = "hopper-medium",
     expert: Annotated[str, typer.Option(help="Minari id whose data are online.")] = "mujoco/hopper/expert-v0",
     rows: Annotated[int, typer.Option(min=10, help="Online, and as many held out.")] = 5000,
-    seeds: Annotated[int, typer.Option(min=1, help="Of the split, the networks and the samples.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of the split, the networks and the samples.")] = 3,
     variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Only this one. May be repeated.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the diffusion model offline.")] = 20_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the diffusion model offline.")] = 20_000,
     training: Annotated[int, typer.Option(min=1, help="Steps of each network at the refresh.")] = 1000,
-    share: Annotated[float | None, typer.Option(help="Of online rows in what generators learn from; as they come.")] = None,
+    share: Annotated[float | None, typer.Option(help="Share of online rows that generators learn from.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write all numbers.")] = None,
 ) -> None:
     """Measure distance, discernibility, dynamics and copies of generated transitions."""

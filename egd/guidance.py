@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from egd.contracts import denoised, guided_score, timed_values
-from egd.samplers.watching import Lookout, note_slope
+from egd.samplers.watching import Lookout, note_grad
 from egd.tensors import expand, value_and_grad
 from egd.types import Context, Denoiser, GuidanceRule, Schedule, TimedEnergy
 
@@ -47,7 +47,7 @@ class GuidedDenoiser:
     def _x0(self, x: Tensor, t: Tensor, c: Context, *, bounded: bool) -> Tensor:
         t = t.clamp(max=self.last)
         _, grad = value_and_grad(lambda x: timed_values(self.energy, x, t, c), x)
-        note_slope(self.energy, grad)
+        note_grad(self.energy, grad)
         x0 = apply_rule(denoised(self.denoiser, x, t, c), grad, self.rule, self.schedule, x, t)
         if self.lookout.wanted(x0):
             self.lookout.look(x, x0, expand(self.schedule.alpha(t), x), bounded=bounded)

@@ -38,7 +38,7 @@ def energies(
     figure: Annotated[Path | None, typer.Option(help="Write the figure (PNG, PDF or SVG).")] = None,
     samples: Annotated[int, typer.Option(min=10, help="Guided samples of every estimator.")] = 1000,
     steps: Annotated[int, typer.Option(min=2, help="Sampler steps.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Of cases, networks and samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of cases, networks and samples.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Cases measured at a time, one process and one thread each.")] = 1,
     smoke: Annotated[bool, typer.Option("--smoke", help="A trial of two minutes whose numbers mean nothing.")] = False,
 ) -> None:
@@ -76,8 +76,8 @@ def energies(
 def ratios(
     case: Annotated[list[str] | None, typer.Option("--case", "-c", help="Only this problem. May be repeated.")] = None,
     estimator: Annotated[list[str] | None, typer.Option("--estimator", "-e", help="Only this one. May be repeated.")] = None,
-    share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Of samples of the target in the replay.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of problems, networks and samples.")] = 0,
+    share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of samples of the target in the replay.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of problems, networks and samples.")] = 0,
     smoke: Annotated[bool, typer.Option("--smoke", help="A trial of seconds whose numbers mean nothing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
@@ -119,7 +119,7 @@ def speed(
     shapes: Annotated[str, typer.Option(help="Whose networks: recipe (ours) or qgpo (as published).")] = "recipe",
     state: Annotated[int, typer.Option(min=1, help="Entries of a state.")] = 17,
     action: Annotated[int, typer.Option(min=1, help="Entries of an action.")] = 6,
-    width: Annotated[int | None, typer.Option(min=1, help="Of the noise model; the recipes' by default.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width of the noise model; that of the recipes by default.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override a key of the recipe: a.b=c.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     scaling: Annotated[bool, typer.Option("--scaling", help="Sweeps over width, batch and dimension, too.")] = False,

@@ -82,16 +82,16 @@ class Trial:
                 x, times = self._noised(t)
                 _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
 
-    def sampler(self, spec: Spec, walk: Sampler, key: str) -> None:
+    def sampler(self, spec: Spec, sampler: Sampler, key: str) -> None:
         """Try a sampler, given with its specification, for two steps."""
         if not names_code(spec):
             return
         with _answering(key):
             x, _ = self._noised(0.9)
             times, generator = torch.tensor([0.9, 0.5, 0.1]), torch.Generator().manual_seed(0)
-            samples = walk(self._denoiser, self.schedule, x, times, self._context, generator=generator)
-            check_like(samples, x, walk)
-            _check_finite(walk, samples)
+            samples = sampler(self._denoiser, self.schedule, x, times, self._context, generator=generator)
+            check_like(samples, x, sampler)
+            _check_finite(sampler, samples)
 
     def wrapper(self, spec: Spec, parts: Mapping[str, Any], key: str) -> None:
         """Try a wrapper of a denoiser, built with these parts and the denoiser."""

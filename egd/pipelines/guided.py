@@ -148,7 +148,7 @@ class EnergyGuidedPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps = SchedulerSteps(self.scheduler, schedule, num_inference_steps, device, mu)
         shape = (batch_size, *self._event())
         noise = image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) * steps.noise_std
-        with watching(walk=True) as watch:
+        with watching(single_run=True) as watch:
             for i, timestep in enumerate(self.progress_bar(steps.timesteps)):
                 if guided is None:
                     output = run_unet(self.unet, steps.network_input(image, timestep), timestep, labels)

@@ -18,7 +18,7 @@ POLICIES = ("headline", "all")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some at any depth.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the figures.")] = Path("report"),
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Report",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Report",
     policies: Annotated[
         str,
         typer.Option(

@@ -353,3 +353,16 @@ FIGURES: dict[str, Callable[[Report], Figure]] = {
     "metrics": metrics,
     "measures": measures,
 }
+
+CAPTIONS = {
+    "aggregate": "Mean, median and interquartile mean over tasks and seeds, with 95 % intervals.",
+    "radar": "Scores of every method on the tasks that all methods have.",
+    "curves": "Score over training: evaluations in the last phase, mean and standard deviation over seeds.",
+    "omega": "Score of every guided policy over the guidance scale; the line is the unguided policy.",
+    "sensitivity": "Score of the headline policy over each numeric setting in which runs differ, a line for every task.",
+    "cost": "Seconds of each phase, mean over runs, and milliseconds of one action. A phase that was taken from the store "
+    "counts with the seconds that its training took.",
+    "metrics": "Training metrics by phase (rows) and task (columns), which show whether the networks have converged.",
+    "measures": "Measurements on samples over beta, mean and standard deviation over seeds.",
+}
+"""Caption of every figure on the report's page."""

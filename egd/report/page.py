@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 
 from egd.drawing import Figure, plain
 from egd.errors import UserError, writable
-from egd.report.figures import FIGURES, draw
+from egd.report.figures import CAPTIONS, FIGURES, draw
 from egd.report.measures import measured_tables, tidy_measures
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
@@ -94,7 +94,7 @@ def _page(report: Report, found: list[Table], figures: Mapping[str, Figure], lac
         methods=sorted({run.label for run in runs}),
         tasks=sorted({run.summary.task for run in runs}),
         tables=[(table, rights(table)) for table in found],
-        figures=[(name, FIGURES[name].__doc__, _encoded(figure)) for name, figure in figures.items()],
+        figures=[(name, CAPTIONS[name], _encoded(figure)) for name, figure in figures.items()],
         lacking=lacking,
     )
 

@@ -31,5 +31,5 @@ def ancestral(
     The distribution of samples tends to q_0 as the steps get finer; with few steps a deterministic sampler is better.
     Arguments, result and errors are as in ``ddim``.
     """
-    walk = differentiable(partial(ddim, eta=1.0))  # ``watched`` above decides whether a graph is kept
-    return walk(denoiser, schedule, x, times, c, generator=generator)
+    sampler = differentiable(partial(ddim, eta=1.0))  # ``watched`` above decides whether a graph is kept
+    return sampler(denoiser, schedule, x, times, c, generator=generator)

@@ -44,10 +44,10 @@ class Watch:
     """Counts and flags of the sampling within ``watching()``.
 
     ``pushed`` holds, for every energy that guided, whether any of its gradients was not zero, as a tensor, so that no step
-    waits for the device. ``walk`` tells that the watch is of one sampling run, at whose end samples are checked.
+    waits for the device. ``single_run`` tells that the watch is of one sampling run, at whose end samples are checked.
     """
 
-    walk: bool = False
+    single_run: bool = False
     rows: int = 0
     off_scale: int = 0
     curved: int = 0
@@ -96,9 +96,9 @@ def named(label: str) -> Iterator[None]:
 
 
 @contextmanager
-def watching(*, walk: bool = False) -> Iterator[Watch]:
-    """Watch the sampling runs of a with-block, or one run (``walk``) that ends with ``finish``; outer blocks see them too."""
-    outer, own = _current.get(), Watch(walk)
+def watching(*, single_run: bool = False) -> Iterator[Watch]:
+    """Watch the sampling runs of a with-block, or a ``single_run`` that ends with ``finish``; outer blocks see them too."""
+    outer, own = _current.get(), Watch(single_run)
     token = _current.set(own)
     try:
         yield own
@@ -108,16 +108,16 @@ def watching(*, walk: bool = False) -> Iterator[Watch]:
             outer.add(own)
 
 
-def watched(walk: Callable[P, R]) -> Callable[P, R]:
+def watched(sampler: Callable[P, R]) -> Callable[P, R]:
     """Make a sampler keep no graph, and warn when its samples are off the data's scale or were never guided.
 
     The sampler takes the noise as its third argument, ``x``, and returns samples, or an object with ``samples`` (B, K, ...).
     """
 
-    @wraps(walk)
+    @wraps(sampler)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.no_grad(), watching(walk=True) as watch:
-            end = walk(*args, **kwargs)
+        with torch.no_grad(), watching(single_run=True) as watch:
+            end = sampler(*args, **kwargs)
             start: Any = kwargs["x"] if "x" in kwargs else args[2]
             samples: Any = end
             finish(watch, start, samples if isinstance(end, Tensor) else samples.samples.flatten(0, 1))
@@ -138,7 +138,7 @@ class Lookout:
     def wanted(self, x0: Tensor) -> bool:
         """Tell whether to check x_0: a sampling run of the library checks its samples itself."""
         watch = _current.get()
-        return not self._over and (watch is None or not watch.walk) and readable(x0)
+        return not self._over and (watch is None or not watch.single_run) and readable(x0)
 
     def look(self, x: Tensor, x0: Tensor, alpha: Tensor, *, bounded: bool) -> None:
         """Check x_0 (B, ...) at x_t (B, ...) by its share alpha x_0 in x_t, with alpha (B, 1, ...).
@@ -157,7 +157,7 @@ class Lookout:
                 tell(f"the guided x_0 has {SCALE} or is not finite: {TOO_STRONG}", stacklevel=4)
 
 
-def note_slope(energy: TimedEnergy, grad: Tensor) -> None:
+def note_grad(energy: TimedEnergy, grad: Tensor) -> None:
     """Record whether an energy's gradient was not zero; nothing outside a watched run, or while a graph is recorded."""
     watch = _current.get()
     if watch is not None and readable(grad):

@@ -36,9 +36,9 @@ def select(
     fqe: Annotated[
         int, typer.Option(help="Steps of fitted Q evaluation of every policy; 0: the runs' own critics judge.", min=0)
     ] = 0,
-    states: Annotated[int, typer.Option(help="Of the data, in which policies act.", min=2)] = 64,
-    actions: Annotated[int, typer.Option(help="Of every policy in every state.", min=3)] = 16,
-    seed: Annotated[int, typer.Option(help="Of states and actions.", min=0)] = 0,
+    states: Annotated[int, typer.Option(help="Number of states of the data in which policies act.", min=2)] = 64,
+    actions: Annotated[int, typer.Option(help="Number of actions of every policy in every state.", min=3)] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of states and actions.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
     trust_code: TrustCode = False,

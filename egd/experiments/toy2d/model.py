@@ -58,11 +58,11 @@ def check_components(config: Toy2dConfig) -> None:
         time_grid(schedule, 1, end=config.sampler.end, spacing=config.sampler.spacing)
     except ValueError as error:
         raise UserError(str(error), key="sampler") from None
-    walk = config.sampler.chosen()
+    chosen = config.sampler.chosen()
     validate(POSTERIORS, config.posterior.spec, POSTERIOR_PARTS, "posterior")
     validate(RULES, config.rule.spec, RULE_PARTS, "rule")
     trial = Trial((2,), schedule)
-    trial.sampler(config.sampler.spec, walk, "sampler.name")
+    trial.sampler(config.sampler.spec, chosen, "sampler.name")
     trial.posterior(config.posterior.spec, "posterior")
     trial.rule(config.rule.spec, "rule")
     check_titles(config.estimators, (EXACT, UNGUIDED))
