@@ -100,8 +100,8 @@ def plan(tree: Mapping[str, Any], source: str, settings: list[str], chosen: Mapp
     """Return the settings of the runs, as they would be kept in their folders."""
     options = Options(out=Path("nowhere"), source=source, device="auto", settings=settings, **chosen)
     jobs: list[Any] = experiments.load(tree.get("experiment"), source).plan(tree, options)
-    configs = [run.config for job in jobs for run in getattr(job, "planned", [job])]
-    return [config.model_dump() for config in configs]
+    planned = [run for job in jobs for run in (job.planned if isinstance(job.planned, list) else [job.planned])]
+    return [run.config.model_dump() for run in planned]
 
 
 @cache
