@@ -26,12 +26,11 @@ from typing import Any
 
 import yaml
 
-from egd.config.base import to_yaml
+from egd.config.base import flatten, to_yaml
 from egd.errors import UserError
 from egd.runs import experiment as experiments
 from egd.runs.bases import read_recipe
 from egd.runs.experiment import Options
-from egd.runs.summaries import flatten
 
 Tree = dict[str, Any]
 Random = random.Random

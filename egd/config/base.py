@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -41,6 +42,45 @@ class ComponentConfig(BaseModel):
     def spec(self) -> Spec:
         """The specification for ``egd.config.components.build``."""
         return Spec(self.name, dict(self.model_extra or {}))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Mark of a setting: ``seed: Annotated[int, MARK] = 0``."""
+
+    meaning: str
+
+
+EXECUTION = Mark("changes how a run is executed, and not its result: a run may resume with another value")
+
+
+def marked(config: BaseModel, mark: Mark) -> dict[str, Any]:
+    """Return the settings with this mark, in the form of pydantic's ``exclude``: {key: True, section: {key: True}}."""
+    found: dict[str, Any] = {}
+    kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BaseModel)]  # a subclass may give a new default alone
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if any(name in kind.model_fields and mark in kind.model_fields[name].metadata for kind in kinds):
+            found[name] = True
+        elif isinstance(value, BaseModel) and (within := marked(value, mark)):
+            found[name] = within
+    return found
+
+
+def execution_keys(config: BaseModel) -> frozenset[str]:
+    """Return the dotted keys of the settings that change how a run is executed, and not its result."""
+    return frozenset(flatten(marked(config, EXECUTION)))
+
+
+def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{head}{key}."))
+        else:
+            flat[head + str(key)] = value
+    return flat
 
 
 def read_yaml(path: Path) -> Tree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -23,7 +23,7 @@ from egd.bounds import (
     Threads,
     Width,
 )
-from egd.config.base import Strict, Tree, merge
+from egd.config.base import EXECUTION, Strict, Tree, merge
 from egd.config.components import Spec
 from egd.denoisers import Prediction
 from egd.errors import UserError
@@ -126,11 +126,11 @@ class RunSettings(Strict):
     experiment: str
     task: str
     seed: Seed = 0
-    device: str = "cpu"
-    threads: Threads = 1
+    device: Annotated[str, EXECUTION] = "cpu"
+    threads: Annotated[Threads, EXECUTION] = 1
     """CPU threads. Small networks gain nothing from more, and lose tenfold where another program needs the cores."""
     checkpoint_every: Every = 5000
-    checkpoint_minutes: Positive = 5.0
+    checkpoint_minutes: Annotated[Positive, EXECUTION] = 5.0
     """A checkpoint is also written when the last is this old. Changes no result."""
     log_every: Every = 500
 

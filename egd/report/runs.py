@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from egd.config.base import read_yaml
+from egd.config.base import flatten, read_yaml
 from egd.errors import UserError
 from egd.runs import experiment as experiments
-from egd.runs.summaries import HOW, Common, Measured, Summary, agree, flatten, read_metrics, read_summary
+from egd.runs.summaries import Common, Measured, Summary, agree, read_metrics, read_summary
 
-IGNORED = HOW | {"seed", "task"}
-"""Settings that do not distinguish runs of a method."""
+IGNORED = {"seed", "task"}
+"""Settings that do not distinguish runs of a method, besides those of their execution."""
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -150,7 +150,7 @@ def with_cells(runs: Sequence[Run]) -> list[Run]:
 def _varying(runs: Sequence[Run]) -> list[str]:
     differing: set[str] = set()
     for alike in grouped(runs, lambda r: r.summary.task).values():
-        names = {key for run in alike for key in run.config} - IGNORED
+        names = {key for run in alike for key in run.config.keys() - set(run.summary.execution)} - IGNORED
         differing |= {key for key in names if len({repr(run.config.get(key)) for run in alike}) > 1}
     everywhere = sorted(key for key in differing if all(key in run.config for run in runs))
     own = {

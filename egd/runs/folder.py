@@ -12,13 +12,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from egd.config.base import Tree, read_yaml, to_yaml
+from egd.config.base import Tree, flatten, read_yaml, to_yaml
 from egd.config.trust import record
 from egd.errors import UserError, writable
 from egd.runs.checkpoint import Damaged, read_meta
 from egd.runs.files import no_file_below, read_regular, write_atomic
 from egd.runs.locks import locked
-from egd.runs.summaries import BYTES, HOW, Frozen, agree, digest_of, flatten, read_summary, signed
+from egd.runs.summaries import BYTES, Frozen, agree, digest_of, read_summary, signed
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class RunFolder:
     path: Path
     root: Path | None = None
     """The folder that the user named with ``--out``, where it lies above ``path``."""
+    execution: frozenset[str] = frozenset()
+    """Dotted keys of the settings that change how the run is executed, and not its result (``execution_keys``)."""
 
     @property
     def config(self) -> Path:
@@ -94,8 +96,8 @@ class RunFolder:
     def open(self, config: Tree, *, resume: bool) -> None:
         """Create the folder, or resume the run in it. Raises UserError where it holds another run, or a run without ``resume``.
 
-        The keys in ``HOW``, such as the device and the number of threads, may change when a run resumes; the config then
-        records them.
+        The settings ``execution``, such as the device and the number of threads, may change when a run resumes; the config
+        then records them.
         """
         begun = self._begun()
         if begun and not resume:
@@ -127,7 +129,7 @@ class RunFolder:
                 settings = read_meta(path).get("settings")
             except Damaged:
                 continue  # the previous checkpoint is looked for when the run resumes
-            if settings and settings != digest_of(config):
+            if settings and settings != digest_of(config, self.execution):
                 raise UserError(
                     f"{path} was made with other settings than these: {self.config} has been edited or lost since; put back "
                     "what it was, or choose another folder",
@@ -135,12 +137,12 @@ class RunFolder:
                 )
 
     def settings(self) -> str:
-        """Return the digest of ``config.yaml`` without the keys in ``HOW``; an empty text where the file is missing."""
-        return digest_of(read_yaml(self.config)) if self.config.exists() else ""
+        """Return the digest of ``config.yaml`` without ``execution``; an empty text where the file is missing."""
+        return digest_of(read_yaml(self.config), self.execution) if self.config.exists() else ""
 
     def _same(self, old: Tree, new: Tree) -> None:
         before, after = flatten(old), flatten(new)
-        changed = [k for k in sorted({*before, *after} - HOW) if before.get(k) != after.get(k)]
+        changed = [k for k in sorted({*before, *after} - self.execution) if before.get(k) != after.get(k)]
         if changed:
             lines = [f"  {k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in changed[:8]]
             raise UserError(
@@ -185,7 +187,8 @@ class RunFolder:
         written as null, and its key is listed under ``not_finite``.
         """
         found, settings = not_finite(summary), self.settings()
-        summary = {**summary, **({"settings": settings} if settings else {})}
+        if settings:
+            summary = {**summary, "settings": settings, "execution": sorted(self.execution)}
         whole = {**_with_nulls(summary), **({"not_finite": found} if found else {})}
         write_atomic(self.summary, (json.dumps(signed(whole), indent=2, allow_nan=False) + "\n").encode())
 

@@ -5,14 +5,14 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from egd.config.base import Tree, read_yaml, sections_of, validate
+from egd.config.base import Tree, execution_keys, read_yaml, sections_of, validate
 from egd.config.sections import RunSettings
 from egd.errors import UserError
 from egd.runs import resources
@@ -82,8 +82,8 @@ def planned(
             config = validate(schema, tree, chosen.source, given(chosen))
             check_names(config)
             check(config)
-        folder = RunFolder(options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}", options.out)
-        return PlannedRun(config, folder, options.resume, variation.cell)
+        path = options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}"
+        return PlannedRun(config, RunFolder(path, options.out, execution_keys(config)), options.resume, variation.cell)
 
     check_count(options, len(tasks))
     apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
@@ -101,7 +101,7 @@ def finished(schema: type[C], summary: type[Common], run: Path, device: str | No
         raise UserError(f"{run} is not complete; finish it with egd run --resume")
     config = config.model_copy(update={"device": pick_device(device or "auto")})
     set_up(config.device, config.threads)
-    return config, folder
+    return config, replace(folder, execution=execution_keys(config))
 
 
 def train(phases: Iterable[Phase], run: PlannedRun[Any], reporter: Reporter) -> dict[str, float]:

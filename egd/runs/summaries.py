@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import fsum, isclose
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from egd.config.base import flatten
 from egd.runs.checkpoint import Damaged
 from egd.runs.files import read_regular
 
@@ -60,7 +61,9 @@ class Common(Frozen):
     versions: dict[str, str] = {}
     device: str = ""
     settings: str = ""
-    """The digest of the run's settings; empty where the run has no config.yaml."""
+    """The digest of the run's settings without ``execution``; empty where the run has no config.yaml."""
+    execution: tuple[str, ...] = ()
+    """Dotted keys of the settings that change how a run is executed, and not its result."""
 
 
 class Summary(Common):
@@ -177,26 +180,12 @@ def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
     for key in ("task", "seed"):
         if key in summary and config.get(key) != summary[key]:
             return f"config.yaml has {key} {config.get(key)!r}, summary.json {summary[key]!r}"
-    if summary.get("settings") and summary["settings"] != digest_of(config):
+    execution = summary.get("execution", [])
+    if summary.get("settings") and summary["settings"] != digest_of(config, execution if isinstance(execution, list) else []):
         return "summary.json is of other settings than config.yaml has"
     return None
 
 
-HOW = frozenset({"device", "threads", "compile", "evaluation.workers", "checkpoint_minutes"})
-"""Keys that affect how a run is computed, not its result; they may change when a run resumes."""
-
-
-def digest_of(config: Mapping[str, Any]) -> str:
-    """Return the digest of settings without the keys in ``HOW``."""
-    return digest({key: value for key, value in flatten(config).items() if key not in HOW})
-
-
-def flatten(tree: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    """Flatten a nested mapping to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{head}{key}."))
-        else:
-            flat[head + str(key)] = value
-    return flat
+def digest_of(config: Mapping[str, Any], without: Collection[str] = ()) -> str:
+    """Return the digest of settings, without these dotted keys."""
+    return digest({key: value for key, value in flatten(config).items() if key not in without})

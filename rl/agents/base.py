@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from egd.config.base import EXECUTION, marked
 from egd.runs.code_digest import Sources, UnknownCode
 from egd.runs.phases import Phase, key_of
-from egd.runs.summaries import HOW
 from egd.training.learners import HasComputing
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
@@ -22,7 +22,7 @@ from rl.parts.base import Part, RunContext
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guidance import Guidance
 from rl.parts.policies import Act, AgentPolicy
-from rl.runs.config import RunConfig, varying
+from rl.runs.config import VARIES, RunConfig
 from rl.tasks import Task
 
 __all__ = ["Act", "Agent"]
@@ -58,7 +58,7 @@ class Agent(ABC):
     @classmethod
     def batch_key(cls, config: Any) -> Mapping[str, Any]:
         """Return the settings that runs trained together must share: all that are not marked as varying."""
-        tree: dict[str, Any] = config.model_dump(mode="json", exclude=varying(config))
+        tree: dict[str, Any] = config.model_dump(mode="json", exclude=marked(config, VARIES))
         return tree
 
     # -- what an agent gives ------------------------------------------------------------------------------
@@ -183,5 +183,5 @@ class Agent(ABC):
         """Return what a phase of a user's own agent or part depends on in addition; None for the library's."""
         theirs = {*CODE.outside(Agent, RunConfig, Part, nn.Module)}
         own = [name for name in CODE.outside(type(self), type(self.config), type(part)) if name not in theirs]
-        recipe = self.config.model_dump(mode="json", exclude={*HOW, *AFTERWARDS})
+        recipe = self.config.model_dump(mode="json", exclude=marked(self.config, EXECUTION) | dict.fromkeys(AFTERWARDS, True))
         return {"code": own, "recipe": CODE.settings(recipe), "data": self.data.fingerprint()} if own else None

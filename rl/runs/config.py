@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     field_validator,
     model_validator,
@@ -34,7 +33,7 @@ from egd.bounds import (
     Width,
     Workers,
 )
-from egd.config.base import ComponentConfig, Strict
+from egd.config.base import EXECUTION, ComponentConfig, Mark, Strict
 from egd.config.sections import (
     CalibrationConfig,
     ChosenConfig,
@@ -49,28 +48,7 @@ from egd.training.precision import Computing, Precision
 from rl.data.transitions import RewardScale
 from rl.tasks import RewardTransform, Task, find_task
 
-
-@dataclass(frozen=True)
-class Varies:
-    """Mark of a setting that may differ between runs trained together: it is held in a tensor, or only matters
-    after training.
-    """
-
-
-VARIES = Varies()
-
-
-def varying(config: BaseModel) -> dict[str, Any]:
-    """Return the marked settings of a recipe, in the form of pydantic's ``exclude``."""
-    found: dict[str, Any] = {}
-    kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BaseModel)]  # a subclass may give a new default alone
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if any(name in kind.model_fields and VARIES in kind.model_fields[name].metadata for kind in kinds):
-            found[name] = True
-        elif isinstance(value, BaseModel) and (within := varying(value)):
-            found[name] = within
-    return found
+VARIES = Mark("may differ between runs trained together: it is held in a tensor, or only matters after training")
 
 
 class DataConfig(Strict):
@@ -183,7 +161,7 @@ class EvaluationConfig(Strict):
     """Number of environments that run at a time, per guidance scale."""
     max_steps: Every | None = None
     """Steps after which an episode ends; by default the limit of the task, or the environment's own."""
-    workers: Workers = 0
+    workers: Annotated[Workers, EXECUTION] = 0
     """Processes that step the environments while actions are sampled; 0: the main process, in turn. Changes no result."""
 
 
@@ -206,7 +184,7 @@ class RunConfig(RunSettings):
     seed: Annotated[Seed, VARIES] = 0
     precision: Precision = "float32"
     """Precision of matrix products in training; ``bf16`` is twice as fast on CPUs and GPUs that have it."""
-    compile: bool = False
+    compile: Annotated[bool, EXECUTION] = False
     """Compile every loss (torch.compile): seconds at the start of each phase, faster steps."""
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

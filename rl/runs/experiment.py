@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from egd.config.base import Tree
+from egd.config.base import Tree, execution_keys
 from egd.errors import UserError
 from egd.runs import resources
 from egd.runs.experiment import Job, Listing, Options, Row
@@ -88,7 +88,7 @@ class OfflineRL:
                 tree = resolve(recipe, task[0], task_settings(task, method, options), one.options, SECTIONS)
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
                 check_generated(config)
-            folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out)
+            folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out, execution_keys(config))
             together = json.dumps(agent_class(config.agent).batch_key(config), sort_keys=True)
             job = batch_key.setdefault(together, OfflineJob([], options.resume, store))
             job.planned.append(Planned(config, folder, one.cell, method[0]))

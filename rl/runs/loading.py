@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from egd.config.base import read_yaml
+from egd.config.base import execution_keys, read_yaml
 from egd.config.trust import trusting
 from egd.runs import resources
 from egd.runs.folder import RunFolder
@@ -115,5 +115,5 @@ def restored(config: RunConfig, folder: RunFolder, data: OfflineData, device: to
     for phase in agent.phases():
         if is_training_only(phase.learner):
             continue
-        load_trained(phase, folder, device)
+        load_trained(phase, replace(folder, execution=execution_keys(config)), device)
     return agent

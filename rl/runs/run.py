@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from egd.config.base import EXECUTION, marked
 from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, run_label
 from egd.runs.phases import Phase, seed_of
@@ -108,8 +109,8 @@ class Run:
 
     def _evaluated(self) -> Any:
         """Return the settings that decide the evaluations in mid-training."""
-        how = {"device", "threads", "compile", "checkpoint_minutes"}
-        return self.config.model_dump(mode="json", exclude={*how, "variants", "method"})
+        others = {"variants": True, "method": True}
+        return self.config.model_dump(mode="json", exclude=marked(self.config, EXECUTION) | others)
 
     def _interim(self, phase: str) -> dict[str, Any]:
         """Evaluate the headline policy in mid-training, and return its score."""

@@ -45,6 +45,7 @@ def write(root: Path, task: str, method: str, seed: int, score: float, config: A
     found = {"task": task, "algorithm": method, "method": method, "seed": seed, "normalised": True, "dataset_score": 33.3}
     found |= {"policies": policies, "headline": "guided@1" if method == "aepo" else "policy"}
     found |= {"best": {"phase": "critic", "step": 50, "score": score + 5}, "seconds": {"critic": 40.0, "evaluation": 2.0}}
+    found["execution"] = ["device", "evaluation.workers", "threads"]
     found["evaluations"] = [{"phase": "critic", "step": k, "score": score * k / 100} for k in (50, 100)]
     (folder / "summary.json").write_text(json.dumps(signed(found | summary)))
     rows = [{"phase": "critic", "step": k, "q_loss": 1 / k, "q_mean": float(seed)} for k in range(1, 1001)]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from egd.config.base import execution_keys, flatten
 from egd.errors import UserError
+from egd.experiments.toy2d.config import Toy2dConfig
 from egd.runs.folder import RunFolder
-from egd.runs.summaries import flatten
+from egd.runs.summaries import Common
 
 CONFIG = {"seed": 1, "agent": {"energy": {"beta": 3.0}, "omegas": [1, 2]}, "empty": {}}
 
@@ -31,6 +33,23 @@ def test_a_run_with_other_settings_names_what_differs(tmp_path: Path) -> None:
         folder.open({**CONFIG, "agent": {"energy": {"beta": 4.0}, "omegas": [1, 2]}}, resume=True)
     assert info.value.key == "--resume"
     assert "seed" not in str(info.value)
+
+
+def test_settings_of_the_execution_may_change_and_are_recorded(tmp_path: Path) -> None:
+    config = Toy2dConfig.model_validate({"experiment": "toy2d", "task": "moons", "estimators": {"dps": "dps"}})
+    folder = RunFolder(tmp_path, execution=execution_keys(config))
+    assert folder.execution == {"device", "threads", "checkpoint_minutes"}
+    folder.open(config.model_dump(mode="json"), resume=False)
+    folder.log({"step": 1})
+    moved = config.model_copy(update={"device": "cuda", "threads": 2})
+    folder.open(moved.model_dump(mode="json"), resume=True)
+    folder.write_summary({"task": "moons", "seed": 0})
+    assert RunFolder(tmp_path).read_summary(Common) is not None
+    folder.config.write_text(folder.config.read_text().replace("device: cuda", "device: cpu"))
+    assert RunFolder(tmp_path).read_summary(Common) is not None
+    folder.config.write_text(folder.config.read_text().replace("omega: 1.0", "omega: 2.0"))
+    with pytest.raises(UserError, match="of other settings"):
+        RunFolder(tmp_path).read_summary(Common)
 
 
 def test_metrics_append(tmp_path: Path) -> None:

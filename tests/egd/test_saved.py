@@ -168,7 +168,7 @@ def test_metrics_that_are_not_what_a_checkpoint_knows_are_never_padded(whole: Ru
 
 
 def test_settings_other_than_those_of_the_checkpoints_are_refused(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path, execution=frozenset({"device"}))
     folder.open({"seed": 3, "lr": 1.0, "device": "cpu"}, resume=False)
     run(folder, {"one": learner()})
     folder.config.write_text(folder.config.read_text().replace("lr: 1.0", "lr: 2.0"))
@@ -184,7 +184,7 @@ def test_settings_other_than_those_of_the_checkpoints_are_refused(tmp_path: Path
     with pytest.raises(UserError, match="made with other settings"):
         folder.open({"seed": 3, "lr": 2.0, "device": "cpu"}, resume=True)
     assert not folder.config.exists()
-    folder.open({"seed": 3, "lr": 1.0, "device": "cuda"}, resume=True)  # how, not what
+    folder.open({"seed": 3, "lr": 1.0, "device": "cuda"}, resume=True)  # changes no result
     load_trained(Phase("one", STEPS, learner()), folder, "cpu")
 
 
@@ -217,7 +217,7 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [{"lr": 2.0}, {"seed": 4}, {"task": "b"}])
 def test_a_summary_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     settings = {"task": "a", "seed": 3, "lr": 1.0, "device": "cpu"}
-    folders = [RunFolder(tmp_path / str(i)) for i in range(3)]
+    folders = [RunFolder(tmp_path / str(i), execution=frozenset({"device"})) for i in range(3)]
     for folder, changed in zip(folders, ({}, other, {"device": "cuda"}), strict=True):
         folder.open(settings | changed, resume=False)
         folder.write_summary({"task": folder.path.name, "seed": 3} | settings | changed | {"score": 1.0})
