@@ -20,7 +20,7 @@ import torch
 import typer
 from torch import Tensor
 
-from egd.cli.main import console, show, user_errors
+from egd.cli.terminal import console, show, user_errors
 from egd.denoisers import diffuse
 from egd.errors import UserError, nearest
 from egd.report.cli import conclude

@@ -19,7 +19,7 @@ import typer
 from torch import Tensor
 
 from egd.bench.speed import FULL, QUICK, Timing, block_times
-from egd.cli.main import console, show, user_errors
+from egd.cli.terminal import console, show, user_errors
 from egd.errors import UserError
 from egd.report.runs import Run, find
 from egd.runs.folder import RunFolder

@@ -27,7 +27,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from egd.cli.main import console, user_errors
+from egd.cli.terminal import console, user_errors
 from egd.errors import UserError
 from egd.runs.grid import parse_seeds
 from egd.runs.phases import seed_of

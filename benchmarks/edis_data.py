@@ -27,7 +27,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from egd.cli.main import console, show, user_errors
+from egd.cli.terminal import console, show, user_errors
 from egd.config.base import ComponentConfig
 from egd.errors import UserError
 from egd.metrics import energy_distance

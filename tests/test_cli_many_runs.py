@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from egd.cli import main as cli
+from egd.cli import terminal
 
 TOY2D = """
 experiment: toy2d
@@ -132,8 +133,8 @@ def test_on_a_narrow_terminal_what_is_the_same_goes_up_and_scores_stay(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"task": "door", "seed": "0", "method": method, "score": "0.4"} for method in ("iql", "edis")]
-    monkeypatch.setattr(cli, "console", Console(width=60))
-    cli.show(rows, "Results")
+    monkeypatch.setattr(terminal, "console", Console(width=60))
+    terminal.show(rows, "Results")
     title, *table = capsys.readouterr().out.splitlines()
     assert title == "Results; task: door; seed: 0"
     assert [line.count("0.4") for line in table if "iql" in line or "edis" in line] == [1, 1]

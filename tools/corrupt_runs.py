@@ -368,7 +368,7 @@ def _same_or_damaged(one: Path, other: Path) -> bool:
 
 def act(arguments: list[str]) -> None:
     """Run ``egd act RUN``, a command of this campaign alone: print the trained policy's actions in two states."""
-    from egd.cli.main import user_errors
+    from egd.cli.terminal import user_errors
     from rl.deploy.module import load_module
 
     with user_errors():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egd.cli.main import console, user_errors
+from egd.cli.terminal import console, user_errors
 from egd.errors import UserError, nearest
 from egd.runs.files import write_text
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from egd.cli.main import console, listing, say, user_errors
+from egd.cli.terminal import console, listing, say, user_errors
 from egd.errors import UserError
 from egd.runs.safe_names import literal
 

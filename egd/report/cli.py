@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from egd.cli.main import console, left_out, say, user_errors
+from egd.cli.terminal import console, left_out, say, user_errors
 from egd.errors import UserError, nearest
 from egd.runs.safe_names import markup
 

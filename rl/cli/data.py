@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from egd.cli.main import TrustCode, console, listing, say, user_errors
+from egd.cli.arguments import TrustCode
+from egd.cli.terminal import console, listing, say, user_errors
 from egd.config.trust import trusting
 from egd.errors import UserError
 from egd.runs.files import write_text

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from egd.cli.main import TrustCode, console, say, user_errors
+from egd.cli.arguments import TrustCode
+from egd.cli.terminal import console, say, user_errors
 
 
 def export(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egd.cli.main import TrustCode, console, numbers, show, user_errors
+from egd.cli.arguments import TrustCode, numbers
+from egd.cli.terminal import console, show, user_errors
 from egd.config.trust import trusting
 from egd.errors import UserError
 from egd.report.cli import conclude

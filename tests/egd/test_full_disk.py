@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from egd.cli.main import user_errors
+from egd.cli.terminal import user_errors
 from egd.errors import UserError, of_the_system
 from egd.runs.files import replacing, write_atomic
 from egd.runs.folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from egd.cli.main import resumable, user_errors
+from egd.cli.terminal import resumable, user_errors
 from egd.runs.checkpoint import load_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.phase_files import settle
