@@ -70,9 +70,11 @@ def _installed() -> dict[str, Experiment]:
 
 def _option_table() -> Table:
     """Return a table of the ``egd eval`` options that only one experiment's runs take."""
+    from egd.runs.experiment import options_of
+
     table = listing("further options of egd eval", "option", "runs of", "what it does")
     for name, experiment in _installed().items():
-        for option in getattr(experiment, "evaluates", ()):
+        for option in options_of(experiment):
             table.add_row(*map(literal, (", ".join(option.opts), name, option.help or "")))
     return table
 

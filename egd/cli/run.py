@@ -121,9 +121,11 @@ def _reporter() -> Reporter:
 
 def _conclude(out: Path, jobs: Sequence[Job], failed: Sequence[Failure]) -> None:
     """Print where the runs are and which failed, and exit with code 1 or 2 where any did."""
+    from egd.runs.experiment import runs_of
+
     say(f"Runs are in {out}/")
     if failed:
-        count, total = sum(f.runs for f in failed), sum(map(_runs, jobs))
+        count, total = sum(f.runs for f in failed), sum(map(runs_of, jobs))
         say(f"{count} of {total} failed: {', '.join(f.label for f in failed)}", "red", errors)
         raise typer.Exit(1 if any(f.crashed for f in failed) else 2)
 
@@ -145,6 +147,7 @@ class Failure:
 
 def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failure]]:
     """Run all jobs. Returns the rows of the results table and the failures; a failure does not stop the other jobs."""
+    from egd.runs.experiment import runs_of
     from egd.runs.grid import RunsFailed
 
     rows: list[Any] = []
@@ -158,12 +161,8 @@ def _run_all(jobs: Sequence[Any], reporter: Any) -> tuple[list[Any], list[Failur
             rows += some.rows
             failed += [_reported(error, label, 1) for label, error in some.failures.items()]
         except Exception as error:
-            failed.append(_reported(error, job.label, _runs(job)))
+            failed.append(_reported(error, job.label, runs_of(job)))
     return rows, failed
-
-
-def _runs(job: Any) -> int:
-    return getattr(job, "runs", 1)
 
 
 def _reported(error: Exception, label: str, runs: int) -> Failure:

@@ -53,5 +53,5 @@ def make_schedule(spec: Spec) -> Schedule:
     try:
         schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
     except (ValueError, UserError) as error:
-        raise UserError(str(error), key=getattr(error, "key", None) or "schedule") from None
+        raise UserError(str(error), key=(error.key if isinstance(error, UserError) else None) or "schedule") from None
     return schedule

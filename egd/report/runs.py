@@ -109,8 +109,8 @@ def _measured(result: Mapping[str, Any], config: Path) -> Any:
     if isinstance(results, list) or not config.exists():
         return results if isinstance(results, list) else None
     entry = experiments.found().get(str(read_yaml(config).get("experiment")))
-    method = None if entry is None else getattr(entry.load(), "measured", None)
-    return None if method is None else method(result)
+    experiment = None if entry is None else entry.load()
+    return experiment.measured(result) if isinstance(experiment, experiments.HasMeasurements) else None
 
 
 def _as_measured(path: Path, result: Mapping[str, Any], rows: Any, config: Path) -> Measured:

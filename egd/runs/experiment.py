@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import click
 
@@ -48,9 +48,7 @@ class Options:
 
 
 class Job(Protocol):
-    """One run of one task and seed in its own folder, or several runs that are trained together. A job of several runs also has
-    a member ``runs``, their number, and raises ``egd.runs.grid.RunsFailed`` when some of them fail.
-    """
+    """One run of one task and seed in its own folder, or several runs that are trained together (``HasRuns``)."""
 
     @property
     def label(self) -> str:
@@ -64,14 +62,26 @@ class Job(Protocol):
         ...
 
 
+@runtime_checkable
+class HasRuns(Protocol):
+    """A job of several runs, which raises ``egd.runs.grid.RunsFailed`` when some of them fail."""
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        ...
+
+
+def runs_of(job: Job) -> int:
+    """Return the number of a job's runs."""
+    return job.runs if isinstance(job, HasRuns) else 1
+
+
 class Experiment(Protocol):
     """A domain: it plans jobs from a recipe, and evaluates finished runs again.
 
-    Four further members are optional. ``listings`` is a method that offers more to ``egd list`` (see ``listings``).
-    ``evaluates`` holds the further click options of ``egd eval`` (see ``further``). ``sections`` names the sections whose keys
-    are not all settings of a component (see ``egd.config.base.merge``). ``measured`` is a method that makes rows of
-    measurements from a summary, where its list ``results`` does not hold them already. Each such row is a mapping: its texts,
-    beta and omega identify the row, its other numbers are measurements, and ``egd report`` tabulates and draws them.
+    Optional: ``listings`` (``HasListings``), ``evaluates`` (``HasOptions``), ``sections`` (``HasSections``), and ``measured``
+    (``HasMeasurements``).
     """
 
     @property
@@ -98,28 +108,66 @@ Listing = Callable[[bool], Iterable[Any]]
 """A function from ``--wide`` to what is printed in turn: any objects that Rich prints, such as tables."""
 
 
+@runtime_checkable
+class HasListings(Protocol):
+    """An experiment that offers more to ``egd list``."""
+
+    def listings(self) -> dict[str, Listing]:
+        """Return the listings by name: name -> what ``egd list NAME`` prints."""
+        ...
+
+
+@runtime_checkable
+class HasOptions(Protocol):
+    """An experiment whose runs take further options of ``egd eval``."""
+
+    evaluates: Sequence[click.Option]
+
+
+@runtime_checkable
+class HasSections(Protocol):
+    """An experiment with sections whose keys are not all settings of a component (``egd.config.base.merge``)."""
+
+    sections: Sections
+
+
+@runtime_checkable
+class HasMeasurements(Protocol):
+    """An experiment whose summaries hold measurements on samples in another form than rows in the list ``results``."""
+
+    def measured(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of a summary for ``egd report``, which tabulates and draws them. The texts, beta and omega of a row
+        identify it; its other numbers are measurements.
+        """
+        ...
+
+
 def listings(experiment: Experiment) -> dict[str, Listing]:
-    """Return the listings of an experiment, {} where it has no method ``listings``: name -> what ``egd list NAME`` prints."""
-    method = getattr(experiment, "listings", None)
-    return {} if method is None else dict(method())
+    """Return the listings of an experiment by name, {} where it has none."""
+    return dict(experiment.listings()) if isinstance(experiment, HasListings) else {}
+
+
+def options_of(experiment: Experiment) -> list[click.Option]:
+    """Return the options of ``egd eval`` that only this experiment's runs take."""
+    return list(experiment.evaluates) if isinstance(experiment, HasOptions) else []
 
 
 def sections(experiment: Experiment) -> Sections:
     """Return the recipe sections of an experiment that choose a component, with the keys that all components of each section
     share.
     """
-    return dict(getattr(experiment, "sections", {}))
+    return dict(experiment.sections) if isinstance(experiment, HasSections) else {}
 
 
 def further(experiment: Experiment, name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the options of ``egd eval`` that only this experiment's runs take. Raises UserError for an unknown option."""
-    options = list(getattr(experiment, "evaluates", ()))
-    command = click.Command("eval", params=options, add_help_option=False)
+    options = options_of(experiment)
+    command = click.Command("eval", params=list(options), add_help_option=False)
     try:
         return dict(command.make_context("eval", list(arguments)).params)
     except click.UsageError as error:
         known = ", ".join(flag for option in options for flag in option.opts) or "none"
-        key = getattr(error, "option_name", None) or arguments[0]
+        key = error.option_name if isinstance(error, click.NoSuchOption | click.BadOptionUsage) else arguments[0]
         remedy = f"Runs of '{name}' have these options of their own: {known}; correct it, or leave it out"
         raise UserError(f"{error.format_message()} {remedy}", key=key) from None
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -15,10 +15,12 @@ from egd.config.base import EXECUTION, marked
 from egd.runs.code_digest import Sources, UnknownCode
 from egd.runs.phases import Phase, key_of
 from egd.training.learners import HasComputing
+from rl.critics.base import Critic
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
 from rl.parts.action_sampling import ActionSampler, Randomness
 from rl.parts.base import Part, RunContext
+from rl.parts.behaviour import Behaviour
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guidance import Guidance
 from rl.parts.policies import Act, AgentPolicy
@@ -185,3 +187,27 @@ class Agent(ABC):
         own = [name for name in CODE.outside(type(self), type(self.config), type(part)) if name not in theirs]
         recipe = self.config.model_dump(mode="json", exclude=marked(self.config, EXECUTION) | dict.fromkeys(AFTERWARDS, True))
         return {"code": own, "recipe": CODE.settings(recipe), "data": self.data.fingerprint()} if own else None
+
+
+@runtime_checkable
+class HasCritic(Protocol):
+    """An agent that learns values Q and V."""
+
+    critic: Critic
+
+
+@runtime_checkable
+class HasBehaviour(Protocol):
+    """An agent with a diffusion model of the behaviour policy."""
+
+    behaviour: Behaviour
+
+
+def critic_of(agent: Agent) -> Critic | None:
+    """Return the agent's critic, or None where it has none of the library's kind."""
+    return agent.critic if isinstance(agent, HasCritic) and isinstance(agent.critic, Critic) else None
+
+
+def behaviour_of(agent: Agent) -> Behaviour | None:
+    """Return the agent's model of the behaviour policy, or None where it has none of the library's kind."""
+    return agent.behaviour if isinstance(agent, HasBehaviour) and isinstance(agent.behaviour, Behaviour) else None

@@ -37,7 +37,8 @@ def check_critic(config: CriticConfig, *, support: bool = True) -> None:
 
 def needs_support(config: CriticConfig) -> bool:
     """Return whether the critic learns from actions of the behaviour policy."""
-    return bool(getattr(CRITICS.find(config.name, "critic.name"), "needs_support", False))
+    component = CRITICS.find(config.name, "critic.name")
+    return isinstance(component, type) and issubclass(component, Critic) and component.needs_support
 
 
 def make_critic(config: CriticConfig, state: int, action: int, device: torch.device) -> Critic:

@@ -18,7 +18,7 @@ from egd.runs.phases import seed_of
 from egd.runs.progress import Reporter
 from egd.runs.recipe import pick_device
 from egd.training.precision import set_up
-from rl.agents.base import Agent
+from rl.agents.base import Agent, critic_of
 from rl.critics import Critic
 from rl.data.record import of_run
 from rl.data.transitions import OfflineData
@@ -37,7 +37,7 @@ from rl.evaluation.offline_score import (
     regularised,
     spread,
 )
-from rl.runs.config import CriticConfig, RunConfig
+from rl.runs.config import CriticConfig, HasCriticConfig, RunConfig, Tempered
 from rl.runs.loading import load_data, read_config, restored
 
 T = TypeVar("T")
@@ -298,9 +298,9 @@ def _case(data: OfflineData, settings: Settings) -> Case:
 
 def _valued(case: Case, ensemble: CriticEnsemble, agents: Sequence[Agent], advance: Callable[[int], None]) -> Value:
     if case.settings.fqe:
-        network = next(
-            (a.config.critic for a in agents if isinstance(getattr(a.config, "critic", None), CriticConfig)), CriticConfig()
-        )
+        configs = [agent.config for agent in agents]
+        found = (c.critic for c in configs if isinstance(c, HasCriticConfig) and isinstance(c.critic, CriticConfig))
+        network = next(found, CriticConfig())
         return lambda candidate, actions: case.fitted(candidate, actions, network, advance)
     if not ensemble.critics:
         raise UserError("none of the runs has a critic of states and actions; add --fqe STEPS", key="egd select")
@@ -316,9 +316,7 @@ def critics_of(runs: Sequence[Run], agents: Sequence[Agent]) -> list[tuple[Run, 
     """Return the runs' critics in reward units, or all critics where none is; a critic shared by several runs is
     returned once.
     """
-    found = [
-        (run, c) for run, agent in zip(runs, agents, strict=True) if isinstance(c := getattr(agent, "critic", None), Critic)
-    ]
+    found = [(run, c) for run, agent in zip(runs, agents, strict=True) if (c := critic_of(agent)) is not None]
     comparable = [(run, critic) for run, critic in found if critic.in_reward_units] or found
     once: list[tuple[Run, Critic]] = []
     for run, critic in comparable:
@@ -352,14 +350,13 @@ def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, refere
 def temperature(agent: Agent) -> tuple[float, float] | None:
     """Return beta of the agent's headline policy and the unit of its Q, or None where it has no beta."""
     name = agent.headline.partition("@")[0]
-    guidances: Mapping[str, object] = getattr(agent.config, "guidances", None) or getattr(agent.config, "ways", None) or {}
-    guidance = guidances.get(name, guidances.get("guided"))
-    beta = getattr(guidance, "beta", None)
-    if beta is None:
+    known: Mapping[str, Tempered] = agent.config.tempered
+    policy = known.get(name, known.get("guided"))
+    if policy is None:
         return None
-    if agent.calibration is None or getattr(guidance, "energy_scale", "raw") == "raw":
-        return float(beta), 1.0
-    return float(beta), float(agent.calibration.advantage_std)
+    if agent.calibration is None or policy.energy_scale == "raw":
+        return policy.beta, 1.0
+    return policy.beta, float(agent.calibration.advantage_std)
 
 
 def _judged(

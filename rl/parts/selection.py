@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import override
 
 from egd.bounds import Beta, Candidates
 from egd.config.base import Strict, merge
@@ -16,7 +17,7 @@ from rl.parts.action_sampling import Choice
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import VARIES, ValuedConfig
+from rl.runs.config import VARIES, Tempered, ValuedConfig
 
 
 class SelectionConfig(Strict):
@@ -60,16 +61,21 @@ class SelectingConfig(ValuedConfig):
         return value
 
     @property
-    def ways(self) -> dict[str, SelectionConfig]:
+    def named_selections(self) -> dict[str, SelectionConfig]:
         """Headline selection, under the name ``policy``, and the others."""
         return {"policy": self.selection, **self.selections}
+
+    @property
+    @override
+    def tempered(self) -> Mapping[str, Tempered]:
+        return self.named_selections
 
 
 def check_selections(config: SelectingConfig) -> None:
     """Raise UserError for implicit weights of a critic that has no expectile."""
     has_expectile = "expectile" in parameters(CRITICS.find(config.critic.name, "critic.name"))
-    for name, way in config.ways.items():
-        if way.by == "expectile" and not has_expectile:
+    for name, selection in config.named_selections.items():
+        if selection.by == "expectile" and not has_expectile:
             key = "selection.by" if name == "policy" else f"selections.{name}.by"
             raise UserError(f"'expectile' are weights of implicit Q-learning; critic '{config.critic.name}' has none", key=key)
 
@@ -79,9 +85,9 @@ def selecting_policies(
 ) -> dict[str, AgentPolicy]:
     """Return ``behaviour``, and pi(a|s) ~ mu(a|s) w(s, a) of every selection: of samples of mu one is kept, by weights w."""
     found: dict[str, AgentPolicy] = {"behaviour": calibration.behaviour.policy(config.selection.clip_x0)}
-    for name, way in config.ways.items():
-        energy = calibration.energy(way.energy_scale)
-        choice = Choice(energy, way.beta, way.candidates, way.by, expectile=config.critic.expectile)
-        policy = found[name] = calibration.behaviour.policy(way.clip_x0, choice=choice)
+    for name, selection in config.named_selections.items():
+        energy = calibration.energy(selection.energy_scale)
+        choice = Choice(energy, selection.beta, selection.candidates, selection.by, expectile=config.critic.expectile)
+        policy = found[name] = calibration.behaviour.policy(selection.clip_x0, choice=choice)
         policy.part = critic
     return found

@@ -30,11 +30,6 @@ class Inpainted:
     sampler: Sampler
     mask: Tensor
 
-    @property
-    def func(self) -> Any:
-        """Function of the wrapped sampler, which identifies it."""
-        return getattr(self.sampler, "func", self.sampler)
-
     def __call__(self, denoiser: Denoiser, *noise_and_times: Any, **settings: Any) -> Tensor:
         """Run the wrapped sampler with the in-painting denoiser: (B, H, S + A)."""
         return self.sampler(Inpaint(denoiser, self.mask), *noise_and_times, **settings)

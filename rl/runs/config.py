@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import (
     Field,
     field_validator,
     model_validator,
 )
+from typing_extensions import override
 
 from egd.bounds import (
     Batch,
@@ -174,6 +175,20 @@ class SupportConfig(Strict):
     """Keep the denoiser's x_0 within the range of the data's actions."""
 
 
+class Tempered(Protocol):
+    """Settings of a policy with an inverse temperature."""
+
+    @property
+    def beta(self) -> float:
+        """Inverse temperature."""
+        ...
+
+    @property
+    def energy_scale(self) -> Literal["raw", "advantage_std"]:
+        """Unit of Q that beta refers to: the critic's, or the data's spread of Q - V."""
+        ...
+
+
 class RunConfig(RunSettings):
     """Settings of every run of offline RL, whatever the agent."""
 
@@ -203,6 +218,11 @@ class RunConfig(RunSettings):
         return task if self.evaluation.max_steps is None else replace(task, max_steps=self.evaluation.max_steps)
 
     @property
+    def tempered(self) -> Mapping[str, Tempered]:
+        """Settings of the policies with an inverse temperature, by name."""
+        return {}
+
+    @property
     def computing(self) -> Computing:
         """Precision and compilation of training: ``precision`` and ``compile``."""
         return Computing(self.precision, self.compile)
@@ -214,6 +234,13 @@ class DiffusionConfig(RunConfig):
     schedule: ComponentConfig = ComponentConfig(name="vp_linear")
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()
+
+
+@runtime_checkable
+class HasCriticConfig(Protocol):
+    """Settings of a run with a critic."""
+
+    critic: CriticConfig
 
 
 class ValuedConfig(DiffusionConfig):
@@ -243,6 +270,11 @@ class GuidedConfig(ValuedConfig):
     def guidances(self) -> dict[str, GuidanceConfig]:
         """Headline guidance, under the name ``guided``, and the variants."""
         return {"guided": self.guidance, **self.variants}
+
+    @property
+    @override
+    def tempered(self) -> Mapping[str, Tempered]:
+        return self.guidances
 
     @property
     def energy_steps(self) -> int:

@@ -9,9 +9,7 @@ import torch
 
 from egd.samplers.watching import SamplingWarning
 from egd.training.divergence import Vital
-from rl.agents.base import Agent
-from rl.critics import Critic
-from rl.parts.behaviour import Behaviour
+from rl.agents.base import Agent, behaviour_of, critic_of
 
 ROWS = 256
 """Number of rows examined: the first of the data, so that the check draws no random number of the training."""
@@ -32,8 +30,8 @@ def _of_critic(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
     """Yield, for the data's actions, the largest |Q| in units of the largest reward / (1 - gamma), and the share beyond that
     limit.
     """
-    critic, rows = getattr(agent, "critic", None), agent.data.transitions
-    if not isinstance(critic, Critic) or not critic.in_reward_units or phase not in TRAINED_BY["critic"] or critic.gamma >= 1:
+    critic, rows = critic_of(agent), agent.data.transitions
+    if critic is None or not critic.in_reward_units or phase not in TRAINED_BY["critic"] or critic.gamma >= 1:
         return
     limit = rows.reward.abs().max() / (1 - critic.gamma)
     if limit == 0:
@@ -45,8 +43,8 @@ def _of_critic(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
 
 def _of_behaviour(agent: Agent, phase: str) -> Iterator[tuple[str, Vital]]:
     """Yield the share of entries of sampled actions that exceed the data's range by over a tenth, before any clip."""
-    behaviour, rows = getattr(agent, "behaviour", None), agent.data.transitions
-    if not isinstance(behaviour, Behaviour) or phase not in TRAINED_BY["behaviour"] or rows.action.ndim != 2:
+    behaviour, rows = behaviour_of(agent), agent.data.transitions
+    if behaviour is None or phase not in TRAINED_BY["behaviour"] or rows.action.ndim != 2:
         return
     generator = torch.Generator(rows.state.device).manual_seed(0)
     with warnings.catch_warnings():  # about clips, which are counted here

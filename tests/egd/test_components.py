@@ -354,4 +354,4 @@ def test_the_table_of_parts_is_that_of_the_page_and_of_what_is_tried() -> None:
     assert dict(re.findall(r"^\| `(\w+)` \| (.*?) \| [^|]* \|$", page, re.MULTILINE)) == parts.PARTS
     every = parts.RATIO_PARTS | parts.RULE_PARTS | parts.WRAPPER_PARTS | parts.SAMPLER_PARTS
     assert every == set(parts.PARTS)
-    assert set(Trial((2,), VPLinear()).parts) == parts.ENERGY_PARTS
+    assert set(Trial((2,), VPLinear()).parts) == parts.RATIO_PARTS

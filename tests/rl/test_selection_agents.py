@@ -118,7 +118,7 @@ def test_further_selections_start_from_the_headline(data: OfflineData) -> None:
     selections: Any = {"drawn": {"by": "expectile"}, "few": {"candidates": 2}}
     made = knowing(make(IDQL, data, selection={"candidates": 128}, selections=selections, **FINE), 0.0)
     assert made.scales() == {"behaviour": [], "policy": [], "drawn": [], "few": []}
-    assert made.config.ways["drawn"].candidates == 128
+    assert made.config.named_selections["drawn"].candidates == 128
     spreads = {name: float((acts(made, name, 200) - BEST).abs().mean()) for name in made.policies()}
     assert spreads["policy"] < 0.1 * spreads["few"] < spreads["behaviour"]
     assert 0.1 < spreads["drawn"] < spreads["behaviour"]

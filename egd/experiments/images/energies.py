@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,11 +23,21 @@ Logits: TypeAlias = Callable[[Tensor], Tensor]
 """x_0 (B, C, H, W) -> (B, classes)."""
 
 
-class Measured(Protocol):
+@runtime_checkable
+class MeasuresSamples(Protocol):
     """An energy that can rate samples."""
 
     def measure(self, x0: Tensor, c: Context, judge: Logits | None) -> dict[str, float]:
         """Return the numbers for the results table by name."""
+        ...
+
+
+@runtime_checkable
+class ShowsImages(Protocol):
+    """An energy with images of its own to show in the figure, such as the measured pixels."""
+
+    def shown(self, c: Context) -> Tensor:
+        """Return the images (B, C, H, W) of a context."""
         ...
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from egd.contracts import name_of
 from egd.errors import UserError
 from egd.experiments.images.data import make_context
+from egd.experiments.images.energies import MeasuresSamples, ShowsImages
 from egd.experiments.images.model import DATA_ROW, UNGUIDED, ImagesModel
 from egd.metrics import sliced_wasserstein
 from egd.runs.experiment import Row
@@ -60,7 +61,7 @@ def evaluate(
             about, row = {"target": name, "beta": beta}, f"{name}, β = {label(beta)}"
             scorer = ImageScorer.of(model, energy, c, data, beta, seed)
             exact = data.resample(beta, 1, seed)
-            cells[row] = {"": energy.shown(c) if hasattr(energy, "shown") else exact}
+            cells[row] = {"": energy.shown(c) if isinstance(energy, ShowsImages) else exact}
             results.append(about | {"estimator": DATA_ROW, "ess": data.ess(beta), "finite": 1.0} | scorer.of_data(exact))
             for column in (UNGUIDED, *config.estimators):
                 started = time.perf_counter()
@@ -149,7 +150,9 @@ class ImageScorer:
         finite = float(x.isfinite().flatten(1).all(1).double().mean())
         if finite < 1:
             return {"finite": finite}
-        own = self.energy.measure(x, self.c, self.model.judge) if hasattr(self.energy, "measure") else {}
+        own = dict[str, Any]()
+        if isinstance(self.energy, MeasuresSamples):
+            own = self.energy.measure(x, self.c, self.model.judge)
         if own.keys() & set(SHARED):
             raise ValueError(f"measure() of {type(self.energy).__name__} may not use the names {', '.join(SHARED)}")
         result = {"finite": finite, **own, "energy": float(self.energy(x, self.c).mean())}
