@@ -30,7 +30,7 @@ from torch import Tensor
 from egd.cli.terminal import console, user_errors
 from egd.errors import UserError
 from egd.runs.grid import parse_seeds
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.runs.progress import Reporter
 from egd.training.precision import set_up
 from rl.agents.iql import IQLAgent, IQLConfig

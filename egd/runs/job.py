@@ -19,10 +19,12 @@ from egd.runs import resources
 from egd.runs.experiment import Options
 from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, Variation, check_count, run_label, variations
+from egd.runs.phase import Phase
 from egd.runs.phase_files import settle
-from egd.runs.phases import Phase, load_trained, run_phase
+from egd.runs.phases import run_phase
 from egd.runs.progress import Reporter
 from egd.runs.recipe import blaming, given, pick_device, resolve, without_nulls
+from egd.runs.restoring import load_trained
 from egd.runs.safe_names import apart, check_names, folder_of_task
 from egd.runs.summaries import Common
 from egd.training.precision import set_up

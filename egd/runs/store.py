@@ -21,8 +21,9 @@ from egd.errors import UserError
 from egd.runs.checkpoint import Damaged, read_meta
 from egd.runs.files import sweep, write_atomic, write_text
 from egd.runs.folder import RunFolder
+from egd.runs.phase import Phase, key_of
 from egd.runs.phase_files import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase
-from egd.runs.phases import UNFIT, Phase, check_fits, check_notes, key_of
+from egd.runs.restoring import UNFIT, check_fits, check_notes
 
 GIGABYTES = 20.0
 HOUR = 3600.0

@@ -13,7 +13,7 @@ from torch import nn
 
 from egd.config.base import EXECUTION, marked
 from egd.runs.code_digest import Sources, UnknownCode
-from egd.runs.phases import Phase, key_of
+from egd.runs.phase import Phase, key_of
 from egd.training.learners import HasComputing
 from rl.critics.base import Critic
 from rl.data.transitions import OfflineData

@@ -11,7 +11,7 @@ import torch
 
 from egd.errors import UserError, nearest
 from egd.runs.labels import label
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.runs.progress import Reporter
 from rl.agents.base import Agent
 from rl.envs.making import env_factory

@@ -14,7 +14,7 @@ from torch import Tensor
 from egd.errors import UserError
 from egd.report.runs import Found, Run, find
 from egd.runs.folder import RunFolder
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.runs.progress import Reporter
 from egd.runs.recipe import pick_device
 from egd.training.precision import set_up

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egd.runs.checkpoint import group, prefixed
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.training.learners import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData
 from rl.online.config import OnlineConfig

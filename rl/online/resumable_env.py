@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from rl.envs.making import Env
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from egd.runs.phases import fresh
+from egd.runs.phase import fresh
 from egd.training.learners import Learner
 from rl.data.transitions import Batch, OfflineData
 

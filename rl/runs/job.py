@@ -11,8 +11,9 @@ import torch
 
 from egd.runs.experiment import Row
 from egd.runs.grid import RunsFailed, in_cell, kept, runs_label
+from egd.runs.phase import Phase, PhaseRun, key_of
 from egd.runs.phase_files import settle
-from egd.runs.phases import Phase, PhaseRun, key_of, run_phases
+from egd.runs.phases import run_phases
 from egd.runs.progress import Reporter
 from egd.runs.safe_names import literal
 from egd.runs.store import Store

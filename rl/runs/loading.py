@@ -12,8 +12,8 @@ from egd.config.base import execution_keys, read_yaml
 from egd.config.trust import trusting
 from egd.runs import resources
 from egd.runs.folder import RunFolder
-from egd.runs.phases import load_trained
 from egd.runs.progress import Reporter
+from egd.runs.restoring import load_trained
 from egd.training.learners import is_training_only
 from rl.agents import agent_class
 from rl.agents.base import Agent

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from egd.config.base import EXECUTION, marked
 from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, run_label
-from egd.runs.phases import Phase, seed_of
+from egd.runs.phase import Phase, seed_of
 from egd.runs.summaries import read_metrics
 from egd.samplers.watching import clips_of
 from rl.agents.base import Agent

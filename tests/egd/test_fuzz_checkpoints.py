@@ -19,8 +19,9 @@ from torch import Tensor
 from egd.errors import UserError
 from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.runs.folder import RunFolder
+from egd.runs.phase import Phase
 from egd.runs.phase_files import load_phase, settle
-from egd.runs.phases import Phase, load_trained
+from egd.runs.restoring import load_trained
 from tests.egd.test_phases import STEPS, learner, opened, run
 
 fuzz = settings(

@@ -16,8 +16,9 @@ from egd.networks.mlp import NoiseMLP
 from egd.runs import phases
 from egd.runs.checkpoint import load_checkpoint
 from egd.runs.folder import RunFolder
+from egd.runs.phase import Phase, PhaseRun, Progress, seed_of
 from egd.runs.phase_files import load_phase, settle
-from egd.runs.phases import Phase, PhaseRun, Progress, run_phase, run_phases, seed_of
+from egd.runs.phases import run_phase, run_phases
 from egd.runs.progress import Reporter
 from egd.runs.store import Store
 from egd.samplers.watching import SamplingWarning, tell

@@ -14,8 +14,10 @@ import torch
 from egd.errors import UserError
 from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.runs.folder import RunFolder
+from egd.runs.phase import Phase
 from egd.runs.phase_files import settle
-from egd.runs.phases import Phase, load_trained, run_phase
+from egd.runs.phases import run_phase
+from egd.runs.restoring import load_trained
 from tests.egd.test_phases import STEPS, learner, opened, quiet, run, weights
 
 

@@ -14,8 +14,9 @@ import typer
 from egd.cli.terminal import resumable, user_errors
 from egd.runs.checkpoint import load_checkpoint
 from egd.runs.folder import RunFolder
+from egd.runs.phase import Phase
 from egd.runs.phase_files import settle
-from egd.runs.phases import Phase, run_phase
+from egd.runs.phases import run_phase
 from egd.runs.stopping import Stopped, between_steps, exit_code, stoppable, told
 from egd.training.learners import Metrics
 from tests.egd.test_phases import STEPS, Mortal, learner, opened, quiet, weights

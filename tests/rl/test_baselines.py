@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks import d3rlpy_check
 from egd.errors import UserError
 from egd.runs.experiment import Options
-from egd.runs.phases import Phase
+from egd.runs.phase import Phase
 from egd.runs.progress import Reporter
 from egd.training.batched import BatchedLearner
 from egd.training.learners import Fit, StepLearner

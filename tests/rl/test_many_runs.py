@@ -92,7 +92,7 @@ def in_one_program(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
     """The critic of one seed goes off, from a poisoned batch on."""
-    from egd.runs.phases import seed_of
+    from egd.runs.phase import seed_of
 
     draw, drawn_by = CriticLearner.draw, Counter[CriticLearner]()
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from egd.objectives import ExpMSE
 from egd.runs.folder import RunFolder
-from egd.runs.phases import Phase, run_phase
+from egd.runs.phase import Phase
+from egd.runs.phases import run_phase
 from egd.runs.progress import Reporter
 from rl.agents.qgpo import QGPO
 from rl.data.transitions import Batch, OfflineData
@@ -133,7 +134,7 @@ def test_a_table_half_drawn_goes_on_bit_for_bit() -> None:
 
 def test_a_large_table_is_not_written_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr("egd.runs.phases.save_phase", lambda folder, name, tensors, about: written.append(about["step"]))
+    monkeypatch.setattr("egd.runs.phase_state.save_phase", lambda folder, name, tensors, about: written.append(about["step"]))
     table = SupportTable(episodes(2500), 3, states_for_actions)
     phase = Phase("support", table.steps, table, checkpoint_every=table.checkpoint_every(1))
     run_phase(phase, RunFolder(tmp_path), Reporter(), seed=0, device="cpu", checkpoint_every=1, log_every=1)

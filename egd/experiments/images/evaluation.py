@@ -19,7 +19,7 @@ from egd.experiments.images.model import DATA_ROW, UNGUIDED, ImagesModel
 from egd.metrics import sliced_wasserstein
 from egd.runs.experiment import Row
 from egd.runs.labels import label
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.runs.summaries import Common, Frozen
 from egd.samplers.watching import SHARES, named, watching
 from egd.selection import energies_of

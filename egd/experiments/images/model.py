@@ -22,7 +22,7 @@ from egd.experiments.images.config import EstimatorConfig, ImagesConfig
 from egd.experiments.images.data import ImageSet, make_context
 from egd.objectives.base import ObjectiveNetwork
 from egd.runs.labels import label
-from egd.runs.phases import Phase, fresh, seed_of
+from egd.runs.phase import Phase, fresh, seed_of
 from egd.runs.safe_names import apart, folder_name
 from egd.schedules import Diffusers
 from egd.schedules.stepping import check_guidable

@@ -17,7 +17,7 @@ from egd.experiments.toy2d.model import EXACT, UNGUIDED, Toy2dModel
 from egd.metrics import sliced_wasserstein
 from egd.runs.experiment import Row
 from egd.runs.labels import label, with_seed
-from egd.runs.phases import seed_of
+from egd.runs.phase import seed_of
 from egd.runs.summaries import Common, Frozen
 from egd.samplers.watching import named, tell, watching
 

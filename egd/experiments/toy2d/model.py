@@ -25,7 +25,7 @@ from egd.networks.mlp import EnergyMLP, NoiseMLP
 from egd.objectives.base import energy_network
 from egd.posteriors.moments import Moments
 from egd.runs.labels import label
-from egd.runs.phases import Phase, fresh, seed_of
+from egd.runs.phase import Phase, fresh, seed_of
 from egd.samplers import initial_noise
 from egd.schedules import time_grid
 from egd.selection import Weights, energy_weights
