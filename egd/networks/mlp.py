@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.tensors import differentiated_again, flat_context
 from egd.types import Context
@@ -30,8 +31,8 @@ class LayerNorm(nn.LayerNorm):
     The normalisation is therefore written out where ``torch.func`` differentiates forwards or twice.
     """
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x: shaped like x."""
         x = x.float() if x.dtype == torch.bfloat16 else x
         if not differentiated_again():
             return super().forward(x)

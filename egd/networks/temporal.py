@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from egd.networks.mlp import ACTIVATIONS, ActivationName, EnergyNetwork, LastLinear, TimeEmbedding
 from egd.tensors import flat_context, inpaint
@@ -18,8 +19,8 @@ __all__ = ["TemporalEnergy", "TemporalUNet"]
 class GroupNorm(nn.GroupNorm):
     """Group normalisation in float32 whatever the precision of x: autocast does so on GPUs, not on CPUs."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x: shaped like x."""
         return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from typing_extensions import override
 
 from egd.networks.mlp import mlp
 
@@ -39,8 +40,8 @@ class DeterministicActor(Actor):
         super().__init__()
         self.net = mlp(state, action, width=width, layers=layers, activation=activation, layer_norm=layer_norm)
 
+    @override
     def mean(self, state: Tensor) -> Tensor:
-        """Compute the action: (B, S) -> (B, A)."""
         action: Tensor = self.net(state).tanh()
         return action
 
@@ -48,8 +49,9 @@ class DeterministicActor(Actor):
         """Compute the action: (B, S) -> (B, A)."""
         return self.mean(state)
 
+    @override
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """Compute |pi(s) - a|^2: (B, S), (B, A) -> (B,)."""
+        # |pi(s) - a|^2
         return (self.mean(state) - action).square().sum(1)
 
 
@@ -67,8 +69,9 @@ class GaussianActor(DeterministicActor):
         """Standard deviation, (A,)."""
         return self.log_std.clamp(-20, 2).exp()
 
+    @override
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """Compute -log pi(a|s): (B, S), (B, A) -> (B,)."""
+        # -log pi(a|s)
         z = (action - self.mean(state)) / self.std
         return (0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
@@ -86,8 +89,8 @@ class TanhGaussianActor(Actor):
         mean, spread = self.net(state).chunk(2, 1)
         return mean, (spread - 1).clamp(-20, 2)
 
+    @override
     def mean(self, state: Tensor) -> Tensor:
-        """Compute tanh m(s), the median: (B, S) -> (B, A)."""
         return self._moments(state)[0].tanh()
 
     def forward(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +101,9 @@ class TanhGaussianActor(Actor):
         u = mean + log_std.exp() * noise
         return u.tanh(), _log_density(noise, log_std, u)
 
+    @override
     def cost(self, state: Tensor, action: Tensor) -> Tensor:
-        """Compute -log pi(a|s), with actions clipped to just within [-1, 1]: (B, S), (B, A) -> (B,)."""
+        # -log pi(a|s), with actions clipped to just within [-1, 1]
         mean, log_std = self._moments(state)
         u = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         return -_log_density((u - mean) / log_std.exp(), log_std, u)
