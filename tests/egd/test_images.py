@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +127,21 @@ def test_every_depth_is_scaled_to_its_own_range(tmp_path: Path, dtype: str, top:
     torch.testing.assert_close(image, want, atol=1.01 / top, rtol=0)
     (small,) = folder(tmp_path, size=4, channels=channels).images
     assert float(small.mean()) == pytest.approx(0, abs=1e-2) and float(small.abs().max()) < 1
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, True), (16, False)])
+def test_a_tiff_says_what_its_deepest_values_mean(tmp_path: Path, bits: int, white_is_zero: bool) -> None:
+    """Pillow reads values as they are stored: 12 bits reach 4095, and white may be 0."""
+    top = 2**bits - 1
+    values = (top * (1 - RAMP if white_is_zero else RAMP)).round().astype(int)
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8), (277, 1), (278, 16)]
+    data = values.astype("<u2").tobytes()
+    if bits == 12:  # two values in three bytes
+        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.reshape(-1, 2).tolist())
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    (tmp_path / "a.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + table + bytes(4))
+    (image,) = folder(tmp_path, size=16, channels=1).images
+    torch.testing.assert_close(image[0], torch.from_numpy(2 * RAMP - 1).float(), atol=1.01 / top, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["f4", "i4"])

@@ -24,6 +24,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", "
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """The formats that are read, whatever the suffix. Pillow decides by the content, and would start Ghostscript on PostScript."""
 
+BITS, PHOTOMETRIC = 258, 262
+"""TIFF tags: the bits of a pixel, and what its values mean (0: white is 0)."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -171,7 +174,7 @@ def _read(file: Path, size: int, channels: int) -> Tensor:
             with Image.open(file, formats=FORMATS) as picture:
                 upright = ImageOps.exif_transpose(picture)
                 known = upright.mode not in ("I", "F")
-                pixels = _square(upright, size, channels) if known else None
+                pixels = _square(upright, size, channels, _depth(picture)) if known else None
         except Exception as error:  # Pillow raises many kinds of exceptions for a damaged file
             raise UserError(f"{file} is not an image that can be read: {error}", key="data.path") from error
     if pixels is None:
@@ -180,13 +183,22 @@ def _read(file: Path, size: int, channels: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _square(picture: Any, size: int, channels: int) -> Any:
+def _depth(picture: Any) -> tuple[int, bool]:
+    """Return the bits of a grey pixel with more than 8, and whether white is 0; both are among a TIFF file's tags."""
+    tags = getattr(picture, "tag_v2", {})
+    (bits, *_), white = tags.get(BITS, (16,)), tags.get(PHOTOMETRIC, 1)
+    return bits, white == 0
+
+
+def _square(picture: Any, size: int, channels: int, depth: tuple[int, bool]) -> Any:
     """Return the central square (S, S, C) in [-1, 1] of an image with at most 16 bits; transparent pixels are white."""
     from PIL import Image, ImageOps
 
     deep = picture.mode.startswith("I;16")
     if deep:
-        picture = Image.fromarray(np.asarray(picture).astype(np.float32) / 32767.5 - 1)
+        bits, white_is_zero = depth
+        grey = np.asarray(picture).astype(np.float32) / ((2**bits - 1) / 2) - 1
+        picture = Image.fromarray(-grey if white_is_zero else grey)
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
