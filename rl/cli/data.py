@@ -176,8 +176,10 @@ def _histogram(returns: Any) -> None:
     import numpy as np
 
     counts, edges = np.histogram(returns, bins=12)
+    block = "#" if console.options.ascii_only else "█"
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        console.print(f"{low:>10.1f} .. {high:<10.1f} {'█' * int(np.ceil(40 * count / counts.max()))} {count}", highlight=False)
+        bar = block * int(np.ceil(40 * count / counts.max()))
+        console.print(f"{low:>10.1f} .. {high:<10.1f} {bar} {count}", highlight=False)
 
 
 @app.command()

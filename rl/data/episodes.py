@@ -156,8 +156,6 @@ def relabel(task: Task, episodes: Episodes) -> Episodes:
     within the environment's goal radius, or exp(-distance) for dense rewards.
 
     In antmaze reaching the goal is terminal, as in D4RL; in maze2d the episode continues.
-
-    In antmaze reaching the goal is terminal, as in D4RL; in maze2d the walk goes on.
     """
     if (entries := episodes.observations[0].shape[1]) < 2:
         raise UserError(
@@ -246,8 +244,6 @@ def data_return(task: Task, episodes: Episodes) -> float:
 
     The cut makes it comparable with an evaluation's mean return, because human demonstrations may exceed the step limit. In
     maze2d, whose episodes are pieces of one walk that never ends, it is the mean reward times the step limit.
-
-    In maze2d, where episodes are pieces of one walk that never ends, the mean reward times the step limit.
     """
     if task.goal_reward and task.family != "antmaze" and task.max_steps is not None:
         return float(np.concatenate(episodes.rewards).mean() * task.max_steps)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from egd.cli.main import app
 from rl.data.describe import describe
 from rl.data.episodes import Episodes, reward_factor
 from rl.envs.maze2d import goal_xy
@@ -81,6 +83,8 @@ def test_json_and_figure_are_written(egd: Any, tmp_path: Path, monkeypatch: pyte
     )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert "█" in result.output and "return at 5, 25, 50, 75, 95 %" in result.output
+    plain = CliRunner(charset="cp1252").invoke(app, ["data", "describe", "egd/maze2d/umaze-v7"])
+    assert "###" in plain.stdout_bytes.decode("cp1252") and plain.exit_code == 0, plain.output
     for option, file in (("--json", tmp_path / "a.png" / "a.json"), ("--figure", tmp_path / "a.nonsense")):
         failed = egd("data", "describe", "egd/maze2d/umaze-v7", option, file)
         assert failed.exit_code == 2 and "cannot write" in failed.output
