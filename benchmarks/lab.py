@@ -114,9 +114,9 @@ class Lab:
 
     # -- plain code, of an agent's sizes -------------------------------------------------------------------------
 
-    def replay(self, agent: AEPO) -> plain.Replay:
+    def replay(self, agent: AEPO) -> plain.PlainReplay:
         """Return the agent's data for plain code."""
-        return plain.Replay.of(agent.data, self.device)
+        return plain.PlainReplay.of(agent.data, self.device)
 
     def plain_noise_network(self, agent: AEPO) -> nn.Module:
         """Create a noise model of the agent's size."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import plain, plain_acting
 from benchmarks.lab import BETA, CONTRASTED, NU, SUPPORT, Lab
-from egd.bench.speed import Case, Piece, Setup
+from egd.bench.speed import Piece, Setup, SpeedCase
 from egd.config.base import Tree
 from egd.training.batched import BatchedLearner
 from egd.training.learners import EnergyLearner
@@ -100,10 +100,10 @@ def _ways(lab: Lab) -> dict[str, Tree]:
     return {"eager": {}} if lab.setup.smoke else WAYS  # compiling takes longer than a trial may
 
 
-def step(lab: Lab, name: str, batch: int, over: Tree | None = None) -> Case:
+def step(lab: Lab, name: str, batch: int, over: Tree | None = None) -> SpeedCase:
     """Prepare one update."""
     agent = _agent(lab, batch, over=over)
-    return Case(_updates(lab, [agent], name), _plain_step(lab, agent, name, batch), dtype=_dtype(agent))
+    return SpeedCase(_updates(lab, [agent], name), _plain_step(lab, agent, name, batch), dtype=_dtype(agent))
 
 
 def _cep_step(lab: Lab, batch: int) -> Piece:
@@ -111,7 +111,7 @@ def _cep_step(lab: Lab, batch: int) -> Piece:
     return Piece("energy_step_cep", batch, partial(cep_drawing, lab, batch), note=note)
 
 
-def cep_drawing(lab: Lab, batch: int) -> Case:
+def cep_drawing(lab: Lab, batch: int) -> SpeedCase:
     """Prepare one update of CEP that draws its support actions."""
     agent, generator = _agent(lab, batch), lab.generator()
     learner = lab.learner(agent, PHASES["energy_cep"])
@@ -122,10 +122,10 @@ def cep_drawing(lab: Lab, batch: int) -> Case:
         return agent.behaviour.actions(states, CONTRASTED, generator).flatten(0, 1), states.repeat_interleave(CONTRASTED, 0)
 
     learner.sample = sample
-    return Case(lambda: learner.update(generator), _plain_step(lab, agent, "energy_cep", batch), dtype=_dtype(agent))
+    return SpeedCase(lambda: learner.update(generator), _plain_step(lab, agent, "energy_cep", batch), dtype=_dtype(agent))
 
 
-def cep_cached(lab: Lab, batch: int) -> Case:
+def cep_cached(lab: Lab, batch: int) -> SpeedCase:
     """Prepare one update of CEP whose support actions were drawn before."""
     agent, generator = _agent(lab, batch), lab.generator()
     learner, states = lab.learner(agent, PHASES["energy_cep"]), batch // CONTRASTED
@@ -135,14 +135,14 @@ def cep_cached(lab: Lab, batch: int) -> Case:
     e, critic = agent.config.energy_network, lab.plain_critic(agent, batch)
     network = lab.plain_energy_network(agent)
     by_hand = plain.PlainCEP(network, critic, lambda s, k: drawn, batch=batch, samples=CONTRASTED, lr=e.lr, beta=BETA)
-    return Case(lambda: learner.update(generator), by_hand.step, dtype=_dtype(agent))
+    return SpeedCase(lambda: learner.update(generator), by_hand.step, dtype=_dtype(agent))
 
 
-def seeds(lab: Lab, name: str, runs: int, over: Tree | None = None) -> Case:
+def seeds(lab: Lab, name: str, runs: int, over: Tree | None = None) -> SpeedCase:
     """Prepare one update of many runs."""
     agents = [_agent(lab, 256, seed, over) for seed in range(runs)]
     run, one = _updates(lab, agents, name), _updates(lab, [_agent(lab, 256, over=over)], name)
-    return Case(run, _plain_step(lab, agents[0], name, 256), one, _dtype(agents[0]))
+    return SpeedCase(run, _plain_step(lab, agents[0], name, 256), one, _dtype(agents[0]))
 
 
 def _updates(lab: Lab, agents: Sequence[AEPO], name: str) -> Callable[[], object]:
@@ -187,10 +187,10 @@ def calibration(lab: Lab) -> Piece:
     """Return the piece that estimates the posterior's variances over t."""
     samples, grid = (64, 4) if lab.setup.smoke else (4096, 50)
 
-    def make() -> Case:
+    def make() -> SpeedCase:
         agent, generator = lab.agent({"calibration": {"samples": samples, "grid": grid}}), lab.generator()
         noise, replay, both = lab.plain_noise_network(agent), lab.replay(agent), (None, lab.bounds(agent))
-        return Case(
+        return SpeedCase(
             lambda: agent.calibration.update(generator),
             lambda: plain.calibrate(noise, replay, samples=samples, grid=grid, bounds=both),
         )
@@ -217,16 +217,16 @@ def _runtimes(lab: Lab) -> dict[str, Compile]:
     return {how: runtime for how, runtime in RUNTIMES.items() if wanted[how]}
 
 
-def act(lab: Lab, policy_name: str, n: int) -> Case:
+def act(lab: Lab, policy_name: str, n: int) -> SpeedCase:
     """Prepare one guided action for each of n states."""
     agent = lab.agent()
     states, scale_index = agent.data.transitions.state[:n], torch.zeros(n, dtype=torch.long, device=lab.device)
     policy = agent.policy(policy_name, [1.0], lab.generator())
     by_hand = plain_policy(lab, agent, policy_name)
-    return Case(lambda: policy(states, scale_index), lambda: by_hand(states))
+    return SpeedCase(lambda: policy(states, scale_index), lambda: by_hand(states))
 
 
-def act_compiled(lab: Lab, policy_name: str, n: int, runtime: Compile) -> Case:
+def act_compiled(lab: Lab, policy_name: str, n: int, runtime: Compile) -> SpeedCase:
     """Prepare one guided action for each of n states by the ``Policy`` of control loops, warmed up at this batch size."""
     agent, eager = lab.agent(), act(lab, policy_name, n)
     states, policy = agent.data.transitions.state[:n], Policy(PolicyModule(agent, policy_name, 1.0), compile=runtime)
@@ -254,12 +254,12 @@ def plain_policy(lab: Lab, agent: AEPO, policy_name: str, scale: float = 1.0) ->
     return training_free
 
 
-def support(lab: Lab, n: int) -> Case:
+def support(lab: Lab, n: int) -> SpeedCase:
     """Prepare the drawing of support actions for n states."""
     agent = lab.agent()
     states, noise = agent.data.transitions.state[:n], lab.plain_noise_network(agent)
     drawn = BehaviourSupport(agent.behaviour.sampler, agent.behaviour.denoiser(clip=False), lab.generator())
-    return Case(
+    return SpeedCase(
         torch.no_grad()(lambda: drawn(states, CONTRASTED)),
         lambda: plain_acting.support(noise, states, CONTRASTED, _action(agent), steps=agent.config.sampler.steps),
     )
@@ -270,13 +270,13 @@ def evaluation(lab: Lab) -> Piece:
     episodes, length = (2, 3) if lab.setup.smoke else (10, 100)
     batch = episodes * len(OMEGAS)
 
-    def make() -> Case:
+    def make() -> SpeedCase:
         envs = cycle([make_env("umaze", max_episode_steps=length) for _ in range(batch)])  # made once: that takes seconds
         agent = lab.agent(data=lab.random_data(4, 2))
         policy = PolicyBatch([f"{omega:g}" for omega in OMEGAS], agent.policy("aepo", OMEGAS, lab.generator()))
         player = Player([policy], agent.data.standardise, episodes, episodes, 0)
         policies = [plain_policy(lab, agent, "aepo", omega) for omega in OMEGAS]
-        return Case(
+        return SpeedCase(
             lambda: rollouts(envs.__next__, [player], device=lab.device),
             lambda: [plain_acting.evaluate(envs.__next__, policy, episodes=episodes, device=lab.device) for policy in policies],
         )
@@ -297,12 +297,12 @@ def scaling(lab: Lab) -> list[Piece]:
     batches = (32, 64) if smoke else (64, 256, 1024, 4096, 16384)
     actions = (2, 3) if smoke else (2, 6, 24, 96)
 
-    def case(width: int | None = None, batch: int = 256, action: int | None = None) -> Case:
+    def case(width: int | None = None, batch: int = 256, action: int | None = None) -> SpeedCase:
         denoiser = {"batch": batch, **({} if width is None else {"width": width})}
         data = lab.data if action is None else lab.random_data(setup.state, action)
         agent = lab.agent({"denoiser": denoiser}, data)
         learner, generator = lab.learner(agent, "denoiser"), lab.generator()
-        return Case(lambda: learner.update(generator), _plain_step(lab, agent, "noise", batch), dtype=_dtype(agent))
+        return SpeedCase(lambda: learner.update(generator), _plain_step(lab, agent, "noise", batch), dtype=_dtype(agent))
 
     note = "the noise model's step"
     return [

@@ -29,16 +29,16 @@ Step = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Replay:
+class PlainReplay:
     """Transitions as numpy arrays, and the device of batches."""
 
     arrays: Arrays
     device: torch.device
 
     @staticmethod
-    def of(data: OfflineData, device: torch.device) -> Replay:
+    def of(data: OfflineData, device: torch.device) -> PlainReplay:
         """Convert the library's data."""
-        return Replay({key: getattr(data.transitions, key).cpu().numpy() for key in KEYS}, device)
+        return PlainReplay({key: getattr(data.transitions, key).cpu().numpy() for key in KEYS}, device)
 
     def sample(self, n: int) -> list[Tensor]:
         """Draw n random transitions, one tensor a key."""
@@ -69,7 +69,7 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
 class PlainNoise:
     """The denoising loss with Adam and an average of the weights."""
 
-    def __init__(self, network: nn.Module, replay: Replay, *, batch: int, lr: float, ema: float) -> None:
+    def __init__(self, network: nn.Module, replay: PlainReplay, *, batch: int, lr: float, ema: float) -> None:
         self.network, self.replay, self.batch, self.ema = network, replay, batch, ema
         self.average = copy.deepcopy(network) if ema else None
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
@@ -126,7 +126,7 @@ class PlainIQL:
         self,
         state: int,
         action: int,
-        replay: Replay,
+        replay: PlainReplay,
         *,
         batch: int,
         lr: float,
@@ -274,7 +274,7 @@ class PlainCEP:
 
 @torch.no_grad()
 def calibrate(
-    noise: nn.Module, replay: Replay, *, samples: int, grid: int, bounds: Iterable[tuple[Tensor, Tensor] | None]
+    noise: nn.Module, replay: PlainReplay, *, samples: int, grid: int, bounds: Iterable[tuple[Tensor, Tensor] | None]
 ) -> Any:
     """Compute second moments of the predicted noise, of the denoised action and of its error at each of ``grid`` times, with
     x_0 clipped to each of ``bounds`` in turn.

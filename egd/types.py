@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentKind:
     """Annotation of a contract that a recipe may fill by a component's name; ``package`` is where the names live."""
 
     kind: str
@@ -32,11 +32,11 @@ Energy: TypeAlias = Callable[[Tensor, Context], Tensor]
 """Energy, the user's function, low where samples are wanted: (x_0 (B, ...), c) -> (B,)."""
 
 TimedEnergy: TypeAlias = Annotated[
-    Callable[[Tensor, Tensor, Context], Tensor], Part("energy", "egd.energies", ("__call__", "loss"))
+    Callable[[Tensor, Tensor, Context], Tensor], ComponentKind("energy", "egd.energies", ("__call__", "loss"))
 ]
 """Estimate of E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t] (AEPO Eq. 11): (x_t (B, ...), t (B,), c) -> (B,)."""
 
-GuidanceRule: TypeAlias = Annotated[Callable[[Tensor, Tensor, Tensor], Tensor], Part("guidance rule", "egd.rules")]
+GuidanceRule: TypeAlias = Annotated[Callable[[Tensor, Tensor, Tensor], Tensor], ComponentKind("guidance rule", "egd.rules")]
 """Guidance rule: (score (B, ...), grad E_t (B, ...), t (B,)) -> guided score (B, ...)."""
 
 Support: TypeAlias = Callable[[Context, int], Tensor]
@@ -83,7 +83,7 @@ class Gaussian(Protocol):
         ...
 
 
-Posterior: TypeAlias = Annotated[Callable[[Tensor, Tensor, Context], Gaussian], Part("posterior", "egd.posteriors")]
+Posterior: TypeAlias = Annotated[Callable[[Tensor, Tensor, Context], Gaussian], ComponentKind("posterior", "egd.posteriors")]
 """Gaussian approximation of q(x_0 | x_t, c): (x_t (B, ...), t (B,), c) -> ``Gaussian``."""
 
 

@@ -13,7 +13,7 @@ from egd.errors import UserError, nearest
 from egd.runs.files import write_text
 
 if TYPE_CHECKING:
-    from egd.bench.energies import Curve, Row, Settings
+    from egd.bench.energies import Curve, EnergyRow, EnergySettings
 
 app = typer.Typer(help="Benchmarks: against exact answers, and of speed.", no_args_is_help=True)
 
@@ -51,10 +51,10 @@ def energies(
     from egd.bench.estimators import small
     from egd.runs.progress import Reporter
 
-    settings = bench.Settings(seed=seed, samples=samples, steps=steps)
+    settings = bench.EnergySettings(seed=seed, samples=samples, steps=steps)
     if smoke:
         settings, specs, betas = bench.smoke(settings), small(specs), betas[:1]
-    rows: list[Row] = []
+    rows: list[EnergyRow] = []
     lines: list[Curve] = []
     with Reporter(console).notices():
         for results in _measured(chosen, betas, denoisers, specs, settings, workers):
@@ -91,14 +91,14 @@ def ratios(
     from egd.runs.progress import Reporter
 
     torch.set_num_threads(1)
-    settings = bench.Settings(seed=seed, share=share)
+    settings = bench.RatioSettings(seed=seed, share=share)
     if smoke:
-        settings = bench.Settings(seed=seed, share=share, samples=50, points=20, steps=5, training=5)
+        settings = bench.RatioSettings(seed=seed, share=share, samples=50, points=20, steps=5, training=5)
     problems = bench.problems(settings)
     with user_errors():
         names = _known(case, list(problems), "problem", "--case")
         labels = _known(estimator, list(bench.ESTIMATORS), "estimator", "--estimator")
-    rows: list[bench.Row] = []
+    rows: list[bench.RatioRow] = []
     with Reporter(console).notices():
         for name in names:
             own = list(bench.run(problems[name], labels, settings))
@@ -142,7 +142,7 @@ def speed(
         setup = bench.Setup(where, shapes, state, action, width, settings or (), smoke)
         chosen = bench.choose(bench.find_pieces(setup), piece or (), scaling=scaling)
     timing = bench.SMOKE if smoke else bench.QUICK if quick else bench.FULL
-    rows: list[bench.Row] = []
+    rows: list[bench.SpeedRow] = []
     reporter = Reporter(console)
     with user_errors(), reporter.notices(), reporter.bar("measuring", len(chosen)) as bar:
         for row in bench.measure(chosen, setup, timing):
@@ -155,11 +155,16 @@ def speed(
         write_text(markdown, speed_report.markdown(rows))
 
 
-Results = list[tuple["Row", "Curve"]]
+Results = list[tuple["EnergyRow", "Curve"]]
 
 
 def _measured(
-    names: Sequence[str], betas: list[float], denoisers: list[str], specs: Mapping[str, Any], settings: Settings, workers: int
+    names: Sequence[str],
+    betas: list[float],
+    denoisers: list[str],
+    specs: Mapping[str, Any],
+    settings: EnergySettings,
+    workers: int,
 ) -> Iterator[Results]:
     """Yield the results of each case, in order."""
     jobs = [(name, betas, denoisers, dict(specs), settings) for name in names]
@@ -172,7 +177,7 @@ def _measured(
         yield from pool.imap(_measure, jobs)
 
 
-def _measure(job: tuple[str, list[float], list[str], dict[str, Any], Settings]) -> Results:
+def _measure(job: tuple[str, list[float], list[str], dict[str, Any], EnergySettings]) -> Results:
     import torch
 
     from egd.bench.cases import cases

@@ -30,7 +30,7 @@ from egd.types import Context, Denoiser, Schedule, TimedEnergy
 
 
 @dataclass(frozen=True)
-class Settings:
+class EnergySettings:
     """The amount of work per row."""
 
     seed: int = 0
@@ -49,7 +49,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class EnergyRow:
     """One estimator on one problem.
 
     The gradient's relative error and cosine are means over t at x_t ~ q_t. ``target_error`` is the root of the mean over t of
@@ -109,7 +109,7 @@ State: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Problem:
+class EnergyProblem:
     """One case at one beta with one denoiser: the parts of estimators, and the exact answers to compare with."""
 
     case: Case
@@ -117,13 +117,13 @@ class Problem:
     name: str
     denoiser: Counted
     schedule: Schedule
-    settings: Settings
+    settings: EnergySettings
     parts: Mapping[str, Any]
     states: list[State]
     target_states: list[State]
     targets: list[Tensor]
 
-    def measure(self, label: str, energy: TimedEnergy) -> tuple[Row, Curve]:
+    def measure(self, label: str, energy: TimedEnergy) -> tuple[EnergyRow, Curve]:
         """Measure an estimator's gradients, then its samples. Returns the row and the curve of errors."""
         energy = prepare(energy, None)
         errors, cosines = zip(*[self._compare(energy, *state) for state in self.states], strict=True)
@@ -131,7 +131,7 @@ class Problem:
         samples = self._sample(energy)
         seconds, nfe = time.perf_counter() - start, self.denoiser.rows / len(samples)
         where = (self.case.name, self.beta, self.name, label)
-        row = Row(
+        row = EnergyRow(
             *where,
             sum(errors) / len(errors),
             sum(cosines) / len(cosines),
@@ -188,8 +188,8 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def run(
-    case: Case, betas: Sequence[float], denoisers: Sequence[str], estimators: Mapping[str, Any], settings: Settings
-) -> Iterator[tuple[Row, Curve]]:
+    case: Case, betas: Sequence[float], denoisers: Sequence[str], estimators: Mapping[str, Any], settings: EnergySettings
+) -> Iterator[tuple[EnergyRow, Curve]]:
     """Yield the rows of one case as they are measured. ``denoisers`` are from ``exact`` and ``trained``."""
     schedule = VPLinear()
     exact = lambda x, t, c=None: case.mixture.denoise(schedule, x, t)  # noqa: E731
@@ -215,7 +215,7 @@ def _exact(case: Case, schedule: Schedule, beta: float, x: Tensor, t: Tensor, c:
     return case.exact(schedule, beta, x, t)
 
 
-def _make(problem: Problem, label: str, spec: Any, networks: dict[Any, TimedEnergy], sample: Any) -> TimedEnergy:
+def _make(problem: EnergyProblem, label: str, spec: Any, networks: dict[Any, TimedEnergy], sample: Any) -> TimedEnergy:
     """Make a closed form, or train a network. A network whose objective does not depend on the denoiser serves both
     denoisers.
     """
@@ -229,8 +229,14 @@ def _make(problem: Problem, label: str, spec: Any, networks: dict[Any, TimedEner
 
 
 def _problem(
-    case: Case, beta: float, name: str, denoiser: Counted, schedule: Schedule, settings: Settings, parts: Mapping[str, Any]
-) -> Problem:
+    case: Case,
+    beta: float,
+    name: str,
+    denoiser: Counted,
+    schedule: Schedule,
+    settings: EnergySettings,
+    parts: Mapping[str, Any],
+) -> EnergyProblem:
     generator = _generator(settings.seed + 5)
     times = [torch.full((settings.points,), time_, dtype=torch.float64) for time_ in settings.times]
     exact = partial(_exact, case, schedule, beta)
@@ -238,7 +244,7 @@ def _problem(
     targets = [case.target(beta, settings.samples, generator) for _ in range(6)]
     own = _generator(settings.seed + 6)
     target_states = [_state(exact, _noised(case.target(beta, settings.points, own), schedule, t, own), t) for t in times]
-    return Problem(case, beta, name, denoiser, schedule, settings, parts, states, target_states, targets)
+    return EnergyProblem(case, beta, name, denoiser, schedule, settings, parts, states, target_states, targets)
 
 
 def _state(exact: TimedEnergy, x: Tensor, t: Tensor) -> State:
@@ -249,7 +255,7 @@ def _noised(x0: Tensor, schedule: Schedule, t: Tensor, generator: torch.Generato
     return diffuse(schedule, x0, t, torch.randn(x0.shape, generator=generator, dtype=x0.dtype))
 
 
-def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
+def _train(case: Case, schedule: Schedule, settings: EnergySettings) -> Denoiser:
     """Train a denoiser for the case's distribution on fresh samples. The network predicts v: at high noise, an error in
     predicted noise would be magnified by sigma / alpha in x_0 and in its Jacobian, an error in v is not.
     """
@@ -262,7 +268,7 @@ def _train(case: Case, schedule: Schedule, settings: Settings) -> Denoiser:
     return single(NetworkDenoiser(fit.model.requires_grad_(False), schedule, "v_prediction"))
 
 
-def smoke(settings: Settings) -> Settings:
+def smoke(settings: EnergySettings) -> EnergySettings:
     """Reduce the settings so that a trial takes seconds instead of minutes."""
     few: dict[str, Any] = {"samples": 200, "steps": 10, "points": 32, "times": (0.1, 0.5, 0.9), "calibration": 256}
     return replace(settings, **few, denoiser_steps=100, energy=Training(50))

@@ -40,7 +40,7 @@ LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Settings:
+class RatioSettings:
     """The amount of work per row."""
 
     seed: int = 0
@@ -56,7 +56,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class RatioRow:
     """One estimator on one problem.
 
     ``cosine`` and ``error`` (relative, root mean square) are those of the gradient at each of LEVELS. ``distance`` is the
@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RatioProblem:
     """The online density p and the replay q."""
 
     name: str
@@ -98,7 +98,7 @@ class Problem:
         return self.q.denoise(EDM(), x, t)
 
 
-def problems(settings: Settings) -> dict[str, Problem]:
+def problems(settings: RatioSettings) -> dict[str, RatioProblem]:
     """Return the problems by name: modes selected from the replay, and modes shifted and narrowed, in several dimensions."""
     found = {}
     for name, dim, moved in (("chosen-2d", 2, 0.0), ("moved-2d", 2, 0.6), ("moved-8d", 8, 0.4), ("moved-23d", 23, 0.25)):
@@ -106,7 +106,7 @@ def problems(settings: Settings) -> dict[str, Problem]:
         shift = moved * torch.randn(2, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
         weights = torch.tensor([0.7, 0.3], dtype=torch.float64).log()
         p = GaussianMixture(weights, offline.means[:2] + shift, offline.covs[:2] * (0.5 if moved else 1.0))
-        found[name] = Problem(name, p, _union(p, offline, settings.share))
+        found[name] = RatioProblem(name, p, _union(p, offline, settings.share))
     return found
 
 
@@ -124,10 +124,10 @@ def _union(p: GaussianMixture, offline: GaussianMixture, share: float) -> Gaussi
 
 # -- estimators --------------------------------------------------------------------------------------------------------
 
-Make = Callable[[Problem, Settings], TimedEnergy]
+Make = Callable[[RatioProblem, RatioSettings], TimedEnergy]
 
 
-def _trained(problem: Problem, settings: Settings, objective: Objective, times: Times, seed: int) -> TimedEnergy:
+def _trained(problem: RatioProblem, settings: RatioSettings, objective: Objective, times: Times, seed: int) -> TimedEnergy:
     with isolated_rng(settings.seed + seed):
         network = EnergyMLP(problem.q.means.shape[1], width=128, layers=3)
     fit = Fit(network, lr=2e-3, steps=settings.training, decay=True)
@@ -138,24 +138,24 @@ def _trained(problem: Problem, settings: Settings, objective: Objective, times: 
     return lambda x, t, c: scaled(x.float(), t.float(), c).to(x.dtype)
 
 
-def _noised(problem: Problem, settings: Settings, kind: Any = "logistic") -> TimedEnergy:
+def _noised(problem: RatioProblem, settings: RatioSettings, kind: Any = "logistic") -> TimedEnergy:
     wanted = lambda n, g: (problem.p.sample(n, g).float(), None)  # noqa: E731
     return _trained(problem, settings, Ratio(EDM(), wanted, kind), LogNormalTimes(EDM(), -0.5, 1.5), 1)
 
 
-def _learned(problem: Problem, settings: Settings) -> Energy:
+def _learned(problem: RatioProblem, settings: RatioSettings) -> Energy:
     """Train the clean log-ratio by discrimination without noise."""
     wanted = lambda n, g: (problem.p.sample(n, g).float(), None)  # noqa: E731
     return at_zero(_trained(problem, settings, Ratio(EDM(), wanted, clean=True), UNIFORM, 2))
 
 
-def _cep(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+def _cep(problem: RatioProblem, settings: RatioSettings, *, exact: bool) -> TimedEnergy:
     clean = problem.clean if exact else _learned(problem, settings)
     energy: Energy = lambda x, c: clean(x.double(), c).float()  # noqa: E731
     return _trained(problem, settings, CEP(energy, EDM()), LogNormalTimes(EDM(), -0.5, 1.5), 3)
 
 
-def _second_order(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+def _second_order(problem: RatioProblem, settings: RatioSettings, *, exact: bool) -> TimedEnergy:
     clean = problem.clean if exact else _learned(problem, settings)
     sample = lambda n, g: (problem.q.sample(n, g), None)  # noqa: E731
     generator = torch.Generator().manual_seed(settings.seed)
@@ -163,11 +163,11 @@ def _second_order(problem: Problem, settings: Settings, *, exact: bool) -> Timed
     return SecondOrder(clean, residual(problem.denoise, moments))
 
 
-def _dps(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+def _dps(problem: RatioProblem, settings: RatioSettings, *, exact: bool) -> TimedEnergy:
     return DPS(problem.clean if exact else _learned(problem, settings), problem.denoise)
 
 
-def _clean(problem: Problem, settings: Settings, *, exact: bool) -> TimedEnergy:
+def _clean(problem: RatioProblem, settings: RatioSettings, *, exact: bool) -> TimedEnergy:
     """Return E evaluated at x_t as if it were x_0, which no theory supports."""
     clean = problem.clean if exact else _learned(problem, settings)
     return lambda x, t, c: clean(x, c)
@@ -192,7 +192,7 @@ ESTIMATORS: Mapping[str, Make] = {
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def run(problem: Problem, estimators: Sequence[str], settings: Settings) -> Iterator[Row]:
+def run(problem: RatioProblem, estimators: Sequence[str], settings: RatioSettings) -> Iterator[RatioRow]:
     """Yield the rows of one problem."""
     generator = torch.Generator().manual_seed(settings.seed + 5)
     truth = [problem.p.sample(settings.samples, generator) for _ in range(2)]
@@ -209,17 +209,17 @@ def run(problem: Problem, estimators: Sequence[str], settings: Settings) -> Iter
         wide = (x.std(0) / std - 1).square().mean().sqrt()
         cosines, errors = zip(*compared, strict=True)
         distance = float(energy_distance(x, truth[1]))
-        yield Row(problem.name, label, cosines, errors, distance, floor, float(off), float(wide), seconds)
+        yield RatioRow(problem.name, label, cosines, errors, distance, floor, float(off), float(wide), seconds)
 
 
-def _floor(problem: Problem, settings: Settings, pairs: int = 8) -> float:
+def _floor(problem: RatioProblem, settings: RatioSettings, pairs: int = 8) -> float:
     """Return the mean absolute energy distance between two sets of samples of p; a single distance may be negative."""
     generator = torch.Generator().manual_seed(settings.seed + 6)
     sets = [problem.p.sample(settings.samples, generator) for _ in range(2 * pairs)]
     return sum(abs(float(energy_distance(x, y))) for x, y in zip(sets[::2], sets[1::2], strict=True)) / pairs
 
 
-def _state(problem: Problem, sigma: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _state(problem: RatioProblem, sigma: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_t ~ q_t, t and the exact gradient."""
     t = EDM().time(torch.tensor(sigma, dtype=torch.float64).log().neg()).expand(n)
     x = problem.q.noised(EDM(), t, generator)
@@ -232,7 +232,7 @@ def _compare(energy: TimedEnergy, x: Tensor, t: Tensor, exact: Tensor) -> tuple[
     return float(cosine), float((grad - exact).square().sum().sqrt() / exact.square().sum().sqrt())
 
 
-def _sample(problem: Problem, energy: TimedEnergy, settings: Settings) -> Tensor:
+def _sample(problem: RatioProblem, energy: TimedEnergy, settings: RatioSettings) -> Tensor:
     generator = torch.Generator().manual_seed(settings.seed + 3)
     noise = 80 * torch.randn(settings.samples, problem.q.means.shape[1], generator=generator, dtype=torch.float64)
     times = time_grid(EDM(), settings.steps).double()

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from egd.bench.ratios import LEVELS, Row
+from egd.bench.ratios import LEVELS, RatioRow
 from egd.bench.report import short
 from egd.runs.files import replacing
 from egd.runs.safe_names import figure_text, literal
@@ -19,7 +19,7 @@ FAR = 100.0
 HEADINGS = ("estimator", *(f"cos {s:g}" for s in SHOWN), "err 1", "dist.", "mean", "std", "s")
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[RatioRow]) -> Table:
     """Tabulate the rows of one problem for the terminal."""
     out = Table(
         title=f"[b]{rows[0].case}[/]\ntwo sets of samples of p: energy distance ± {short(rows[0].floor)}",
@@ -34,13 +34,13 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: RatioRow) -> list[str]:
     """Format a row as text, in the columns HEADINGS."""
     gradients = [f"{row.cosine[LEVELS.index(s)]:.2f}" for s in SHOWN] + [short(row.error[LEVELS.index(1.0)])]
     return [row.estimator, *gradients, *map(short, (row.distance, row.mean_error, row.std_error)), f"{row.seconds:.1f}"]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[RatioRow]) -> str:
     """Render a Markdown table for every problem."""
     parts = []
     for name, own in by_problem(rows).items():
@@ -50,12 +50,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_problem(rows: Sequence[RatioRow]) -> dict[str, list[RatioRow]]:
     """Group rows by problem, in order."""
     return {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
 
 
-def figure(path: Path, rows: Sequence[Row]) -> None:
+def figure(path: Path, rows: Sequence[RatioRow]) -> None:
     """Draw the gradient's relative error over the noise level, a panel a problem, and below it the energy distances."""
     from egd.drawing import plain
 
@@ -63,7 +63,7 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         _draw(path, rows)
 
 
-def _draw(path: Path, rows: Sequence[Row]) -> None:
+def _draw(path: Path, rows: Sequence[RatioRow]) -> None:
     from egd.drawing import Figure, mpl
 
     problems = by_problem(rows)

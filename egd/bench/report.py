@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from egd.bench.energies import Curve, Row
+from egd.bench.energies import Curve, EnergyRow
 from egd.runs.files import replacing, write_text
 from egd.runs.safe_names import figure_text, literal, markup
 
@@ -24,7 +24,7 @@ Item = TypeVar("Item", bound="DataclassInstance")
 HEADINGS = ("estimator", "error", "at target", "cosine", "SW2", "mean E", "NFE", "s")
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[EnergyRow]) -> Table:
     """Tabulate the rows of one case, beta and denoiser for the terminal."""
     first = rows[0]
     title = (
@@ -40,7 +40,7 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: EnergyRow) -> list[str]:
     """Format a row as text, in the columns HEADINGS."""
     numbers = (row.sliced_w2, row.mean_energy)
     return [
@@ -61,15 +61,15 @@ def short(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
-def grouped(rows: Iterable[Row]) -> list[list[Row]]:
+def grouped(rows: Iterable[EnergyRow]) -> list[list[EnergyRow]]:
     """Group rows by case, beta and denoiser, in order."""
-    groups: dict[tuple[str, float, str], list[Row]] = {}
+    groups: dict[tuple[str, float, str], list[EnergyRow]] = {}
     for row in rows:
         groups.setdefault((row.case, row.beta, row.denoiser), []).append(row)
     return list(groups.values())
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[EnergyRow]) -> str:
     """Render all rows as Markdown: a summary over cases, then a table for each case and denoiser with all betas side by
     side.
     """
@@ -83,7 +83,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def _summary(rows: Sequence[Row]) -> list[str]:
+def _summary(rows: Sequence[EnergyRow]) -> list[str]:
     """Tabulate medians over cases at each beta, the number of problems on which an estimator is good, and on which it is
     best.
     """
@@ -104,7 +104,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _full(rows: Sequence[Row]) -> list[str]:
+def _full(rows: Sequence[EnergyRow]) -> list[str]:
     """Tabulate one case and denoiser, an estimator a line."""
     betas = sorted({row.beta for row in rows})
     floors = {b: next(r for r in rows if r.beta == b) for b in betas}
@@ -128,11 +128,11 @@ def _full(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _error(row: Row) -> float:
+def _error(row: EnergyRow) -> float:
     return row.grad_rel_error if math.isfinite(row.grad_rel_error) else math.inf
 
 
-def _ratio(row: Row) -> float:
+def _ratio(row: EnergyRow) -> float:
     return math.inf if row.sliced_w2 is None else row.sliced_w2 / row.noise_floor
 
 
@@ -163,7 +163,7 @@ def _rounded(value: Any) -> Any:
     return (float(f"{value:.6g}") if math.isfinite(value) else None) if isinstance(value, float) else value
 
 
-def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
+def figure(path: Path, curves: Sequence[Curve], rows: Sequence[EnergyRow]) -> None:
     """Draw the gradient's relative error over t, a panel a beta, as the median over cases, and below it sliced W2 over its
     floor.
     """
@@ -173,7 +173,7 @@ def figure(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
         _draw(path, curves, rows)
 
 
-def _draw(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
+def _draw(path: Path, curves: Sequence[Curve], rows: Sequence[EnergyRow]) -> None:
     from egd.drawing import Figure, mpl
 
     betas = sorted({curve.beta for curve in curves})
@@ -197,7 +197,7 @@ def _draw(path: Path, curves: Sequence[Curve], rows: Sequence[Row]) -> None:
         fig.savefig(scratch, dpi=110)
 
 
-def _ratios(axis: Any, rows: Sequence[Row], labels: Sequence[str], colours: dict[str, Any]) -> None:
+def _ratios(axis: Any, rows: Sequence[EnergyRow], labels: Sequence[str], colours: dict[str, Any]) -> None:
     for i, label in enumerate(labels):
         values = [r.sliced_w2 / r.noise_floor for r in rows if r.estimator == label and r.sliced_w2 is not None]
         axis.plot([i] * len(values), values, ".", color=colours[label], alpha=0.7)

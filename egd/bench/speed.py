@@ -39,7 +39,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Case:
+class SpeedCase:
     """Calls that are ready to be timed. ``run`` is the library's code, ``eager`` plain code that does the same work. ``one`` is
     the library's code with a single run, where ``run`` does many runs at once. ``dtype`` is that of matrix products.
     ``written`` is the library's eager code, whose operations can be counted, where ``run`` uses another runtime.
@@ -61,7 +61,7 @@ class Piece:
 
     name: str
     batch: int
-    make: Callable[[], Case]
+    make: Callable[[], SpeedCase]
     runs: int = 1
     items: int = 0
     unit: str = ""
@@ -83,7 +83,7 @@ FULL, QUICK, SMOKE = Timing(0.5, 9), Timing(0.15, 3), Timing(0.0, 1)
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """The measurement of one piece. Times are milliseconds per call. ``ms`` is the library's code; ``eager_ms`` (plain code)
     and ``separate_ms`` (the library's code, one run after the other) are times of all ``runs``. ``roofline_fraction`` is the
     least time that the device could take over ``ms``. ``spread`` is the ratio of the largest to the smallest block time of the
@@ -145,7 +145,7 @@ def choose(pieces: Sequence[Piece], names: Sequence[str], *, scaling: bool = Fal
     return [p for p in pieces if (p.name in names if names else scaling or not p.extra)]
 
 
-def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[Row]:
+def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[SpeedRow]:
     """Yield a row for every piece, in order, as soon as it is measured."""
     rates = cache(lambda dtype, precision: measure_rates(setup.device, dtype, smoke=setup.smoke))
     for piece in pieces:
@@ -154,11 +154,11 @@ def measure(pieces: Sequence[Piece], setup: Setup, timing: Timing) -> Iterator[R
         yield _row(piece, case, setup.device, timing, rates(case.dtype, torch.get_float32_matmul_precision()))
 
 
-def _row(piece: Piece, case: Case, device: torch.device, timing: Timing, rates: Rates) -> Row:
+def _row(piece: Piece, case: SpeedCase, device: torch.device, timing: Timing, rates: Rates) -> SpeedRow:
     plain = None if case.eager is None else as_torch_comes(case.eager)
     blocks, eager, one = block_times([case.run, plain, case.one], device, timing)
     seconds, cost = median(blocks), count(case.written or case.run)
-    return Row(
+    return SpeedRow(
         piece=piece.name,
         batch=piece.batch,
         runs=piece.runs,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from egd.bench.speed import Row
+from egd.bench.speed import SpeedRow
 
 SHORT = ("piece", "batch", "ours", "ms", "plain", "x", "singly", "roofline")
 NUMBERS = ("batch", *SHORT[3:], "GFLOP", "MB")
@@ -18,7 +18,7 @@ LEGEND = (
 )
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[SpeedRow]) -> Table:
     """Tabulate the columns SHORT for a terminal of eighty columns."""
     out = Table(title=f"{rows[0].device}; {LEGEND}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in SHORT:
@@ -30,7 +30,7 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: SpeedRow) -> list[str]:
     """Format a row as text, in the columns HEADINGS."""
     rate = "" if row.per_second is None else f"{figures(row.per_second)} {row.unit}/s"
     times = map(figures, (row.ms, row.eager_ms, row.speedup, row.separate_ms))
@@ -48,7 +48,7 @@ def figures(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[SpeedRow]) -> str:
     """Render a Markdown table that includes the shapes of the networks, with the notes below it."""
     rule = ["---:" if heading in NUMBERS else "---" for heading in HEADINGS]
     lines = [f"{rows[0].device}. {LEGEND}", "", _line(HEADINGS), _line(rule)]

@@ -13,7 +13,7 @@ from egd.errors import UserError
 from egd.runs.safe_names import literal
 
 if TYPE_CHECKING:
-    from egd.runs.store import Entry, Store
+    from egd.runs.store import Store, StoredPhase
 
 app = typer.Typer(help="Finished phases that later runs take instead of training them: list, prune.", no_args_is_help=True)
 DAY = 86400.0
@@ -62,7 +62,7 @@ def prune(
         _conclude(store, removed)
 
 
-def _conclude(store: Store, removed: Sequence[Entry]) -> None:
+def _conclude(store: Store, removed: Sequence[StoredPhase]) -> None:
     left = store.entries()
     what = f"{len(removed)} removed, {_size(sum(e.size for e in removed))}"
     say(f"{what}; {len(left)} left in {store.path}, {_size(sum(e.size for e in left))}")
@@ -80,11 +80,11 @@ def _store() -> Store:
     return store
 
 
-def _unused(entry: Entry, days: float | None) -> bool:
+def _unused(entry: StoredPhase, days: float | None) -> bool:
     return days is not None and time.time() - entry.used > days * DAY
 
 
-def _bad(entry: Entry) -> bool:
+def _bad(entry: StoredPhase) -> bool:
     try:
         entry.whole()
     except UserError:
@@ -97,6 +97,6 @@ def _size(count: float) -> str:
     return f"{count / unit:.3g} {['GB', 'MB', 'kB', 'B'][(10**9, 10**6, 10**3, 1).index(unit)]}"
 
 
-def _age(entry: Entry) -> str:
+def _age(entry: StoredPhase) -> str:
     hours = max(0.0, time.time() - entry.used) / 3600
     return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.1f} hours"

@@ -26,7 +26,7 @@ import pydantic
 from egd.config.trust import is_pythons_own, may_name_code, require_trust
 from egd.errors import UserError, nearest, shown
 from egd.own_files import defined
-from egd.types import Part
+from egd.types import ComponentKind
 
 Component = Callable[..., Any]
 
@@ -60,13 +60,15 @@ class Registry:
     """The number of arguments of the object's ``__call__``, where it has one."""
 
     @staticmethod
-    def of(part: Part) -> Registry:
+    def of(kind: ComponentKind) -> Registry:
         """Return the registry of the components that may fill a part."""
-        return Registry(part.kind, part.package, part.makes, part.arguments)
+        return Registry(kind.kind, kind.package, kind.makes, kind.arguments)
 
     def names(self) -> dict[str, Component]:
-        """Return the components by short name. Names are in snake case: ``FirstOrder`` becomes ``first_order``."""
-        return _scan(self.package)
+        """Return the components by short name: the class's in snake case, without the kind at its end. ``FirstOrder`` becomes
+        ``first_order``, and the posterior ``ExactPosterior`` is ``exact``.
+        """
+        return _scan(self.package, self.kind)
 
     def find(self, name: str, key: str) -> Component:
         """Return the component of this short name or path. Raises UserError, naming ``key``, where there is none."""
@@ -151,13 +153,14 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 
 @cache
-def _scan(package: str) -> dict[str, Component]:
+def _scan(package: str, kind: str) -> dict[str, Component]:
     found: dict[str, Component] = {}
     root = importlib.import_module(package)
     modules = [f"{package}.{m.name}" for m in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
     for module in [importlib.import_module(name) for name in modules] or [root]:
         for name in getattr(module, "__all__", ()):
-            found[re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()] = getattr(module, name)
+            words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+            found[words.removesuffix(f"_{kind}")] = getattr(module, name)
     return found
 
 
@@ -292,10 +295,10 @@ def _settings(registry: Registry, component: Component, spec: Spec, parts: set[s
 
 
 def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
-    part, many = _part(hint)
-    if part is None or value is None:
+    kind, many = _kind(hint)
+    if kind is None or value is None:
         return _check(hint, value, key)
-    registry = Registry.of(part)
+    registry = Registry.of(kind)
     if not many:
         return make(registry, Spec.of(value, key), key)
     if not isinstance(value, list | tuple):
@@ -303,14 +306,14 @@ def _setting(hint: Any, value: Any, key: str, make: Make) -> Any:
     return tuple(make(registry, Spec.of(v, f"{key}.{i}"), f"{key}.{i}") for i, v in enumerate(value))
 
 
-def _part(hint: Any, many: bool = False) -> tuple[Part | None, bool]:
+def _kind(hint: Any, many: bool = False) -> tuple[ComponentKind | None, bool]:
     """Return the contract that a type hint names, None without one, and whether the hint asks for a sequence of such
     components.
     """
     if get_origin(hint) is Annotated:
-        return next((m for m in hint.__metadata__ if isinstance(m, Part)), None), many
+        return next((m for m in hint.__metadata__ if isinstance(m, ComponentKind)), None), many
     sequence = inspect.isclass(get_origin(hint)) and issubclass(get_origin(hint), Sequence)
-    found = (_part(arg, many or sequence) for arg in get_args(hint) if not isinstance(arg, list))
+    found = (_kind(arg, many or sequence) for arg in get_args(hint) if not isinstance(arg, list))
     return next((f for f in found if f[0] is not None), (None, False))
 
 

@@ -10,11 +10,11 @@ from egd.bounds import BetaOrZero
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.types import Context, Schedule
 
-__all__ = ["Exact"]
+__all__ = ["ExactEnergy"]
 
 
 @dataclass(frozen=True)
-class Exact:
+class ExactEnergy:
     """Exact E_t(x_t) = -log E[exp(-beta E(x_0)) | x_t] in closed form (AEPO Eq. 11); for benchmarks and tests."""
 
     energy: Quadratic

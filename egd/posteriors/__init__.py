@@ -2,13 +2,13 @@
 
 from egd.posteriors.averaged import MomentPosterior, posterior1, posterior2, residual
 from egd.posteriors.base import DiagonalGaussian, FullGaussian, IsotropicGaussian
-from egd.posteriors.exact import Exact
+from egd.posteriors.exact import ExactPosterior
 from egd.posteriors.moments import Moments, calibrate
 from egd.posteriors.tweedie import Tweedie
 
 __all__ = [
     "DiagonalGaussian",
-    "Exact",
+    "ExactPosterior",
     "FullGaussian",
     "IsotropicGaussian",
     "MomentPosterior",

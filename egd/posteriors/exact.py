@@ -10,11 +10,11 @@ from egd.mixtures import GaussianMixture
 from egd.posteriors.base import FullGaussian
 from egd.types import Context, Schedule
 
-__all__ = ["Exact"]
+__all__ = ["ExactPosterior"]
 
 
 @dataclass(frozen=True)
-class Exact:
+class ExactPosterior:
     """Mean and full covariance of the exact posterior of a Gaussian mixture; for benchmarks and tests."""
 
     mixture: GaussianMixture

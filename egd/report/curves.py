@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from egd.report.results import Entry, Report
+from egd.report.results import Report, ResultEntry
 from egd.report.runs import Run
 from egd.report.statistics import Estimate
 
@@ -65,5 +65,5 @@ def row(report: Report, task: str, label: str) -> dict[str, Any]:
     return found
 
 
-def _learning(group: Sequence[Entry]) -> list[Entry]:
+def _learning(group: Sequence[ResultEntry]) -> list[ResultEntry]:
     return [e for e in group if e.run.summary.evaluations]

@@ -22,7 +22,7 @@ from egd.runs.summaries import Measured
 
 
 @dataclass(frozen=True)
-class Entry:
+class ResultEntry:
     """Policy of a run: its score at the last checkpoint and, for the headline policy, the best score in training.
 
     The headline policy represents the run.
@@ -46,7 +46,7 @@ class Report:
 
     title: str
     runs: Sequence[Run]
-    entries: Sequence[Entry]
+    entries: Sequence[ResultEntry]
     references: Sequence[Reference]
     skipped: Sequence[tuple[Path, str]]
     measured: Sequence[Run] = ()
@@ -67,7 +67,7 @@ class Report:
         return list(dict.fromkeys(e.label for e in sorted(self.entries, key=lambda e: (e.run.summary.method, _by_value(e)))))
 
     @cached_property
-    def cells(self) -> Mapping[tuple[str, str], Sequence[Entry]]:
+    def cells(self) -> Mapping[tuple[str, str], Sequence[ResultEntry]]:
         """(task, label) -> an entry for every seed, in order of seeds."""
         groups = grouped(self.entries, lambda e: (e.task, e.label))
         return {key: sorted(group, key=lambda e: e.run.summary.seed) for key, group in groups.items()}
@@ -99,13 +99,13 @@ class Report:
         return {name: {x: estimate(f, self.strata(x)) for x in self.labels} for name, f in AGGREGATES.items()}
 
 
-def _by_value(entry: Entry) -> Any:
+def _by_value(entry: ResultEntry) -> Any:
     """Return the sort key of an entry: its settings, numbers by size; the headline policy precedes the others."""
     cell = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in entry.run.cell.values()]
     return cell, entry.label != entry.run.label
 
 
-def entries(run: Run, everything: bool) -> list[Entry]:
+def entries(run: Run, everything: bool) -> list[ResultEntry]:
     """Return the entry of the headline policy of a run with policies, under the run's label.
 
     With ``everything`` all other policies follow, under label/policy.
@@ -113,10 +113,10 @@ def entries(run: Run, everything: bool) -> list[Entry]:
     s = run.summary
     best = s.best.score if s.best is not None else None
     head = s.policies[s.headline]
-    found = [Entry(run.label, run, head.mean, best, head.episodes)]
+    found = [ResultEntry(run.label, run, head.mean, best, head.episodes)]
     if everything:
         others = [(name, stats) for name, stats in s.policies.items() if name != s.headline]
-        found += [Entry(f"{run.label}/{name}", run, p.mean, None, p.episodes) for name, p in others]
+        found += [ResultEntry(f"{run.label}/{name}", run, p.mean, None, p.episodes) for name, p in others]
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from egd.report import curves
 from egd.report.references import Reference
-from egd.report.results import Entry, Report
+from egd.report.results import Report, ResultEntry
 from egd.report.runs import grouped, shown
 from egd.report.statistics import Estimate, estimate, improvement
 from egd.runs.summaries import Summary
@@ -236,7 +236,7 @@ def _tidy_estimate(what: str, method: str, found: Estimate) -> dict[str, Any]:
     return {"what": what, "method": method, "score": found.value, "low": low, "high": high}
 
 
-def _tidy_result(task: str, label: str, group: Sequence[Entry]) -> dict[str, Any]:
+def _tidy_result(task: str, label: str, group: Sequence[ResultEntry]) -> dict[str, Any]:
     scores, best = [e.score for e in group], [e.best for e in group if e.best is not None]
     row: dict[str, Any] = {"what": "result", "task": task, "method": label, "checkpoint": "last", "score": np.mean(scores)}
     row["std"] = np.std(scores, ddof=1) if len(scores) > 1 else None

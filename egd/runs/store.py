@@ -82,7 +82,7 @@ class Store:
         key, place = key_of(phase.cache_key), folder.checkpoint(phase.name)
         if place.exists():
             return key if read_meta(place).get("store") == key else None
-        stored, entry = self.path / f"{key}.safetensors", Entry(key, self.path, 0, 0.0)
+        stored, entry = self.path / f"{key}.safetensors", StoredPhase(key, self.path, 0, 0.0)
         if not stored.exists():
             return None
         try:
@@ -125,7 +125,7 @@ class Store:
         write_atomic(stored, content)
         self.keep(self.limit)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[StoredPhase]:
         """Return all entries, the most recently used first."""
         files: dict[str, list[Path]] = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
@@ -135,10 +135,10 @@ class Store:
         for key, paths in files.items():
             with suppress(FileNotFoundError):  # another run may have removed it just now
                 sizes = [path.stat() for path in paths]
-                found.append(Entry(key, self.path, sum(s.st_size for s in sizes), max(s.st_mtime for s in sizes)))
+                found.append(StoredPhase(key, self.path, sum(s.st_size for s in sizes), max(s.st_mtime for s in sizes)))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
-    def keep(self, size: float) -> list[Entry]:
+    def keep(self, size: float) -> list[StoredPhase]:
         """Remove the least recently used entries until at most ``size`` bytes are left, and return the removed ones."""
         total, removed = 0, []
         for entry in self.entries():
@@ -150,7 +150,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredPhase:
     """A finished phase in a store: its size in bytes, and when it was last used, in seconds since 1970."""
 
     key: str

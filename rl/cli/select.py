@@ -20,7 +20,7 @@ from egd.runs.safe_names import markup
 
 if TYPE_CHECKING:
     from rl.evaluation.offline_score import Score
-    from rl.evaluation.offline_selection import Judged, Selection, Settings
+    from rl.evaluation.offline_selection import Judged, Selection, SelectionSettings
 
 
 def select(
@@ -47,13 +47,13 @@ def select(
     """Choose a policy, such as a guidance scale, from finished runs and their data alone."""
     from egd.runs.progress import Reporter
     from rl.evaluation.offline_score import check_penalty
-    from rl.evaluation.offline_selection import Settings
+    from rl.evaluation.offline_selection import SelectionSettings
     from rl.evaluation.offline_selection import select as judge
 
     with user_errors():
         if beta is not None and not 0 < beta < inf:
             raise UserError(f"{beta:g} is no inverse temperature: it is positive and finite", key="--beta")
-        settings = Settings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
+        settings = SelectionSettings(states, actions, numbers(omega), check_penalty(penalty), beta, fqe, seed, device)
         reporter = Reporter(console)
         with trusting(trust_code), reporter.notices():
             found = judge(runs, settings, reporter)
@@ -66,7 +66,7 @@ def select(
     conclude(found.damaged)
 
 
-def as_json(found: Selection, settings: Settings) -> dict[str, Any]:
+def as_json(found: Selection, settings: SelectionSettings) -> dict[str, Any]:
     """Return the whole selection as JSON values."""
     rows = [
         {"run": r.run, "policy": r.policy, **_numbers(r.score), "simulated": r.simulated, "chosen": r.name == found.chosen}
@@ -109,7 +109,7 @@ def _skipped(found: Selection) -> list[str]:
     return [f"[yellow]not used[/] {markup(f'{path}: {reason}')}" for path, reason in found.skipped]
 
 
-def _remarks(found: Selection, settings: Settings) -> list[str]:
+def _remarks(found: Selection, settings: SelectionSettings) -> list[str]:
     what = "the critics' error" if settings.penalty == "error" else "a nat costs"
     lines = [f"Chosen: {markup(found.chosen)} ({what} {found.price:.3g})", *map(markup, found.notes)]
     cost = found.regret

@@ -45,7 +45,7 @@ ROWS = 256  # states per batch of acting: an energy may draw tens of actions for
 
 
 @dataclass(frozen=True)
-class Settings:
+class SelectionSettings:
     """Settings of the selection.
 
     Every policy is judged by ``actions`` actions in each of ``states`` states of the data. ``omegas`` replaces the recipe's
@@ -145,13 +145,13 @@ class CriticEnsemble:
 
 
 @dataclass(frozen=True)
-class Case:
+class SelectionCase:
     """States (N, S) of the data, standardised, on which candidates are judged, and the rows that are not held out."""
 
     data: OfflineData
     states: Tensor
     others: Tensor
-    settings: Settings
+    settings: SelectionSettings
 
     def actions(self, candidate: Candidate) -> Tensor:
         """Draw the candidate's actions, (N, K, A)."""
@@ -177,7 +177,7 @@ class Case:
         return (1 - network.gamma) * CriticEnsemble([critic])(self.states, actions)
 
 
-def select(paths: Sequence[Path], settings: Settings, reporter: Reporter | None = None) -> Selection:
+def select(paths: Sequence[Path], settings: SelectionSettings, reporter: Reporter | None = None) -> Selection:
     """Judge the policies of the runs at or below ``paths``, and return the ranking.
 
     Raises UserError where the runs differ in task or data, where none has a behaviour policy, or where there is no critic.
@@ -288,15 +288,15 @@ def _candidates(runs: Sequence[Run], agents: Sequence[Agent], omegas: Sequence[f
             yield from (Candidate(run, agent, name, own) for own in ([[scale] for scale in scales] or [[]]))
 
 
-def _case(data: OfflineData, settings: Settings) -> Case:
+def _case(data: OfflineData, settings: SelectionSettings) -> SelectionCase:
     held = held_out(len(data.transitions)).to(data.transitions.state.device)
     generator = torch.Generator(held.device).manual_seed(seed_of(settings.seed, "select/states"))
     rows = torch.nonzero(held).squeeze(1)
     rows = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[: settings.states]]
-    return Case(data, data.transitions.state[rows], torch.nonzero(~held).squeeze(1), settings)
+    return SelectionCase(data, data.transitions.state[rows], torch.nonzero(~held).squeeze(1), settings)
 
 
-def _valued(case: Case, ensemble: CriticEnsemble, agents: Sequence[Agent], advance: Callable[[int], None]) -> Value:
+def _valued(case: SelectionCase, ensemble: CriticEnsemble, agents: Sequence[Agent], advance: Callable[[int], None]) -> Value:
     if case.settings.fqe:
         configs = [agent.config for agent in agents]
         found = (c.critic for c in configs if isinstance(c, HasCriticConfig) and isinstance(c.critic, CriticConfig))
@@ -330,7 +330,9 @@ def _same(a: Critic, b: Critic) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def _price(agents: Sequence[Agent], ensemble: CriticEnsemble, case: Case, reference: Tensor) -> tuple[float, list[str]]:
+def _price(
+    agents: Sequence[Agent], ensemble: CriticEnsemble, case: SelectionCase, reference: Tensor
+) -> tuple[float, list[str]]:
     """Return the price of a nat, 1 / beta, or the critics' error; and notes for the user."""
     if case.settings.penalty == "error":
         if case.settings.fqe or not ensemble.critics:
@@ -360,7 +362,12 @@ def temperature(agent: Agent) -> tuple[float, float] | None:
 
 
 def _judged(
-    runs: Sequence[Run], label: str, policy: str, parts: Sequence[tuple[Tensor, Tensor]], settings: Settings, price: float
+    runs: Sequence[Run],
+    label: str,
+    policy: str,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    settings: SelectionSettings,
+    price: float,
 ) -> Judged:
     """Return the score of a policy from its means over the run's seeds, in the states that all seeds share."""
     value, kl = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))

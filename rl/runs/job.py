@@ -28,13 +28,13 @@ from rl.evaluation.evaluator import environments, evaluate_together, watched
 from rl.evaluation.results import rows
 from rl.evaluation.rollouts import Rollouts
 from rl.runs.loading import check_room, load_data
-from rl.runs.run import Planned, Run
+from rl.runs.run import OfflineRun, Planned
 
 PATHS = 8  # number of paths kept for the maze figure
 ENVIRONMENTS = 1000  # maximum in one evaluation of several runs: a simulator takes up to 10 MB
 
 Failures = dict[str, Exception]
-Started = tuple[Run, Phase]
+Started = tuple[OfflineRun, Phase]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ class OfflineJob:
             label = first + (f" and {len(more)} more" if more else "")
             reporter.warn(f"{label}, {warning}")
 
-    def _results(self, runs: Sequence[Run], failures: Failures, reporter: Reporter) -> Iterator[tuple[Run, Rollouts | None]]:
+    def _results(
+        self, runs: Sequence[OfflineRun], failures: Failures, reporter: Reporter
+    ) -> Iterator[tuple[OfflineRun, Rollouts | None]]:
         """Yield the runs with their rollouts, or with None where there is no environment."""
         yield from ((run, None) for run in runs if run.not_evaluated)
         for together in _passes([run for run in runs if not run.not_evaluated]):
@@ -126,7 +128,7 @@ class OfflineJob:
             remedy = "set EGD_STORE to a folder that can be written, or to nothing"
             reporter.warn(f"{pairs[0][1].name} is not kept for other runs: {error}; {remedy}")
 
-    def _prepare(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> list[Run]:
+    def _prepare(self, todo: Sequence[Planned], failures: Failures, reporter: Reporter) -> list[OfflineRun]:
         """Load the data, and return fresh runs, but for those whose data changed since their training began."""
         started = time.perf_counter()
         config = todo[0].config
@@ -146,7 +148,9 @@ class OfflineJob:
         for planned in todo:
             with kept(failures, planned.label):
                 known.append((planned, begin(planned.folder, data, reporter.warn)))
-        runs = [Run(kind(planned.config, own, device), planned, task, not_evaluated=not_evaluated) for planned, own in known]
+        runs = [
+            OfflineRun(kind(planned.config, own, device), planned, task, not_evaluated=not_evaluated) for planned, own in known
+        ]
         seconds = (time.perf_counter() - started) / len(todo)
         for run in runs:
             run.seconds["data"] = seconds
@@ -174,9 +178,9 @@ def _train(going: Sequence[Started], failures: Failures, reporter: Reporter) -> 
             run.notes.extend(ended.notes)
 
 
-def _passes(runs: Sequence[Run]) -> list[list[Run]]:
+def _passes(runs: Sequence[OfflineRun]) -> list[list[OfflineRun]]:
     """Group runs for evaluation in one pass: equal numbers of episodes, and no more environments than fit into memory."""
-    passes: list[list[Run]] = []
+    passes: list[list[OfflineRun]] = []
     room = 0
     for run in sorted(runs, key=lambda run: run.config.evaluation.episodes):
         room -= environments(run.agent)
@@ -189,7 +193,7 @@ def _passes(runs: Sequence[Run]) -> list[list[Run]]:
     return passes
 
 
-def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> list[tuple[Run, Rollouts]]:
+def _evaluate(runs: Sequence[OfflineRun], failures: Failures, reporter: Reporter) -> list[tuple[OfflineRun, Rollouts]]:
     """Evaluate the runs in one pass, or one by one where that fails, so that only the failing run is lost."""
     try:
         return list(zip(runs, _rollouts(runs, reporter), strict=True))
@@ -200,7 +204,7 @@ def _evaluate(runs: Sequence[Run], failures: Failures, reporter: Reporter) -> li
     return [found for run in runs for found in _evaluate([run], failures, reporter)]
 
 
-def _rollouts(runs: Sequence[Run], reporter: Reporter) -> list[Rollouts]:
+def _rollouts(runs: Sequence[OfflineRun], reporter: Reporter) -> list[Rollouts]:
     started, episodes = time.perf_counter(), runs[0].config.evaluation.episodes
     agents, task = [run.agent for run in runs], runs[0].task
     title = "evaluation" if len(runs) == 1 else f"evaluation, {len(runs)} runs"

@@ -64,7 +64,7 @@ class InterimEvaluation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class OfflineRun:
     """Run in training and evaluation."""
 
     agent: Agent

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from egd.bench.cases import KINDS, Case, cases
 from egd.bench.cli import app
-from egd.bench.energies import Counted, Row, Settings, _problem, run, smoke
+from egd.bench.energies import Counted, EnergyRow, EnergySettings, _problem, run, smoke
 from egd.bench.estimators import all_estimators, reads_denoiser
 from egd.bench.report import table
 from egd.mixtures import Quadratic
@@ -76,8 +76,8 @@ def test_targets_are_the_tilted_distribution(name: str, generator: torch.Generat
         assert float(values.mean()) == pytest.approx(float(weights @ f(proposals, None)), abs=5 * error)
 
 
-def rows_of(case: Case, estimators: dict[str, Any], beta: float = 1.0, **settings: Any) -> dict[str, Row]:
-    chosen = Settings(samples=500, steps=30, points=64, times=(0.1, 0.5, 0.9), calibration=512, **settings)
+def rows_of(case: Case, estimators: dict[str, Any], beta: float = 1.0, **settings: Any) -> dict[str, EnergyRow]:
+    chosen = EnergySettings(samples=500, steps=30, points=64, times=(0.1, 0.5, 0.9), calibration=512, **settings)
     return {row.estimator: row for row, _ in run(case, [beta], ["exact"], estimators, chosen)}
 
 
@@ -101,7 +101,7 @@ def test_the_exact_energy_has_no_error_and_leads_to_the_target() -> None:
 
 
 def test_a_table_of_80_columns_cuts_no_number() -> None:
-    row = Row(
+    row = EnergyRow(
         "ring-2d-linear",
         10.0,
         "trained",
@@ -203,7 +203,7 @@ def test_two_workers_give_the_rows_of_one(tmp_path: Path) -> None:
 
 
 def test_smoke_changes_the_amount_of_work_alone() -> None:
-    assert smoke(Settings(seed=3)).seed == 3
+    assert smoke(EnergySettings(seed=3)).seed == 3
 
 
 def test_the_gradient_of_the_quadrature_is_smooth(generator: torch.Generator) -> None:
@@ -220,7 +220,7 @@ def test_the_error_at_the_target_is_the_sigma_weighted_one() -> None:
     """Of (1 + e) times the exact energy it is e, of no guidance 1, whatever the problem; and it ranks as the distance does."""
     case, schedule, beta = cases()["ring-2d-convex"], VPLinear(), 3.0
     exact = lambda x, t, c=None: case.exact(schedule, beta, x, t)  # noqa: E731
-    problem = _problem(case, beta, "exact", Counted(lambda x, t, c: x), schedule, smoke(Settings()), {})
+    problem = _problem(case, beta, "exact", Counted(lambda x, t, c: x), schedule, smoke(EnergySettings()), {})
     assert problem._target_error(exact) < 1e-12
     assert problem._target_error(lambda x, t, c: 1.3 * exact(x, t)) == pytest.approx(0.3)
     assert problem._target_error(lambda x, t, c: 0 * x.sum(1)) == pytest.approx(1)

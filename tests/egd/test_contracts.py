@@ -16,7 +16,7 @@ from egd.guidance import guide
 from egd.mixtures import GaussianMixture
 from egd.objectives import CEP, MSE, Analytic, ExpMSE, Ratio
 from egd.particles import smc
-from egd.posteriors import Exact, IsotropicGaussian
+from egd.posteriors import ExactPosterior, IsotropicGaussian
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
 from egd.schedules import VPLinear, time_grid
@@ -27,7 +27,7 @@ from egd.types import Context, Energy
 
 SCHEDULE = VPLinear()
 DATA = GaussianMixture(torch.zeros(1).double(), torch.zeros(1, 2).double(), 0.5 * torch.eye(2).double()[None])
-POSTERIOR = Exact(DATA, SCHEDULE)
+POSTERIOR = ExactPosterior(DATA, SCHEDULE)
 
 
 def denoiser(x: Tensor, t: Tensor, c: Context = None) -> Tensor:

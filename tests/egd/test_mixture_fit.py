@@ -14,13 +14,13 @@ from torch import Tensor
 from egd.energies import MonteCarlo, SupportSamples
 from egd.energies.base import prepare
 from egd.energies.ess_blend import EssBlend
-from egd.energies.exact import Exact as ExactEnergy
+from egd.energies.exact import ExactEnergy
 from egd.energies.mixture_fit import MixtureFit, fit_mixture
 from egd.errors import UserError
 from egd.guidance import guide
 from egd.metrics import sliced_wasserstein
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.posteriors import Exact
+from egd.posteriors import ExactPosterior
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
 from egd.samplers.watching import watching
@@ -185,7 +185,7 @@ def test_one_fit_serves_one_distribution_and_refuses_a_context(mixture: Gaussian
 
 
 def blended(m: GaussianMixture, schedule: Schedule, beta: float = BETA, samples: int = 1024) -> dict[str, TimedEnergy]:
-    posterior, support = Exact(m, schedule), support_of(m)
+    posterior, support = ExactPosterior(m, schedule), support_of(m)
     return {
         "local": MonteCarlo(BOWL, posterior, beta),
         "support": prepare(SupportSamples(BOWL, support, schedule, beta, samples), None),
@@ -251,12 +251,12 @@ def test_the_local_form_of_a_blend_may_be_any_energy_and_is_prepared_with_it(mix
     schedule, support = VPLinear(), support_of(mixture)
     stream = torch.Generator().manual_seed(0)
     local = SupportSamples(BOWL, lambda c, n: mixture.sample(n, stream)[None], schedule, BETA, 4)  # others at every call
-    blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9, local=local)
+    blend = EssBlend(BOWL, ExactPosterior(mixture, schedule), support, schedule, BETA, pivot=1e9, local=local)
     x, t = points(mixture, schedule, 0.4, 20)
     bound = prepare(blend, None)
     assert torch.equal(bound(x, t, None), bound(x, t, None))
-    plain = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, pivot=1e9)
-    torch.testing.assert_close(plain(x, t), MonteCarlo(BOWL, Exact(mixture, schedule), BETA)(x, t))
+    plain = EssBlend(BOWL, ExactPosterior(mixture, schedule), support, schedule, BETA, pivot=1e9)
+    torch.testing.assert_close(plain(x, t), MonteCarlo(BOWL, ExactPosterior(mixture, schedule), BETA)(x, t))
     assert (bound(x, t, None) - plain(x, t)).abs().max() > 0.1
 
 
@@ -265,7 +265,7 @@ def test_where_support_samples_have_all_the_weight_the_local_form_is_not_asked(m
         raise AssertionError("asked")
 
     schedule, support = VPLinear(), support_of(mixture)
-    blend = EssBlend(BOWL, Exact(mixture, schedule), support, schedule, BETA, local=wild)
+    blend = EssBlend(BOWL, ExactPosterior(mixture, schedule), support, schedule, BETA, local=wild)
     x, t = points(mixture, schedule, 0.9)
     plain = SupportSamples(BOWL, support, schedule, BETA, 1024)
     assert torch.equal(blend(x, t), plain(x, t))
@@ -295,7 +295,7 @@ def test_a_rows_gradient_of_a_blend_is_its_own(mixture: GaussianMixture) -> None
     x = torch.cat([points(mixture, schedule, t, 4)[0] for t in (0.02, 0.1, 0.3, 0.9)])
     t = torch.tensor([0.02, 0.1, 0.3, 0.9]).repeat_interleave(4)
     for local in (None, wild):
-        blend = EssBlend(BOWL, Exact(mixture, schedule), support_of(mixture), schedule, BETA, samples=256, local=local)
+        blend = EssBlend(BOWL, ExactPosterior(mixture, schedule), support_of(mixture), schedule, BETA, samples=256, local=local)
         bound = prepare(blend, None)
         together = slope_of(bound, x, t)
         alone = torch.cat([slope_of(bound, x[i : i + 1], t[i : i + 1]) for i in range(len(x))])

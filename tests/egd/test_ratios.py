@@ -11,19 +11,19 @@ import torch
 from typer.testing import CliRunner
 
 from egd.bench import ratios
-from egd.bench.ratios import LEVELS, Problem, Settings
+from egd.bench.ratios import LEVELS, RatioProblem, RatioSettings
 from egd.metrics import energy_distance
 from egd.schedules import EDM
 
-QUICK = Settings(samples=400, points=100, steps=24, training=700)
+QUICK = RatioSettings(samples=400, points=100, steps=24, training=700)
 
 
 @pytest.fixture(scope="module")
-def moved() -> Problem:
+def moved() -> RatioProblem:
     return ratios.problems(QUICK)["moved-2d"]
 
 
-def test_the_exact_energy_is_that_of_the_clean_ratio(moved: Problem) -> None:
+def test_the_exact_energy_is_that_of_the_clean_ratio(moved: RatioProblem) -> None:
     """E_t = -log E[p(x_0) / q(x_0) | x_t], by samples of the exact posterior."""
     g = torch.Generator().manual_seed(0)
     t = EDM().time(torch.tensor(0.7).double().log().neg()).expand(5)
@@ -37,12 +37,12 @@ def test_the_exact_energy_is_that_of_the_clean_ratio(moved: Problem) -> None:
         assert moved.energy(x, t)[i].item() == pytest.approx(estimate.item(), abs=0.05)
 
 
-def test_no_weight_exceeds_the_share_of_the_target(moved: Problem) -> None:
+def test_no_weight_exceeds_the_share_of_the_target(moved: RatioProblem) -> None:
     x = moved.p.sample(2000, torch.Generator().manual_seed(0))
     assert (-moved.clean(x)).max() <= -torch.tensor(QUICK.share).log() + 1e-9
 
 
-def test_exact_guidance_leads_to_the_target(moved: Problem) -> None:
+def test_exact_guidance_leads_to_the_target(moved: RatioProblem) -> None:
     found = {row.estimator: row for row in ratios.run(moved, ["exact", "none"], QUICK)}
     exact, none = found["exact"], found["none"]
     assert set(exact.cosine) == {1.0}
@@ -56,14 +56,14 @@ def test_exact_guidance_leads_to_the_target(moved: Problem) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["noised discriminator", "CEP, exact w"])
-def test_learned_energies_point_to_the_target(moved: Problem, estimator: str) -> None:
+def test_learned_energies_point_to_the_target(moved: RatioProblem, estimator: str) -> None:
     (row,) = ratios.run(moved, [estimator], QUICK)
     assert row.cosine[LEVELS.index(2.0)] > 0.85
     assert row.error[LEVELS.index(2.0)] < 0.4  # 1 is no guidance
     assert row.distance < 0.5  # of 1.6 without
 
 
-def test_an_expansion_is_right_at_little_noise_only(moved: Problem) -> None:
+def test_an_expansion_is_right_at_little_noise_only(moved: RatioProblem) -> None:
     (row,) = ratios.run(moved, ["DPS, exact w"], QUICK)
     assert row.error[0] < 0.1
     assert row.error[LEVELS.index(2.0)] > 0.5

@@ -12,7 +12,7 @@ from egd.energies import FirstOrder, MonteCarlo
 from egd.energies.second_order import SecondOrder
 from egd.energies.sigma_points import SigmaPoints
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.posteriors import Exact, FullGaussian, IsotropicGaussian
+from egd.posteriors import ExactPosterior, FullGaussian, IsotropicGaussian
 from egd.schedules import VPLinear
 from egd.tensors import jacobian_columns, jacobian_rows, value_and_grad, value_gradient_hessian
 from egd.types import Context, Schedule, TimedEnergy
@@ -50,7 +50,7 @@ def test_second_order_is_exact_for_a_quadratic_energy_and_a_gaussian(
     gaussian: GaussianMixture, schedule: Schedule, energy: Quadratic
 ) -> None:
     x, t = points(gaussian, schedule)
-    estimate = SecondOrder(energy, Exact(gaussian, schedule), BETA)
+    estimate = SecondOrder(energy, ExactPosterior(gaussian, schedule), BETA)
     got, got_slope = value_and_grad(lambda x: estimate(x, t), x)
     want, grad = value_and_grad(lambda x: gaussian.energy(schedule, energy, BETA, x, t), x)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
@@ -60,7 +60,7 @@ def test_second_order_is_exact_for_a_quadratic_energy_and_a_gaussian(
 
 def test_second_order_of_a_linear_energy_is_first_order(mixture: GaussianMixture, schedule: Schedule) -> None:
     x, t = points(mixture, schedule)
-    first, second = (kind(LINEAR, Exact(mixture, schedule), BETA) for kind in (FirstOrder, SecondOrder))
+    first, second = (kind(LINEAR, ExactPosterior(mixture, schedule), BETA) for kind in (FirstOrder, SecondOrder))
     torch.testing.assert_close(second(x, t), first(x, t))
     torch.testing.assert_close(slope_of(second, x, t), slope_of(first, x, t))
 
@@ -159,10 +159,10 @@ def test_jacobians_and_hessians_are_those_of_reverse_mode(generator: torch.Gener
 def test_sigma_points_have_the_posteriors_mean_and_covariance(gaussian: GaussianMixture, schedule: Schedule) -> None:
     """E_t / beta -> E[E(x_0) | x_t] as beta -> 0, and for a quadratic energy this is E(mu) + 1/2 tr(Sigma A)."""
     x, t = points(gaussian, schedule)
-    q = Exact(gaussian, schedule)(x, t)
+    q = ExactPosterior(gaussian, schedule)(x, t)
     want = BOWL(q.mean) + 0.5 * (q.root() @ q.root().mT * BOWL.A).sum((1, 2))
     for kappa in (0.0, 1.0, 3.0):
-        got = SigmaPoints(BOWL, Exact(gaussian, schedule), 1e-7, kappa)(x, t) / 1e-7
+        got = SigmaPoints(BOWL, ExactPosterior(gaussian, schedule), 1e-7, kappa)(x, t) / 1e-7
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -172,7 +172,9 @@ def test_sigma_points_err_in_the_fourth_order_of_beta_for_a_linear_energy(
     """Mean and variance are right, the third cumulant is zero by symmetry; the fourth is that of the points."""
     x, t = points(gaussian, schedule)
     error = [
-        (SigmaPoints(LINEAR, Exact(gaussian, schedule), beta)(x, t) - gaussian.energy(schedule, LINEAR, beta, x, t)).abs().max()
+        (SigmaPoints(LINEAR, ExactPosterior(gaussian, schedule), beta)(x, t) - gaussian.energy(schedule, LINEAR, beta, x, t))
+        .abs()
+        .max()
         for beta in (0.2, 0.1)
     ]
     assert float(error[0] / error[1]) == pytest.approx(16, rel=0.05)
@@ -182,7 +184,7 @@ def test_sigma_points_err_in_the_fourth_order_of_beta_for_a_linear_energy(
 def test_sigma_points_have_the_gradient_of_their_value(mixture: GaussianMixture) -> None:
     x, t = points(mixture, VPLinear(), 8)
     for kappa in (0.0, 1.0):
-        estimate = SigmaPoints(BOWL, Exact(mixture, VPLinear()), BETA, kappa)
+        estimate = SigmaPoints(BOWL, ExactPosterior(mixture, VPLinear()), BETA, kappa)
         torch.testing.assert_close(slope_of(estimate, x, t), differences(estimate, x, t), rtol=1e-5, atol=1e-5)
 
 
@@ -203,7 +205,7 @@ def test_a_negative_kappa_is_refused() -> None:
 def test_monte_carlo_over_a_full_gaussian_converges(gaussian: GaussianMixture, schedule: Schedule) -> None:
     """With the diagonal alone it would not: the energy's cross term sees the correlation."""
     x, t = points(gaussian, schedule)
-    exact, mild = Exact(gaussian, schedule), 0.4
+    exact, mild = ExactPosterior(gaussian, schedule), 0.4
     want = gaussian.energy(schedule, BOWL, mild, x, t)
     error = [
         torch.stack([MonteCarlo(BOWL, exact, mild, k, seed)(x, t) - want for seed in range(50)]).square().mean().sqrt()

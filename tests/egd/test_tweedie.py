@@ -10,7 +10,7 @@ from torch import Tensor
 
 from egd.energies import FirstOrder
 from egd.mixtures import GaussianMixture, Quadratic
-from egd.posteriors import Exact, Tweedie
+from egd.posteriors import ExactPosterior, Tweedie
 from egd.schedules import FlowMatching, VPLinear
 from egd.tensors import value_and_grad
 from egd.types import Context, Denoiser, Gaussian, Schedule
@@ -43,7 +43,7 @@ def test_the_exact_posterior_has_the_moments_of_quadrature(
     alpha, sigma = schedule.alpha(times[:1]), schedule.sigma(times[:1])
     w = (mixture.log_prob(nodes) - (x[:, None] - alpha * nodes).square().sum(2) / (2 * sigma**2)).softmax(1)
     offset = nodes - (w @ nodes)[:, None]
-    q = Exact(mixture, schedule)(x, times)
+    q = ExactPosterior(mixture, schedule)(x, times)
     torch.testing.assert_close(q.mean, w @ nodes, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(covariance(q), torch.einsum("bn,bni,bnj->bij", w, offset, offset), rtol=1e-8, atol=1e-8)
 
@@ -53,7 +53,7 @@ def test_tweedie_is_the_exact_covariance_its_diagonal_and_its_trace(
     mixture: GaussianMixture, schedule: Schedule, reverse: bool
 ) -> None:
     x, t = points(mixture, schedule)
-    exact = Exact(mixture, schedule)(x, t)
+    exact = ExactPosterior(mixture, schedule)(x, t)
     diagonal = covariance(exact).diagonal(dim1=1, dim2=2)
     denoiser = exact_denoiser(mixture, schedule)
     made = {kind: Tweedie(denoiser, schedule, kind, reverse=reverse)(x, t) for kind in ("full", "diagonal", "trace")}
@@ -202,7 +202,7 @@ def test_where_alpha_is_zero_the_covariance_is_the_limit(mixture: GaussianMixtur
     schedule = FlowMatching()
     x, t = torch.randn(5, 2), torch.tensor([0.3, 0.9, 1.0, 1.0, 1.0])
     got = covariance(Tweedie(exact_denoiser(mixture, schedule), schedule, kind)(x, t))
-    exact = covariance(Exact(mixture, schedule)(x, t))
+    exact = covariance(ExactPosterior(mixture, schedule)(x, t))
     if kind != "full":
         diagonal = exact.diagonal(dim1=1, dim2=2)
         exact = (diagonal if kind == "diagonal" else diagonal.mean(1, keepdim=True).expand(5, 2)).diag_embed()

@@ -22,7 +22,7 @@ from benchmarks.qgpo import ScoreUNet
 from egd.bench import speed
 from egd.bench.cli import app
 from egd.bench.roofline import count, measure_rates
-from egd.bench.speed import Row, Setup
+from egd.bench.speed import Setup, SpeedRow
 from egd.bench.speed_report import SHORT, cells
 from egd.cli import main as cli
 from egd.networks.ensemble import EnsembleLinear
@@ -65,7 +65,7 @@ def test_every_piece_is_measured_and_the_files_hold_what_the_table_shows(tmp_pat
     shown = [" ".join(line.split()) for line in result.output.splitlines()]
     written = markdown.read_text().replace("`", "").splitlines()
     for row in rows:
-        texts = cells(Row(**row))
+        texts = cells(SpeedRow(**row))
         assert " ".join(texts[: len(SHORT)]) in shown
         assert f"| {' | '.join(texts)} |" in written
 
@@ -215,7 +215,7 @@ def test_noise_steps_agree(agent: AEPO) -> None:
 def test_critic_steps_agree() -> None:
     shape = {"width": 16, "layers": 2, "activation": "relu", "layer_norm": False}
     lab = Lab(Setup(CPU, state=3, action=2, smoke=True))
-    replay = plain.Replay.of(lab.data, CPU)
+    replay = plain.PlainReplay.of(lab.data, CPU)
     by_hand = plain.PlainIQL(3, 2, replay, batch=64, lr=3e-3, expectile=0.8, gamma=0.9, polyak=0.1, **shape)
     ours = IQL(3, 2, expectile=0.8, gamma=0.9, polyak=0.1, lr=3e-3, **shape)
     copy_members([by_hand.q.q1, by_hand.q.q2], ours.values.q.net)

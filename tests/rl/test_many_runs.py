@@ -25,7 +25,7 @@ from rl.critics import CriticLearner
 from rl.runs import job as rl_job
 from rl.runs.config import GuidedConfig
 from rl.runs.experiment import offline_rl
-from rl.runs.run import Run
+from rl.runs.run import OfflineRun
 from rl.tasks import TASKS, find_task
 
 DATASET = "egd/maze2d/short-v0"
@@ -274,14 +274,14 @@ def test_a_run_that_fails_in_its_evaluation_costs_no_other_summary(
 
 
 def test_a_summary_that_cannot_be_made_costs_no_other(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = Run.finish
+    finish = OfflineRun.finish
 
-    def failing(self: Run, *arguments: Any) -> Any:
+    def failing(self: OfflineRun, *arguments: Any) -> Any:
         if self.config.seed == 0:
             raise OSError("disk full")
         return finish(self, *arguments)
 
-    monkeypatch.setattr(Run, "finish", failing)
+    monkeypatch.setattr(OfflineRun, "finish", failing)
     (job,) = offline_rl.plan(yaml.safe_load(tiny.read_text()), Options(out=tmp_path / "out", seeds=[0, 1]))
     with pytest.raises(RunsFailed, match="seed 0: disk full") as some:
         job.run(Reporter())

@@ -32,7 +32,7 @@ Cells = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ImageEvaluation:
     """The result of an evaluation: ``cells[row][column]`` holds the images of a figure's cell, ``results`` a mapping for every
     row of the table.
     """
@@ -48,7 +48,7 @@ def evaluate(
     omega: float | None = None,
     samples: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
-) -> Evaluation:
+) -> ImageEvaluation:
     """Sample for every target, beta and estimator from the same initial noise; ``advance(1)`` is called after each."""
     config, n = model.config, samples or model.config.evaluation.samples
     c = make_context(model.test, n)
@@ -72,7 +72,7 @@ def evaluate(
                 cells[row][column] = x
                 results.append(about | {"estimator": column} | scorer(x) | watch.metrics() | {"seconds": seconds})
                 advance(1)
-    return Evaluation(cells, results)
+    return ImageEvaluation(cells, results)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def rows(task: str, results: list[dict[str, Any]]) -> list[Row]:
     return [_row(task, result) for result in results]
 
 
-class Result(Frozen):
+class ImageResult(Frozen):
     """The result of one estimator for one target at one beta; further keys are the target's own measures."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -181,7 +181,7 @@ class Result(Frozen):
 class ImagesSummary(Common):
     """The schema of ``summary.json``."""
 
-    results: list[Result]
+    results: list[ImageResult]
 
 
 SHARED = ("target", "beta", "estimator", "finite", "ess", "energy", "w2", "seconds", *SHARES)

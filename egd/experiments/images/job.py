@@ -19,7 +19,7 @@ from egd.errors import UserError, writable
 from egd.experiments.images.classifier import accuracy
 from egd.experiments.images.config import ImagesConfig
 from egd.experiments.images.data import ImageSet
-from egd.experiments.images.evaluation import Evaluation, ImagesSummary, evaluate, rows
+from egd.experiments.images.evaluation import ImageEvaluation, ImagesSummary, evaluate, rows
 from egd.experiments.images.figure import grid_figure
 from egd.experiments.images.model import DATA, ImagesModel, clip_key
 from egd.runs.experiment import Row
@@ -75,7 +75,9 @@ class ImagesJob:
         self._warn(model, evaluation, reporter, summary["test_accuracy"])
         return summary
 
-    def _warn(self, model: ImagesModel, evaluation: Evaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
+    def _warn(
+        self, model: ImagesModel, evaluation: ImageEvaluation, reporter: Reporter, test_accuracy: Mapping[str, float]
+    ) -> None:
         """Warn of clamped variances, clipped values, samples that are not finite, test images that also occur in training, and
         classifiers with a low accuracy.
         """
@@ -147,7 +149,7 @@ def same_images(folder: RunFolder, model: ImagesModel, *, new: bool = False) -> 
 
 def evaluated(
     model: ImagesModel, reporter: Reporter, seed: int, omega: float | None = None, samples: int | None = None
-) -> Evaluation:
+) -> ImageEvaluation:
     """Evaluate as ``evaluate`` does, with a progress bar."""
     cells = sum(len(target.betas) for target in model.config.targets.values()) * (1 + len(model.config.estimators))
     with reporter.bar("sampling", cells) as bar:

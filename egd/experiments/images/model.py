@@ -37,7 +37,7 @@ DATA_ROW, UNGUIDED = "data, weighted", "unguided"
 M = TypeVar("M", bound=nn.Module)
 
 
-class Trained(NamedTuple):
+class EnergyKey(NamedTuple):
     """A trained energy, by its estimator, target and beta."""
 
     estimator: str
@@ -50,10 +50,10 @@ class Trained(NamedTuple):
         return f"energy_{self.estimator}_{self.target}_beta{label(self.beta)}"
 
 
-def trained_energies(config: ImagesConfig) -> list[Trained]:
+def trained_energies(config: ImagesConfig) -> list[EnergyKey]:
     """List the energies that are trained: those of the estimators whose guidance is an objective."""
     return [
-        Trained(name, target, beta)
+        EnergyKey(name, target, beta)
         for name, estimator in config.estimators.items()
         if is_trained(estimator.guidance.name, f"estimators.{name}.guidance")
         for target, wanted in config.targets.items()
@@ -125,7 +125,7 @@ class ImagesModel:
         u = config.unet
         network = self._fresh("unet", lambda: make_network(u, channels, size, self.schedule))
         self.unet_fit = Fit(network, lr=u.lr, steps=u.steps, decay=u.decay, ema=u.ema)
-        self.energies: dict[Trained, nn.Module] = {}
+        self.energies: dict[EnergyKey, nn.Module] = {}
         self.classifiers: dict[str, ClassifierLearner] = {}
         if images.labels is not None:
             sets = {"classifier": for_guide, "judge": for_judge}
@@ -200,7 +200,7 @@ class ImagesModel:
         yield Phase("calibration", 1, self.calibration)
         yield from [self._energy_phase(trained) for trained in trained_energies(c)]
 
-    def _energy_phase(self, trained: Trained) -> Phase:
+    def _energy_phase(self, trained: EnergyKey) -> Phase:
         e, key = self.config.energy_network, f"estimators.{trained.estimator}"
         estimator = self.config.estimators[trained.estimator]
         parts = {
@@ -281,7 +281,7 @@ class ImagesModel:
         if name is None:
             return shown(self.pipeline(**shared).images)
         estimator = self.config.estimators[name]
-        network = self.energies.get(Trained(name, target, beta))
+        network = self.energies.get(EnergyKey(name, target, beta))
         images = self.pipeline(
             energy=self.energy(target),
             beta=beta,

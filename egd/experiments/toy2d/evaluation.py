@@ -23,7 +23,7 @@ from egd.samplers.watching import named, tell, watching
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Toy2dEvaluation:
     """The result of an evaluation: ``samples[name][beta]`` (n, 2) and ``results[name][beta]`` for exact samples, unguided
     samples and every estimator; ``ess[beta]`` of the exact samples.
 
@@ -39,7 +39,7 @@ class Evaluation:
 
 def evaluate(
     model: Toy2dModel, *, seed: int, omega: float, samples: int | None = None, advance: Callable[[int], None] = lambda n: None
-) -> Evaluation:
+) -> Toy2dEvaluation:
     """Sample with every estimator at every beta from the same initial noise; ``advance(1)`` is called after each."""
     config, n = model.config, samples or model.config.evaluation.samples
     scorer = SampleScorer.of(model, seed)
@@ -58,7 +58,7 @@ def evaluate(
             seconds = time.perf_counter() - started
             drawn[name][beta], results[name][beta] = x, scorer(x, beta) | watch.metrics() | {"seconds": seconds}
             advance(1)
-    return Evaluation(drawn, results, {beta: scorer.reference.ess(beta) for beta in config.betas})
+    return Toy2dEvaluation(drawn, results, {beta: scorer.reference.ess(beta) for beta in config.betas})
 
 
 def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int, omega: float) -> Tensor:
@@ -75,7 +75,7 @@ def _sample(model: Toy2dModel, name: str | None, beta: float, n: int, seed: int,
     return torch.full((n, 2), torch.nan, device=model.device)
 
 
-class Result(Frozen):
+class Toy2dResult(Frozen):
     """The result of one estimator at one beta; its numbers are None where samples are not finite."""
 
     w2: FiniteFloat | None
@@ -87,7 +87,7 @@ class Toy2dSummary(Common):
     """The schema of ``summary.json``."""
 
     ess: dict[str, FiniteFloat]
-    results: dict[str, dict[str, Result]]
+    results: dict[str, dict[str, Toy2dResult]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class SampleScorer:
         return {"w2": float(w2), "energy": float(self.model.data.energy(x, None).mean()), "finite": finite}
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
+def summarise(evaluation: Toy2dEvaluation) -> dict[str, Any]:
     """Convert to JSON-serialisable mappings: estimator -> beta (as text) -> result."""
     return {
         "ess": {label(beta): ess for beta, ess in evaluation.ess.items()},

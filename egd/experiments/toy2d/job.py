@@ -10,7 +10,7 @@ import torch
 
 from egd.experiments.toy2d.config import Toy2dConfig
 from egd.experiments.toy2d.data import find_data_set
-from egd.experiments.toy2d.evaluation import Evaluation, Toy2dSummary, evaluate, rows, summarise
+from egd.experiments.toy2d.evaluation import Toy2dEvaluation, Toy2dSummary, evaluate, rows, summarise
 from egd.experiments.toy2d.figure import samples_figure
 from egd.experiments.toy2d.model import UNGUIDED, Toy2dModel
 from egd.runs.experiment import Row
@@ -54,7 +54,7 @@ class Toy2dJob:
         self._warn(evaluation, reporter)
         return summary
 
-    def _warn(self, evaluation: Evaluation, reporter: Reporter) -> None:
+    def _warn(self, evaluation: Toy2dEvaluation, reporter: Reporter) -> None:
         """Warn of exact samples that rest on few draws, of clipped values, and of samples that are not finite."""
         for beta, ess in evaluation.ess.items():
             if ess < self.planned.config.evaluation.samples:
@@ -73,7 +73,7 @@ def load_model(config: Toy2dConfig) -> Toy2dModel:
     return Toy2dModel(config, find_data_set(config.task), torch.device(config.device))
 
 
-def evaluated(model: Toy2dModel, reporter: Reporter, seed: int, omega: float, samples: int | None = None) -> Evaluation:
+def evaluated(model: Toy2dModel, reporter: Reporter, seed: int, omega: float, samples: int | None = None) -> Toy2dEvaluation:
     """Evaluate as ``evaluate`` does, with a progress bar."""
     with reporter.bar("sampling", (2 + len(model.config.estimators)) * len(model.config.betas)) as bar:
         return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)
