@@ -16,9 +16,9 @@ from egd.config.base import Tree, execution_keys, read_yaml, sections_of, valida
 from egd.config.sections import RunSettings
 from egd.errors import UserError
 from egd.runs import resources
-from egd.runs.experiment import Options
+from egd.runs.experiment import Options, Row
 from egd.runs.folder import RunFolder
-from egd.runs.grid import Cell, Variation, check_count, run_label, variations
+from egd.runs.grid import Cell, Variation, check_count, in_cell, run_label, variations
 from egd.runs.phase import Phase
 from egd.runs.phase_files import settle
 from egd.runs.phases import run_phase
@@ -34,9 +34,28 @@ Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
-class PlannedRun(Generic[C]):
-    """One run: its settings, its folder, and its cell where it belongs to a grid."""
+class Procedure(Generic[C, Model]):
+    """What distinguishes the runs of an experiment: how they are configured, trained, evaluated and tabulated."""
 
+    config: type[C]
+    summary: type[Common]
+    check: Callable[[C], None]
+    """Raises UserError for components or settings of them that do not exist."""
+    load_model: Callable[[C], Model]
+    """Creates the model with untrained networks."""
+    complete: Callable[[Model, RunFolder, Reporter], dict[str, Any]]
+    """Trains what is not trained yet, evaluates, writes figures and the summary, and returns the summary."""
+    rows: Callable[[C, Mapping[str, Any]], list[Row]]
+    """Returns the rows of a summary for the results table."""
+    nullable: Collection[str] = ()
+    """Sections whose null entries are left out."""
+
+
+@dataclass(frozen=True)
+class SingleRun(Generic[C]):
+    """The job of one run: its settings, its folder, and its cell where it belongs to a grid."""
+
+    procedure: Procedure[C, Any]
     config: C
     folder: RunFolder
     resume: bool
@@ -47,75 +66,74 @@ class PlannedRun(Generic[C]):
         """Label of the run in the terminal: task, cell and seed."""
         return run_label(self.config.task, self.cell, self.config.seed)
 
-    def summary(
-        self, schema: type[Common], make: Callable[[], Model], complete: Callable[[Model], dict[str, Any]], reporter: Reporter
-    ) -> dict[str, Any]:
-        """Return the run's summary. A run without one is completed by ``complete`` on the model that ``make`` makes."""
+    def run(self, reporter: Reporter) -> list[Row]:
+        """Complete the run, and return its rows of the results table; a complete run only returns them."""
+        return in_cell(self.procedure.rows(self.config, self._summary(reporter)), self.cell)
+
+    def _summary(self, reporter: Reporter) -> dict[str, Any]:
+        make, folder = self.procedure.load_model, self.folder
         set_up(self.config.device, self.config.threads)
-        model = None if self.folder.summary.exists() else make()  # made first: refused settings leave no folder
-        with self.folder.lock():
-            self.folder.open(self.config.model_dump(mode="json"), resume=self.resume)
-            if (found := self.folder.read_summary(schema)) is not None:
+        model = None if folder.summary.exists() else make(self.config)  # made first: refused settings leave no folder
+        with folder.lock():
+            folder.open(self.config.model_dump(mode="json"), resume=self.resume)
+            if (found := folder.read_summary(self.procedure.summary)) is not None:
                 return found
-            model = make() if model is None else model
-            settle(self.folder, reporter.warn)
-            return complete(model)
+            model = make(self.config) if model is None else model
+            settle(folder, reporter.warn)
+            return self.procedure.complete(model, folder, reporter)
 
 
-def planned(
-    schema: type[C],
-    recipe: Mapping[str, Any],
-    tasks: Mapping[str, Tree],
-    options: Options,
-    check: Callable[[C], None],
-    nullable: Collection[str] = (),
-) -> list[PlannedRun[C]]:
+def plan(
+    procedure: Procedure[C, Any], recipe: Mapping[str, Any], tasks: Mapping[str, Tree], options: Options
+) -> list[SingleRun[C]]:
     """Plan a run for every variation of the options and each of the ``tasks``, which are given with their overrides of the
     recipe.
 
-    A null entry of the sections ``nullable`` is left out. Raises UserError for settings that the ``schema`` or ``check``
-    refuses, or that take more memory or disk than there is.
+    Raises UserError for settings that are refused, or that take more memory or disk than there is.
     """
-
-    def one(task: str, over: Tree, variation: Variation) -> PlannedRun[C]:
-        chosen = variation.options
-        with blaming(chosen):
-            tree = without_nulls(resolve(recipe, task, over, chosen, sections_of(schema)), *nullable)
-            config = validate(schema, tree, chosen.source, given(chosen))
-            check_names(config)
-            check(config)
-        path = options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}"
-        return PlannedRun(config, RunFolder(path, options.out, execution_keys(config)), options.resume, variation.cell)
-
     check_count(options, len(tasks))
     apart({task: folder_of_task(task, "tasks") for task in tasks}, "tasks")
-    runs = [one(task, over, variation) for task, over in tasks.items() for variation in variations(options)]
+    runs = [
+        _planned(procedure, recipe, task, over, variation) for task, over in tasks.items() for variation in variations(options)
+    ]
     resources.check([[run.config.model_dump()] for run in runs], options.out, options.source)
     return runs
 
 
-def finished(schema: type[C], summary: type[Common], run: Path, device: str | None) -> tuple[C, RunFolder]:
+def _planned(
+    procedure: Procedure[C, Any], recipe: Mapping[str, Any], task: str, over: Tree, variation: Variation
+) -> SingleRun[C]:
+    options = variation.options
+    with blaming(options):
+        tree = without_nulls(resolve(recipe, task, over, options, sections_of(procedure.config)), *procedure.nullable)
+        config = validate(procedure.config, tree, options.source, given(options))
+        check_names(config)
+        procedure.check(config)
+    path = options.out / folder_of_task(task, "tasks") / variation.folder / f"seed-{config.seed}"
+    return SingleRun(procedure, config, RunFolder(path, options.out, execution_keys(config)), options.resume, variation.cell)
+
+
+def finished(procedure: Procedure[C, Any], run: Path, device: str | None) -> tuple[C, RunFolder]:
     """Open a finished run to evaluate it again, on a device, ``auto`` where None. Raises UserError where it is not complete."""
     folder = RunFolder(run)
-    config = validate(schema, read_yaml(folder.config), str(folder.config))
+    config = validate(procedure.config, read_yaml(folder.config), str(folder.config))
     resources.check_memory([config.model_dump()], str(folder.config))
-    if folder.read_summary(summary) is None:
+    if folder.read_summary(procedure.summary) is None:
         raise UserError(f"{run} is not complete; finish it with egd run --resume")
     config = config.model_copy(update={"device": pick_device(device or "auto")})
     set_up(config.device, config.threads)
     return config, replace(folder, execution=execution_keys(config))
 
 
-def train(phases: Iterable[Phase], run: PlannedRun[Any], reporter: Reporter) -> dict[str, float]:
+def train(phases: Iterable[Phase], config: RunSettings, folder: RunFolder, reporter: Reporter) -> dict[str, float]:
     """Train the phases in turn, each from its checkpoint where there is one. Returns the seconds that each took.
 
     ``phases`` is read one at a time, so that a phase can be made after those before it are trained.
     """
-    config: RunSettings = run.config
     every: dict[str, Any] = config.model_dump(include={"checkpoint_every", "checkpoint_minutes", "log_every"})
     device = torch.device(config.device)
     return {
-        phase.name: run_phase(phase, run.folder, reporter, seed=config.seed, device=device, **every).seconds for phase in phases
+        phase.name: run_phase(phase, folder, reporter, seed=config.seed, device=device, **every).seconds for phase in phases
     }
 
 

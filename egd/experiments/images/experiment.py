@@ -9,11 +9,11 @@ from typing import Any
 from egd.config.base import sections_of
 from egd.errors import UserError
 from egd.experiments.images.config import ImagesConfig
-from egd.experiments.images.evaluation import ImagesSummary, rows
-from egd.experiments.images.job import ImagesJob, evaluated, load_model, same_images
-from egd.experiments.images.model import DATA, IMAGE_ENERGIES, check_components
+from egd.experiments.images.evaluation import rows
+from egd.experiments.images.job import PROCEDURE, evaluated, load_model, same_images
+from egd.experiments.images.model import DATA, IMAGE_ENERGIES
 from egd.runs.experiment import Job, Options, Row
-from egd.runs.job import finished, load, planned
+from egd.runs.job import finished, load, plan
 from egd.runs.labels import label
 from egd.runs.progress import Reporter
 from egd.runs.recipe import listed_tasks, summary_line
@@ -31,14 +31,13 @@ class Images:
         tasks = listed_tasks(recipe, options)
         if unknown := [name for name in tasks if name not in known]:
             raise UserError(f"the recipe has no task '{unknown[0]}'; known: {', '.join(known)}", key="--task")
-        runs = planned(ImagesConfig, recipe, tasks, options, check_components, nullable=["targets", "estimators"])
-        return [ImagesJob(run) for run in runs]
+        return list(plan(PROCEDURE, recipe, tasks, options))
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Draw ``episodes`` new samples from a trained run at other guidance scales ``omegas``, with another ``seed``, and
         return their rows.
         """
-        config, folder = finished(ImagesConfig, ImagesSummary, run, settings.get("device"))
+        config, folder = finished(PROCEDURE, run, settings.get("device"))
         model = load_model(config)
         same_images(folder, model)
         load(model.phases(), folder, model.device)

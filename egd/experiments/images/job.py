@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,10 @@ from egd.experiments.images.config import ImagesConfig
 from egd.experiments.images.data import ImageSet
 from egd.experiments.images.evaluation import ImageEvaluation, ImagesSummary, evaluate, rows
 from egd.experiments.images.figure import grid_figure
-from egd.experiments.images.model import DATA, ImagesModel, clip_key
-from egd.runs.experiment import Row
+from egd.experiments.images.model import DATA, ImagesModel, check_components, clip_key
 from egd.runs.files import read_regular, write_atomic
 from egd.runs.folder import RunFolder
-from egd.runs.grid import in_cell
-from egd.runs.job import PlannedRun, common_summary, train
+from egd.runs.job import Procedure, common_summary, train
 from egd.runs.labels import with_seed
 from egd.runs.progress import Reporter
 from egd.samplers.watching import clips_of
@@ -34,75 +31,54 @@ from egd.samplers.watching import clips_of
 TRUSTED = 0.8  # accuracy on test images below which a judge says little about samples
 
 
-@dataclass(frozen=True)
-class ImagesJob:
-    """The job of one run."""
+def complete(model: ImagesModel, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
+    """Train what is not trained yet, sample, write the figure and the summary, and return the summary."""
+    config = model.config
+    same_images(folder, model, new=True)
+    seconds = train(model.phases(), config, folder, reporter)
+    started = time.perf_counter()
+    evaluation = evaluated(model, reporter, config.seed)
+    seconds["evaluation"] = time.perf_counter() - started
+    grid_figure(evaluation.cells, folder.figures / "samples.png", config.evaluation.shown)
+    _save_pipeline(model, folder.path / "pipeline")
+    summary = {
+        **common_summary(config, ("egd", "torch", "diffusers")),
+        "images": {"train": len(model.train), "test": len(model.test)},
+        "test_accuracy": {name: accuracy(learner.fit.model, model.test) for name, learner in model.classifiers.items()},
+        "results": evaluation.results,
+        "seconds": seconds,
+    }
+    folder.write_summary(summary)
+    _warn(model, evaluation, reporter, summary["test_accuracy"])
+    return summary
 
-    planned: PlannedRun[ImagesConfig]
 
-    @property
-    def label(self) -> str:
-        """Label of the job in the terminal."""
-        return self.planned.label
-
-    def run(self, reporter: Reporter) -> list[Row]:
-        """Train what is not trained yet, sample, and write the figure and the summary; a complete run only returns its
-        result.
-        """
-        config = self.planned.config
-        summary = self.planned.summary(
-            ImagesSummary, lambda: load_model(config), lambda model: self._complete(model, reporter), reporter
-        )
-        return in_cell(rows(with_seed(config.task, config.seed), summary["results"]), self.planned.cell)
-
-    def _complete(self, model: ImagesModel, reporter: Reporter) -> dict[str, Any]:
-        config, folder = self.planned.config, self.planned.folder
-        same_images(folder, model, new=True)
-        seconds = train(model.phases(), self.planned, reporter)
-        started = time.perf_counter()
-        evaluation = evaluated(model, reporter, config.seed)
-        seconds["evaluation"] = time.perf_counter() - started
-        grid_figure(evaluation.cells, folder.figures / "samples.png", config.evaluation.shown)
-        _save_pipeline(model, folder.path / "pipeline")
-        summary = {
-            **common_summary(config, ("egd", "torch", "diffusers")),
-            "images": {"train": len(model.train), "test": len(model.test)},
-            "test_accuracy": {name: accuracy(learner.fit.model, model.test) for name, learner in model.classifiers.items()},
-            "results": evaluation.results,
-            "seconds": seconds,
-        }
-        folder.write_summary(summary)
-        self._warn(model, evaluation, reporter, summary["test_accuracy"])
-        return summary
-
-    def _warn(
-        self, model: ImagesModel, evaluation: ImageEvaluation, reporter: Reporter, test_accuracy: Mapping[str, float]
-    ) -> None:
-        """Warn of clamped variances, clipped values, samples that are not finite, test images that also occur in training, and
-        classifiers with a low accuracy.
-        """
-        if seen := model.test.copies(model.train):
-            what = f"{seen} of the {len(model.test)} test images are copies of training images"
-            reporter.warn(f"{what}: what is measured on them is too good")
-        for name, found in test_accuracy.items():
-            if found < TRUSTED:
-                reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")
-        moments = model.calibration.moments
-        for name, estimator in self.planned.config.estimators.items():
-            kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
-            guidance = estimator.guidance.spec
-            wanted = wanted_parts(energy_registry(guidance.name, name), guidance, UNCALIBRATED_PARTS, name)
-            used = "posterior" in wanted and kind in own.raw
-            share = own.clamp_share(kind) if used else 0.0
-            if share:
-                text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"
-                reporter.warn(text)
-        for r in evaluation.results:
-            if clips := clips_of(r):
-                reporter.warn(f"{r['estimator']} ({r['target']}, beta {r['beta']:g}): {clips}")
-        bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
-        if bad:
-            reporter.warn(f"samples are not finite: {', '.join(bad)}")
+def _warn(model: ImagesModel, evaluation: ImageEvaluation, reporter: Reporter, test_accuracy: Mapping[str, float]) -> None:
+    """Warn of clamped variances, clipped values, samples that are not finite, test images that also occur in training, and
+    classifiers with a low accuracy.
+    """
+    if seen := model.test.copies(model.train):
+        what = f"{seen} of the {len(model.test)} test images are copies of training images"
+        reporter.warn(f"{what}: what is measured on them is too good")
+    for name, found in test_accuracy.items():
+        if found < TRUSTED:
+            reporter.warn(f"the {name} knows {100 * found:.0f} % of the test images: what rests on it says little")
+    moments = model.calibration.moments
+    for name, estimator in model.config.estimators.items():
+        kind, own = estimator.posterior.name, moments[clip_key(estimator.clip_x0)]
+        guidance = estimator.guidance.spec
+        wanted = wanted_parts(energy_registry(guidance.name, name), guidance, UNCALIBRATED_PARTS, name)
+        used = "posterior" in wanted and kind in own.raw
+        share = own.clamp_share(kind) if used else 0.0
+        if share:
+            text = f"{name}: its {kind} variance was clamped at {100 * share:.0f} % of the times"
+            reporter.warn(text)
+    for r in evaluation.results:
+        if clips := clips_of(r):
+            reporter.warn(f"{r['estimator']} ({r['target']}, beta {r['beta']:g}): {clips}")
+    bad = [f"{r['estimator']} ({r['target']}, beta {r['beta']:g})" for r in evaluation.results if r["finite"] < 1]
+    if bad:
+        reporter.warn(f"samples are not finite: {', '.join(bad)}")
 
 
 def _save_pipeline(model: ImagesModel, folder: Path) -> None:
@@ -154,3 +130,14 @@ def evaluated(
     cells = sum(len(target.betas) for target in model.config.targets.values()) * (1 + len(model.config.estimators))
     with reporter.bar("sampling", cells) as bar:
         return evaluate(model, seed=seed, omega=omega, samples=samples, advance=bar.advance)
+
+
+PROCEDURE = Procedure(
+    ImagesConfig,
+    ImagesSummary,
+    check_components,
+    load_model,
+    complete,
+    lambda config, summary: rows(with_seed(config.task, config.seed), summary["results"]),
+    nullable=("targets", "estimators"),
+)

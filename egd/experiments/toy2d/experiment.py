@@ -9,11 +9,10 @@ from typing import Any
 from egd.config.base import sections_of
 from egd.experiments.toy2d.config import Toy2dConfig
 from egd.experiments.toy2d.data import DATA_SETS, find_data_set
-from egd.experiments.toy2d.evaluation import Toy2dSummary, rows, summarise
-from egd.experiments.toy2d.job import Toy2dJob, evaluated, load_model
-from egd.experiments.toy2d.model import check_components
+from egd.experiments.toy2d.evaluation import rows, summarise
+from egd.experiments.toy2d.job import PROCEDURE, evaluated, load_model
 from egd.runs.experiment import Job, Options, Row
-from egd.runs.job import finished, load, planned
+from egd.runs.job import finished, load, plan
 from egd.runs.labels import label
 from egd.runs.progress import Reporter
 from egd.runs.recipe import listed_tasks, summary_line
@@ -30,14 +29,13 @@ class Toy2d:
         tasks = listed_tasks(recipe, options)
         for task in tasks:
             find_data_set(task, "--task" if options.tasks else "tasks")
-        runs = planned(Toy2dConfig, recipe, tasks, options, check_components, nullable=["estimators"])
-        return [Toy2dJob(run) for run in runs]
+        return list(plan(PROCEDURE, recipe, tasks, options))
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Draw ``episodes`` new samples from a trained run at other guidance scales ``omegas``, with another ``seed``, and
         return their rows.
         """
-        config, folder = finished(Toy2dConfig, Toy2dSummary, run, settings.get("device"))
+        config, folder = finished(PROCEDURE, run, settings.get("device"))
         model = load_model(config)
         load(model.phases(), folder, model.device)
         seed = config.seed if settings.get("seed") is None else settings["seed"]
