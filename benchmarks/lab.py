@@ -19,8 +19,8 @@ from egd.networks.mlp import EnergyMLP, NoiseMLP
 from egd.training.learners import Fit, StepLearner
 from egd.training.precision import set_up
 from rl.agents.aepo import AEPO
+from rl.config import GuidedConfig
 from rl.data.transitions import Batch, OfflineData
-from rl.runs.config import GuidedConfig
 
 BETA, NU, SUPPORT, CONTRASTED = 3.0, 0.001, 32, 16
 SHAPES: dict[str, Tree] = {"recipe": {}, "qgpo": qgpo.SETTINGS}

@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from egd.runs.files import read_regular
+from egd.files import read_regular
 
 LARGEST = 2**20
 FREE = ("object", "ABC", "Protocol")

@@ -105,7 +105,7 @@ def _tensors(change: Callable[[dict[str, torch.Tensor], dict[str, Any], random.R
     """Return a fault that changes a checkpoint's content and renews its digest."""
 
     def fault(content: bytes, r: random.Random, place: Place) -> bytes:
-        from egd.runs.checkpoint import as_bytes, load_checkpoint
+        from egd.checkpoint import as_bytes, load_checkpoint
 
         tensors, meta = load_checkpoint(place.path)
         change(tensors, meta, r)

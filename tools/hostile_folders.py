@@ -29,8 +29,8 @@ import matplotlib
 import yaml
 from typer.testing import CliRunner
 
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.cli import main as cli
-from egd.runs.checkpoint import load_checkpoint, save_checkpoint
 from egd.runs.summaries import signed
 
 SECONDS = 100

@@ -10,7 +10,7 @@ import typer
 
 from egd.cli.terminal import console, user_errors
 from egd.errors import UserError, nearest
-from egd.runs.files import write_text
+from egd.files import write_text
 
 if TYPE_CHECKING:
     from egd.bench.energies import Curve, EnergyRow, EnergySettings

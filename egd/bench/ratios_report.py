@@ -10,7 +10,7 @@ from rich.table import Table
 
 from egd.bench.ratios import LEVELS, RatioRow
 from egd.bench.report import short
-from egd.runs.files import replacing
+from egd.files import replacing
 from egd.runs.safe_names import figure_text, literal
 
 SHOWN = (0.1, 1.0, 5.0)

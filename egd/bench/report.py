@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from egd.bench.energies import Curve, EnergyRow
-from egd.runs.files import replacing, write_text
+from egd.files import replacing, write_text
 from egd.runs.safe_names import figure_text, literal, markup
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
+from egd.files import read_regular, write_text
 from egd.own_files import imported
-from egd.runs.files import read_regular, write_text
 
 RECORD = "code.json"
 """File in a run folder: the code outside the library that its settings name, with the digests of the files, signed."""

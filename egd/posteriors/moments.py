@@ -19,9 +19,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from egd.checkpoint import group, prefixed
 from egd.denoisers import diffuse
 from egd.posteriors.base import cholesky
-from egd.runs.checkpoint import group, prefixed
 from egd.types import Context, Denoiser, Sample, Schedule
 
 MomentKind = Literal["posterior1", "posterior2", "residual"]

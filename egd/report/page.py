@@ -16,12 +16,12 @@ from jinja2 import Environment, PackageLoader
 
 from egd.drawing import Figure, plain
 from egd.errors import UserError, writable
+from egd.files import SCRATCH, replacing, write_text
 from egd.report.figures import CAPTIONS, FIGURES, draw
 from egd.report.measures import measured_tables, tidy_measures
 from egd.report.render import RUN_COLUMNS, comma_separated, latex, markdown, rights
 from egd.report.results import Report
 from egd.report.tables import Table, by_run, tables, tidy
-from egd.runs.files import SCRATCH, replacing, write_text
 from egd.runs.safe_names import printable
 
 DPI = 150

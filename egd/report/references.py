@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
-from egd.runs.files import regular
+from egd.files import regular
 
 GROUP = "egd.references"
 """Entry points of this group name packages whose ``*.csv`` files hold published results."""

@@ -12,11 +12,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from egd.checkpoint import Damaged, read_meta
 from egd.config.base import Tree, flatten, read_yaml, to_yaml
 from egd.config.trust import record
 from egd.errors import UserError, writable
-from egd.runs.checkpoint import Damaged, read_meta
-from egd.runs.files import no_file_below, read_regular, write_atomic
+from egd.files import no_file_below, read_regular, write_atomic
 from egd.runs.locks import locked
 from egd.runs.summaries import BYTES, Frozen, agree, digest_of, read_summary, signed
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from egd.errors import UserError
-from egd.runs.files import read_regular
+from egd.files import read_regular
 
 FAR = 1 << 30
 """Offset of the byte that is locked on Windows, beyond the note, which so stays readable."""

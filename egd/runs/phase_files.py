@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
+from egd.checkpoint import Damaged, as_bytes, load_checkpoint
 from egd.errors import UserError
-from egd.runs.checkpoint import Damaged, as_bytes, load_checkpoint
-from egd.runs.files import replacing, sweep, write_to_disk
+from egd.files import replacing, sweep, write_to_disk
 from egd.runs.folder import RunFolder
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from egd.checkpoint import group, prefixed
 from egd.errors import UserError
-from egd.runs.checkpoint import group, prefixed
 from egd.runs.folder import not_finite
 from egd.runs.phase import Phase, PhaseRun, Progress, key_of, seed_of
 from egd.runs.phase_files import load_phase, not_finite_in, save_phase

@@ -9,8 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from egd.checkpoint import group
 from egd.errors import UserError
-from egd.runs.checkpoint import group
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase
 from egd.runs.phase_files import Meta, load_phase, not_finite_in

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from egd.checkpoint import Damaged, read_meta
 from egd.config.base import read_yaml
 from egd.errors import UserError
-from egd.runs.checkpoint import Damaged, read_meta
-from egd.runs.files import sweep, write_atomic, write_text
+from egd.files import sweep, write_atomic, write_text
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase, key_of
 from egd.runs.phase_files import Meta, digest_of_rows, load_phase, not_finite_in, rows_of, save_phase

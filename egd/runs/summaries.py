@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from egd.checkpoint import Damaged
 from egd.config.base import flatten
-from egd.runs.checkpoint import Damaged
-from egd.runs.files import read_regular
+from egd.files import read_regular
 
 BYTES = 2**28
 """Upper limit of the size of a summary or a log."""

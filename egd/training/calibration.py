@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egd.checkpoint import group, prefixed
 from egd.posteriors.moments import Moments, calibrate
-from egd.runs.checkpoint import group, prefixed
 from egd.training.learners import Metrics
 from egd.types import Denoiser, Sample, Schedule
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
+from egd.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.contracts import energy_values
 from egd.denoisers import Prediction, at_unit_scale, diffuse, prediction_loss
 from egd.networks.mlp import EnergyNetwork
 from egd.objectives.base import ObjectiveNetwork, is_dimensionless
-from egd.runs.checkpoint import group, load_optimiser, optimiser_state, prefixed
 from egd.training.precision import Computing
 from egd.training.times import UNIFORM, Times
 from egd.types import Context, HasLossNetworks, HasTargets, Objective, Sample, Schedule

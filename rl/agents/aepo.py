@@ -9,6 +9,7 @@ import torch
 from typing_extensions import override
 
 from rl.agents.base import Agent
+from rl.config import GuidedConfig
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
@@ -20,7 +21,6 @@ from rl.parts.guidance_settings import check_guidance, check_joint, support_acti
 from rl.parts.joint import Joint
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import drawn_from
-from rl.runs.config import GuidedConfig
 
 
 class AEPOConfig(GuidedConfig):

@@ -15,6 +15,7 @@ from egd.config.base import EXECUTION, marked
 from egd.runs.code_digest import Sources, UnknownCode
 from egd.runs.phase import Phase, key_of
 from egd.training.learners import HasComputing
+from rl.config import VARIES, RunConfig
 from rl.critics.base import Critic
 from rl.data.transitions import OfflineData
 from rl.evaluation import diagnostics
@@ -24,7 +25,6 @@ from rl.parts.behaviour import Behaviour
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guidance import Guidance
 from rl.parts.policies import Act, AgentPolicy
-from rl.runs.config import VARIES, RunConfig
 from rl.tasks import Task
 
 __all__ = ["Act", "Agent"]

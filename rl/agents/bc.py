@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from egd.training.learners import Fit, Metrics, StepLearner
 from rl.agents.base import Agent
+from rl.config import ActorConfig, RunConfig
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import Actor
 from rl.parts.base import Part
 from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
-from rl.runs.config import ActorConfig, RunConfig
 
 
 class BCConfig(RunConfig):

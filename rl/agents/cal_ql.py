@@ -15,6 +15,7 @@ from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
 from rl.agents.base import Agent
 from rl.agents.cql import CQLAgent, CQLConfig
+from rl.config import CriticConfig, RunConfig
 from rl.data.transitions import Batch, OfflineData
 from rl.online.choice import check_online, make_online_learner
 from rl.online.config import OnlineConfig
@@ -22,7 +23,6 @@ from rl.online.generators.base import GeneratorContext
 from rl.online.learner import Stateful
 from rl.parts.base import Part
 from rl.parts.policies import ActorPolicy, AgentPolicy
-from rl.runs.config import CriticConfig, RunConfig
 
 
 class CalQLConfig(CQLConfig):

@@ -10,13 +10,13 @@ from typing_extensions import override
 
 from egd.errors import UserError
 from rl.agents.base import Agent
+from rl.config import CriticConfig, RunConfig
 from rl.critics import CQL
 from rl.critics.choice import CRITICS, check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import ActorPolicy, AgentPolicy
-from rl.runs.config import CriticConfig, RunConfig
 
 
 class CQLConfig(RunConfig):

@@ -15,6 +15,7 @@ from egd.config.sections import DenoiserConfig, EnergyNetworkConfig, NetworkConf
 from egd.errors import UserError
 from egd.networks.temporal import TemporalEnergy, TemporalUNet
 from rl.agents.base import Agent
+from rl.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedConfig
 from rl.critics.choice import check_critic
 from rl.data.trajectories import Windows
 from rl.data.transitions import OfflineData
@@ -28,7 +29,6 @@ from rl.parts.guidance import Guidance
 from rl.parts.guidance_settings import check_guidance, trained_guidances, try_components
 from rl.parts.policies import Act, AgentPolicy
 from rl.parts.trajectories import PlanModel, PlanValue, Reward
-from rl.runs.config import AdvantageCalibrationConfig, GuidanceConfig, GuidedConfig
 
 
 class PlanConfig(Strict):

@@ -10,11 +10,11 @@ from typing_extensions import override
 
 from egd.bounds import Temperature
 from rl.agents.base import Agent
+from rl.config import DiffusionConfig, RunConfig
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import DiffusionConfig, RunConfig
 
 
 class DiffusionBCConfig(DiffusionConfig):

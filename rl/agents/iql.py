@@ -13,6 +13,7 @@ from typing_extensions import override
 from egd.bounds import BetaOrZero, Positive
 from egd.training.learners import Fit, Metrics, StepLearner
 from rl.agents.base import Agent
+from rl.config import VARIES, ActorConfig, CriticConfig, RunConfig
 from rl.critics import Critic
 from rl.critics.choice import check_critic
 from rl.data.transitions import Batch, OfflineData
@@ -21,7 +22,6 @@ from rl.parts.base import Part
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
-from rl.runs.config import VARIES, ActorConfig, CriticConfig, RunConfig
 
 
 class WeightedActorConfig(ActorConfig):

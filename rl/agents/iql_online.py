@@ -15,6 +15,7 @@ from egd.training.learners import Fit, Metrics, StepLearner
 from egd.training.stepping import Steps
 from rl.agents.base import Agent
 from rl.agents.iql import IQLAgent, IQLConfig
+from rl.config import RunConfig
 from rl.critics.base import Critic
 from rl.critics.choice import CRITICS
 from rl.data.transitions import Batch, OfflineData
@@ -25,7 +26,6 @@ from rl.online.learner import Stateful
 from rl.parts.actors import GaussianActor
 from rl.parts.base import Part
 from rl.parts.policies import ActorPolicy, AgentPolicy
-from rl.runs.config import RunConfig
 
 
 class IQLOnlineConfig(IQLConfig):

@@ -12,6 +12,7 @@ from egd.config.base import ComponentConfig
 from egd.config.sections import EnergyNetworkConfig
 from egd.errors import UserError
 from rl.agents.base import Agent
+from rl.config import CriticConfig, GuidanceConfig, GuidedConfig
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
@@ -22,7 +23,6 @@ from rl.parts.guidance import Guidance
 from rl.parts.guidance_settings import check_guidance, support_actions, trained_guidances, try_components
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import drawn_from
-from rl.runs.config import CriticConfig, GuidanceConfig, GuidedConfig
 
 
 class QGPOConfig(GuidedConfig):

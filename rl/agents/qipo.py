@@ -15,6 +15,7 @@ from egd.config.base import Strict
 from egd.selection import energy_weights
 from egd.training.learners import DenoiserLearner, Noised
 from rl.agents.base import Agent
+from rl.config import ValuedConfig
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part, RunContext
@@ -23,7 +24,6 @@ from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
 from rl.parts.support_actions import SupportTable, drawn_from
-from rl.runs.config import ValuedConfig
 
 
 class WeightedPolicyConfig(Strict):

@@ -9,6 +9,7 @@ import torch
 from typing_extensions import override
 
 from rl.agents.base import Agent
+from rl.config import CriticConfig
 from rl.critics.choice import check_critic, needs_support
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
@@ -18,7 +19,6 @@ from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
 from rl.parts.selection import SelectingConfig, SelectionConfig, check_selections, selecting_policies
 from rl.parts.support_actions import drawn_from
-from rl.runs.config import CriticConfig
 
 
 class SfBCConfig(SelectingConfig):

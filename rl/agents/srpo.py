@@ -17,6 +17,7 @@ from egd.tensors import expand, value_and_grad
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sample, Schedule
 from rl.agents.base import Agent
+from rl.config import ActorConfig, CriticConfig, DiffusionConfig
 from rl.critics import Critic
 from rl.critics.choice import check_critic
 from rl.data.transitions import OfflineData
@@ -26,7 +27,6 @@ from rl.parts.behaviour import Behaviour, check_sampling
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import ActorPolicy, AgentPolicy
 from rl.parts.trained_actor import TrainedActor
-from rl.runs.config import ActorConfig, CriticConfig, DiffusionConfig
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "variance": lambda alpha, sigma: sigma**2,

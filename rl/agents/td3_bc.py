@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.bounds import Every, NotNegative
+from egd.checkpoint import group, prefixed
 from egd.errors import UserError
-from egd.runs.checkpoint import group, prefixed
 from egd.training.learners import Fit, Metrics
 from egd.training.precision import Computing
 from rl.agents.base import Agent
+from rl.config import ActorConfig, CriticConfig, RunConfig
 from rl.critics.choice import beside_policy, check_critic, critic_settings, make_critic
 from rl.critics.td import TD
 from rl.data.transitions import Batch, OfflineData
 from rl.parts.actors import frozen, make_actor
 from rl.parts.base import Part, RunContext
 from rl.parts.policies import ActorPolicy, AgentPolicy
-from rl.runs.config import ActorConfig, CriticConfig, RunConfig
 
 
 class ImprovedActorConfig(ActorConfig):

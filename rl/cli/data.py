@@ -17,7 +17,7 @@ from egd.cli.arguments import TrustCode
 from egd.cli.terminal import console, listing, say, user_errors
 from egd.config.trust import trusting
 from egd.errors import UserError
-from egd.runs.files import write_text
+from egd.files import write_text
 from egd.runs.safe_names import literal
 
 app = typer.Typer(help="Offline datasets: list, check, describe, generate, import.", no_args_is_help=True)

@@ -14,8 +14,8 @@ from egd.cli.arguments import TrustCode, numbers
 from egd.cli.terminal import console, show, user_errors
 from egd.config.trust import trusting
 from egd.errors import UserError
+from egd.files import write_text
 from egd.report.cli import conclude
-from egd.runs.files import write_text
 from egd.runs.safe_names import markup
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from egd.checkpoint import group, prefixed
 from egd.networks.ensemble import EnsembleMLP
-from egd.runs.checkpoint import group, prefixed
 from egd.tensors import transformed
 from egd.training.learners import Fit, Learner, Metrics, StepLearner
 from egd.types import Context

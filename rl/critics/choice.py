@@ -9,9 +9,9 @@ import torch
 from egd.config.components import Registry, bind, parameters, validate
 from egd.contracts import ContractError, check_rows, name_of
 from egd.errors import UserError, nearest
+from rl.config import CriticConfig
 from rl.critics.base import Critic, Shared
 from rl.critics.td import TD
-from rl.runs.config import CriticConfig
 
 CRITICS = Registry("critic", "rl.critics")
 PARTS = {"state", "action", "shared", "expectile", *Shared.__annotations__}

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from egd.bounds import Beta, Rounds
-from egd.runs.checkpoint import group, prefixed
+from egd.checkpoint import group, prefixed
 from egd.training.learners import Learner, Metrics, StepLearner
 from rl.critics.base import Critic, Shared
 from rl.data.transitions import Batch, OfflineData

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from egd.drawing import Figure, plain
-from egd.runs.files import replacing
+from egd.files import replacing
 from egd.runs.safe_names import figure_text
 from rl.data.episodes import Episodes, data_return, relabel, reward_factor
 from rl.tasks import Task

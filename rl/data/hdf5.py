@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from egd.errors import UserError
-from egd.runs.files import regular
+from egd.files import regular
 from egd.runs.resources import memory_limit
 from rl.data.checks import Array, Complain
 

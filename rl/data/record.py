@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.runs.checkpoint import load_checkpoint, save_checkpoint
 from egd.runs.folder import RunFolder
 from rl.data.episodes import Episodes
 from rl.data.transitions import NUMBERS, VECTORS, Batch, OfflineData, digest_of

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from egd.errors import UserError
-from egd.runs.files import read_regular
+from egd.files import read_regular
 from rl.data.checks import Array, Complain, Digits, check_ends, check_reach, column, flags, numbers, refusing, table
 from rl.data.hdf5 import Reader, opened
 from rl.envs.spaces import check_actions, flat_paths, flatten_rows

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.runs.files import write_atomic
+from egd.files import write_atomic
 from rl.deploy.module import PolicyModule
 
 

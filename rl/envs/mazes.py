@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from egd.errors import UserError, nearest
-from egd.runs.files import read_regular
+from egd.files import read_regular
 from rl.envs.robotics import maps
 
 Points: TypeAlias = NDArray[np.float64]

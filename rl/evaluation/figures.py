@@ -12,8 +12,8 @@ import torch
 
 import rl.envs.maze2d
 from egd.drawing import Figure, plain
+from egd.files import replacing
 from egd.posteriors.moments import KINDS
-from egd.runs.files import replacing
 from egd.runs.safe_names import figure_text
 from rl.critics.base import ValueFunction
 from rl.data.transitions import OfflineData

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from egd.tensors import isolated_rng
+from rl.config import CriticConfig
 from rl.critics import CriticLearner
 from rl.critics.td import TD, Acted
 from rl.data.transitions import OfflineData
-from rl.runs.config import CriticConfig
 
 ROWS = 50_000  # maximum number of transitions used: acting once in each next state takes most of the time
 

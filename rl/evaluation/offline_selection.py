@@ -19,6 +19,7 @@ from egd.runs.progress import Reporter
 from egd.runs.recipe import pick_device
 from egd.training.precision import set_up
 from rl.agents.base import Agent, critic_of
+from rl.config import CriticConfig, HasCriticConfig, RunConfig, Tempered
 from rl.critics import Critic
 from rl.data.record import of_run
 from rl.data.transitions import OfflineData
@@ -37,7 +38,6 @@ from rl.evaluation.offline_score import (
     regularised,
     spread,
 )
-from rl.runs.config import CriticConfig, HasCriticConfig, RunConfig, Tempered
 from rl.runs.loading import load_data, read_config, restored
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from egd.errors import UserError
-from egd.runs.files import replacing
+from egd.files import replacing
 from egd.runs.safe_names import printable
 from rl.agents.base import Agent
 from rl.envs.making import Env, env_factory

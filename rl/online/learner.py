@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egd.runs.checkpoint import group, prefixed
+from egd.checkpoint import group, prefixed
 from egd.runs.phase import seed_of
 from egd.training.learners import Fit, Metrics
 from rl.data.transitions import Batch, OfflineData

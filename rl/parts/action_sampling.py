@@ -18,7 +18,7 @@ from egd.samplers import dpm_solver_pp_2m, initial_noise
 from egd.selection import best_of, energies_of, softmax_resample
 from egd.training.precision import quick_products
 from egd.types import Context, Denoiser, Energy, GuidanceRule, Sampler, Schedule, TimedEnergy
-from rl.runs.config import Selection
+from rl.config import Selection
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing_extensions import override
 from egd.networks.mlp import mlp
 
 if TYPE_CHECKING:
-    from rl.runs.config import ActorConfig
+    from rl.config import ActorConfig
 
 
 class Actor(nn.Module, ABC):

@@ -21,10 +21,10 @@ from egd.schedules import time_grid
 from egd.training.learners import DenoiserLearner, Fit
 from egd.types import Denoiser
 from egd.wrappers import Clip
+from rl.config import DiffusionConfig
 from rl.parts.action_sampling import ActionSampler, Choice, Randomness
 from rl.parts.base import Part, RunContext
 from rl.parts.policies import SampledPolicy
-from rl.runs.config import DiffusionConfig
 
 
 def check_sampling(config: DiffusionConfig) -> None:

@@ -12,10 +12,10 @@ from egd.posteriors import Moments
 from egd.training.calibration import Calibration
 from egd.training.learners import Metrics
 from egd.types import Energy
+from rl.config import AdvantageCalibrationConfig
 from rl.critics.base import MinusAdvantage, ValueFunction
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
-from rl.runs.config import AdvantageCalibrationConfig
 
 
 class AdvantageCalibration(Part, nn.Module):

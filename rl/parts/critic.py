@@ -6,10 +6,10 @@ from torch import nn
 from typing_extensions import override
 
 from egd.training.learners import Learner
+from rl.config import CriticConfig
 from rl.critics.choice import critic_settings, make_critic, needs_support
 from rl.parts.base import Part, RunContext
 from rl.parts.support_actions import SupportTable
-from rl.runs.config import CriticConfig
 
 
 class OfflineCritic(Part):

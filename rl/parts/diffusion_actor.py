@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.bounds import Beta, Candidates, NotNegative
+from egd.checkpoint import group, prefixed
 from egd.config.base import Strict
 from egd.config.sections import DenoiserConfig
 from egd.denoisers import at_unit_scale, diffuse, prediction_target, random_times
-from egd.runs.checkpoint import group, prefixed
 from egd.selection import best_of
 from egd.training.learners import Metrics, StepLearner
 from egd.training.precision import Computing
+from rl.config import CriticConfig, DiffusionConfig
 from rl.critics import Critic, MinusAdvantage
 from rl.critics.choice import beside_policy, critic_settings
 from rl.data.transitions import Batch
@@ -25,7 +26,6 @@ from rl.parts.actors import frozen
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import CriticConfig, DiffusionConfig
 
 T_MIN = 1e-3  # smallest time of the denoising loss, as in DenoiserLearner
 

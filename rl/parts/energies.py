@@ -19,12 +19,12 @@ from egd.runs.safe_names import module_name
 from egd.training import batched
 from egd.training.learners import EnergyLearner, Fit, Metrics
 from egd.types import Context, HasTargets, TimedEnergy
+from rl.config import GuidanceConfig, GuidedConfig
 from rl.parts.action_sampling import BehaviourSupport, Randomness
 from rl.parts.base import Part, RunContext
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.guidance_settings import OF_NETWORK, component_parts, group_size
 from rl.parts.support_actions import SupportTable
-from rl.runs.config import GuidanceConfig, GuidedConfig
 
 
 def energy_components(guidance: GuidanceConfig, calibration: AdvantageCalibration, generator: Randomness) -> dict[str, Any]:

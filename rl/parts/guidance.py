@@ -17,6 +17,7 @@ from egd.networks.mlp import EnergyNetwork
 from egd.posteriors import residual
 from egd.runs.labels import label
 from egd.types import TimedEnergy
+from rl.config import GuidanceConfig, GuidedConfig
 from rl.parts.action_sampling import Choice, GuidedSampling, Randomness
 from rl.parts.base import Part, RunContext
 from rl.parts.calibration import AdvantageCalibration
@@ -24,7 +25,6 @@ from rl.parts.energies import TrainedEnergy, energy_components
 from rl.parts.guidance_settings import component_parts, network_owners
 from rl.parts.policies import Act, AgentPolicy
 from rl.parts.support_actions import SupportTable
-from rl.runs.config import GuidanceConfig, GuidedConfig
 
 
 class GuidedPolicy(AgentPolicy):

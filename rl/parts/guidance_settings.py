@@ -15,8 +15,8 @@ from egd.config.trial import Trial
 from egd.energies.base import takes_context
 from egd.errors import UserError
 from egd.objectives.base import is_grouped
+from rl.config import GuidanceConfig, GuidedConfig
 from rl.critics.choice import needs_support
-from rl.runs.config import GuidanceConfig, GuidedConfig
 
 OF_NETWORK = {"energy", "beta", "posterior", "clip_x0", "straight_through", "energy_scale"}
 """Settings of a guidance that decide its network."""

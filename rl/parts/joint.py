@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from egd.runs.checkpoint import group, prefixed
+from egd.checkpoint import group, prefixed
 from egd.runs.safe_names import module_name
 from egd.training.learners import Metrics
 from rl.parts.base import Part

@@ -12,12 +12,12 @@ from egd.bounds import Beta, Candidates
 from egd.config.base import Strict, merge
 from egd.config.components import parameters
 from egd.errors import UserError
+from rl.config import VARIES, Tempered, ValuedConfig
 from rl.critics.choice import CRITICS
 from rl.parts.action_sampling import Choice
 from rl.parts.calibration import AdvantageCalibration
 from rl.parts.critic import OfflineCritic
 from rl.parts.policies import AgentPolicy
-from rl.runs.config import VARIES, Tempered, ValuedConfig
 
 
 class SelectionConfig(Strict):

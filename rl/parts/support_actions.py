@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from egd.training.learners import Metrics
+from rl.config import ValuedConfig
 from rl.data.transitions import OfflineData
 from rl.parts.base import Part
 from rl.parts.behaviour import Behaviour
-from rl.runs.config import ValuedConfig
 
 STATES = 256  # number of states in one batch, as in QGPO
 CHECKPOINTS = 4  # maximum number: each holds the whole table

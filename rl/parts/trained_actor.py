@@ -9,10 +9,10 @@ from torch import nn
 from typing_extensions import override
 
 from egd.training.learners import Fit, Learner
+from rl.config import ActorConfig
 from rl.data.transitions import Batch
 from rl.parts.actors import DeterministicActor, make_actor
 from rl.parts.base import Part, RunContext
-from rl.runs.config import ActorConfig
 
 
 class TrainedActor(Part):

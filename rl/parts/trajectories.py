@@ -15,12 +15,12 @@ from egd.networks.ensemble import EnsembleMLP
 from egd.training.learners import Fit, Metrics, StepLearner
 from egd.types import Denoiser, Sampler
 from egd.wrappers import Inpaint
+from rl.config import DiffusionConfig
 from rl.critics.base import Critic
 from rl.data.trajectories import Windows
 from rl.data.transitions import Batch
 from rl.parts.base import Part, RunContext
 from rl.parts.behaviour import Behaviour
-from rl.runs.config import DiffusionConfig
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from egd.runs.restoring import load_trained
 from egd.training.learners import is_training_only
 from rl.agents import agent_class
 from rl.agents.base import Agent
+from rl.config import RunConfig
 from rl.data.episodes import LOADING, Episodes, data_return, load_episodes, relabel, row_bytes, size_of, to_offline_data
 from rl.data.generators import check_made_by, make
 from rl.data.record import Record, fingerprint, of_run
 from rl.data.stored import is_local
 from rl.data.transitions import OfflineData
-from rl.runs.config import RunConfig
 from rl.runs.recipe import typed
 from rl.runs.sizes import ESTIMATES
 from rl.tasks import Task

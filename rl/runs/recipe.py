@@ -11,8 +11,8 @@ from egd.runs.experiment import Options
 from egd.runs.recipe import chosen_budget, mappings, without_nulls
 from egd.runs.safe_names import check_names, folder_name
 from rl.agents import AGENTS, agent_class
+from rl.config import RunConfig
 from rl.data.generators import check_generator
-from rl.runs.config import RunConfig
 from rl.runs.old_keys import refuse_old_keys
 from rl.tasks import find_task
 

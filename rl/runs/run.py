@@ -21,10 +21,10 @@ from egd.runs.phase import Phase, seed_of
 from egd.runs.summaries import read_metrics
 from egd.samplers.watching import clips_of
 from rl.agents.base import Agent
+from rl.config import RunConfig
 from rl.evaluation.evaluator import Evaluator
 from rl.evaluation.results import statistics
 from rl.evaluation.rollouts import Rollouts
-from rl.runs.config import RunConfig
 from rl.runs.vitals import VITALS, vitals
 from rl.tasks import Task
 

@@ -13,7 +13,7 @@ import typer
 
 from egd.cli.terminal import user_errors
 from egd.errors import UserError, of_the_system
-from egd.runs.files import replacing, write_atomic
+from egd.files import replacing, write_atomic
 from egd.runs.folder import RunFolder
 from egd.runs.locks import locked
 from egd.runs.phase_files import settle

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from egd.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase
 from egd.runs.phase_files import load_phase, settle

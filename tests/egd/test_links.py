@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from egd.checkpoint import Damaged, load_checkpoint
 from egd.config.trust import require_trust, trusting
 from egd.errors import UserError
-from egd.runs.checkpoint import Damaged, load_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.locks import locked
 from egd.runs.summaries import read_metrics, read_summary

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from egd.checkpoint import load_checkpoint
 from egd.errors import UserError
 from egd.mixtures import GaussianMixture
 from egd.networks.mlp import NoiseMLP
 from egd.runs import phases
-from egd.runs.checkpoint import load_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase, PhaseRun, Progress, seed_of
 from egd.runs.phase_files import load_phase, settle

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.mixtures import GaussianMixture
 from egd.posteriors import (
     DiagonalGaussian,
@@ -21,7 +22,6 @@ from egd.posteriors import (
 )
 from egd.posteriors.base import cholesky
 from egd.posteriors.moments import KINDS
-from egd.runs.checkpoint import load_checkpoint, save_checkpoint
 from egd.schedules import FlowMatching, VPLinear
 from egd.types import Gaussian, Schedule
 

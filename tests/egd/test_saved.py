@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from egd.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.runs.checkpoint import Damaged, load_checkpoint, save_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase
 from egd.runs.phase_files import settle

@@ -11,8 +11,8 @@ import pytest
 import torch
 import typer
 
+from egd.checkpoint import load_checkpoint
 from egd.cli.terminal import resumable, user_errors
-from egd.runs.checkpoint import load_checkpoint
 from egd.runs.folder import RunFolder
 from egd.runs.phase import Phase
 from egd.runs.phase_files import settle

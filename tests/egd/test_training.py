@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from egd.checkpoint import group, load_checkpoint, prefixed, save_checkpoint
 from egd.denoisers import NetworkDenoiser, Prediction
 from egd.errors import UserError
+from egd.files import write_atomic
 from egd.mixtures import GaussianMixture, Quadratic
 from egd.networks.mlp import NoiseMLP
-from egd.runs.checkpoint import group, load_checkpoint, prefixed, save_checkpoint
-from egd.runs.files import write_atomic
 from egd.schedules import EDM, VE, FlowMatching, VPCosine, VPLinear
 from egd.training.learners import DenoiserLearner, Fit, moving_average
 from egd.types import Schedule

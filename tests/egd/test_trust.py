@@ -198,7 +198,7 @@ def test_the_librarys_own_may_be_named_by_their_paths_and_what_they_import_may_n
     with trust.trusting(False):
         assert by_path("egd.energies.dps:DPS", "k", "egd.energies").__name__ == "DPS"
         assert by_path("egd.posteriors:residual", "k", "egd.posteriors").__name__ == "residual"
-        for path in ("egd.energies.dps:dataclass", "egd.runs.checkpoint:write_atomic", "torch.hub:load"):
+        for path in ("egd.energies.dps:dataclass", "egd.checkpoint:write_atomic", "torch.hub:load"):
             with pytest.raises(UserError, match="--trust-code"):
                 by_path(path, "k", "egd.energies")
 

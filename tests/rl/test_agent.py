@@ -13,11 +13,11 @@ from egd.errors import UserError
 from egd.tensors import value_and_grad
 from egd.training.learners import EnergyLearner
 from rl.agents.aepo import AEPO
+from rl.config import GuidanceConfig, GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.data.transitions import OfflineData
 from rl.parts.action_sampling import ActionSampler, GuidedSampling
 from rl.parts.energies import TrainedEnergy, energy_components
-from rl.runs.config import GuidanceConfig, GuidedConfig
 from rl.runs.recipe import typed
 
 LITERAL = {"energy": "analytic", "rule": "rescaled", "posterior": "posterior1", "clip_x0": False}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from egd.checkpoint import prefixed
 from egd.posteriors import calibrate
-from egd.runs.checkpoint import prefixed
 from egd.schedules import VPLinear
+from rl.config import AdvantageCalibrationConfig
 from rl.parts.calibration import AdvantageCalibration
-from rl.runs.config import AdvantageCalibrationConfig
 
 NONE: Any = SimpleNamespace(schedule=None, sample=None)
 """Neither a behaviour policy nor a critic is asked."""

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from egd.runs.checkpoint import load_checkpoint
+from egd.checkpoint import load_checkpoint
 from egd.training.batched import BatchedLearner
+from rl.config import CriticConfig
 from rl.critics import CQL
 from rl.critics.base import CriticLearner
 from rl.critics.choice import make_critic
 from rl.data.transitions import Batch
 from rl.parts.actors import TanhGaussianActor
-from rl.runs.config import CriticConfig
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "policy_width": 16, "policy_layers": 2, "actions": 3}
 

@@ -11,11 +11,11 @@ import torch
 
 from egd.errors import UserError
 from egd.networks.ensemble import EnsembleMLP
+from rl.config import CriticConfig
 from rl.critics import IQL
 from rl.critics.choice import make_critic
 from rl.critics.iql import expectile_loss
 from rl.data.transitions import Batch
-from rl.runs.config import CriticConfig
 
 
 @pytest.mark.parametrize("tau", [0.5, 0.7, 0.9])

@@ -22,11 +22,11 @@ from egd.samplers import euler
 from egd.samplers.watching import SamplingWarning, note_clips, watching
 from egd.schedules import VPLinear
 from rl.agents.aepo import AEPO
+from rl.config import GuidedConfig
 from rl.data.episodes import Episodes, to_offline_data
 from rl.evaluation.evaluator import Evaluator, evaluate_together, watched
 from rl.evaluation.results import rows, statistics
 from rl.evaluation.rollouts import Player, PolicyBatch, Rollouts, SoFar, quota, rollouts
-from rl.runs.config import GuidedConfig
 from rl.tasks import TASKS, find_task
 
 

@@ -15,15 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.errors import UserError
-from egd.runs.checkpoint import load_checkpoint, save_checkpoint
 from egd.runs.experiment import Options
 from egd.runs.grid import RunsFailed, parse_grid, parse_seeds, variations
 from egd.runs.progress import Reporter
 from rl.agents.aepo import AEPO
+from rl.config import GuidedConfig
 from rl.critics import CriticLearner
 from rl.runs import job as rl_job
-from rl.runs.config import GuidedConfig
 from rl.runs.experiment import offline_rl
 from rl.runs.run import OfflineRun
 from rl.tasks import TASKS, find_task

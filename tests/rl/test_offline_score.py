@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from benchmarks.agreement import agreement
 from egd.cli import main as cli
 from egd.errors import UserError
+from rl.config import CriticConfig
 from rl.data.transitions import Batch, OfflineData
 from rl.evaluation.fqe import fitted_q
 from rl.evaluation.offline_score import (
@@ -31,7 +32,6 @@ from rl.evaluation.offline_score import (
     regularised,
     spread,
 )
-from rl.runs.config import CriticConfig
 
 # -- the divergence -----------------------------------------------------------------------------------------------
 

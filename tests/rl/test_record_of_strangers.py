@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from egd.checkpoint import save_checkpoint
 from egd.errors import UserError
 from egd.runs import resources
-from egd.runs.checkpoint import save_checkpoint
 from egd.runs.folder import RunFolder
 from rl.data.record import Record, place
 

@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from egd.checkpoint import load_checkpoint, save_checkpoint
 from egd.config.base import override
 from egd.errors import UserError
 from egd.runs import code_digest as sources
-from egd.runs.checkpoint import load_checkpoint, save_checkpoint
 from egd.runs.store import default_store, key_of
 from rl.agents import agent_class
 from rl.agents.base import CODE

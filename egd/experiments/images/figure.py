@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from egd.drawing import Figure, mpl, plain
-from egd.runs.files import replacing
+from egd.files import replacing
 from egd.runs.safe_names import figure_text
 
 REFERENCE = "data, weighted\n(or measured)"

@@ -21,7 +21,7 @@ from egd.experiments.images.data import ImageSet
 from egd.experiments.images.evaluation import ImageEvaluation, ImagesSummary, evaluate, rows
 from egd.experiments.images.figure import grid_figure
 from egd.experiments.images.model import DATA, ImagesModel, check_components, clip_key
-from egd.runs.files import read_regular, write_atomic
+from egd.files import read_regular, write_atomic
 from egd.runs.folder import RunFolder
 from egd.runs.job import Procedure, common_summary, train
 from egd.runs.labels import with_seed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from egd.drawing import Figure, plain
 from egd.experiments.toy2d.data import DataSet
-from egd.runs.files import replacing
+from egd.files import replacing
 from egd.runs.safe_names import figure_text
 
 HALF_WIDTH = 4.5

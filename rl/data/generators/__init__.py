@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from egd.config.components import Registry, Spec, build, parameters, validate
 from egd.errors import UserError
-from egd.runs.files import read_regular, write_atomic
+from egd.files import read_regular, write_atomic
 from egd.runs.progress import Reporter
 from rl.data.minari_store import making
 from rl.data.stored import is_local, place_of

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from egd.errors import UserError
-from egd.runs.files import regular, write_atomic
+from egd.files import regular, write_atomic
 
 
 class Damaged(UserError):
