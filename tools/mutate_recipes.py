@@ -31,6 +31,7 @@ from egd.errors import UserError
 from egd.runs import experiment as experiments
 from egd.runs.bases import read_recipe
 from egd.runs.experiment import Options
+from egd.runs.job import SingleRun
 
 Tree = dict[str, Any]
 Random = random.Random
@@ -99,7 +100,7 @@ def plan(tree: Mapping[str, Any], source: str, settings: list[str], chosen: Mapp
     """Return the settings of the runs, as they would be kept in their folders."""
     options = Options(out=Path("nowhere"), source=source, device="auto", settings=settings, **chosen)
     jobs: list[Any] = experiments.load(tree.get("experiment"), source).plan(tree, options)
-    planned = [run for job in jobs for run in (job.planned if isinstance(job.planned, list) else [job.planned])]
+    planned = [run for job in jobs for run in ([job] if isinstance(job, SingleRun) else job.planned)]
     return [run.config.model_dump() for run in planned]
 
 
