@@ -23,7 +23,7 @@ from rl.cli.export import export
 from rl.deploy.module import PolicyModule, load_module
 from rl.deploy.policy import Compile, Policy
 from rl.parts.action_sampling import GivenNoise
-from rl.runs.job import Run
+from rl.runs.run import OfflineRun
 
 VARIANTS = """variants:
   best_of_4: {omega: 0, candidates: 4}
@@ -49,7 +49,7 @@ def begun(egd: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory, monk
         out = tmp_path_factory.mktemp("deploy")
         recipe.write_text(recipe.read_text().replace("variants:\n", VARIANTS))
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "finish", killed)
+            patch.setattr(OfflineRun, "finish", killed)
             result = egd("run", recipe, "--out", out, *(word for setting in TRAINING for word in ("--set", setting)))
         assert "killed" in result.output
         RUN["folder"] = out / "egd-maze2d-umaze-v0" / "seed-0"
