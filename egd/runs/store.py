@@ -89,9 +89,9 @@ class Store:
             tensors, meta, rows = entry.whole()
             if meta.step != phase.steps:
                 raise Damaged(f"{stored} is of step {meta.step} of {phase.steps}")
-            check_fits(phase, tensors, stored)
             check_notes(phase, meta, stored)
             os.utime(stored)
+            check_fits(phase, tensors, stored)  # last: what follows it must not fail, as the learner is filled by then
         except (UserError, OSError) as error:  # the phase is trained anew, and then replaces this entry
             reason = str(error).removesuffix(f"; {UNFIT}").removesuffix("; remove it and run again")
             say(f"{reason}; phase '{phase.name}' is trained anew")

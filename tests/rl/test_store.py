@@ -459,7 +459,7 @@ def test_the_store_is_listed_and_pruned(run: Any, kept: Path, egd: Any) -> None:
     assert refused.exit_code == 2 and "--keep-gb" in refused.output
 
 
-@pytest.mark.parametrize("part", ["module", "generator"])
+@pytest.mark.parametrize("part", ["module", "generator", "notes"])
 def test_an_entry_that_does_not_fit_is_said_and_trained_anew(
     egd: Any, recipe: Path, tmp_path: Path, kept: Path, part: str
 ) -> None:
@@ -467,8 +467,11 @@ def test_an_entry_that_does_not_fit_is_said_and_trained_anew(
     assert egd("run", recipe, "--out", tmp_path / "first").exit_code == 0
     (key,) = [p.stem for p in kept.glob("*.json") if json.loads(p.read_text())["cache_key"]["phase"] == "critic"]
     tensors, meta = load_checkpoint(kept / f"{key}.safetensors")
+    forged: dict[str, torch.Tensor] = {}
     if part == "generator":
         forged = {"generator": torch.zeros(7, dtype=torch.uint8)}
+    elif part == "notes":
+        meta["notes"] = [{"step": 1, "score": 10.0}]
     else:
         forged = {k: 2 * t.double() for k, t in tensors.items() if "module" in k and t.dtype == torch.float32}
         assert forged
