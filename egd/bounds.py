@@ -1,6 +1,6 @@
 """Types for the numbers of a recipe, each with generous bounds, for sections and for components' settings.
 
-Every type refuses truth values, infinity and values that are no numbers. ``tests/rl/test_bounds.py`` fails for a numeric field
+Every type refuses truth values, infinity and values that are no numbers. ``tests/test_bounds.py`` fails for a numeric field
 that has none of these types.
 """
 

@@ -20,8 +20,8 @@ FREE = ("object", "ABC", "Protocol")
 def defined(file: str, methods: Sequence[str], arguments: int | None = None) -> list[str]:
     """List the public classes of a Python file that have, or may have inherited, one of these methods.
 
-    ``__call__`` must take so many ``arguments``. Where no method is asked for, all public classes and functions are listed. The
-    list is empty for a file that cannot be read.
+    ``__call__`` must take ``arguments`` arguments, if a number is given. Where no method is asked for, all public classes and
+    functions are listed. The list is empty for a file that cannot be read.
     """
     with suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         tree = ast.parse(read_regular(Path(file).expanduser(), LARGEST))

@@ -200,7 +200,7 @@ class BringsNetwork(Protocol):
     """
 
     def network(self, event: tuple[int, ...], context: int) -> nn.Module:
-        """Make a fresh network, a module of (x_t, t, c), for events of this shape and contexts of so many entries a row."""
+        """Make a fresh network of (x_t, t, c), for samples of shape ``event`` and contexts of ``context`` entries a row."""
         ...
 
     def timed_energy(self, network: Callable[[Tensor, Tensor, Context], Tensor], x: Tensor, t: Tensor, c: Context) -> Tensor:

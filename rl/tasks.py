@@ -198,7 +198,7 @@ TASKS = _table()
 
 
 def find_task(name: str) -> Task:
-    """Return the task of D4RL's short name (with or without -v1/-v2) or of a Minari id. Raise UserError for a name of neither
+    """Return the task of D4RL's short name (with or without -v1/-v2) or of a Minari id. Raises UserError for a name of neither
     form.
     """
     short = re.sub(r"-v\d+$", "", name)

@@ -87,22 +87,28 @@ def rooms_of(text: str, package: str) -> set[str]:
     return {f"{package}.{name}" for name in re.findall(r"`(\w+)`", text)}
 
 
+def lines_of_map(package: str) -> list[tuple[set[str], str, set[str]]]:
+    """Lines of CONTRIBUTING.md's map: rooms, what they may import, and the rooms that are named there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition(f"| rooms of `{package}` |")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    lines = [(rooms_of(own, package), may, rooms_of(may, package)) for own, _, may in cells]
+    every = set().union(*(own for own, _, _ in lines))
+    return [(own, may, named & every) for own, may, named in lines]
+
+
 def map_of_rooms(package: str) -> dict[str, set[str]]:
     """Room -> rooms of the package that it may import, as CONTRIBUTING.md has them."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition(f"| rooms of `{package}` |")[2].partition("\n\n")[0]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
-    groups = [rooms_of(names, package) for names, _, _ in lines]
+    lines = lines_of_map(package)
+    groups = [own for own, _, _ in lines]
     every = set().union(*groups)
     allowed: dict[str, set[str]] = {}
-    for (_, _, may), own in zip(lines, groups, strict=True):
-        named = rooms_of(may, package)
-        if may.startswith("all"):
-            named = every - named
+    for own, may, named in lines:
+        rooms = every - named if may.startswith("all") else named
         if "mathematics" in may:
-            named |= groups[0] | groups[1]
+            rooms = rooms | groups[0] | groups[1]
         if "the first line" in may:
-            named |= groups[0]
-        allowed |= dict.fromkeys(own, own | named)
+            rooms = rooms | groups[0]
+        allowed |= dict.fromkeys(own, own | rooms)
     return allowed
 
 
@@ -113,3 +119,7 @@ def test_the_map_of_rooms_is_right(graph: Mapping[str, set[str]], package: str) 
     assert {room(module) for module in own} == set(allowed)
     found = {(module, name) for module, names in own.items() for name in names if name.startswith(f"{package}.")}
     assert sorted((m, n) for m, n in found if room(n) not in allowed[room(m)]) == []
+    used = {(room(module), room(name)) for module, name in found}
+    lines = [(own, named) for own, may, named in lines_of_map(package) if not may.startswith("all")]
+    unused = [(own, name) for own, named in lines for name in named if not used & {(one, name) for one in own}]
+    assert unused == [], "these need not be imported"

@@ -51,7 +51,7 @@ class MixtureFit:
     """
 
     conditional: ClassVar[bool] = False
-    """False: a policy, whose context is the state, cannot use this energy."""
+    """False: a conditional model, such as one of actions given states, cannot use this energy."""
 
     energy: Energy
     support: Support

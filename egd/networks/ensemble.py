@@ -38,8 +38,8 @@ class LastEnsembleLinear(EnsembleLinear):
 class EnsembleMLP(nn.Module):
     """Ensemble of ``members`` MLPs with one output each: (B, in) -> (members, B).
 
-    A smooth activation (SiLU, Mish) matters here more than elsewhere, because first-order guidance uses the critic's gradient
-    at a point.
+    A smooth activation (SiLU, Mish) matters here more than elsewhere, because first-order guidance uses the network's
+    gradient at a point.
     """
 
     def __init__(

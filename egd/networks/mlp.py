@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the last axis, in float32 whatever the precision of x: autocast does so on GPUs, not on CPUs.
 
-    torch's kernel takes mean and deviation as constants in its higher derivatives. The third derivative, which the gradient of
-    a second-order energy takes of the critic, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
+    torch's kernel takes mean and deviation as constants in its higher derivatives. The third derivative of an energy, which the
+    gradient of a second-order estimate needs, and the gradient of a forward-mode derivative are wrong with it (pytorch#175754).
     The normalisation is therefore written out where ``torch.func`` differentiates forwards or twice.
     """
 

@@ -88,7 +88,7 @@ class Moments:
 
     @staticmethod
     def load(state: dict[str, Tensor]) -> Moments:
-        """Make moments from what ``state`` returned, without a schedule."""
+        """Make moments from the tensors returned by ``state``, without a schedule."""
         return Moments(state["t"], group("raw", state), state["data_var"], group("matrices", state), state.get("data_cov"))
 
     def checked(self) -> Moments:

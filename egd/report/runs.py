@@ -149,9 +149,9 @@ def with_cells(runs: Sequence[Run]) -> list[Run]:
 
 def _varying(runs: Sequence[Run]) -> list[str]:
     differing: set[str] = set()
-    for alike in grouped(runs, lambda r: r.summary.task).values():
-        names = {key for run in alike for key in run.config.keys() - set(run.summary.execution)} - IGNORED
-        differing |= {key for key in names if len({repr(run.config.get(key)) for run in alike}) > 1}
+    for of_task in grouped(runs, lambda r: r.summary.task).values():
+        names = {key for run in of_task for key in run.config.keys() - set(run.summary.execution)} - IGNORED
+        differing |= {key for key in names if len({repr(run.config.get(key)) for run in of_task}) > 1}
     everywhere = sorted(key for key in differing if all(key in run.config for run in runs))
     own = {
         (key.rpartition(".")[2], repr([run.config[key] for run in runs])): key for key in sorted(everywhere, key=_depth)[::-1]

@@ -35,7 +35,7 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class Procedure(Generic[C, Model]):
-    """What distinguishes the runs of an experiment: how they are configured, trained, evaluated and tabulated."""
+    """Functions and types of an experiment's runs, by which they are configured, trained, evaluated and tabulated."""
 
     config: type[C]
     summary: type[Common]

@@ -70,10 +70,10 @@ def _groups(states: Sequence[PhaseState]) -> Iterator[tuple[list[PhaseState], Ba
     """Yield groups of runs that take their steps together, each with its batched learner, and single runs with None. A learner
     is made when its group's turn comes.
     """
-    alike: dict[tuple[int, int], list[PhaseState]] = {}
+    at_step: dict[tuple[int, int], list[PhaseState]] = {}
     for state in states:
-        alike.setdefault((state.phase.steps, state.progress.step), []).append(state)
-    for together in alike.values():
+        at_step.setdefault((state.phase.steps, state.progress.step), []).append(state)
+    for together in at_step.values():
         learner = _stacked(together)
         yield from [(together, learner)] if learner is not None else [([state], None) for state in together]
 

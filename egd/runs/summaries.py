@@ -178,8 +178,8 @@ def _reason(error: Exception) -> str:
 def agree(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
     """Describe how a run's settings and its summary contradict each other; None where they agree."""
     for key in ("task", "seed"):
-        if key in summary and config.get(key) != summary[key]:
-            return f"config.yaml has {key} {config.get(key)!r}, summary.json {summary[key]!r}"
+        if key in summary and key in config and config[key] != summary[key]:  # not every experiment has a setting of that name
+            return f"config.yaml has {key} {config[key]!r}, summary.json {summary[key]!r}"
     execution = summary.get("execution", [])
     if summary.get("settings") and summary["settings"] != digest_of(config, execution if isinstance(execution, list) else []):
         return "summary.json is of other settings than config.yaml has"

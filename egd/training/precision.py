@@ -57,7 +57,7 @@ def set_up(device: torch.device | str, threads: int, precision: Precision = "flo
 
 
 def fastest(device: torch.device | str, precision: Precision = "float32", rows: int = 256) -> str:
-    """Return torch's name for the fastest precision setting for products of matrices of so many rows, within ``precision``."""
+    """Return torch's name for the fastest precision setting for products of matrices of ``rows`` rows, within ``precision``."""
     if torch.device(device).type == "cpu":
         return "medium" if onednn_is_exact() and rows >= 64 else "highest"  # MKL takes 5 us for a row, oneDNN 20
     return "high" if precision == "tf32" else "highest"
@@ -75,7 +75,7 @@ def products(precision: str) -> Iterator[None]:
 
 
 def quick_products(device: torch.device | str, rows: int) -> AbstractContextManager[None]:
-    """Return a context with the faster library for float32 products of so many rows, on a CPU; nothing changes on a GPU."""
+    """Return a context with the faster library for float32 products of ``rows`` rows, on a CPU; nothing changes on a GPU."""
     return products(fastest(device, rows=rows)) if torch.device(device).type == "cpu" else nullcontext()
 
 

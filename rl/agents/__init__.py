@@ -41,7 +41,7 @@ AGENTS: dict[str, type[Agent]] = {
 
 
 def agent_class(name: str) -> type[Agent]:
-    """Return the agent of that name, or of ``path/to/file.py:Name``. Raise UserError where there is none."""
+    """Return the agent of that name, or of ``path/to/file.py:Name``. Raises UserError where there is none."""
     if name in AGENTS:
         return AGENTS[name]
     if ":" not in name:

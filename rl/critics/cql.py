@@ -29,8 +29,6 @@ class NoisyBatch:
     ``actor_noise`` (B, 1, A) is standard normal, for the action that the actor learns from. ``noise`` (B, n, A) and
     ``next_noise`` (B, n, A) are standard normal, for the actor's actions in s and in s' at which Q is evaluated; ``uniform``
     (B, n, A) are uniform actions. ``floor`` (B,), if given, bounds Q of the actor's actions from below.
-
-    ``floor`` (B,), where there is one, are values below which Q of the actor's actions counts as no less.
     """
 
     batch: Batch

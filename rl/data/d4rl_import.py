@@ -105,7 +105,7 @@ def import_hdf5(
 
 
 def _task(dataset_id: str) -> Task | None:
-    """Return the benchmark task that the id belongs to, or None. Raise UserError for antmaze, whose D4RL files come from
+    """Return the benchmark task that the id belongs to, or None. Raises UserError for antmaze, whose D4RL files come from
     another environment.
     """
     if "/" not in dataset_id:

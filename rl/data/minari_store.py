@@ -27,7 +27,7 @@ from rl.data.stored import lacking, place_of, store_root
 
 
 def check_new_id(dataset_id: str) -> Path:
-    """Return the folder in which ``dataset_id`` will be stored. Raise UserError where the id is malformed or taken."""
+    """Return the folder in which ``dataset_id`` will be stored. Raises UserError where the id is malformed or taken."""
     path = place_of(dataset_id)
     if lack := lacking(dataset_id):
         raise UserError(lack)

@@ -129,7 +129,7 @@ def place(folder: RunFolder) -> Path:
 
 
 def of_run(folder: RunFolder, data: OfflineData, say: Callable[[str], None]) -> OfflineData:
-    """Return the data with the run's statistics. Raise UserError where they are not the data of the run.
+    """Return the data with the run's statistics. Raises UserError where they are not the data of the run.
 
     For a run older than records this cannot be checked: the data are returned unchanged, and ``say`` gets a warning.
     """

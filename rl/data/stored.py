@@ -87,7 +87,7 @@ class Episode:
 
 
 def store_root() -> Path:
-    """Return the folder of the local store. Raise UserError if MINARI_DATASETS_PATH does not name a folder."""
+    """Return the folder of the local store. Raises UserError if MINARI_DATASETS_PATH does not name a folder."""
     named = os.environ.get("MINARI_DATASETS_PATH")
     if named is None:
         return Path.home() / ".minari" / "datasets"
@@ -104,7 +104,7 @@ def store_root() -> Path:
 
 
 def place_of(dataset_id: str) -> Path:
-    """Return the dataset's folder, which is always inside the store. Raise UserError for a malformed id."""
+    """Return the dataset's folder, which is always inside the store. Raises UserError for a malformed id."""
     if not _is_id(dataset_id):
         raise UserError(
             f"{dataset_id[:100]!r} is no dataset id: write it as name-v0 or namespace/name-v0 (letters, digits, - and _)"
@@ -148,7 +148,7 @@ def lacking(dataset_id: str) -> str:
 
 
 def list_local() -> dict[str, dict[str, Any]]:
-    """Return the metadata of all local datasets by id, as stored. Raise UserError where the store cannot be read."""
+    """Return the metadata of all local datasets by id, as stored. Raises UserError where the store cannot be read."""
     root = store_root()
     if not root.exists():
         return {}

@@ -54,7 +54,7 @@ class Policy:
         batch: int = 1,
         trust_code: bool = False,
     ) -> Policy:
-        """Load a policy of a complete run, warmed up for batches of one size. Raise UserError as ``load_module`` does."""
+        """Load a policy of a complete run, warmed up for batches of one size. Raises UserError as ``load_module`` does."""
         module = load_module(run, policy, omega, device, trust_code=trust_code)
         loaded = cls(module, compile=compile, seed=seed)
         loaded.warm_up(batch)

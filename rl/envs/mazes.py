@@ -52,7 +52,7 @@ MAPS: dict[str, MazeMap] = {
 
 
 def grid(maze: str) -> MazeMap:
-    """Return the maze's rows of 1 (wall), 'g' (the goal) and 'r' (free, a possible start). Raise UserError where it
+    """Return the maze's rows of 1 (wall), 'g' (the goal) and 'r' (free, a possible start). Raises UserError where it
     is no maze.
     """
     if maze in MAPS:
@@ -63,7 +63,7 @@ def grid(maze: str) -> MazeMap:
 
 
 def read_drawing(map_or_file: str) -> str:
-    """Return the drawing itself, or the one in a text file. Raise UserError where it is neither."""
+    """Return the drawing itself, or the one in a text file. Raises UserError where it is neither."""
     if re.search(r"[#\\\n]", map_or_file):
         return map_or_file
     try:

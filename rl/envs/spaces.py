@@ -16,8 +16,8 @@ Path: TypeAlias = tuple[str, ...]
 
 
 def flat_paths(space: gym.Space[Any], keys: tuple[str, ...] = (), name: str = "the observation space") -> tuple[Path, ...]:
-    """Return the paths of an observation's Boxes, in the order in which they become one vector. Raise UserError, with ``name``,
-    for a space that policies cannot observe.
+    """Return the paths of an observation's Boxes, in the order in which they become one vector. Raises UserError, with
+    ``name``, for a space that policies cannot observe.
 
     The order is that of ``keys``, else alphabetical at every level of a nested Dict: Minari stores entries alphabetically,
     whatever their order in the environment, and both must give the same vector.

@@ -135,7 +135,7 @@ def _files(value: Any) -> Iterator[str]:
 
 
 def make_stored(spec: EnvSpec, dataset_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Return the environment of the specification. Raise UserError for any exception of its making."""
+    """Return the environment of the specification. Raises UserError for any exception of its making."""
     try:
         env: gym.Env[Any, Any] = gym.make(spec, **kwargs)
     except UserError:

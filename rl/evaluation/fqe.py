@@ -41,7 +41,7 @@ def fitted_q(
         rows = rows[torch.randperm(len(rows), generator=generator, device=generator.device)[:ROWS].to(rows.device)]
     pool = data.transitions[rows]
     actions = policy(pool.next_state)
-    critic = _fresh(settings, pool.state.shape[1], pool.action.shape[1], steps, generator)
+    critic = _critic(settings, pool.state.shape[1], pool.action.shape[1], steps, generator)
 
     def sample(n: int, generator: torch.Generator) -> Acted:
         index = torch.randint(len(pool), (n,), generator=generator, device=generator.device)
@@ -55,7 +55,7 @@ def fitted_q(
     return critic
 
 
-def _fresh(settings: CriticConfig, state: int, action: int, steps: int, generator: torch.Generator) -> TD:
+def _critic(settings: CriticConfig, state: int, action: int, steps: int, generator: torch.Generator) -> TD:
     network = settings.model_dump(include={"gamma", "lr", "width", "layers", "activation", "layer_norm"})
     polyak = max(settings.polyak, min(1.0, 20 / max(1, steps)))  # a short training needs a target that keeps up
     with isolated_rng(generator.initial_seed()):

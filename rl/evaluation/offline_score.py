@@ -115,7 +115,7 @@ def _score(value: Tensor, kl: Tensor, linear: Tensor, penalty: float) -> Score:
 
 
 def check_penalty(name: str) -> Penalty:
-    """Return the name as a ``Penalty``. Raise UserError for an unknown one."""
+    """Return the name as a ``Penalty``. Raises UserError for an unknown one."""
     for known in get_args(Penalty):
         if name == known:
             return known  # type: ignore[no-any-return]
@@ -146,7 +146,7 @@ class Regret:
 
 
 def choose(scores: Mapping[str, Score]) -> str:
-    """Return the policy of the highest score; scores that are not finite are ignored. Raise UserError where none is finite."""
+    """Return the policy of the highest score; scores that are not finite are ignored. Raises UserError where none is finite."""
     sound = {name: score.score for name, score in scores.items() if math.isfinite(score.score)}
     if not sound:
         raise UserError("no policy has a score that is a number: the actions or the critics of these runs are lost")

@@ -236,7 +236,7 @@ def usable(found: Found, on: str, reporter: Reporter) -> tuple[Found, list[Agent
 
 
 def _whole(found: Found, read: Callable[[Run], T]) -> tuple[Found, list[T]]:
-    """Return the runs that ``read`` succeeds on, with the results, and count the others as damaged. Raise UserError if none is
+    """Return the runs that ``read`` succeeds on, with the results, and count the others as damaged. Raises UserError if none is
     left.
     """
     kept: dict[Path, T] = {}

@@ -59,8 +59,9 @@ class Player:
 class SoFar:
     """Progress of rollouts.
 
-    Counted are the ``steps`` of all environments, the steps that belong to episodes ``under_way``, and the episodes ``ended``
-    and ``left`` (those under way included). ``means`` has the mean returns of policies that have ended an episode, by name.
+    ``steps`` is the number of steps of all environments, ``under_way`` the part of them in unfinished episodes. ``ended`` and
+    ``left`` are numbers of episodes; ``left`` includes the unfinished ones. ``means`` has the mean returns, by name, of
+    policies that have ended an episode.
     """
 
     steps: int

@@ -27,7 +27,7 @@ def known(task: Task) -> None:
 
 
 def rule(task: Task, data: OfflineData) -> Rule:
-    """Return the rule of a task's environment, for standardised states. Raise UserError where it is not known."""
+    """Return the rule of a task's environment, for standardised states. Raises UserError where it is not known."""
     known(task)
     env = task.env_id or ""
     if env.startswith(NEVER):

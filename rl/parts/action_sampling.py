@@ -40,7 +40,7 @@ Randomness: TypeAlias = torch.Generator | GivenNoise
 
 
 def generator_for(selection: str, randomness: Randomness) -> torch.Generator:
-    """Return the generator for a selection that draws random numbers. Raise UserError where noise is given instead."""
+    """Return the generator for a selection that draws random numbers. Raises UserError where noise is given instead."""
     if isinstance(randomness, GivenNoise):
         raise UserError(
             f"selection '{selection}' draws random numbers that are not normal; with noise given, use selection 'best'"

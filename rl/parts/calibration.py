@@ -85,7 +85,7 @@ class AdvantageCalibration(Part, nn.Module):
         return {**self.posterior.state(), "advantage_std": self.advantage_std}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore the tensors returned by ``state``. Raise ValueError where they do not fit these settings."""
+        """Restore the tensors returned by ``state``. Raises ValueError where they do not fit these settings."""
         std = state["advantage_std"]
         if std.shape or std.dtype != torch.float32 or not bool(std > 0):
             raise ValueError(f"advantage_std is {std.dtype} {tuple(std.shape)} where it is one positive float32 number")

@@ -81,7 +81,7 @@ def trained_guidances(config: GuidedConfig) -> dict[str, Any]:
 
 
 def try_components(config: GuidedConfig, event: tuple[int, ...], states: int) -> None:
-    """Try the user's own components on two rows of artificial data. Raise UserError for one that breaks its contract."""
+    """Try the user's own components on two rows of artificial data. Raises UserError for one that breaks its contract."""
     trial = Trial(event, make_schedule(config.schedule.spec), torch.zeros(2, states))
     for name, guidance in config.guidances.items():
         key = "guidance" if name == "guided" else f"variants.{name}"

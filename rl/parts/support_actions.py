@@ -103,7 +103,7 @@ class SupportTable(Part):
         return {"actions": self.actions[: self.done * STATES], "done": torch.tensor(self.done)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore the tensors returned by ``state``. Raise ValueError for a table of other states or another K."""
+        """Restore the tensors returned by ``state``. Raises ValueError for a table of other states or another K."""
         drawn = state["actions"].to(self.states.device)
         self.done = int(state["done"])
         if drawn.shape[1:] != self.shape[1:] or len(drawn) != min(self.done * STATES, len(self.states)):

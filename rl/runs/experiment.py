@@ -81,7 +81,7 @@ class OfflineRL:
     ) -> list[OfflineJob]:
         """Return the jobs of one task and method, each given with the changes it makes in the recipe."""
         place = options.out / folder_of_task(task[0], "tasks") / method[0]
-        batch_key: dict[str, OfflineJob] = {}
+        jobs: dict[str, OfflineJob] = {}
         store = None if options.fresh else default_store()
         for one in variations(options):
             with blaming(options):
@@ -89,10 +89,10 @@ class OfflineRL:
                 config = typed(for_method(tree, method[0], options), options.source, given(options))
                 check_generated(config)
             folder = RunFolder(place / one.folder / f"seed-{config.seed}", options.out, execution_keys(config))
-            together = json.dumps(agent_class(config.agent).batch_key(config), sort_keys=True)
-            job = batch_key.setdefault(together, OfflineJob([], options.resume, store))
+            batch_key = json.dumps(agent_class(config.agent).batch_key(config), sort_keys=True)
+            job = jobs.setdefault(batch_key, OfflineJob([], options.resume, store))
             job.planned.append(Planned(config, folder, one.cell, method[0]))
-        return list(batch_key.values())
+        return list(jobs.values())
 
     def evaluate(self, run: Path, settings: Mapping[str, Any], reporter: Reporter) -> list[Row]:
         """Roll out the policies of a trained run anew, and return the rows of the results table.

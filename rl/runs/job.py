@@ -184,8 +184,8 @@ def _passes(runs: Sequence[OfflineRun]) -> list[list[OfflineRun]]:
     room = 0
     for run in sorted(runs, key=lambda run: run.config.evaluation.episodes):
         room -= environments(run.agent)
-        batch_key = passes and passes[-1][0].config.evaluation.episodes == run.config.evaluation.episodes
-        if batch_key and room >= 0:
+        same_episodes = passes and passes[-1][0].config.evaluation.episodes == run.config.evaluation.episodes
+        if same_episodes and room >= 0:
             passes[-1].append(run)
         else:
             passes.append([run])

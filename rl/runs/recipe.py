@@ -93,7 +93,7 @@ def check_sections(methods: Mapping[str, set[str]], options: Options) -> None:
 
 
 def agent_of(tree: Mapping[str, Any]) -> Any:
-    """Return the class of ``agent``. Raise UserError where there is none."""
+    """Return the class of ``agent``. Raises UserError where there is none."""
     return agent_class(str(tree.get("agent", RunConfig.model_fields["agent"].default)))
 
 

@@ -75,3 +75,5 @@ def test_one_file_is_enough(egd: Any, project: Path, heading: str) -> None:
     assert [target.partition(":")[0] for target in ran] == [name]
     again = egd("eval", summary.parent, "--device", "cpu")
     assert again.exit_code == 0, again.output
+    report = egd("report", summary.parent, "--out", "report")
+    assert report.exit_code == 0, report.output

@@ -207,6 +207,6 @@ class RangeCalibration:
         return {**self.posterior.state(), "low": self.low, "high": self.high}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Load what ``state`` returned."""
+        """Restore the tensors returned by ``state``."""
         self.low, self.high = state["low"], state["high"]
         self.posterior.load(state)

@@ -36,7 +36,7 @@ def check_generator(spec: Spec, key: str) -> None:
 
 
 def make(dataset_id: str, spec: Spec, reporter: Reporter, key: str) -> None:
-    """Make the dataset by the generator of ``spec``, with a progress bar. Raise UserError, naming ``key``, for an invalid
+    """Make the dataset by the generator of ``spec``, with a progress bar. Raises UserError, naming ``key``, for an invalid
     ``spec``.
     """
     check_generator(spec, key)

@@ -13,7 +13,7 @@ from rl.data.stored import Stored, read_episodes
 
 
 def find_source(dataset_id: str, key: str, *, download: bool) -> Stored:
-    """Return the dataset of this Minari id, downloaded only with ``download``. Raise UserError naming ``key`` if it cannot be
+    """Return the dataset of this Minari id, downloaded only with ``download``. Raises UserError naming ``key`` if it cannot be
     had.
     """
     try:
