@@ -88,11 +88,11 @@ def read_yaml(path: Path) -> Tree:
     try:
         text = read_text(path)
     except OSError as error:
-        folders = [folder for folder in (path.parent, Path("recipes")) if any(folder.glob("*.yaml"))]
+        there = {folder: [p.name for p in folder.glob("[!.]*.yaml")] for folder in (path.parent, Path("recipes"))}
+        folder = next((folder for folder, names in there.items() if names), None)
         near = "is the folder right?"
-        if folders:
-            elsewhere = "" if folders[0] == path.parent else f"in {folders[0]}/: "
-            near = elsewhere + nearest(path.name, [p.name for p in folders[0].glob("*.yaml")])
+        if folder is not None:
+            near = ("" if folder == path.parent else f"in {folder}/: ") + nearest(path.name, there[folder])
         raise UserError(f"cannot read {path}: {error.strerror}; {near}") from None
     tree = parse(text, str(path))
     if not isinstance(tree, dict):

@@ -132,6 +132,9 @@ def test_a_missing_recipe_names_the_nearest(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "quickstart.yaml").rename(tmp_path / "recipes/quickstart.yaml")
     with pytest.raises(UserError, match=r"in recipes/: did you mean 'quickstart\.yaml'"):
         read_yaml(Path("quickstrat.yaml"))
+    (tmp_path / ".pre-commit-config.yaml").write_text("repos: []")  # no recipe
+    with pytest.raises(UserError, match=r"in recipes/: did you mean 'quickstart\.yaml'"):
+        read_yaml(Path("quickstart"))
     (tmp_path / "recipes/quickstart.yaml").unlink()
     with pytest.raises(UserError, match="is the folder right"):
         read_yaml(tmp_path / "nowhere" / "quickstart.yaml")
