@@ -33,6 +33,10 @@ TOO_STRONG = (
     "guidance was too strong somewhere. Bound x_0 by Clip(guide(...), low, high) with the data's range, "
     "or take a smaller beta or omega, a rule that clips, or another estimator"
 )
+TOO_WIDE = (
+    "no energy was seen to guide, so that it is the denoiser, or guidance of another kind, that leads there. Train the "
+    "denoiser longer, or bound x_0 by Clip(denoiser, low, high) with the data's range"
+)
 
 
 class SamplingWarning(Notice):
@@ -209,7 +213,7 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     count, pushed, effective = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
-        tell(f"samples have {SCALE} or are not finite: {TOO_STRONG}")
+        tell(f"samples have {SCALE} or are not finite: {TOO_STRONG if energies else TOO_WIDE}")
     for energy, flag in zip(energies, pushed, strict=True):
         if not flag:
             tell(

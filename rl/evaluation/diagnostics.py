@@ -4,12 +4,14 @@ the model stays on support.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 from egd.denoisers import at_unit_scale, diffuse, random_times
 from egd.posteriors.moments import KINDS
+from egd.samplers.watching import SamplingWarning
 from egd.tensors import norm, value_and_grad
 from egd.types import HasTargets
 from rl.parts.calibration import AdvantageCalibration
@@ -66,7 +68,9 @@ def _behaviour(calibration: AdvantageCalibration, generator: torch.Generator, st
     behaviour, energy = calibration.behaviour, calibration.energy()
     batch = behaviour.data.sample(states, generator)
     tiled = batch.state.repeat_interleave(k, 0)
-    drawn = behaviour.sampler.draw(behaviour.denoiser(False), tiled, len(tiled), generator)
+    with warnings.catch_warnings():  # without clip_x0, so that what leaves the range is counted here
+        warnings.simplefilter("ignore", SamplingWarning)
+        drawn = behaviour.sampler.draw(behaviour.denoiser(False), tiled, len(tiled), generator)
     low, high = behaviour.low, behaviour.high
     inside = drawn.clamp(low, high)
     advantage = -energy(inside, tiled).reshape(states, k)

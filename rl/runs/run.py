@@ -19,7 +19,7 @@ from egd.runs.folder import RunFolder
 from egd.runs.grid import Cell, run_label
 from egd.runs.phase import Phase, seed_of
 from egd.runs.summaries import read_metrics
-from egd.samplers.watching import clips_of
+from egd.samplers.watching import clips_of, named
 from rl.agents.base import Agent
 from rl.config import RunConfig
 from rl.evaluation.evaluator import Evaluator
@@ -104,7 +104,8 @@ class OfflineRun:
         """Measure the time of one action of the headline policy in one state, without compilation, in milliseconds."""
         agent, act = self.agent, self.agent.acting(0)
         state, scale_index = agent.data.transitions.state[:1], torch.zeros(1, dtype=torch.long, device=agent.device)
-        times = [_seconds(lambda: act(state, scale_index).cpu()) for _ in range(CALLS)]
+        with named(agent.headline):  # so that what the rollouts have warned of is the same text, and is not said again
+            times = [_seconds(lambda: act(state, scale_index).cpu()) for _ in range(CALLS)]
         return 1000 * median(times)
 
     def _evaluated(self) -> Any:

@@ -139,6 +139,13 @@ def test_a_device_is_waited_for_at_every_eighth_call_only(monkeypatch: pytest.Mo
     assert asked == [8, 16]
 
 
+def test_a_denoiser_that_leaves_the_scale_unguided_is_not_put_down_to_guidance() -> None:
+    x, times = start()
+    with pytest.warns(SamplingWarning, match=r"no energy was seen to guide.*Clip\(denoiser") as caught:
+        euler(lambda x, t, c=None: 1e4 * x, SCHEDULE, x, times)
+    assert "too strong" not in str(caught[0].message)
+
+
 def test_an_energy_that_never_pushes_is_named() -> None:
     x, times = start()
     unguided = euler(denoiser, SCHEDULE, x, times)

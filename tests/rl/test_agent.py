@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,15 @@ def test_the_diagnostics_set_targets_beside_energies_in_the_same_unit() -> None:
         made = agent(guidance={"energy": "mse", "beta": 2, "energy_scale": scale})
         found = made.diagnostics(torch.Generator().manual_seed(0))["targets"]["guided"]
         assert found["beta_times_advantage_std"] == pytest.approx(found["target_std_middle"], rel=1e-4)
+
+
+def test_the_diagnostics_count_what_leaves_the_range_and_do_not_warn_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = agent(guidance={"energy": "support_samples"})
+    monkeypatch.setattr(type(made.behaviour), "denoiser", lambda *_: lambda x, t, c=None: 1e6 * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = made.diagnostics(torch.Generator().manual_seed(0))
+    assert found["behaviour"]["outside_range_share"] > 0.9
 
 
 def test_evaluations_in_mid_training_belong_to_what_the_headline_depends_on() -> None:
