@@ -184,7 +184,7 @@ def select(paths: Sequence[Path], settings: SelectionSettings, reporter: Reporte
     """
     reporter = reporter or Reporter()
     found, agents, data = usable(find(paths), settings.device, reporter)
-    behaviours = behaviours_of(found.runs, agents)
+    behaviours = behaviours_of(found, agents)
     candidates = list(_candidates(found.runs, agents, settings.omegas))
     case = _case(data, settings)
     reference = {path: case.reference(behaviour) for path, behaviour in behaviours.items()}
@@ -267,19 +267,19 @@ def _about_data(run: Run) -> set[str]:
     return {key for key in run.config if key == "task" or key.startswith("data.")} - {"data.download"}
 
 
-def behaviours_of(runs: Sequence[Run], agents: Sequence[Agent]) -> dict[Path, Candidate]:
+def behaviours_of(found: Found, agents: Sequence[Agent]) -> dict[Path, Candidate]:
     """Return every run's behaviour policy; a run without one gets that of the first run that has one."""
-    own = {
-        run.path: Candidate(run, a, "behaviour", []) for run, a in zip(runs, agents, strict=True) if "behaviour" in a.policies()
-    }
+    each = zip(found.runs, agents, strict=True)
+    own = {run.path: Candidate(run, agent, "behaviour", []) for run, agent in each if "behaviour" in agent.policies()}
     if not own:
+        unused = "".join(f"\n  not used {path}: {reason}" for path, reason in found.left_out[:8])
         raise UserError(
             "none of the runs has a behaviour policy to measure the divergence from; add a run on the same data that has one, "
-            "such as aepo's",
+            f"such as aepo's{unused}",
             key="egd select",
         )
     first = next(iter(own.values()))
-    return {run.path: own.get(run.path, first) for run in runs}
+    return {run.path: own.get(run.path, first) for run in found.runs}
 
 
 def _candidates(runs: Sequence[Run], agents: Sequence[Agent], omegas: Sequence[float] | None) -> Iterator[Candidate]:

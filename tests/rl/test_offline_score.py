@@ -335,6 +335,8 @@ def test_a_run_that_is_not_finished_is_not_judged(egd: Any, runs: Path, tmp_path
     result = egd("select", tmp_path)
     assert result.exit_code == 2 and "not finished" in result.output
     assert "not used" in egd("select", tmp_path, runs / "aepo", *FEW).output
+    without = egd("select", tmp_path, runs / "cloned", *FEW)  # perhaps that one would have had a behaviour policy
+    assert without.exit_code == 2 and "behaviour policy" in without.output and "not finished" in without.output
 
 
 def benched(main: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> str:
