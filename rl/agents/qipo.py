@@ -120,9 +120,6 @@ class QIPO(Agent):
     The support actions are drawn from behaviour diffusion, the weights are normalised over those of a state, and the policy
     samples mu exp(beta Q) without guidance. In each further round the actions are drawn from the policy so far, which adds beta
     once more: mu exp(n beta Q) after n rounds.
-
-    The policy samples mu exp(beta Q) without guidance. In each further round the actions are drawn from the policy so far,
-    which adds beta once more: mu exp(n beta Q) after n rounds.
     """
 
     Config: ClassVar[type[QIPOConfig]] = QIPOConfig

@@ -26,8 +26,6 @@ class ISQL(Critic):
 
     QGPO (arXiv:2304.12824) Eq. 13 and Algorithm 1; ``beta`` is its alpha of Q-learning. V, which QGPO does not use, is
     regressed on the same softmax value; nothing is learned from it.
-
-    V, which QGPO has no use for, is regressed on the same softmax value; nothing is learned from it.
     """
 
     needs_support = True

@@ -64,10 +64,6 @@ class OnlineLearner(Part):
     Online only, offline replay, generated and resampled replay, and EDIS differ only in the shares of ``config`` and in the
     generator. Action noise and draws of online rows have random streams of their own, by ``seed``, so that they are the same in
     all.
-
-    Online only, offline replay, generated and resampled replay, and EDIS differ only in the shares of ``config`` and in the
-    generator. Action noise and draws of online rows have random streams of their own, by ``seed``, so that they are the same in
-    all.
     """
 
     name = "online"

@@ -29,8 +29,6 @@ class Diffusion(Generator):
     A refresh trains the model for ``refresh_steps`` more steps on offline and online transitions, and then replaces the
     generated transitions by ``samples`` new ones. ``warm_start: false`` starts each refresh from a fresh network, as EDIS's
     code does.
-
-    ``warm_start: false`` begins each refresh with a fresh network, as EDIS's code does.
     """
 
     def __init__(
