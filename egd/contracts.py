@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from egd.errors import UserError
 from egd.tensors import transformed
 from egd.types import Context, Denoiser, Energy, Gaussian, GuidanceRule, Posterior, TimedEnergy
 
@@ -26,7 +27,7 @@ OUT_OF_TORCH = ("Can't call numpy()", "Cannot access data pointer of Tensor that
 """Messages of torch for a tensor that is handed to NumPy while it is differentiated."""
 
 
-class ContractError(ValueError):
+class ContractError(UserError, ValueError):
     """Error of a user's function that returned what its contract does not allow."""
 
 

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -75,8 +76,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 def _files(module: str) -> Iterator[Path]:
     """Yield the files of a module and of the packages that it lies in; a last part that names no module is ignored."""
     first, *rest = module.split(".")
-    toolkit = {_top(__name__), *(_top(entry.module) for entry in entry_points(group="egd.experiments"))}
-    if first in toolkit or first in sys.stdlib_module_names:
+    if of_toolkit(module) or first in sys.stdlib_module_names:
         return
     places: list[str] | None = None
     for part in (first, *rest):
@@ -90,6 +90,16 @@ def _files(module: str) -> Iterator[Path]:
         if spec.submodule_search_locations is None:
             return
         places = [*spec.submodule_search_locations]
+
+
+def of_toolkit(module: str) -> bool:
+    """Return whether a module is of the toolkit's own packages."""
+    return _top(module) in _toolkit()
+
+
+@cache
+def _toolkit() -> frozenset[str]:
+    return frozenset({_top(__name__), *(_top(entry.module) for entry in entry_points(group="egd.experiments"))})
 
 
 def _top(module: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from egd.cli.terminal import console, user_errors
-from egd.errors import UserError, nearest
+from egd.errors import Notice, UserError, nearest
 from egd.files import write_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def energies(
     with user_errors():
         chosen, specs = _cases(case, seed), _estimators(estimator, mine)
         betas, denoisers = _betas(beta), _denoisers(denoiser)
+        _check_figure(figure)
     from egd.bench import energies as bench
     from egd.bench import report
     from egd.bench.estimators import small
@@ -56,7 +58,7 @@ def energies(
         settings, specs, betas = bench.smoke(settings), small(specs), betas[:1]
     rows: list[EnergyRow] = []
     lines: list[Curve] = []
-    with Reporter(console).notices():
+    with user_errors(), Reporter(console).notices():
         for results in _measured(chosen, betas, denoisers, specs, settings, workers):
             for group in report.grouped(row for row, _ in results):
                 console.print(report.table(group))
@@ -66,10 +68,11 @@ def energies(
                 report.write_json(json, rows)
             if curves is not None:
                 report.write_json(curves, lines)
-    if markdown is not None:
-        write_text(markdown, report.markdown(rows))
-    if figure is not None:
-        report.figure(figure, lines, rows)
+    with user_errors():
+        if markdown is not None:
+            write_text(markdown, report.markdown(rows))
+        if figure is not None:
+            report.figure(figure, lines, rows)
 
 
 @app.command()
@@ -98,18 +101,20 @@ def ratios(
     with user_errors():
         names = _known(case, list(problems), "problem", "--case")
         labels = _known(estimator, list(bench.ESTIMATORS), "estimator", "--estimator")
+        _check_figure(figure)
     rows: list[bench.RatioRow] = []
-    with Reporter(console).notices():
+    with user_errors(), Reporter(console).notices():
         for name in names:
             own = list(bench.run(problems[name], labels, settings))
             console.print(ratios_report.table(own))
             rows += own
             if json is not None:  # after every problem, so that an interruption loses no finished problem
                 report.write_json(json, rows)
-    if markdown is not None:
-        write_text(markdown, ratios_report.markdown(rows))
-    if figure is not None:
-        ratios_report.figure(figure, rows)
+    with user_errors():
+        if markdown is not None:
+            write_text(markdown, ratios_report.markdown(rows))
+        if figure is not None:
+            ratios_report.figure(figure, rows)
 
 
 @app.command()
@@ -152,10 +157,13 @@ def speed(
                 report.write_json(json, rows)
     console.print(speed_report.table(rows))
     if markdown is not None:
-        write_text(markdown, speed_report.markdown(rows))
+        with user_errors():
+            write_text(markdown, speed_report.markdown(rows))
 
 
-Results = list[tuple["EnergyRow", "Curve"]]
+FIGURES = (".png", ".pdf", ".svg")
+Results: TypeAlias = list[tuple["EnergyRow", "Curve"]]
+Job: TypeAlias = tuple[str, list[float], list[str], dict[str, Any], "EnergySettings"]
 
 
 def _measured(
@@ -174,10 +182,24 @@ def _measured(
     from multiprocessing import get_context
 
     with get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_measure, jobs)
+        for results, notices in pool.imap(_measure_apart, jobs):
+            for text in notices:
+                warnings.warn(text, Notice, stacklevel=2)
+            yield results
 
 
-def _measure(job: tuple[str, list[float], list[str], dict[str, Any], EnergySettings]) -> Results:
+def _measure_apart(job: Job) -> tuple[Results, list[str]]:
+    """Measure a case in a process of its own. Returns the results and the texts of the notices, for the main process to
+    show.
+    """
+    from egd.runs.progress import noticing
+
+    notices: list[str] = []
+    with noticing(notices.append):
+        return _measure(job), notices
+
+
+def _measure(job: Job) -> Results:
     import torch
 
     from egd.bench.cases import cases
@@ -217,12 +239,18 @@ def _estimators(names: list[str] | None, mine: str | None) -> dict[str, Any]:
     return {name: spec for name, spec in known.items() if name in (names or known) or name == own}
 
 
+def _check_figure(path: Path | None) -> None:
+    """Raise UserError, before anything is measured, for a figure in no known format."""
+    if path is not None and path.suffix.lower() not in FIGURES:
+        raise UserError(f"'{path}' is no figure that can be written; end it with {', '.join(FIGURES)}", key="--figure")
+
+
 def _betas(text: str) -> list[float]:
     try:
         betas = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"'{text}' is not a list of numbers such as 0.3,1,3,10", key="--beta") from None
-    if any(beta <= 0 or beta > 10 for beta in betas):
+    if not all(0 < beta <= 10 for beta in betas):  # so that nan is refused
         raise UserError(f"'{text}': beta must be above 0, and at most 10, up to which every target is finite", key="--beta")
     return betas
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from egd.bench.cases import Case
-from egd.bench.estimators import Training, closed_form, is_objective, reads_denoiser, single, trained
+from egd.bench.estimators import EXACT, Training, closed_form, is_objective, reads_denoiser, single, trained
 from egd.denoisers import NetworkDenoiser, diffuse
 from egd.energies.base import prepare
 from egd.guidance import guide
@@ -23,6 +23,7 @@ from egd.networks.mlp import NoiseMLP
 from egd.posteriors import Tweedie, calibrate
 from egd.rules import Additive
 from egd.samplers import dpm_solver_pp_2m
+from egd.samplers.watching import named
 from egd.schedules import VPLinear, time_grid
 from egd.tensors import isolated_rng, value_and_grad
 from egd.training.learners import DenoiserLearner, Fit, train
@@ -128,7 +129,8 @@ class EnergyProblem:
         energy = prepare(energy, None)
         errors, cosines = zip(*[self._compare(energy, *state) for state in self.states], strict=True)
         self.denoiser.rows, start = 0, time.perf_counter()
-        samples = self._sample(energy)
+        with named(label):
+            samples = self._sample(energy)
         seconds, nfe = time.perf_counter() - start, self.denoiser.rows / len(samples)
         where = (self.case.name, self.beta, self.name, label)
         row = EnergyRow(
@@ -206,7 +208,7 @@ def run(
         )
         for beta in betas:
             problem = _problem(case, beta, name, counted, schedule, settings, {**common, "beta": beta})
-            yield problem.measure("exact", partial(_exact, case, schedule, beta))
+            yield problem.measure(EXACT, partial(_exact, case, schedule, beta))
             for label, spec in estimators.items():
                 yield problem.measure(label, _make(problem, label, spec, networks, sample))
 

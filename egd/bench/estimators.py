@@ -21,6 +21,8 @@ from egd.tensors import isolated_rng
 from egd.training.learners import EnergyLearner, Fit, train
 from egd.types import Context, Denoiser, Objective, Sample, Schedule, TimedEnergy
 
+EXACT = "exact"
+"""Label of the row that the others are compared with."""
 TWEEDIE = {"name": "tweedie", "covariance": "full"}
 CLOSED_FORMS: dict[str, Any] = {
     "dps": "dps",
@@ -61,9 +63,9 @@ def all_estimators(mine: str | None = None) -> dict[str, Any]:
 
 
 def label_of(mine: str) -> str:
-    """Return the name of a user's class, or its full path where an estimator of the library has that name."""
+    """Return the name of a user's class, or its full path where a row of the library has that name."""
     name = mine.rpartition(":")[2]
-    taken = {label.casefold() for label in (*CLOSED_FORMS, *TRAINED)}
+    taken = {label.casefold() for label in (EXACT, *CLOSED_FORMS, *TRAINED)}
     return mine if name.casefold() in taken else name
 
 

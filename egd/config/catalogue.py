@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
+
 from egd.config.components import Registry, Spec, build, validate
+from egd.config.failures import answering
+from egd.contracts import ContractError, check_rows, name_of
 from egd.errors import UserError
 from egd.types import Schedule
 
@@ -48,10 +53,30 @@ def check_energy(spec: Spec, parts: set[str], key: str) -> Any:
     return validate(energy_registry(spec.name, key), spec, parts, key)
 
 
+TIMES = (0.1, 0.5, 0.9)
+"""Times at which a user's components are tried."""
+
+
 def make_schedule(spec: Spec) -> Schedule:
-    """Build a recipe's schedule. Raises UserError for one that does not exist, or settings that it does not take."""
+    """Build a recipe's schedule. Raises UserError for one that does not exist, for settings that it does not take, and for a
+    schedule of the user's own that fails at ``TIMES``.
+    """
     try:
-        schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
+        own = ":" in spec.name
+        with answering(spec.name, "schedule") if own else nullcontext():
+            schedule: Schedule = build(SCHEDULES, spec, {}, "schedule")
+        with answering(spec.name, "schedule", f"the times {TIMES}") if own else nullcontext():
+            _check_times(schedule)
     except (ValueError, UserError) as error:
         raise UserError(str(error), key=(error.key if isinstance(error, UserError) else None) or "schedule") from None
     return schedule
+
+
+def _check_times(schedule: Schedule) -> None:
+    """Raise ContractError unless alpha and sigma give one finite number for every time of ``TIMES``."""
+    t = torch.tensor(TIMES)
+    for name in ("alpha", "sigma"):
+        values = getattr(schedule, name)(t)
+        check_rows(values, t, schedule)
+        if not values.isfinite().all():
+            raise ContractError(f"{name} of {name_of(schedule)} is not finite at the times {TIMES}")

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, WRAPPERS, energy_registry
-from egd.config.components import Spec, build
+from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, TIMES, WRAPPERS, energy_registry
+from egd.config.components import Registry, Spec, build
+from egd.config.failures import ComponentError, answering
 from egd.contracts import ContractError, check_like, check_rows, denoised, guided_score, name_of, posterior_at, timed_values
 from egd.energies.base import prepare
-from egd.errors import UserError
 from egd.objectives.base import ObjectiveNetwork
+from egd.own_files import of_toolkit
 from egd.posteriors import IsotropicGaussian
 from egd.posteriors.moments import calibrate
 from egd.tensors import expand, flat_context, isolated_rng, map_context, value_and_grad
 from egd.types import BringsNetwork, Context, Sampler, Schedule
 
-TIMES = (0.1, 0.5, 0.9)
+STEPS = 5
+"""Steps of a sampler that is tried: as many as the highest orders need."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,23 @@ class Trial:
     """Stand-ins for the parts of a run: data N(0, I) of the shape ``event`` with its exact denoiser, and the mean over the
     entries of (x - 1)^2 / 2 as the energy. ``context`` may have any number of rows; its rows are repeated or cut to the batch.
 
-    The methods raise UserError, naming ``key``, where a component breaks its contract: a wrong shape, numbers that are not
-    finite, or a gradient that is missing or zero at every time. All other errors may be due to the stand-ins, and are left to
-    the run. Components of the library are not tried.
+    The methods raise UserError, naming ``key``, where a component breaks its contract (a wrong shape, numbers that are not
+    finite, a gradient that is missing or zero at every time) or raises any other error. An error that may be due to the
+    stand-ins is left to the run; where event and context are not the ``runs_own`` either, all but broken contracts may be.
+    Components of the library are not tried.
     """
 
     event: tuple[int, ...]
     schedule: Schedule
     context: Context = None
+    runs_own: bool = True
 
     def energy(self, spec: Spec, key: str) -> None:
         """Try a closed-form energy, or the loss of an objective."""
         if not names_code(spec):
             return
-        with _answering(key):
-            component = build(energy_registry(spec.name, key), spec, self.parts, key)
+        with self._answering(spec, key):
+            component = self._made(energy_registry(spec.name, key), spec, self.parts, key)
             if hasattr(component, "loss"):
                 self._loss(component)
                 return
@@ -63,8 +67,8 @@ class Trial:
         """Try a posterior: its mean and its quadratic form."""
         if not names_code(spec):
             return
-        with _answering(key):
-            posterior = build(POSTERIORS, spec, self.parts, key)
+        with self._answering(spec, key):
+            posterior = self._made(POSTERIORS, spec, self.parts, key)
             for t in TIMES:
                 x, times = self._noised(t)
                 q = posterior_at(posterior, x, times, self._context)
@@ -76,19 +80,19 @@ class Trial:
         """Try a guidance rule."""
         if not names_code(spec):
             return
-        with _answering(key):
-            rule = build(RULES, spec, {"omega": torch.ones(self.rows)}, key)
+        with self._answering(spec, key):
+            rule = self._made(RULES, spec, {"omega": torch.ones(self.rows)}, key)
             for t in TIMES:
                 x, times = self._noised(t)
                 _check_finite(rule, guided_score(rule, -x, torch.ones_like(x), times))
 
     def sampler(self, spec: Spec, sampler: Sampler, key: str) -> None:
-        """Try a sampler, given with its specification, for two steps."""
+        """Try a sampler, given with its specification, for a few steps."""
         if not names_code(spec):
             return
-        with _answering(key):
+        with self._answering(spec, key):
             x, _ = self._noised(0.9)
-            times, generator = torch.tensor([0.9, 0.5, 0.1]), torch.Generator().manual_seed(0)
+            times, generator = torch.linspace(0.9, 0.1, 1 + STEPS), torch.Generator().manual_seed(0)
             samples = sampler(self._denoiser, self.schedule, x, times, self._context, generator=generator)
             check_like(samples, x, sampler)
             _check_finite(sampler, samples)
@@ -97,8 +101,8 @@ class Trial:
         """Try a wrapper of a denoiser, built with these parts and the denoiser."""
         if not names_code(spec):
             return
-        with _answering(key):
-            wrapped = build(WRAPPERS, spec, {**parts, "denoiser": self._denoiser}, key)
+        with self._answering(spec, key):
+            wrapped = self._made(WRAPPERS, spec, {**parts, "denoiser": self._denoiser}, key)
             for t in TIMES:
                 x, times = self._noised(t)
                 x0, _ = value_and_grad(lambda x, times=times: denoised(wrapped, x, times, self._context).flatten(1).sum(1), x)  # type: ignore[misc]
@@ -139,6 +143,22 @@ class Trial:
             "beta": 1.0,
         }
 
+    @contextmanager
+    def _answering(self, spec: Spec, key: str) -> Iterator[None]:
+        """Raise UserError for the component's errors. The global random state is restored afterwards."""
+        on = f"{self.rows} rows of made-up data, {(self.rows, *self.event)}"
+        with isolated_rng():
+            try:
+                with answering(_title(spec), key, on):
+                    yield
+            except ComponentError as error:
+                if self.runs_own and not _of_a_stand_in(error.__cause__):
+                    raise
+
+    def _made(self, registry: Registry, spec: Spec, parts: Mapping[str, Any], key: str) -> Any:
+        with answering(_title(spec), key):
+            return build(registry, spec, parts, key)
+
     def _sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Context]:
         c = map_context(lambda v: v[:1].expand(n, *v.shape[1:]), self._context)
         return torch.randn(n, *self.event, generator=generator), c
@@ -173,13 +193,24 @@ class Trial:
 
 def names_code(spec: Spec) -> bool:
     """Return whether a component, or one nested in its settings, comes from outside the library."""
-    return ":" in spec.name or any(map(_has_path, spec.settings.values()))
+    return any(True for _ in code_names(spec))
 
 
-def _has_path(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_path, value.values()))
-    return any(map(_has_path, value)) if isinstance(value, list | tuple) else isinstance(value, str) and ":" in value
+def _title(spec: Spec) -> str:
+    return ", ".join(dict.fromkeys(code_names(spec)))
+
+
+def code_names(spec: Spec) -> Iterator[str]:
+    """Yield the names of the components from outside the library, the component's own and those nested in its settings."""
+    return _paths([spec.name, *spec.settings.values()])
+
+
+def _paths(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and ":" in value:
+        yield value
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths(part)
 
 
 def _check_finite(component: object, *values: Tensor) -> None:
@@ -187,15 +218,7 @@ def _check_finite(component: object, *values: Tensor) -> None:
         raise ContractError(f"{name_of(component)} gives numbers that are not finite for data of unit variance")
 
 
-@contextmanager
-def _answering(key: str) -> Iterator[None]:
-    """Turn a broken contract into a UserError, and ignore other errors. The global random state is restored afterwards."""
-    with isolated_rng():
-        try:
-            yield
-        except ContractError as error:
-            raise UserError(str(error), key=key) from None
-        except UserError:
-            raise
-        except Exception:  # the run itself shows the error, with the real parts
-            pass
+def _of_a_stand_in(error: BaseException | None) -> bool:
+    """Return whether an error is due to a stand-in: it lacks an attribute that the run's part may have, or is on the CPU."""
+    made_by = getattr(error.obj, "__module__", None) if isinstance(error, AttributeError) else None
+    return (isinstance(made_by, str) and of_toolkit(made_by)) or "on the same device" in str(error)

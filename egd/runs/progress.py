@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -99,24 +99,9 @@ class Reporter:
         with Progress(*columns, console=self.console, get_time=self.clock, expand=True) as progress:
             yield Bar(progress, progress.add_task(printable(label), total=total, completed=done, note="", before=done))
 
-    @contextmanager
-    def notices(self) -> Iterator[None]:
-        """Show every ``Notice`` that is warned of in the with-block through ``warn``, each text once. Other warnings are shown
-        as usual.
-        """
-        told: set[str] = set()
-        with warnings.catch_warnings():
-            otherwise = warnings.showwarning
-
-            def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-                if not issubclass(category, Notice):
-                    otherwise(message, category, *where)
-                elif str(message) not in told:
-                    told.add(str(message))
-                    self.warn(str(message))
-
-            warnings.showwarning = show  # type: ignore[assignment]
-            yield
+    def notices(self) -> AbstractContextManager[None]:
+        """Show every ``Notice`` that is warned of in the with-block through ``warn``, as ``noticing`` does."""
+        return noticing(self.warn)
 
     def say(self, text: str) -> None:
         """Print a line without interpreting markup in it."""
@@ -125,3 +110,23 @@ class Reporter:
     def warn(self, text: str) -> None:
         """Print a warning in yellow without interpreting markup in it."""
         self.console.print(literal(text, "yellow"), soft_wrap=True)
+
+
+@contextmanager
+def noticing(tell: Callable[[str], None]) -> Iterator[None]:
+    """Pass the text of every ``Notice`` that is warned of in the with-block to ``tell``, each once. Other warnings are shown as
+    usual.
+    """
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, Notice):
+                otherwise(message, category, *where)
+            elif str(message) not in told:
+                told.add(str(message))
+                tell(str(message))
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

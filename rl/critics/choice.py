@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from egd.config.components import Registry, bind, parameters, validate
+from egd.config.failures import answering
 from egd.contracts import ContractError, check_rows, name_of
 from egd.errors import UserError, nearest
+from egd.own_files import of_toolkit
+from egd.tensors import isolated_rng
 from rl.config import CriticConfig
 from rl.critics.base import Critic, Shared
 from rl.critics.td import TD
+from rl.data.transitions import Batch
 
 CRITICS = Registry("critic", "rl.critics")
 PARTS = {"state", "action", "shared", "expectile", *Shared.__annotations__}
@@ -47,23 +53,35 @@ def make_critic(config: CriticConfig, state: int, action: int, device: torch.dev
     own = {"expectile": config.expectile} if "expectile" in parameters(component) else {}
     shared = config.model_dump(include=set(Shared.__annotations__))
     made = bind(CRITICS, config.spec, PARTS, "critic")
-    critic: Critic = made(state, action, **own, **shared, device=device)
-    if ":" in config.name:
-        _try(critic, state, action, device)
+    make = partial(made, state, action, **own, **shared, device=device)
+    if not of_toolkit(component.__module__):
+        _try(make, config.name, state, action, device)
+    critic: Critic = make()
     return critic
 
 
-@torch.no_grad()
-def _try(critic: Critic, state: int, action: int, device: torch.device) -> None:
-    """Raise UserError for a user's critic whose Q or V of two rows is not one finite number each."""
-    states, actions = torch.zeros(2, state, device=device), torch.zeros(2, action, device=device)
-    for what, values in {"Q": critic.q(states, actions), "V": critic.v(states)}.items():
-        try:
-            check_rows(values, states, type(critic))
-        except ContractError as error:
-            raise UserError(f"{what}: {error}", key="critic.name") from None
-        if not values.isfinite().all():
-            raise UserError(f"{what} of {name_of(critic)} is not finite", key="critic.name")
+def _try(make: Callable[[], Critic], name: str, state: int, action: int, device: torch.device) -> None:
+    """Raise UserError for a user's critic ``name`` that fails on two rows, whose Q or V are not one finite number each, or
+    whose loss is no single number. The loss is tried where it takes a plain batch. The critic of the trial is another instance,
+    so that nothing of the trial stays.
+    """
+    on = f"two rows of made-up states and actions, (2, {state}) and (2, {action})"
+    with isolated_rng(seed=0), answering(name, "critic.name", on):
+        states, actions, rewards = (torch.rand(2, *shape).sub(0.5).to(device) for shape in ((state,), (action,), ()))
+        with answering(name, "critic.name"):
+            critic = make()
+        with torch.no_grad():
+            for what, values in {"Q": critic.q(states, actions), "V": critic.v(states)}.items():
+                try:
+                    check_rows(values, states, type(critic))
+                except ContractError as error:
+                    raise ContractError(f"{what}: {error}") from None
+                if not values.isfinite().all():
+                    raise ContractError(f"{what} of {name_of(critic)} is not finite")
+        if type(critic).learner is Critic.learner:
+            loss, _ = critic.loss(Batch(states, actions, rewards, states.flip(0), torch.zeros_like(rewards)))
+            if loss.shape or not loss.requires_grad:
+                raise ContractError(f"{name_of(critic)} has a loss that is no single number, or that does not see its networks")
 
 
 def critic_settings(config: CriticConfig) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import warnings
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +15,15 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from egd.bench import cli
 from egd.bench.cases import KINDS, Case, cases
 from egd.bench.cli import app
 from egd.bench.energies import Counted, EnergyRow, EnergySettings, _problem, run, smoke
-from egd.bench.estimators import all_estimators, reads_denoiser
+from egd.bench.estimators import all_estimators, label_of, reads_denoiser
 from egd.bench.report import table
 from egd.mixtures import Quadratic
+from egd.runs.progress import noticing
+from egd.samplers.watching import SamplingWarning
 from egd.schedules import VPLinear
 from egd.tensors import value_and_grad
 
@@ -177,6 +183,8 @@ def test_a_class_of_ones_own_is_in_the_table(tmp_path: Path, monkeypatch: pytest
         (["-e", "cep"], ["--estimator", "'cep'", "CEP"]),
         (["--beta", "a"], ["--beta", "'a'"]),
         (["--beta", "30"], ["--beta", "'30'", "10"]),
+        (["--beta", "1,nan"], ["--beta", "nan", "10"]),
+        (["--figure", "plot.nonsense"], ["--figure", "plot.nonsense", ".png"]),
         (["--denoiser", "none"], ["--denoiser", "'none'", "both"]),
         (["--mine", "nowhere.py:Mine"], ["--mine", "nowhere.py"]),
     ],
@@ -185,6 +193,53 @@ def test_bad_input_is_named_with_its_remedy(arguments: list[str], words: list[st
     result = bench(*arguments)
     assert result.exit_code == 2
     assert all(word in result.output for word in words), result.output
+
+
+def test_a_class_that_breaks_its_contract_later_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "class Late:\n    def __call__(self, x, t, c=None):\n        energies = x.square().sum(1)\n"
+        "        return energies if len(x) < 20 else energies[:, None]\n"
+    )
+    result = bench(
+        "-c", "ring-2d-convex", "--beta", "1", "--denoiser", "exact", "--mine", f"{tmp_path}/late.py:Late", "-e", "dps"
+    )
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    assert "Late (late.py, line 1) gave the shape (200, 1)" in " ".join(result.output.split())
+
+
+def test_rows_of_the_library_keep_their_names() -> None:
+    for name in ("exact", "Exact", "dps", "DPS", "CEP"):
+        assert label_of(f"mine.py:{name}") == f"mine.py:{name}"
+    assert label_of("mine.py:Mine") == "Mine"
+
+
+def test_notices_of_a_worker_are_shown_by_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's own terminal would show them as Python does, with file and line, once for each worker."""
+
+    def measured(job: Any) -> list[Any]:
+        for _ in range(2):
+            warnings.warn("dps: samples have left the data's scale", SamplingWarning, stacklevel=1)
+        return [job]
+
+    monkeypatch.setattr(cli, "_measure", measured)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli._measure_apart(3) == ([3], ["dps: samples have left the data's scale"])  # type: ignore[arg-type]
+
+    class Pool:
+        def __init__(self, workers: int) -> None:
+            self.imap = map
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: SimpleNamespace(Pool=Pool))
+    shown: list[str] = []
+    with noticing(shown.append):
+        assert len(list(cli._measured(["a", "b"], [1.0], ["exact"], {}, EnergySettings(), 2))) == 2
+    assert shown == ["dps: samples have left the data's scale"]
 
 
 @pytest.mark.slow

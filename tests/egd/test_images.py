@@ -375,6 +375,7 @@ def test_energies_may_rule_out_some_images_and_not_all(energies: list[float], ri
         ("x0.mean()", "()"),
         ("x0.detach().flatten(1).mean(1)", "has no gradient by x_0"),
         ("x0.flatten(1).sum(1) * float('nan')", "gives nan"),
+        ("{}[3]", "mine.py:Mine fails on two training images, (2, 1, 8, 8): KeyError: 3 (mine.py, line 3)"),
     ],
 )
 def test_an_energy_of_ones_own_is_tried_before_anything_is_trained(
@@ -395,6 +396,30 @@ def test_an_estimator_of_ones_own_is_tried_before_anything_is_trained(run: Calla
     result = run("--set", f"estimators.dps.guidance={file}:Mine")
     assert result.exit_code == 2 and "(2, 1)" in " ".join(result.output.split()), result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_an_estimator_is_tried_on_images_of_the_run_with_their_contexts(tmp_path: Path) -> None:
+    from egd.config.base import validate
+    from egd.experiments.images.config import ImagesConfig
+    from egd.experiments.images.job import load_model
+    from egd.experiments.images.model import check_components
+
+    head = "class Mine:\n    def __init__(self, energy):\n        self.energy = energy\n    def __call__(self, x, t, c):\n"
+    bodies = {"sound": "self.energy(x + x.new_zeros(12, 12), c) + 0 * c['image'].sum()", "wrong": "c['nothing']"}
+    for name, body in bodies.items():
+        file = tmp_path / f"{name}.py"
+        file.write_text(f"{head}        return {body}\n")
+        changed = {"data": {"name": "digits", "size": 12}, "estimators": {"mine": {"guidance": f"{file}:Mine"}}}
+        tree = yaml.safe_load(RECIPE) | {"task": "digits"} | changed
+        tree = {key: value for key, value in tree.items() if key not in ("tasks", "budgets")}
+        config = validate(ImagesConfig, tree, "test")
+        check_components(config)  # before the images are read, their shape is not known
+        if name == "sound":
+            load_model(config)
+            continue
+        with pytest.raises(UserError, match=r"\(2, 1, 12, 12\): KeyError: 'nothing' \(wrong.py, line 5\)") as error:
+            load_model(config)
+        assert error.value.key == "estimators.mine.guidance"
 
 
 def test_a_mosaic_keeps_every_image_in_its_place() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from egd.bench.estimators import check
+from egd.config.catalogue import make_schedule
 from egd.config.components import Spec
 from egd.config.trial import Trial
 from egd.errors import UserError
@@ -43,9 +45,33 @@ class Infinite(Good):
 class Wants(Good):
     def __call__(self, x, t, c=None): return self.energy.something_else(x)
 
+class Raises(Good):
+    def __call__(self, x, t, c=None):
+        if x.abs().max() > 0.1: raise RuntimeError("beyond 0.1")
+        return super().__call__(x, t, c)
+
+class Lacks(Good):
+    def __call__(self, x, t, c=None): return self.nothing
+
+class Few(Good):
+    def __call__(self, x, t, c=None): return super().__call__(x, t, c) @ torch.ones(7)
+
+class Unmade(Good):
+    def __init__(self, energy): raise LookupError("no weights")
+
+class Raising:
+    def loss(self, network, x0, x, t, c, generator): return {}[3]
+
 class Loss:
     def __init__(self, energy): self.energy = energy
     def loss(self, network, x0, x, t, c, generator): return (network(x, t, c) - self.energy(x0, c)).square(), {}
+
+class Schedule:
+    def __init__(self, size: int = 1): self.size = size
+    def alpha(self, t): return (1 - t).expand(self.size, -1)[0] if self.size else t.sum()
+    def sigma(self, t): return (t - 0.2 * (self.size == 3)).sqrt()
+
+def raising(denoiser): return lambda x, t, c=None: {}["x"]
 
 def posterior(denoiser): return lambda x, t, c=None: IsotropicGaussian(denoiser(x, t, c), t[:, None])
 
@@ -81,6 +107,11 @@ def mine(tmp_path: Path) -> str:
         ("Flat", "Flat .*gradient of zero at every time"),
         ("Infinite", "Infinite .*not finite"),
         ("Loss", "Loss .*no single number"),
+        ("Raises", r"mine.py:Raises fails on \d rows of made-up data.*RuntimeError: beyond 0.1 \(mine.py, line 29\)"),
+        ("Lacks", r"mine.py:Lacks fails on.*AttributeError: 'Lacks' .* 'nothing' \(mine.py, line 33\); correct it"),
+        ("Few", r"mine.py:Few fails on.*RuntimeError: .*\(mine.py, line"),
+        ("Unmade", r"mine.py:Unmade fails when it is made: LookupError: no weights \(mine.py, line"),
+        ("Raising", r"mine.py:Raising fails on.*KeyError: 3 \(mine.py, line"),
     ],
 )
 def test_an_energy_that_breaks_its_contract_is_named(mine: str, name: str, words: str, event: tuple[int, ...]) -> None:
@@ -107,6 +138,26 @@ def test_posteriors_and_rules_are_tried_too(mine: str) -> None:
         trial.posterior(Spec(f"{mine}:posterior", {}), "posterior")
     with pytest.raises(UserError, match=r"rule.*gave the shape"):
         trial.rule(Spec(f"{mine}:rule", {}), "rule")
+
+
+def test_an_error_that_may_be_due_to_the_stand_ins_is_left_to_the_run(mine: str) -> None:
+    """Where not even the shape is the run's own, as before images are read, only a broken contract is sure."""
+    trial = Trial((1, 8, 8), VPLinear(), runs_own=False)
+    for name in ("Raises", "Few", "Wants"):
+        trial.energy(Spec(f"{mine}:{name}", {}), "k")
+    with pytest.raises(UserError, match="one number a row"):
+        trial.energy(Spec(f"{mine}:Column", {}), "k")
+
+
+def test_any_error_of_any_component_is_named(mine: str) -> None:
+    trial, spec = Trial((2,), VPLinear()), Spec(f"{mine}:raising", {})
+    tries = (trial.posterior, partial(trial.wrapper, parts={"low": -1.0, "high": 1.0}))
+    for tried in tries:
+        with pytest.raises(UserError, match=r"mine.py:raising fails on .*KeyError: 'x' \(mine.py, line \d+\)"):
+            tried(spec, key="k")
+    for size, words in {1: None, 0: "gave the shape", 3: "sigma of Schedule .* not finite", -7: "fails on the times"}.items():
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            make_schedule(Spec(f"{mine}:Schedule", {"size": size}))
 
 
 def test_samplers_and_wrappers_are_tried_too(mine: str) -> None:

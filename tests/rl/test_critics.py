@@ -82,11 +82,26 @@ def test_iql_finds_the_values_of_a_chain() -> None:
         ("def q(self, state, action): return self.target(state, action).transpose(0, 1)", r"Q: Mine .*shape \(2, 2\)"),
         ("def v(self, state): return super().v(state)[:, None]", r"V: Mine .*shape \(2, 1\)"),
         ("def q(self, state, action): return super().q(state, action) / 0", "Q of Mine .* not finite"),
+        ("def q(self, state, action): return {}['x']", r"Mine fails on two rows of .*KeyError: 'x' \(mine.py, line 4\)"),
+        ("def loss(self, drawn): return drawn.nothing", r"AttributeError: 'Batch' object has no attribute 'nothing' \(mine.py"),
+        ("def loss(self, drawn): return drawn.reward, {}", "Mine .* has a loss that is no single number"),
+        (
+            "def __init__(self, *a, **k): raise LookupError('no file')",
+            r"Mine fails when it is made: LookupError: no file \(mine",
+        ),
+        ("def learner(self, *a): ...\n    def loss(self, drawn): return drawn.nothing", None),  # what it draws is not known
         ("pass", None),
     ],
 )
 def test_a_critic_of_ones_own_is_tried_on_two_rows(tmp_path: Path, body: str, words: str | None) -> None:
     (tmp_path / "mine.py").write_text(f"from rl.critics.iql import IQL\n\nclass Mine(IQL):\n    {body}\n")
     config = CriticConfig(name=f"{tmp_path}/mine.py:Mine", width=8, layers=1)
+    torch.manual_seed(1)
     with pytest.raises(UserError, match=words) if words else nullcontext():
         assert make_critic(config, 3, 2, torch.device("cpu")).q(torch.zeros(2, 3), torch.zeros(2, 2)).shape == (2,)
+    if words is None:  # the trial leaves the weights of the run as they are
+        torch.manual_seed(1)
+        weights = IQL(3, 2, width=8, layers=1).values.state_dict()
+        torch.manual_seed(1)
+        made = make_critic(config, 3, 2, torch.device("cpu")).values.state_dict()
+        assert all(torch.equal(tensor, made[name]) for name, tensor in weights.items())

@@ -138,6 +138,16 @@ def test_bad_input_is_named_with_its_remedy(egd: Any, online: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_edis_tries_components_of_ones_own_before_anything_is_trained(egd: Any, online: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    def __call__(self, x, t, c=None):\n        raise RuntimeError('never')\n")
+    settings = ["--set", f"online.generator={{name: edis, energy: '{file}:Mine'}}", "--set", f"online.shares={HALF}"]
+    result = egd("run", online, "--out", tmp_path / "out", *settings)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and "online.generator.energy: " in said, result.output
+    assert "RuntimeError: never (mine.py, line 3)" in said and not list((tmp_path / "out").rglob("checkpoints"))
+
+
 def test_variants_share_the_offline_phases(egd: Any, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGD_STORE", str(tmp_path / "store"))
     direct = EDIS | {"energy": "ratio"}  # a swap leaves how the other's weights are trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from egd.config.catalogue import OBJECTIVES, POSTERIORS, RULES, WRAPPERS, check_energy, is_trained
 from egd.config.components import Registry, build, validate, wanted_parts
+from egd.config.failures import answering
 from egd.config.parts import POSTERIOR_PARTS, RULE_PARTS, UNCALIBRATED_PARTS, WRAPPER_PARTS
 from egd.config.sections import check_titles
-from egd.config.trial import Trial
+from egd.config.trial import Trial, names_code
 from egd.contracts import energy_values, name_of
 from egd.denoisers import at_unit_scale
 from egd.errors import UserError
@@ -64,7 +66,7 @@ def trained_energies(config: ImagesConfig) -> list[EnergyKey]:
 def check_components(config: ImagesConfig) -> None:
     """Raise UserError for a component that does not exist, or a setting that it does not have, before anything is trained."""
     validate(DATA, config.data.spec, set(), "data")
-    trial = Trial((1, 8, 8), make_schedule(config))
+    trial = Trial((1, 8, 8), make_schedule(config), runs_own=False)  # no image is read yet
     for name, target in config.targets.items():
         validate(IMAGE_ENERGIES, target.energy.spec, {"classifier"}, f"targets.{name}.energy")
     check_titles(config.estimators, (DATA_ROW, UNGUIDED))
@@ -76,11 +78,18 @@ def check_components(config: ImagesConfig) -> None:
         _check_guidance(estimator, f"estimators.{name}.guidance")
         validate(POSTERIORS, estimator.posterior.spec, POSTERIOR_PARTS, f"estimators.{name}.posterior")
         validate(RULES, estimator.rule.spec, RULE_PARTS, f"estimators.{name}.rule")
-        trial.energy(estimator.guidance.spec, f"estimators.{name}.guidance")
-        trial.rule(estimator.rule.spec, f"estimators.{name}.rule")
         if not isinstance(estimator.clip_x0, bool):
             validate(WRAPPERS, estimator.clip_x0.spec, WRAPPER_PARTS, f"estimators.{name}.clip_x0")
-            trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"estimators.{name}.clip_x0")
+        _try_estimator(estimator, trial, f"estimators.{name}")
+
+
+def _try_estimator(estimator: EstimatorConfig, trial: Trial, key: str) -> None:
+    """Try an estimator's components that are the user's own. Raises UserError, naming a key below ``key``."""
+    trial.energy(estimator.guidance.spec, f"{key}.guidance")
+    trial.posterior(estimator.posterior.spec, f"{key}.posterior")
+    trial.rule(estimator.rule.spec, f"{key}.rule")
+    if not isinstance(estimator.clip_x0, bool):
+        trial.wrapper(estimator.clip_x0.spec, {"low": -1.0, "high": 1.0}, f"{key}.clip_x0")
 
 
 def _check_guidance(estimator: EstimatorConfig, key: str) -> None:
@@ -130,7 +139,7 @@ class ImagesModel:
         if images.labels is not None:
             sets = {"classifier": for_guide, "judge": for_judge}
             self.classifiers = {name: self._classifier(name, part.to(device)) for name, part in sets.items()}
-        self._try_energies()
+        self._try_components()
         clips = sorted({bool(e.clip_x0) for e in config.estimators.values()})
         denoisers = {clip_key(clip): partial(self._denoiser, clip) for clip in clips}
         per_time = config.calibration.model_dump()
@@ -169,20 +178,26 @@ class ImagesModel:
                 last = len(images.classes) - 1
                 raise UserError(f"label {label} is not one of 0 to {last}", key=f"targets.{name}.energy.label")
 
-    def _try_energies(self) -> None:
-        """Raise UserError for an energy that fails on two images, before anything is trained."""
+    def _try_components(self) -> None:
+        """Raise UserError for a component that fails on a few images or on noise of their shape, before anything is trained."""
         parts = {"classifier": self.classifiers["classifier"].fit.model} if self.classifiers else {}
         for name, target in self.config.targets.items():
             key = f"targets.{name}.energy"
-            energy: Energy = build(IMAGE_ENERGIES, target.energy.spec, parts, key)
             c = make_context(self.test, 2)
             x = self.train.images[torch.arange(2) % len(self.train)].clone().requires_grad_()
+            own = answering(target.energy.name, key, f"two training images, {tuple(x.shape)}")
             try:
-                values = energy_values(energy, x, c)
+                with own if names_code(target.energy.spec) else nullcontext():
+                    energy: Energy = build(IMAGE_ENERGIES, target.energy.spec, parts, key)
+                    values = energy_values(energy, x, c)
             except ValueError as error:
                 raise UserError(str(error), key=key) from None
             if values.isnan().any():
                 raise UserError(f"{name_of(energy)} gives nan for training images; give numbers", key=key)
+        context = {name: values.cpu() for name, values in make_context(self.test, 2).items()}
+        trial = Trial(tuple(self.train.images.shape[1:]), self.schedule, context)
+        for name, estimator in self.config.estimators.items():
+            _try_estimator(estimator, trial, f"estimators.{name}")
 
     # -- training ------------------------------------------------------------------------------------------------
 

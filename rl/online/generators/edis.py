@@ -149,7 +149,15 @@ class EDIS(Generator):
         from_samples = "wanted" in self.wanted  # E_t is then learned from transitions of p, without E
         self.weights = None if from_samples else LogWeights(context, self.model.codec, terms, ratio)
         trained = is_trained(energy.name, f"{KEY}.energy")
+        self._try_components(rule)
         self.network = context.fresh("generator/energy", self._energy_network) if trained else None
+
+    def _try_components(self, rule: ComponentConfig) -> None:
+        """Try the user's own components on a few rows. Raises UserError for one that fails or breaks its contract."""
+        trial = Trial((self.model.codec.size,), self.model.schedule)
+        trial.energy(self.energy.spec, f"{KEY}.energy")
+        trial.posterior(self.posterior.spec, f"{KEY}.posterior")
+        trial.rule(rule.spec, f"{KEY}.rule")
 
     def _energy_network(self) -> nn.Module:
         n, size = self.network_settings, self.model.codec.size
