@@ -180,6 +180,7 @@ def validate(model: type[T], tree: Mapping[str, Any], source: str, given: Mappin
         problems = [dict(problem) for problem in reversed(first.values())]
         for problem in problems:
             problem["loc"] = _place(problem["loc"], tree, problem["type"])
+        problems = [problem for problem in problems if not _follows(problem, problems)]
         options = [blamed_on(".".join(problem["loc"]), given or {}) or "" for problem in problems]
         lines = [_explain(model, problem) for problem in problems]
         if len(set(options)) == 1:
@@ -199,6 +200,14 @@ def _place(loc: Sequence[str | int], tree: Any, kind: str) -> list[str]:
     return parts or [str(part) for part in loc]
 
 
+def _follows(problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a list is too short only because of wrong items, which pydantic leaves out before it counts."""
+    place = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in problems
+    )
+
+
 def blamed_on(path: str, given: Mapping[str, str]) -> str | None:
     """Return the option of the command line that set this key, a section that contains it, or a key inside it; None without
     one.
@@ -216,6 +225,8 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{path}: unknown key; {nearest(loc[-1], _fields(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: required and missing"
+    if problem["type"] == "too_short":
+        return f"{path}: got {shown(problem['input'])}; give at least {problem['ctx']['min_length']}"
     return f"{path}: got {shown(problem['input'])}; {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 

@@ -153,14 +153,18 @@ def _largest(sizes: Sizes, count: int = 3) -> str:
 def _gb(size: int) -> str:
     if size >= 10**15:
         return f"10^{math.floor(math.log10(size)) - 9} GB"
+    if size < 10**8:
+        return f"{size / 1e6:.1f} MB" if size >= 10**5 else f"{size / 1e3:.1f} kB"
     return f"{size / 1e9:,.1f} GB" if size < 10**11 else f"{size / 1e9:,.0f} GB"
 
 
 def _free(path: Path) -> int:
-    """Return the free bytes of the disk on which a folder will be created."""
+    """Return the free bytes of the disk on which a folder will be created; a large number where there is none, as in /proc."""
     here = path.resolve()
     while not here.exists() and here != here.parent:
         here = here.parent
     with suppress(OSError):
-        return shutil.disk_usage(here).free
+        usage = shutil.disk_usage(here)
+        if usage.total:
+            return usage.free
     return 2**62

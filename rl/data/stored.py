@@ -175,7 +175,12 @@ def find_stored(dataset_id: str, complain: Complain | None = None) -> Stored | N
 
 
 def existing(dataset_id: str) -> Stored:
-    """Return the local dataset of that id with checked metadata and spaces; raise UserError for an invalid one."""
+    """Return the local dataset of that id with checked metadata and spaces; raise UserError for an invalid or missing one."""
+    if not is_local(dataset_id):
+        gone = (
+            f"dataset {dataset_id} is not in {store_root()}; set MINARI_DATASETS_PATH to the folder that has it, or get it anew"
+        )
+        raise UserError(lacking(dataset_id) or gone, key="data.datasets")
     found = find_stored(dataset_id)
     assert found is not None  # find_stored raised UserError otherwise
     return found

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from egd.config.base import ComponentConfig, Strict, merge, override, read_yaml, to_yaml, validate
 from egd.config.components import Spec
@@ -23,6 +24,7 @@ class Recipe(Strict):
     spare: Network | None = None
     budgets: dict[str, Network] | None = None
     stages: tuple[Network, ...] = ()
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,12 @@ def test_every_wrong_key_is_listed_at_once() -> None:
     with pytest.raises(UserError) as info:
         validate(Recipe, {"stepps": 1, "network": {"lr": 0}}, "r.yaml")
     assert len(str(info.value).splitlines()) == 3
+
+
+def test_a_list_of_a_wrong_item_is_not_called_too_short() -> None:
+    for given, message in (([], "scales: got []; give at least 1"), ([-1], "scales.0: got -1; input should be greater than 0")):
+        with pytest.raises(UserError, match=rf"^{re.escape(message)}$"):
+            validate(Recipe, {"steps": 1, "scales": given}, "r.yaml")
 
 
 def test_yaml_comes_back_in_its_own_order(tmp_path: Path) -> None:

@@ -316,6 +316,15 @@ def test_without_an_environment_a_run_is_trained_and_not_evaluated(
     assert found["regret"] is None and all(row["simulated"] is None for row in found["rows"])
 
 
+def test_without_the_dataset_there_is_no_environment_and_it_is_the_dataset_that_is_missing() -> None:
+    with pytest.raises(UserError, match=rf"^dataset {ID} is not in .*minari; set MINARI_DATASETS_PATH"):
+        make_env(find_task(ID))
+    recorded(world(max_episode_steps=5))
+    (place_of(ID) / "data/metadata.json").unlink()
+    with pytest.raises(UserError, match=rf"dataset {ID} is incomplete: .* lacks data/metadata.json"):
+        make_env(find_task(ID))
+
+
 def test_an_evaluation_ends_or_is_refused() -> None:
     recorded(world())
     task = find_task(ID)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,15 @@ def test_levels_of_a_temporal_network_double_its_channels(monkeypatch: pytest.Mo
 def test_checkpoints_of_many_runs_must_fit_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_free", lambda path: 10**6)
     assert "checkpoints of 3 runs take about" in refused(seeds="0-2")
+
+
+def test_a_place_without_a_disk_is_not_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of /proc the system says that it has 0 bytes, all of them in use; that nothing can be written there is said later."""
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    resources.check([[{"denoiser": {"width": 64, "blocks": 3, "batch": 1}}]], tmp_path / "x", "recipe.yaml")
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**6, used=10**6 - 500, free=500))
+    with pytest.raises(UserError, match=r"take about 0.2 MB, and 0.5 kB are free"):
+        resources.check([[{"denoiser": {"width": 64, "blocks": 3, "batch": 1}}]], tmp_path / "x", "recipe.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=str)
