@@ -160,7 +160,7 @@ def main(
     with user_errors():
         all_of_them, agents, data = usable(find(runs), device, Reporter(console))
         found = all_of_them.runs
-        behaviour = next(iter(behaviours_of(found, agents).values()))
+        behaviour = next(iter(behaviours_of(all_of_them, agents).values()))
         rows = data.sample(states, torch.Generator(data.transitions.state.device).manual_seed(0))
         show(of_critics(critics_of(found, agents), rows.state, behaviour.actions(rows.state, actions, 0)), "Critics")
         cosines, lengths = of_energies(found, agents, rows, against)
