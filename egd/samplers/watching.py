@@ -213,7 +213,7 @@ def finish(watch: Watch, start: Tensor, end: Tensor) -> None:
     count, pushed, effective = int(numbers[0]), numbers[1 : 1 + len(flags)], numbers[1 + len(flags) :]
     watch.rows, watch.off_scale = watch.rows + len(end), watch.off_scale + count
     if count:
-        tell(f"samples have {SCALE} or are not finite: {TOO_STRONG if energies else TOO_WIDE}")
+        tell(f"samples have {SCALE} or are not finite: {TOO_STRONG if any(pushed) else TOO_WIDE}")
     for energy, flag in zip(energies, pushed, strict=True):
         if not flag:
             tell(

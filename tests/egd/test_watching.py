@@ -140,10 +140,14 @@ def test_a_device_is_waited_for_at_every_eighth_call_only(monkeypatch: pytest.Mo
 
 
 def test_a_denoiser_that_leaves_the_scale_unguided_is_not_put_down_to_guidance() -> None:
+    def far(x: Tensor, t: Tensor, c: Context = None) -> Tensor:
+        return 1e4 * x
+
     x, times = start()
-    with pytest.warns(SamplingWarning, match=r"no energy was seen to guide.*Clip\(denoiser") as caught:
-        euler(lambda x, t, c=None: 1e4 * x, SCHEDULE, x, times)
-    assert "too strong" not in str(caught[0].message)
+    for unguided in (far, guide(far, DPS(flat, far), Additive(), SCHEDULE)):  # the second by an energy without a slope
+        with pytest.warns(SamplingWarning, match=r"no energy was seen to guide.*Clip\(denoiser") as caught:
+            euler(unguided, SCHEDULE, x, times)
+        assert "too strong" not in str(caught[0].message)
 
 
 def test_an_energy_that_never_pushes_is_named() -> None:
